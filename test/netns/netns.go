@@ -1,0 +1,148 @@
+// Package netns builds small real networks for tests: network namespaces, veth pairs, bridges and a
+// wire that loses, doubles and reorders frames.
+//
+// The namespaces have no name in the file system; they exist as open files of the test process and
+// vanish with it, even when it is killed.
+package netns
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"coldrack.dev/internal/netns"
+	"coldrack.dev/test/require"
+)
+
+// NS is one network namespace.
+type NS struct {
+	t    testing.TB
+	file *os.File
+}
+
+// New makes a network namespace with its loopback up. It lasts until the test ends.
+func New(t testing.TB) *NS {
+	t.Helper()
+	require.Need(t, "netns", "ip")
+	ns := &NS{t: t}
+	made := make(chan error, 1)
+	go func() {
+		// The thread is not unlocked: it ends with the goroutine rather than coming back changed.
+		runtime.LockOSThread()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			made <- err
+			return
+		}
+		defer home.Close()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			made <- fmt.Errorf("unshare: %w", err)
+			return
+		}
+		ns.file, err = os.Open("/proc/thread-self/ns/net")
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
+			runtime.UnlockOSThread()
+		}
+		made <- err
+	}()
+	if err := <-made; err != nil {
+		t.Fatalf("create a network namespace: %v", err)
+	}
+	t.Cleanup(func() { ns.file.Close() })
+	ns.Run("ip", "link", "set", "lo", "up")
+	return ns
+}
+
+// Path names the namespace for coldrack.dev/internal/netns and for iproute2. It is good in any process
+// as long as the test runs.
+func (ns *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.file.Fd()) }
+
+// Do runs fn inside the namespace; see coldrack.dev/internal/netns.Do for what fn may do.
+func (ns *NS) Do(fn func() error) error { return netns.Do(ns.Path(), fn) }
+
+// Run runs a program inside the namespace, fails the test when the program fails, and returns what
+// it printed.
+func (ns *NS) Run(args ...string) string {
+	ns.t.Helper()
+	out, err := ns.Try(context.Background(), args...)
+	if err != nil {
+		ns.t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// Try runs a program inside the namespace and returns its output, of both kinds, and its error.
+func (ns *NS) Try(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := ns.Start(cmd); err != nil {
+		return "", err
+	}
+	err := cmd.Wait()
+	return out.String(), err
+}
+
+// Start starts a prepared command inside the namespace.
+func (ns *NS) Start(cmd *exec.Cmd) error { return ns.Do(cmd.Start) }
+
+// ListenUDP opens a UDP socket inside the namespace.
+func (ns *NS) ListenUDP(address string) *net.UDPConn {
+	ns.t.Helper()
+	conn, err := netns.ListenPacket(context.Background(), ns.Path(), "udp4", address)
+	if err != nil {
+		ns.t.Fatalf("listen on %s: %v", address, err)
+	}
+	ns.t.Cleanup(func() { conn.Close() })
+	return conn.(*net.UDPConn)
+}
+
+// Address adds an address such as "192.0.2.1/24" to an interface.
+func (ns *NS) Address(link, cidr string) {
+	ns.t.Helper()
+	ns.Run("ip", "addr", "add", cidr, "dev", link)
+}
+
+// Interface describes one of the namespace's interfaces.
+func (ns *NS) Interface(link string) *net.Interface {
+	ns.t.Helper()
+	var found *net.Interface
+	err := ns.Do(func() (err error) {
+		found, err = net.InterfaceByName(link)
+		return err
+	})
+	if err != nil {
+		ns.t.Fatalf("interface %s: %v", link, err)
+	}
+	return found
+}
+
+// Veth connects two namespaces by a cable, both ends up and without an address.
+func Veth(a *NS, linkA string, b *NS, linkB string) {
+	a.t.Helper()
+	a.Run("ip", "link", "add", linkA, "type", "veth", "peer", "name", linkB, "netns", b.Path())
+	a.Run("ip", "link", "set", linkA, "up")
+	b.Run("ip", "link", "set", linkB, "up")
+}
+
+// Bridge makes a switch in the namespace; Plug connects others to it.
+func (ns *NS) Bridge(name string) {
+	ns.t.Helper()
+	ns.Run("ip", "link", "add", name, "type", "bridge", "stp_state", "0", "forward_delay", "0")
+	ns.Run("ip", "link", "set", name, "up")
+}
+
+// Plug connects another namespace to this one's bridge: port is the end at the bridge, link the
+// end in the other namespace.
+func (ns *NS) Plug(bridge, port string, other *NS, link string) {
+	ns.t.Helper()
+	Veth(ns, port, other, link)
+	ns.Run("ip", "link", "set", port, "master", bridge)
+}
