@@ -1,0 +1,365 @@
+// Package wire holds the types that coldrack-agent and the server exchange: plain JSON over HTTP/2 and
+// TLS. It is the contract between the two binaries, so nothing here may import the Kubernetes-style API.
+//
+// Compatibility: within one major path version (/v1) fields are only added, never renamed or reused; a
+// reader ignores what it does not know. The agent of an older bundle must be able to talk to a newer
+// server. Sizes are bytes, times RFC 3339 in UTC, digests "sha256:" and 64 hex digits.
+package wire
+
+import (
+	"time"
+
+	"coldrack.dev/internal/nodeconfig"
+)
+
+// Paths of the machine API. Enroll and Time need no client certificate; the session certificate that
+// Enroll issues opens Inventory to Complete; the node certificate opens Heartbeat and Renew.
+const (
+	PathTime       = "/v1/time"       // GET -> Time
+	PathEnroll     = "/v1/enroll"     // POST EnrollRequest -> EnrollResponse
+	PathInventory  = "/v1/inventory"  // POST Inventory -> Empty
+	PathAssignment = "/v1/assignment" // GET ?version=V&wait=SECONDS -> Assignment (long poll)
+	PathProgress   = "/v1/progress"   // POST Progress -> ProgressResponse
+	PathIdentity   = "/v1/identity"   // POST IdentityRequest -> IdentityResponse
+	PathComplete   = "/v1/complete"   // POST Complete -> Empty
+	PathHeartbeat  = "/v1/heartbeat"  // POST Heartbeat -> HeartbeatResponse
+	PathRenew      = "/v1/renew"      // POST RenewRequest -> IdentityResponse
+)
+
+// Kernel command line keys by which the boot script tells the agent where its server is.
+const (
+	ArgServer = "coldrack.server" // https://HOST:PORT of the machine API
+	ArgBoot   = "coldrack.boot"   // http://HOST:PORT of the boot listener (content, time)
+	ArgCA     = "coldrack.ca"     // sha256:HEX of the machine CA's SubjectPublicKeyInfo
+	ArgNonce  = "coldrack.nonce"  // one-time enrolment nonce of this boot
+	ArgMAC    = "coldrack.mac"    // MAC of the interface that booted
+	ArgDebug  = "coldrack.debug"  // "shell" gives a root shell on the console; never set by default
+)
+
+// Empty is an answer without content.
+type Empty struct{}
+
+// Error is the body of every answer with a status of 400 or more.
+type Error struct {
+	// Code is stable and for programs: bad_request, unknown_nonce, identity_exists, forbidden,
+	// not_found, conflict, gone, internal.
+	Code string `json:"code"`
+	// Message is for a person.
+	Message string `json:"message"`
+}
+
+// Stable error codes.
+const (
+	CodeBadRequest     = "bad_request"
+	CodeUnknownNonce   = "unknown_nonce"
+	CodeIdentityExists = "identity_exists"
+	CodeForbidden      = "forbidden"
+	CodeNotFound       = "not_found"
+	CodeConflict       = "conflict"
+	CodeInternal       = "internal"
+)
+
+// Time is the server's clock.
+type Time struct {
+	Now time.Time `json:"now"`
+}
+
+// Identifiers are the properties by which one machine is told from all others.
+type Identifiers struct {
+	MACs   []string `json:"macs,omitempty"` // lower case, colons
+	UUID   string   `json:"uuid,omitempty"` // lower case, SMBIOS type 1
+	Serial string   `json:"serial,omitempty"`
+	BMCMAC string   `json:"bmcMAC,omitempty"`
+}
+
+// EnrollRequest asks for a session certificate for this boot.
+type EnrollRequest struct {
+	Nonce        string      `json:"nonce"`
+	Identifiers  Identifiers `json:"identifiers"`
+	BootMAC      string      `json:"bootMAC,omitempty"`
+	CSR          string      `json:"csr"` // PEM, PKCS #10; only its public key is used
+	AgentVersion string      `json:"agentVersion"`
+}
+
+// EnrollResponse carries the session certificate.
+type EnrollResponse struct {
+	Machine     string    `json:"machine"`
+	Certificate string    `json:"certificate"` // PEM, leaf first
+	CA          string    `json:"ca"`          // PEM
+	ExpiresAt   time.Time `json:"expiresAt"`
+}
+
+// Inventory is what a machine consists of.
+type Inventory struct {
+	Identifiers Identifiers `json:"identifiers"`
+	System      System      `json:"system"`
+	CPU         CPU         `json:"cpu"`
+	MemoryBytes int64       `json:"memoryBytes"`
+	Disks       []Disk      `json:"disks,omitempty"`
+	NICs        []NIC       `json:"nics,omitempty"`
+	BMC         *BMC        `json:"bmc,omitempty"`
+	Firmware    string      `json:"firmware"` // BIOS or UEFI
+	SecureBoot  bool        `json:"secureBoot,omitempty"`
+	TPM         string      `json:"tpm,omitempty"` // "2.0", "1.2" or empty
+	// Address that the machine uses now, without prefix length.
+	Address string `json:"address,omitempty"`
+}
+
+// System is the SMBIOS view.
+type System struct {
+	Vendor        string `json:"vendor,omitempty"`
+	Product       string `json:"product,omitempty"`
+	Serial        string `json:"serial,omitempty"`
+	UUID          string `json:"uuid,omitempty"`
+	AssetTag      string `json:"assetTag,omitempty"`
+	ChassisSerial string `json:"chassisSerial,omitempty"`
+	BIOSVersion   string `json:"biosVersion,omitempty"`
+}
+
+// CPU sums up the processors.
+type CPU struct {
+	Model   string `json:"model,omitempty"`
+	Sockets int    `json:"sockets,omitempty"`
+	Cores   int    `json:"cores,omitempty"`
+	Threads int    `json:"threads,omitempty"`
+}
+
+// Disk is one whole block device.
+type Disk struct {
+	Name       string   `json:"name"`           // kernel name of this boot: "sda"
+	ByID       []string `json:"byID,omitempty"` // names below /dev/disk/by-id, most stable first
+	Model      string   `json:"model,omitempty"`
+	Vendor     string   `json:"vendor,omitempty"`
+	Serial     string   `json:"serial,omitempty"`
+	WWN        string   `json:"wwn,omitempty"`
+	SizeBytes  int64    `json:"sizeBytes"`
+	Rotational bool     `json:"rotational,omitempty"`
+	Transport  string   `json:"transport,omitempty"` // nvme, sata, sas, virtio, usb, iscsi, mmc
+	ReadOnly   bool     `json:"readOnly,omitempty"`
+	Removable  bool     `json:"removable,omitempty"`
+	Contents   []string `json:"contents,omitempty"` // partitions and file systems; empty: blank
+}
+
+// NIC is one network interface.
+type NIC struct {
+	Name      string `json:"name"`
+	MAC       string `json:"mac"`
+	Driver    string `json:"driver,omitempty"`
+	Link      bool   `json:"link,omitempty"`
+	SpeedMbps int    `json:"speedMbps,omitempty"`
+	Boot      bool   `json:"boot,omitempty"`
+	LLDP      *LLDP  `json:"lldp,omitempty"`
+}
+
+// LLDP is the switch port behind a NIC.
+type LLDP struct {
+	ChassisID  string `json:"chassisID,omitempty"`
+	SystemName string `json:"systemName,omitempty"`
+	PortID     string `json:"portID,omitempty"`
+	PortDesc   string `json:"portDescription,omitempty"`
+	VLAN       int    `json:"vlan,omitempty"`
+}
+
+// BMC is the management controller as seen from inside.
+type BMC struct {
+	Address string `json:"address,omitempty"`
+	MAC     string `json:"mac,omitempty"`
+}
+
+// Action is what a machine in discovery shall do.
+type Action string
+
+const (
+	ActionWait    Action = "wait"    // stay in discovery, ask again
+	ActionInstall Action = "install" // carry Plan out
+	ActionRelease Action = "release" // wipe as Release says
+	ActionReboot  Action = "reboot"  // boot again: the server will decide anew
+)
+
+// Assignment answers "what shall I do?".
+type Assignment struct {
+	// Version changes whenever the assignment does; the long poll returns at once when the caller's differs.
+	Version string       `json:"version"`
+	Action  Action       `json:"action"`
+	Message string       `json:"message,omitempty"` // shown on the machine's console
+	Plan    *InstallPlan `json:"plan,omitempty"`    // with ActionInstall
+	Release *ReleasePlan `json:"release,omitempty"` // with ActionRelease
+}
+
+// InstallPlan is everything a machine needs to install itself.
+type InstallPlan struct {
+	// IntentID of the persisted intent that this plan carries out.
+	IntentID string `json:"intentID"`
+	Machine  string `json:"machine"`
+	// OwnIntentIDs are intents under which Coldrack wrote this machine's disk before, this one included:
+	// a disk that carries one of their markers is ours to overwrite under wipe policy RefuseForeign.
+	OwnIntentIDs []string  `json:"ownIntentIDs"`
+	RootDisk     DiskHints `json:"rootDisk"`
+	Wipe         string    `json:"wipe"` // RefuseForeign or Always
+	Image        Image     `json:"image"`
+	Boot         BootFiles `json:"boot"`
+	KernelArgs   []string  `json:"kernelArgs,omitempty"`
+	Console      []string  `json:"console,omitempty"` // kernel console list, last one primary
+	// MinMemoryBytes below which the install refuses.
+	MinMemoryBytes int64             `json:"minMemoryBytes,omitempty"`
+	Config         nodeconfig.Config `json:"config"`
+}
+
+// Content names a blob; it is fetched from the boot listener below /content/ and checked by its digest.
+type Content struct {
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"`
+}
+
+// Image is the root file system to write.
+type Image struct {
+	Name   string  `json:"name"`
+	Family string  `json:"family"`
+	Index  Content `json:"index"` // JSON, diskimage.Index
+	// Digest and Size of the raw image.
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"`
+}
+
+// BootFiles are what makes the disk start, by BIOS and by UEFI.
+type BootFiles struct {
+	BIOSBoot Content `json:"biosBoot"` // GRUB boot.img
+	BIOSCore Content `json:"biosCore"` // GRUB core.img
+	Shim     Content `json:"shim"`     // EFI/BOOT/BOOTX64.EFI
+	GRUB     Content `json:"grub"`     // EFI/BOOT/grubx64.efi
+}
+
+// DiskHints select one disk. All given hints must hold, and exactly one disk must match.
+type DiskHints struct {
+	ByID         string `json:"byID,omitempty"` // shell pattern
+	Serial       string `json:"serial,omitempty"`
+	WWN          string `json:"wwn,omitempty"`
+	Model        string `json:"model,omitempty"` // shell pattern
+	Transport    string `json:"transport,omitempty"`
+	MinSizeBytes int64  `json:"minSizeBytes,omitempty"`
+	MaxSizeBytes int64  `json:"maxSizeBytes,omitempty"`
+	Rotational   *bool  `json:"rotational,omitempty"`
+	Smallest     bool   `json:"smallest,omitempty"`
+}
+
+// ReleasePlan wipes a machine.
+type ReleasePlan struct {
+	IntentID string `json:"intentID"`
+	Machine  string `json:"machine"`
+	// OwnIntentIDs as in InstallPlan: only disks that carry one of these markers are wiped.
+	OwnIntentIDs []string `json:"ownIntentIDs"`
+}
+
+// Names of the steps of an install, in order, and of a release.
+const (
+	StepPreflight  = "preflight"
+	StepSelectDisk = "select-disk"
+	StepWipe       = "wipe"
+	StepPartition  = "partition"
+	StepFilesystem = "filesystem" // ESP and swap space of the layout; the root file system comes with the image
+	StepImage      = "image"
+	StepBootloader = "bootloader"
+	StepNodeConfig = "node-config"
+	StepIdentity   = "identity"
+	StepReboot     = "reboot"
+)
+
+// InstallSteps and ReleaseSteps are the plan of steps, in order.
+func InstallSteps() []string {
+	return []string{StepPreflight, StepSelectDisk, StepWipe, StepPartition, StepFilesystem, StepImage,
+		StepBootloader, StepNodeConfig, StepIdentity, StepReboot}
+}
+
+// ReleaseSteps are the steps of a release, in order.
+func ReleaseSteps() []string {
+	return []string{StepPreflight, StepSelectDisk, StepWipe, StepReboot}
+}
+
+// State of a step.
+type State string
+
+const (
+	StatePending   State = "Pending"
+	StateRunning   State = "Running"
+	StateSucceeded State = "Succeeded"
+	StateFailed    State = "Failed"
+	StateSkipped   State = "Skipped"
+)
+
+// Step is one named part of an install or release.
+type Step struct {
+	Name       string     `json:"name"`
+	State      State      `json:"state"`
+	StartedAt  *time.Time `json:"startedAt,omitempty"`
+	FinishedAt *time.Time `json:"finishedAt,omitempty"`
+	BytesDone  int64      `json:"bytesDone,omitempty"`
+	BytesTotal int64      `json:"bytesTotal,omitempty"`
+	Message    string     `json:"message,omitempty"`
+}
+
+// Progress reports all steps of the running act; it replaces what was reported before.
+type Progress struct {
+	IntentID string `json:"intentID"`
+	Steps    []Step `json:"steps"`
+	// Log holds new lines of the agent's log since the last report.
+	Log []string `json:"log,omitempty"`
+}
+
+// ProgressResponse may end the act.
+type ProgressResponse struct {
+	// Cancel is true when the intent is no longer wanted: stop and ask for the assignment again.
+	Cancel bool `json:"cancel,omitempty"`
+}
+
+// IdentityRequest asks for the node's certificate. The key was made on the node's disk and stays there.
+type IdentityRequest struct {
+	IntentID string `json:"intentID"`
+	CSR      string `json:"csr"` // PEM, PKCS #10; only its public key is used
+}
+
+// RenewRequest asks for a new certificate in place of one that is about to expire.
+type RenewRequest struct {
+	CSR string `json:"csr"`
+}
+
+// IdentityResponse carries the node's certificate.
+type IdentityResponse struct {
+	Certificate string    `json:"certificate"` // PEM, leaf first
+	CA          string    `json:"ca"`          // PEM
+	ExpiresAt   time.Time `json:"expiresAt"`
+}
+
+// Complete acknowledges an intent: after Succeeded the server never asks for it again.
+type Complete struct {
+	IntentID string `json:"intentID"`
+	State    State  `json:"state"` // Succeeded or Failed
+	Message  string `json:"message,omitempty"`
+	// Disk and ImageDigest that were written, after a successful install.
+	Disk        string `json:"disk,omitempty"`
+	ImageDigest string `json:"imageDigest,omitempty"`
+	Steps       []Step `json:"steps,omitempty"`
+}
+
+// Heartbeat is what an installed node reports of itself.
+type Heartbeat struct {
+	AgentVersion string    `json:"agentVersion"`
+	OS           string    `json:"os"`
+	Kernel       string    `json:"kernel"`
+	BootID       string    `json:"bootID"`
+	BootedAt     time.Time `json:"bootedAt"`
+	Addresses    []string  `json:"addresses,omitempty"` // with prefix length
+	FailedUnits  []string  `json:"failedUnits,omitempty"`
+	// Now is the node's clock, from which the server tells a skew.
+	Now time.Time `json:"now"`
+	// Log holds new lines of the agent's log since the last report.
+	Log []string `json:"log,omitempty"`
+}
+
+// HeartbeatResponse tells when to report next.
+type HeartbeatResponse struct {
+	IntervalSeconds int `json:"intervalSeconds"`
+	// Reboot asks the node to boot again, from the network, because an intent waits for it.
+	Reboot bool `json:"reboot,omitempty"`
+	// RebootReason is for the node's log and console.
+	RebootReason string `json:"rebootReason,omitempty"`
+}
