@@ -1,0 +1,132 @@
+// Package daemon is the composition root of `coldrack serve`: it starts the parts in the order in which
+// they need each other, connects the small interfaces that they declare, and stops them in reverse.
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Config is everything `coldrack serve` can be told. Every field is a flag, an environment variable and
+// a key of the config file; the zero value of each is a working default.
+type Config struct {
+	// DataDir holds all state: etcd, keys, leases, content, audit log.
+	DataDir string `json:"dataDir"`
+
+	// APIAddress is where people's API listens, host:port.
+	APIAddress string `json:"apiAddress"`
+	// APINames are extra DNS names and addresses of the API's certificate.
+	APINames []string `json:"apiNames,omitempty"`
+
+	// Interfaces on which machines boot. Empty: every interface that has an address in a Subnet.
+	Interfaces []string `json:"interfaces,omitempty"`
+	// BootAddress is the server's address as machines reach it. Empty: the first address of the first
+	// interface.
+	BootAddress string `json:"bootAddress,omitempty"`
+	// BootPort serves scripts, kernels and images over plain HTTP.
+	BootPort int `json:"bootPort"`
+	// MachinePort serves the machine API over TLS.
+	MachinePort int `json:"machinePort"`
+	// TFTPPort serves first stages. Only tests change it.
+	TFTPPort int `json:"tftpPort"`
+	// BootNetns is the path or name of a network namespace in which the boot sockets and the machine
+	// API are opened; people's API stays in the server's own. Used by the lab.
+	BootNetns string `json:"bootNetns,omitempty"`
+	// NoBoot starts no boot services: only the control plane, controllers and people's API.
+	NoBoot bool `json:"noBoot,omitempty"`
+
+	// EtcdEndpoints of an existing etcd cluster to use instead of the embedded one.
+	EtcdEndpoints []string `json:"etcdEndpoints,omitempty"`
+	EtcdCAFile    string   `json:"etcdCAFile,omitempty"`
+	EtcdCertFile  string   `json:"etcdCertFile,omitempty"`
+	EtcdKeyFile   string   `json:"etcdKeyFile,omitempty"`
+	// Kubeconfig of an existing Kubernetes API that holds the kinds instead of the embedded one.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
+
+	// Manifests are files or folders applied at every start, with server-side apply: Subnets, Profiles,
+	// EnrollmentPolicies that belong to the set-up of this server.
+	Manifests []string `json:"manifests,omitempty"`
+	// Bundles are bundle archives imported at start when the store does not hold them yet.
+	Bundles []string `json:"bundles,omitempty"`
+	// TrustedKeys are files with Ed25519 public keys whose signatures on bundles are accepted, beside
+	// those in DataDir/trusted-keys.
+	TrustedKeys []string `json:"trustedKeys,omitempty"`
+
+	// HeartbeatInterval that installed nodes are told.
+	HeartbeatInterval time.Duration `json:"heartbeatInterval"`
+	// LogLevel is debug, info, warn or error; LogFormat text or json.
+	LogLevel  string `json:"logLevel"`
+	LogFormat string `json:"logFormat"`
+}
+
+// DefaultConfig returns the configuration that `coldrack serve` runs with when told nothing.
+func DefaultConfig() Config {
+	return Config{
+		DataDir:           "/var/lib/coldrack",
+		APIAddress:        "127.0.0.1:7443",
+		BootPort:          7080,
+		MachinePort:       7444,
+		TFTPPort:          69,
+		HeartbeatInterval: 30 * time.Second,
+		LogLevel:          "info",
+		LogFormat:         "text",
+	}
+}
+
+// Validate reports every field that cannot work, with what was found and what would be right.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(field string, found any, want string) {
+		errs = append(errs, fmt.Errorf("%s: %q: %s", field, fmt.Sprint(found), want))
+	}
+	if c.DataDir == "" {
+		bad("dataDir", c.DataDir, "must name a folder")
+	} else if info, err := os.Stat(c.DataDir); err == nil && !info.IsDir() {
+		bad("dataDir", c.DataDir, "exists and is not a folder")
+	}
+	if _, _, err := net.SplitHostPort(c.APIAddress); err != nil {
+		bad("apiAddress", c.APIAddress, "must be host:port, for example 127.0.0.1:7443")
+	}
+	if c.BootAddress != "" {
+		if _, err := netip.ParseAddr(c.BootAddress); err != nil {
+			bad("bootAddress", c.BootAddress, "must be an IP address")
+		}
+	}
+	for field, port := range map[string]int{"bootPort": c.BootPort, "machinePort": c.MachinePort, "tftpPort": c.TFTPPort} {
+		if port < 1 || port > 65535 {
+			bad(field, port, "must be between 1 and 65535")
+		}
+	}
+	if c.Kubeconfig != "" && len(c.EtcdEndpoints) > 0 {
+		errs = append(errs, errors.New("kubeconfig and etcdEndpoints exclude each other: the kinds live in one place"))
+	}
+	if (c.EtcdCertFile == "") != (c.EtcdKeyFile == "") {
+		errs = append(errs, errors.New("etcdCertFile and etcdKeyFile go together"))
+	}
+	if c.HeartbeatInterval < time.Second {
+		bad("heartbeatInterval", c.HeartbeatInterval, "must be at least 1s")
+	}
+	switch c.LogLevel {
+	case "debug", "info", "warn", "error":
+	default:
+		bad("logLevel", c.LogLevel, "must be debug, info, warn or error")
+	}
+	switch c.LogFormat {
+	case "text", "json":
+	default:
+		bad("logFormat", c.LogFormat, "must be text or json")
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) path(elem ...string) string {
+	return filepath.Join(append([]string{c.DataDir}, elem...)...)
+}
+
+// AdminKubeconfig is where the kubeconfig of the first administrator is written.
+func (c Config) AdminKubeconfig() string { return c.path("admin.kubeconfig") }
