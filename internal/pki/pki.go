@@ -1,0 +1,286 @@
+// Package pki holds the certificate authorities of a Coldrack server: one that identifies machines and
+// one that identifies people, kept apart so that neither can pass for the other.
+//
+// Private keys of authorities rest on disk only sealed (AES-256-GCM) under the server's master key, so
+// that a copy of the data folder without that key gives nobody an identity. Leaf keys of machines are
+// made on the machines and never seen here: only public keys are signed.
+package pki
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+const (
+	authorityTTL = 10 * 365 * 24 * time.Hour
+	// backdate tolerates a clock that runs behind the server's.
+	backdate = 5 * time.Minute
+)
+
+// Authority signs certificates. It is safe for concurrent use.
+type Authority struct {
+	cert *x509.Certificate
+	key  crypto.Signer
+}
+
+// OpenAuthority loads the authority NAME from dir, or makes it on first use: NAME.crt (PEM) and
+// NAME.key.sealed. A certificate without its key, or a key that the master key does not open, is an
+// error and never replaced: every identity ever signed would be lost.
+func OpenAuthority(dir, name string, master MasterKey) (*Authority, error) {
+	certPath, keyPath := filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key.sealed")
+	certPEM, certErr := os.ReadFile(certPath)
+	sealed, keyErr := os.ReadFile(keyPath)
+	switch {
+	case errors.Is(certErr, fs.ErrNotExist) && (errors.Is(keyErr, fs.ErrNotExist) || keyErr == nil):
+		// The key is written first: a key without a certificate is a creation that was cut short.
+		return createAuthority(certPath, keyPath, name, master)
+	case certErr != nil:
+		return nil, fmt.Errorf("read certificate of authority %s: %w", name, certErr)
+	case keyErr != nil:
+		return nil, fmt.Errorf("authority %s has a certificate but its key cannot be read: %w; restore %s from a backup", name, keyErr, keyPath)
+	}
+	der, err := master.Open(name, sealed)
+	if err != nil {
+		return nil, fmt.Errorf("open key of authority %s (%s): %w", name, keyPath, err)
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, fmt.Errorf("parse key of authority %s: %w", name, err)
+	}
+	key, ok := parsed.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("key of authority %s is a %T, which cannot sign", name, parsed)
+	}
+	cert, err := ParseCertificate(certPEM)
+	if err != nil {
+		return nil, fmt.Errorf("authority %s (%s): %w", name, certPath, err)
+	}
+	if public, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) {
+		return nil, fmt.Errorf("certificate and key of authority %s in %s do not belong together; restore both from one backup", name, dir)
+	}
+	return &Authority{cert: cert, key: key}, nil
+}
+
+func createAuthority(certPath, keyPath, name string, master MasterKey) (*Authority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make key of authority %s: %w", name, err)
+	}
+	template := &x509.Certificate{
+		Subject:               pkix.Name{CommonName: "coldrack " + name, Organization: []string{"coldrack"}},
+		NotBefore:             time.Now().Add(-backdate),
+		NotAfter:              time.Now().Add(authorityTTL),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		MaxPathLenZero:        true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
+	}
+	cert, err := sign(template, template, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("sign authority %s: %w", name, err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("encode key of authority %s: %w", name, err)
+	}
+	sealed, err := master.Seal(name, der)
+	if err != nil {
+		return nil, fmt.Errorf("seal key of authority %s: %w", name, err)
+	}
+	if err := writeDurably(keyPath, sealed, 0o600); err != nil {
+		return nil, err
+	}
+	if err := writeDurably(certPath, EncodeCertificate(cert), 0o644); err != nil {
+		return nil, err
+	}
+	return &Authority{cert: cert, key: key}, nil
+}
+
+// CertPEM returns the authority's certificate.
+func (a *Authority) CertPEM() []byte { return EncodeCertificate(a.cert) }
+
+// Certificate returns the authority's certificate, parsed.
+func (a *Authority) Certificate() *x509.Certificate { return a.cert }
+
+// Pool returns a pool with only this authority.
+func (a *Authority) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+// Fingerprint is that of the authority's public key; agents pin it.
+func (a *Authority) Fingerprint() string { return fingerprintSPKI(a.cert.RawSubjectPublicKeyInfo) }
+
+// SignClient signs a client certificate over a public key whose private half stays with its owner.
+func (a *Authority) SignClient(public crypto.PublicKey, commonName string, organizations []string, ttl time.Duration) ([]byte, *x509.Certificate, error) {
+	return a.signLeaf(public, &x509.Certificate{
+		Subject:     pkix.Name{CommonName: commonName, Organization: organizations},
+		NotAfter:    time.Now().Add(ttl),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+}
+
+// SignServer signs a server certificate for the given names and addresses.
+func (a *Authority) SignServer(public crypto.PublicKey, commonName string, names []string, addresses []net.IP, ttl time.Duration) ([]byte, *x509.Certificate, error) {
+	return a.signLeaf(public, &x509.Certificate{
+		Subject:     pkix.Name{CommonName: commonName},
+		NotAfter:    time.Now().Add(ttl),
+		DNSNames:    names,
+		IPAddresses: addresses,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	})
+}
+
+// NewServerKeyPair makes a key and a server certificate for it. The chain includes the authority, so
+// that a client which pins the authority's key finds it.
+func (a *Authority) NewServerKeyPair(commonName string, names []string, addresses []net.IP, ttl time.Duration) (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("make key of server %s: %w", commonName, err)
+	}
+	_, cert, err := a.SignServer(key.Public(), commonName, names, addresses, ttl)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{cert.Raw, a.cert.Raw}, PrivateKey: key, Leaf: cert}, nil
+}
+
+// NewClientKeyPair makes a key and a client certificate for it, both PEM, for people.
+func (a *Authority) NewClientKeyPair(commonName string, organizations []string, ttl time.Duration) (certPEM, keyPEM []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make key of %s: %w", commonName, err)
+	}
+	certPEM, _, err = a.SignClient(key.Public(), commonName, organizations, ttl)
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode key of %s: %w", commonName, err)
+	}
+	return certPEM, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+}
+
+func (a *Authority) signLeaf(public crypto.PublicKey, template *x509.Certificate) ([]byte, *x509.Certificate, error) {
+	template.NotBefore = time.Now().Add(-backdate)
+	if template.NotAfter.After(a.cert.NotAfter) {
+		template.NotAfter = a.cert.NotAfter
+	}
+	cert, err := sign(template, a.cert, public, a.key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("sign certificate of %s: %w", template.Subject.CommonName, err)
+	}
+	return EncodeCertificate(cert), cert, nil
+}
+
+func sign(template, parent *x509.Certificate, public crypto.PublicKey, key crypto.Signer) (*x509.Certificate, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	template.SerialNumber = serial
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// ParseCSR reads a PEM certificate request, checks that its sender holds the private key, and returns
+// the public key. Nothing else of a request is ever used: names and rights come from the server.
+func ParseCSR(requestPEM []byte) (crypto.PublicKey, error) {
+	block, _ := pem.Decode(requestPEM)
+	if block == nil || block.Type != "CERTIFICATE REQUEST" {
+		return nil, errors.New("not a PEM certificate request")
+	}
+	request, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("parse certificate request: %w", err)
+	}
+	if err := request.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("certificate request is not signed by its own key: %w", err)
+	}
+	return request.PublicKey, nil
+}
+
+// Fingerprint is "sha256:" and the hex SHA-256 of a public key's SubjectPublicKeyInfo (RFC 5280, 4.1).
+func Fingerprint(public crypto.PublicKey) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return "", fmt.Errorf("encode public key: %w", err)
+	}
+	return fingerprintSPKI(der), nil
+}
+
+func fingerprintSPKI(der []byte) string {
+	sum := sha256.Sum256(der)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// EncodeCertificate returns a certificate as PEM.
+func EncodeCertificate(cert *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
+}
+
+// ParseCertificate reads the first certificate of a PEM file.
+func ParseCertificate(certPEM []byte) (*x509.Certificate, error) {
+	block, _ := pem.Decode(certPEM)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, errors.New("not a PEM certificate")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("parse certificate: %w", err)
+	}
+	return cert, nil
+}
+
+// writeDurably replaces a file so that a power cut leaves the old or the new content, never a part.
+func writeDurably(path string, content []byte, mode fs.FileMode) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make folder for %s: %w", path, err)
+	}
+	temp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer os.Remove(temp.Name())
+	_, err = temp.Write(content)
+	err = errors.Join(err, temp.Chmod(mode), temp.Sync(), temp.Close())
+	if err == nil {
+		err = os.Rename(temp.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	folder, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer folder.Close()
+	if err := folder.Sync(); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,159 @@
+package pki
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func openTestAuthority(t *testing.T, dir string) (*Authority, error) {
+	t.Helper()
+	master, err := OpenMasterKey(dir)
+	if err != nil {
+		return nil, err
+	}
+	return OpenAuthority(dir, "machine-ca", master)
+}
+
+func TestAuthoritySurvivesARestart(t *testing.T) {
+	dir := t.TempDir()
+	first, err := openTestAuthority(t, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := openTestAuthority(t, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first.Fingerprint() != second.Fingerprint() {
+		t.Errorf("fingerprint changed over a restart: %s, then %s", first.Fingerprint(), second.Fingerprint())
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, cert, err := first.SignClient(key.Public(), "node:a", []string{"coldrack:node"}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: second.Pool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		t.Errorf("a certificate signed before the restart is refused after it: %v", err)
+	}
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: second.Pool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err == nil {
+		t.Error("a client certificate passes as a server's")
+	}
+}
+
+func TestAuthorityKeyIsSealed(t *testing.T) {
+	dir := t.TempDir()
+	authority, err := openTestAuthority(t, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(authority.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		content, err := os.ReadFile(filepath.Join(dir, entry.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(content), string(der)) || strings.Contains(string(content), "PRIVATE KEY") {
+			t.Errorf("%s holds the authority's key in clear", entry.Name())
+		}
+	}
+}
+
+func TestAuthorityIsNeverReplaced(t *testing.T) {
+	tests := []struct {
+		name   string
+		damage func(dir string) error
+		want   string
+	}{
+		{"when its key is missing", func(dir string) error { return os.Remove(filepath.Join(dir, "machine-ca.key.sealed")) }, "restore"},
+		{"when its key is damaged", func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "machine-ca.key.sealed"), []byte("damaged beyond repair, but long enough"), 0o600)
+		}, "master key"},
+		{"when the master key is another", func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "master.key"), []byte(strings.Repeat("ab", 32)), 0o600)
+		}, "master key"},
+		{"when the master key is missing", func(dir string) error { return os.Remove(filepath.Join(dir, "master.key")) }, "restore"},
+		{"when the master key is not one", func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, "master.key"), []byte("hello"), 0o600)
+		}, "64 hex digits"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			if _, err := openTestAuthority(t, dir); err != nil {
+				t.Fatal(err)
+			}
+			before, err := os.ReadFile(filepath.Join(dir, "machine-ca.crt"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := test.damage(dir); err != nil {
+				t.Fatal(err)
+			}
+			_, err = openTestAuthority(t, dir)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got error %v, want one that says %q", err, test.want)
+			}
+			after, err := os.ReadFile(filepath.Join(dir, "machine-ca.crt"))
+			if err != nil || string(after) != string(before) {
+				t.Error("the certificate was replaced")
+			}
+		})
+	}
+}
+
+func TestAuthorityCreationThatWasCutShortIsRepeated(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := openTestAuthority(t, dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "machine-ca.crt")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openTestAuthority(t, dir); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestParseCSRUsesOnlyTheKey(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+	public, err := ParseCSR(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !key.PublicKey.Equal(public) {
+		t.Error("another public key came back")
+	}
+	der[len(der)-1] ^= 1
+	if _, err := ParseCSR(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})); err == nil {
+		t.Error("a request with a broken signature was accepted")
+	}
+	if _, err := ParseCSR([]byte("hello")); err == nil {
+		t.Error("text was accepted as a request")
+	}
+}
