@@ -1,0 +1,140 @@
+// Package boot decides what a machine that asks for a network boot is told, and why. It is pure: a
+// request, what is known of the machine, and a policy go in; a plan with its reason comes out. The
+// protocol servers ask it and encode the answer.
+package boot
+
+import (
+	"fmt"
+	"net/netip"
+
+	"coldrack.dev/api/v1alpha1"
+)
+
+// Platform is the firmware interface that a boot loader runs on.
+type Platform string
+
+const (
+	PlatformBIOS Platform = "pcbios"
+	PlatformUEFI Platform = "efi"
+)
+
+// Request is what a boot loader tells of the machine it runs on. Nothing in it is proven.
+type Request struct {
+	MACs         []string // lower case with colons; the booting interface first
+	UUID         string
+	Serial       string
+	Manufacturer string
+	Product      string
+	Arch         string // iPXE's ${buildarch}: i386, x86_64, arm64
+	Platform     Platform
+	Address      netip.Addr
+}
+
+// Policy is what the server has to offer and how it wants unknown machines treated.
+type Policy struct {
+	// Netboot is false when no imported bundle holds a discovery image.
+	Netboot bool
+}
+
+// Plan is what a machine is told to boot.
+type Plan struct {
+	Action v1alpha1.BootAction
+	// Reason for a person: why this and nothing else.
+	Reason string
+	// Local is how the firmware gets to the disk, for BootLocalDisk.
+	Local LocalMethod
+}
+
+// LocalMethod is a way from iPXE to the machine's own disk.
+type LocalMethod string
+
+const (
+	// LocalSANBoot hands over to the first BIOS drive. On BIOS, leaving iPXE often ends in a boot loop or
+	// a prompt, because many BIOSes do not go on to the next boot device.
+	LocalSANBoot LocalMethod = "sanboot"
+	// LocalExit returns to the firmware, which goes on with its boot order. UEFI firmware does; iPXE's
+	// sanboot there needs a boot file path per vendor.
+	LocalExit LocalMethod = "exit"
+)
+
+// Decide returns what the machine that sent the request boots. machine is nil when nothing that is
+// known matches the request.
+//
+// The order of the rules is the policy: an open intent comes before an installed disk, because a person
+// asked for it; an installed disk comes before everything else, because it must not depend on us; and
+// whatever remains goes to discovery, which touches no disk.
+func Decide(request Request, machine *v1alpha1.Machine, policy Policy) Plan {
+	plan := decide(machine)
+	if plan.Action == v1alpha1.BootLocalDisk {
+		plan.Local = LocalExit
+		if request.Platform == PlatformBIOS {
+			plan.Local = LocalSANBoot
+		}
+		return plan
+	}
+	// What follows needs our own kernel.
+	if request.Arch == "arm64" || request.Arch == "arm32" {
+		return Plan{Action: v1alpha1.BootRefuse, Reason: fmt.Sprintf("no discovery image for architecture %s", request.Arch)}
+	}
+	if !policy.Netboot {
+		return Plan{Action: v1alpha1.BootRefuse, Reason: "no bundle with a discovery image has been imported; run: coldrack bundle import FILE"}
+	}
+	return plan
+}
+
+func decide(machine *v1alpha1.Machine) Plan {
+	if machine == nil {
+		return Plan{Action: v1alpha1.BootDiscover, Reason: "the machine is not known yet"}
+	}
+	if intent := OpenIntent(machine); intent != nil {
+		switch {
+		case intent.Action == v1alpha1.ActionRelease:
+			return Plan{Action: v1alpha1.BootRelease, Reason: fmt.Sprintf("release was asked for (intent %s)", intent.ID)}
+		case !machine.Spec.Approved && machine.Status.Installed == nil:
+			return Plan{Action: v1alpha1.BootDiscover, Reason: "an install was asked for, but the machine is not approved"}
+		case !machine.Spec.Approved:
+			return Plan{Action: v1alpha1.BootLocalDisk, Reason: "a reinstall was asked for, but the machine is no longer approved: its installed disk stays as it is"}
+		default:
+			return Plan{Action: v1alpha1.BootInstall, Reason: fmt.Sprintf("%s was asked for (intent %s)", lower(intent.Action), intent.ID)}
+		}
+	}
+	status := machine.Status.Intent
+	switch {
+	case status != nil && status.State == v1alpha1.IntentFailed && machine.Status.Installed == nil:
+		return Plan{Action: v1alpha1.BootDiscover, Reason: fmt.Sprintf("the last %s failed: %s", lower(status.Action), status.Message)}
+	case machine.Status.Installed != nil:
+		return Plan{Action: v1alpha1.BootLocalDisk, Reason: fmt.Sprintf("%s is installed on %s", machine.Status.Installed.Image, machine.Status.Installed.Disk)}
+	case status != nil && status.Action == v1alpha1.ActionRelease && status.State == v1alpha1.IntentSucceeded:
+		return Plan{Action: v1alpha1.BootDiscover, Reason: "the machine was released"}
+	case !machine.Spec.Approved:
+		return Plan{Action: v1alpha1.BootDiscover, Reason: "the machine is not approved"}
+	default:
+		return Plan{Action: v1alpha1.BootDiscover, Reason: "the machine is approved, and an install will be asked for once its plan is complete"}
+	}
+}
+
+// OpenIntent returns the machine's intent when it has yet to be carried out, else nil. An intent whose id
+// status acknowledges as Succeeded or Failed is closed for ever.
+func OpenIntent(machine *v1alpha1.Machine) *v1alpha1.Intent {
+	intent, status := machine.Spec.Intent, machine.Status.Intent
+	if intent == nil {
+		return nil
+	}
+	if status != nil && status.ID == intent.ID &&
+		(status.State == v1alpha1.IntentSucceeded || status.State == v1alpha1.IntentFailed) {
+		return nil
+	}
+	return intent
+}
+
+func lower(action v1alpha1.IntentAction) string {
+	switch action {
+	case v1alpha1.ActionInstall:
+		return "install"
+	case v1alpha1.ActionReinstall:
+		return "reinstall"
+	case v1alpha1.ActionRelease:
+		return "release"
+	}
+	return string(action)
+}
