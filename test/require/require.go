@@ -24,7 +24,7 @@ func Need(t testing.TB, names ...string) {
 			continue
 		}
 		for required := range strings.SplitSeq(os.Getenv("COLDRACK_REQUIRE"), ",") {
-			if strings.TrimSpace(required) == name || required == "all" {
+			if strings.TrimSpace(required) == name || strings.TrimSpace(required) == "all" {
 				t.Fatalf("COLDRACK_REQUIRE says this machine has %q, but: %v", name, err)
 			}
 		}

@@ -1,0 +1,80 @@
+# Coldrack. `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS   += --no-print-directory
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X coldrack.dev/internal/version.Version=$(VERSION)
+# The product is pure Go and static; only the race detector needs a C compiler.
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+BUNDLE  := build/default.bundle.tar
+export PATH := $(CURDIR)/bin:$(PATH)
+
+.PHONY: help setup build bundle demo demo-down test unit race fuzz lint e2e generate clean
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## setup      install the Debian packages that builds and tests use (idempotent)
+setup:
+	@hack/setup.sh
+
+## build      bin/coldrack and bin/coldrack-agent
+build:
+	@mkdir -p bin
+	@echo "building coldrack and coldrack-agent $(VERSION)"
+	@$(GOBUILD) -o bin/coldrack-agent ./cmd/coldrack-agent
+	@$(GOBUILD) -o bin/coldrack ./cmd/coldrack
+
+## bundle     build/default.bundle.tar from recipes/default (steps are cached in build/cache)
+bundle: setup build
+	@bin/coldrack bundle build -f recipes/default --agent bin/coldrack-agent --cache build/cache -o $(BUNDLE)
+
+## demo       three blank virtual machines become three Ready nodes
+demo: bundle
+	@hack/demo.sh up
+
+## demo-down  stop the demo and remove what it made
+demo-down:
+	@hack/demo.sh down
+
+# The real programs that tests drive, built from Go modules.
+bin/kubectl: hack/tools/go.mod hack/tools/kubectl/main.go
+	@mkdir -p bin; echo "building kubectl"
+	@cd hack/tools && CGO_ENABLED=0 go build -trimpath -o ../../bin/kubectl ./kubectl
+bin/etcd: go.mod
+	@mkdir -p bin; echo "building etcd"
+	@CGO_ENABLED=0 go build -trimpath -o bin/etcd go.etcd.io/etcd/server/v3
+bin/staticcheck: hack/tools/go.mod
+	@mkdir -p bin; echo "building staticcheck"
+	@cd hack/tools && go build -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+
+## test       everything that can be checked quickly
+test: setup build bin/kubectl bin/etcd lint unit fuzz
+
+## unit       all unit, network-namespace and API tests, with the race detector
+unit: build bin/kubectl bin/etcd
+	@echo "unit tests with the race detector"
+	@COLDRACK_REQUIRE=$${COLDRACK_REQUIRE-root,netns,qemu,kubectl,etcd} \
+		go test -race -timeout 15m $$(go list ./... | grep -v /test/e2e)
+
+## fuzz       a few seconds of fuzzing for every parser of foreign bytes
+fuzz:
+	@hack/fuzz.sh
+
+## lint       gofmt, vet, staticcheck, shellcheck, go mod verify, govulncheck where its data can be had
+lint: bin/staticcheck
+	@hack/lint.sh
+
+## e2e        real firmware, from power-on to Ready (QEMU, with or without KVM)
+e2e: bundle bin/kubectl
+	@COLDRACK_REQUIRE=$${COLDRACK_REQUIRE-root,netns,qemu,kubectl} COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) \
+		go test -count=1 -timeout 40m -v ./test/e2e/...
+
+## generate   CRDs, deep copies and reference documentation from the types
+generate:
+	@cd api/v1alpha1 && go generate .
+	@go run ./hack/gendocs
+
+## clean      remove what was built; keeps build/cache
+clean:
+	rm -rf bin build/*.tar build/demo
