@@ -47,6 +47,9 @@ bin/etcd: go.mod
 bin/staticcheck: hack/tools/go.mod
 	@mkdir -p bin; echo "building staticcheck"
 	@cd hack/tools && go build -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+bin/govulncheck: hack/tools/go.mod
+	@mkdir -p bin; echo "building govulncheck"
+	@cd hack/tools && go build -o ../../bin/govulncheck golang.org/x/vuln/cmd/govulncheck
 
 ## test       everything that can be checked quickly
 test: setup build bin/kubectl bin/etcd lint unit fuzz
@@ -62,7 +65,7 @@ fuzz:
 	@hack/fuzz.sh
 
 ## lint       gofmt, vet, staticcheck, shellcheck, go mod verify, govulncheck where its data can be had
-lint: bin/staticcheck
+lint: bin/staticcheck bin/govulncheck
 	@hack/lint.sh
 
 ## e2e        real firmware, from power-on to Ready (QEMU, with or without KVM)

@@ -1,0 +1,131 @@
+// Package house tests the structure of the repository itself: which package may import which, and that
+// every package says what it is.
+package house
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "coldrack.dev/"
+
+type goPackage struct {
+	ImportPath string
+	Doc        string
+	Name       string
+	Imports    []string
+	Deps       []string
+}
+
+// forbidden is a rule of docs/architecture.md: packages below from may not reach packages below to.
+type forbidden struct {
+	from, to string
+	// transitive also forbids reaching it through others.
+	transitive bool
+	why        string
+}
+
+var rules = []forbidden{
+	{"api/", "internal/", true, "the vocabulary knows nothing of how it is carried out"},
+	{"internal/boot", "internal/", true, "the boot decision is pure"},
+	{"internal/boot", "net/http", false, "the boot decision is pure"},
+	{"internal/nodeconfig", "internal/", true, "node configuration is pure data"},
+	{"internal/nodeconfig", "k8s.io/", true, "the agent uses it"},
+	{"internal/diskimage", "internal/", true, "the chunk format stands alone"},
+	{"internal/diskimage", "k8s.io/", true, "the agent uses it"},
+	{"internal/machineapi/wire", "k8s.io/", true, "the agent uses it; it must stay small"},
+	{"cmd/coldrack-agent", "k8s.io/", true, "no Kubernetes API machinery in the agent: it is loaded over the network by every machine"},
+	{"cmd/coldrack-agent", "sigs.k8s.io/", true, "no Kubernetes API machinery in the agent"},
+	{"cmd/coldrack-agent", "go.etcd.io/", true, "no store in the agent"},
+	{"cmd/coldrack-agent", module + "api/", true, "the agent speaks only internal/machineapi/wire"},
+	{"internal/agent", module + "internal/controlplane", true, "the agent reaches neither the control plane nor the controllers"},
+	{"internal/agent", module + "internal/controllers", true, "the agent reaches neither the control plane nor the controllers"},
+	{"internal/dhcp", module + "api/", true, "protocol servers have no product knowledge"},
+	{"internal/tftp", module + "api/", true, "protocol servers have no product knowledge"},
+	{"internal/httpboot", module + "api/", true, "protocol servers have no product knowledge"},
+	{"internal/dhcp", module + "internal/fleet", true, "siblings meet in daemon only"},
+	{"internal/tftp", module + "internal/bundle", true, "siblings meet in daemon only"},
+	{"internal/httpboot", module + "internal/bundle", true, "siblings meet in daemon only"},
+	{"internal/bundle", module + "internal/controllers", true, "engines do not know the controllers"},
+	{"internal/controlplane", module + "internal/controllers", true, "engines do not know the controllers"},
+	{"internal/machineapi", module + "internal/controllers", true, "siblings meet in daemon only"},
+	{"internal/machineapi", module + "internal/controlplane", true, "machines never reach people's API"},
+	{"internal/controllers", module + "internal/machineapi", false, "siblings meet in daemon only"},
+	{"internal/controllers", module + "internal/controlplane", false, "controllers take a rest.Config, so that any Kubernetes API serves"},
+	{"internal/", module + "cmd/", true, "nothing imports a command"},
+	{"internal/", module + "test/", false, "the product does not import its tests"},
+}
+
+func packages(t *testing.T) []goPackage {
+	t.Helper()
+	command := exec.Command("go", "list", "-deps=false", "-json=ImportPath,Doc,Name,Imports,Deps", module+"...")
+	var stderr bytes.Buffer
+	command.Stderr = &stderr
+	out, err := command.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	var all []goPackage
+	for decoder := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p goPackage
+		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	if len(all) < 10 {
+		t.Fatalf("go list found only %d packages", len(all))
+	}
+	return all
+}
+
+func TestForbiddenImports(t *testing.T) {
+	matched := make([]bool, len(rules))
+	for _, p := range packages(t) {
+		for i, rule := range rules {
+			if !strings.HasPrefix(p.ImportPath, module+rule.from) {
+				continue
+			}
+			matched[i] = true
+			to := rule.to
+			if strings.HasPrefix(to, "internal/") {
+				to = module + to
+			}
+			reached := p.Imports
+			if rule.transitive {
+				reached = p.Deps
+			}
+			for _, dep := range reached {
+				// A package may reach its own subpackages, and those their parent.
+				if strings.HasPrefix(dep, to) && !strings.HasPrefix(dep, module+rule.from) {
+					t.Errorf("%s reaches %s: %s", p.ImportPath, dep, rule.why)
+				}
+			}
+		}
+	}
+	for i, rule := range rules {
+		if !matched[i] {
+			t.Errorf("rule about %s protects nothing: no such package", rule.from)
+		}
+	}
+}
+
+func TestEveryPackageSaysWhatItIs(t *testing.T) {
+	for _, p := range packages(t) {
+		if p.Doc == "" && p.ImportPath != module+"test/house" {
+			t.Errorf("%s has no package comment", p.ImportPath)
+		}
+		for _, banned := range []string{"util", "utils", "common", "helpers", "misc"} {
+			if p.Name == banned {
+				t.Errorf("%s: a package named %s says nothing about what belongs in it", p.ImportPath, banned)
+			}
+		}
+	}
+}
