@@ -1,0 +1,119 @@
+package bundle
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Import brings the bundle at path into the store and returns what is now visible. It may be
+// interrupted at any point, by a crash or a full disk, and run again: blobs that arrived are kept, and nothing of
+// the bundle can be seen before all of it is there and verified. Importing a bundle again makes it the newest.
+func Import(ctx context.Context, s *Store, path string, trusted []ed25519.PublicKey, progress func(Progress)) (Summary, error) {
+	a, closeFile, err := openArchiveFile(path)
+	if err != nil {
+		return Summary{}, fmt.Errorf("import bundle %s: %w", path, err)
+	}
+	defer closeFile()
+	c, err := a.importInto(ctx, s, trusted, progress)
+	if err != nil {
+		return Summary{}, fmt.Errorf("import bundle %s: %w", path, err)
+	}
+	return c.summary(), nil
+}
+
+func (a *archive) importInto(ctx context.Context, s *Store, trusted []ed25519.PublicKey, progress func(Progress)) (*contents, error) {
+	c, err := a.contents(true, trusted)
+	if err != nil {
+		return nil, err
+	}
+	p := &tracker{report: progress, at: Progress{Bundle: c.info.Name, Total: c.size()}}
+	for _, b := range c.blobs {
+		p.file(b)
+		if s.hasSize(b.Descriptor) {
+			p.at.Skipped += b.Size
+			p.add(b.Size)
+			continue
+		}
+		if err := a.importBlob(ctx, s, b, p); err != nil {
+			if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+				return nil, fmt.Errorf("the disk of %s is full, %d bytes are still missing; make room and import again, which continues here: %w",
+					s.dir, p.at.Total-p.at.Done, err)
+			}
+			return nil, err
+		}
+	}
+	if err := s.Put(ctx, bytes.NewReader(c.index), c.info.Digest); err != nil {
+		return nil, err
+	}
+	if c.info, err = s.publish(c, time.Now()); err != nil {
+		return nil, err
+	}
+	for i := range c.artifacts {
+		c.artifacts[i].Bundle = c.info
+	}
+	return c, nil
+}
+
+func (a *archive) importBlob(ctx context.Context, s *Store, b blobRef, p *tracker) error {
+	r, err := a.blob(b.Descriptor)
+	if err != nil {
+		return fmt.Errorf("%s, file %q: %w", b.artifact, b.file, err)
+	}
+	err = s.Put(ctx, io.TeeReader(r, p), b.Digest)
+	if m := (*mismatchError)(nil); errors.As(err, &m) {
+		return b.mismatch(m.got)
+	}
+	if err != nil {
+		return fmt.Errorf("%s, file %q: %w", b.artifact, b.file, err)
+	}
+	return nil
+}
+
+// hasSize is Has for one who knows the size: a file of another length is not the blob, whoever put
+// it there.
+func (s *Store) hasSize(d Descriptor) bool {
+	hex, err := digestHex(d.Digest)
+	if err != nil {
+		return false
+	}
+	st, err := os.Stat(s.path("blobs", "sha256", hex))
+	return err == nil && st.Mode().IsRegular() && st.Size() == d.Size
+}
+
+// Export writes an imported bundle, by name or digest, to an archive that is byte for byte the one
+// imported if that came from this version's Pack. Of several with the same name the newest is taken.
+func Export(ctx context.Context, s *Store, nameOrDigest, path string, progress func(Progress)) (Summary, error) {
+	im, err := s.readIndex()
+	if err != nil {
+		return Summary{}, fmt.Errorf("export bundle: %w", err)
+	}
+	var names []string
+	for _, d := range im.Manifests {
+		name := d.Annotations[annotationName]
+		if d.Digest.String() != nameOrDigest && name != nameOrDigest {
+			names = append(names, name)
+			continue
+		}
+		c, err := s.readBundle(d)
+		if err != nil {
+			return Summary{}, fmt.Errorf("export bundle %s: %w", name, err)
+		}
+		err = writeArchive(ctx, c, path, func(d Descriptor) (io.ReadCloser, error) {
+			f, _, err := s.Open(d.Digest)
+			return f, err
+		}, progress)
+		if err != nil {
+			return Summary{}, fmt.Errorf("export bundle %s to %s: %w", name, path, err)
+		}
+		return c.summary(), nil
+	}
+	return Summary{}, fmt.Errorf("export bundle %q: %w; the store has %q", nameOrDigest, ErrNotFound, names)
+}

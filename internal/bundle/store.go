@@ -1,0 +1,416 @@
+package bundle
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
+)
+
+// Annotations of the store's own index, which lists one nested index for each imported bundle.
+const (
+	annotationImported  = "dev.coldrack.bundle.imported"
+	annotationSignature = "dev.coldrack.bundle.signature"
+)
+
+// Store is a content-addressed directory in OCI image-layout form:
+//
+//	oci-layout  index.json  blobs/sha256/<hex>   as the specification says
+//	tmp/        blobs on their way in
+//	lock        held shared while a blob comes in, exclusively to clear tmp
+//	index.lock  held while index.json is replaced
+//
+// Several processes may use one directory. A blob is in its place only when it is complete, verified
+// and on stable storage; whatever a crash leaves lies in tmp and is removed later.
+type Store struct {
+	dir string
+
+	mu      sync.Mutex
+	stamp   fileStamp // of the index.json that catalog was read from
+	catalog []Artifact
+	bundles []Info
+}
+
+// fileStamp tells whether a file that is only ever replaced by rename is still the same one.
+type fileStamp struct {
+	inode uint64
+	size  int64
+	mtime int64
+}
+
+// OpenStore opens a store, and makes it when dir does not exist or is empty.
+func OpenStore(dir string) (*Store, error) {
+	s := &Store{dir: dir}
+	for _, d := range []string{s.path("blobs", "sha256"), s.path("tmp")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return nil, fmt.Errorf("open content store: %w", err)
+		}
+	}
+	if _, err := os.Stat(s.path("oci-layout")); errors.Is(err, fs.ErrNotExist) {
+		if err := s.replace("oci-layout", []byte(ociLayout)); err != nil {
+			return nil, fmt.Errorf("open content store %s: %w", dir, err)
+		}
+	}
+	s.clearTemporary()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refresh(); err != nil {
+		return nil, fmt.Errorf("open content store %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+// Dir is where the store lies.
+func (s *Store) Dir() string { return s.dir }
+
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.dir}, elem...)...)
+}
+
+// Open returns a blob and its size; the caller closes it. The error is ErrNotFound when the store
+// does not have it.
+func (s *Store) Open(digest string) (*os.File, int64, error) {
+	hex, err := digestHex(digest)
+	if err != nil {
+		return nil, 0, fmt.Errorf("open blob: %w", err)
+	}
+	f, err := os.Open(s.path("blobs", "sha256", hex))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, 0, fmt.Errorf("open blob %s: %w", digest, ErrNotFound)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("open blob: %w", err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		_ = f.Close()
+		return nil, 0, fmt.Errorf("open blob %s: %w", digest, err)
+	}
+	return f, st.Size(), nil
+}
+
+// Has says whether the store has the complete blob.
+func (s *Store) Has(digest string) bool {
+	hex, err := digestHex(digest)
+	if err != nil {
+		return false
+	}
+	st, err := os.Stat(s.path("blobs", "sha256", hex))
+	return err == nil && st.Mode().IsRegular()
+}
+
+// Put adds a blob. Either the store has it, complete and verified, when Put returns nil, or nothing
+// changed. Concurrent Puts of one blob are fine.
+func (s *Store) Put(ctx context.Context, r io.Reader, want string) error {
+	hex, err := digestHex(want)
+	if err != nil {
+		return fmt.Errorf("store blob: %w", err)
+	}
+	unlock, err := s.lock("lock", unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	tmp, err := os.CreateTemp(s.path("tmp"), hex[:12]+"-*")
+	if err != nil {
+		return fmt.Errorf("store blob %s: %w", want, err)
+	}
+	defer func() { _ = os.Remove(tmp.Name()) }() // gone already when all went well
+	defer func() { _ = tmp.Close() }()
+	sum := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(tmp, sum), contextReader{ctx, r}); err != nil {
+		return fmt.Errorf("store blob %s: %w", want, err)
+	}
+	if got := digestSum(sum); got != want {
+		return &mismatchError{want: want, got: got}
+	}
+	if err := errors.Join(tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
+		return fmt.Errorf("store blob %s: %w", want, err)
+	}
+	if err := os.Rename(tmp.Name(), s.path("blobs", "sha256", hex)); err != nil {
+		return fmt.Errorf("store blob %s: %w", want, err)
+	}
+	return syncDir(s.path("blobs", "sha256"))
+}
+
+type mismatchError struct{ want, got string }
+
+func (e *mismatchError) Error() string {
+	return fmt.Sprintf("store blob: content is %s, want %s", e.got, e.want)
+}
+
+// Artifacts lists what the store holds, those of the bundle imported last first. It notices what
+// another process imported. The result is the caller's.
+func (s *Store) Artifacts() []Artifact {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = s.refresh() // on an error the last good catalog stands; OpenStore and Check report it
+	return slices.Clone(s.catalog)
+}
+
+// Artifact returns the newest artifact of that kind and name; an empty name means any. The error is
+// ErrNotFound when there is none, and says what there is.
+func (s *Store) Artifact(kind Kind, name string) (Artifact, error) {
+	var names []string
+	for _, a := range s.Artifacts() {
+		if a.Kind != kind {
+			continue
+		}
+		if name == "" || a.Name == name {
+			return a, nil
+		}
+		names = append(names, a.Name)
+	}
+	return Artifact{}, fmt.Errorf("%s %q: %w in the content store, which has %q of this kind; import a bundle that holds it", kind, name, ErrNotFound, names)
+}
+
+// Bundles lists what was imported, the last first.
+func (s *Store) Bundles() []Info {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = s.refresh()
+	return slices.Clone(s.bundles)
+}
+
+// refresh reads index.json if it is another one than before. s.mu is held.
+func (s *Store) refresh() error {
+	var st unix.Stat_t
+	err := unix.Stat(s.path("index.json"), &st)
+	if errors.Is(err, unix.ENOENT) {
+		s.catalog, s.bundles, s.stamp = nil, nil, fileStamp{}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the store's index.json: %w", err)
+	}
+	stamp := fileStamp{st.Ino, st.Size, st.Mtim.Nano()}
+	if stamp == s.stamp {
+		return nil
+	}
+	im, err := s.readIndex()
+	if err != nil {
+		return err
+	}
+	var catalog []Artifact
+	var bundles []Info
+	for _, d := range im.Manifests {
+		c, err := s.readBundle(d)
+		if err != nil {
+			return err
+		}
+		catalog = append(catalog, c.artifacts...)
+		bundles = append(bundles, c.info)
+	}
+	s.catalog, s.bundles, s.stamp = catalog, bundles, stamp
+	return nil
+}
+
+func (s *Store) readIndex() (v1.IndexManifest, error) {
+	im := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
+	raw, err := os.ReadFile(s.path("index.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return im, nil
+	}
+	if err == nil {
+		err = decodeJSON(raw, &im)
+	}
+	if err != nil {
+		return im, fmt.Errorf("read the store's index.json: %w", err)
+	}
+	return im, nil
+}
+
+// readBundle reads the tree of one imported bundle, by its descriptor in the store's index.
+func (s *Store) readBundle(d v1.Descriptor) (*contents, error) {
+	index, err := s.readBlob(Descriptor{d.Digest.String(), d.Size}, maxIndexSize)
+	if err != nil {
+		return nil, fmt.Errorf("read imported bundle: %w", err)
+	}
+	c, err := readContents(index, s.readBlob)
+	if err != nil {
+		return nil, fmt.Errorf("read imported bundle %s: %w", d.Digest, err)
+	}
+	if err := json.Unmarshal([]byte(d.Annotations[annotationSignature]), &c.signature); err != nil {
+		return nil, fmt.Errorf("read imported bundle %s: signature: %w", d.Digest, err)
+	}
+	c.info.KeyID = c.signature.KeyID
+	if t, err := time.Parse(time.RFC3339Nano, d.Annotations[annotationImported]); err == nil {
+		c.info.Imported = t
+	}
+	for i := range c.artifacts {
+		c.artifacts[i].Bundle = c.info
+	}
+	return c, nil
+}
+
+// readBlob is readContents' view of the store.
+func (s *Store) readBlob(d Descriptor, limit int64) ([]byte, error) {
+	f, size, err := s.Open(d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	if size != d.Size || size > limit {
+		return nil, fmt.Errorf("blob %s has %d bytes, want %d, at most %d", d.Digest, size, d.Size, limit)
+	}
+	return io.ReadAll(f)
+}
+
+// publish makes a bundle visible as the newest; all its blobs are in the store by now.
+func (s *Store) publish(c *contents, now time.Time) (Info, error) {
+	unlock, err := s.lock("index.lock", unix.LOCK_EX)
+	if err != nil {
+		return Info{}, err
+	}
+	defer unlock()
+	im, err := s.readIndex()
+	if err != nil {
+		return Info{}, err
+	}
+	h, err := v1.NewHash(c.info.Digest)
+	if err != nil {
+		return Info{}, fmt.Errorf("publish bundle: %w", err)
+	}
+	signature, err := json.Marshal(c.signature)
+	if err != nil {
+		return Info{}, fmt.Errorf("publish bundle: %w", err)
+	}
+	info := c.info
+	info.Imported, info.KeyID = now.UTC(), c.signature.KeyID
+	im.Manifests = slices.DeleteFunc(im.Manifests, func(d v1.Descriptor) bool { return d.Digest == h })
+	im.Manifests = slices.Insert(im.Manifests, 0, v1.Descriptor{
+		MediaType: types.OCIImageIndex, Digest: h, Size: int64(len(c.index)),
+		Annotations: map[string]string{
+			annotationName:      info.Name,
+			annotationImported:  info.Imported.Format(time.RFC3339Nano),
+			annotationSignature: string(signature),
+		},
+	})
+	raw, err := json.MarshalIndent(im, "", "  ")
+	if err != nil {
+		return Info{}, fmt.Errorf("publish bundle: %w", err)
+	}
+	if err := s.replace("index.json", raw); err != nil {
+		return Info{}, fmt.Errorf("publish bundle: %w", err)
+	}
+	return info, nil
+}
+
+// replace writes a file of the store's top directory so that it is there whole or not at all.
+func (s *Store) replace(name string, content []byte) error {
+	tmp, err := os.CreateTemp(s.path("tmp"), name+"-*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	defer func() { _ = os.Remove(tmp.Name()) }()
+	_, err = tmp.Write(content)
+	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	if err := os.Rename(tmp.Name(), s.path(name)); err != nil {
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return syncDir(s.dir)
+}
+
+// clearTemporary removes what crashed processes left, unless somebody is writing just now.
+func (s *Store) clearTemporary() {
+	unlock, err := s.lock("lock", unix.LOCK_EX|unix.LOCK_NB)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	entries, _ := os.ReadDir(s.path("tmp"))
+	for _, e := range entries {
+		_ = os.Remove(s.path("tmp", e.Name()))
+	}
+}
+
+// lock takes an advisory lock that the kernel drops when the process dies.
+func (s *Store) lock(name string, how int) (unlock func(), err error) {
+	f, err := os.OpenFile(s.path(name), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("lock content store: %w", err)
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), how)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock content store %s: %w", s.dir, err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// Check reads every blob of every imported bundle and compares it with its digest, so that rot is
+// found before a machine meets it. It returns all that is wrong.
+func (s *Store) Check(ctx context.Context, progress func(Progress)) error {
+	im, err := s.readIndex()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, d := range im.Manifests {
+		c, err := s.readBundle(d)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		p := tracker{report: progress, at: Progress{Bundle: c.info.Name, Total: c.size()}}
+		for _, b := range c.blobs {
+			p.file(b)
+			f, _, err := s.Open(b.Digest)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s, file %q: %w", b.artifact, b.file, err))
+				continue
+			}
+			err = checkBlob(ctx, f, b, &p)
+			_ = f.Close()
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	defer func() { _ = d.Close() }()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("sync directory %s: %w", dir, err)
+	}
+	return nil
+}
+
+// contextReader ends a long copy when its context does.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
