@@ -253,6 +253,12 @@ type MachineStatus struct {
 	// Intent acknowledges spec.intent.
 	// +optional
 	Intent *IntentStatus `json:"intent,omitempty"`
+	// PastIntents are the ids that were acknowledged before the one in Intent, oldest first. None of them
+	// is carried out again, and a disk that carries one of their marks is this machine's own.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=32
+	PastIntents []string `json:"pastIntents,omitempty"`
 	// Steps of the current or last act, in order.
 	// +optional
 	// +listType=atomic

@@ -770,6 +770,11 @@ func (in *MachineStatus) DeepCopyInto(out *MachineStatus) {
 		*out = new(IntentStatus)
 		(*in).DeepCopyInto(*out)
 	}
+	if in.PastIntents != nil {
+		in, out := &in.PastIntents, &out.PastIntents
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Steps != nil {
 		in, out := &in.Steps, &out.Steps
 		*out = make([]Step, len(*in))

@@ -116,15 +116,7 @@ func decide(machine *v1alpha1.Machine) Plan {
 // OpenIntent returns the machine's intent when it has yet to be carried out, else nil. An intent whose id
 // status acknowledges as Succeeded or Failed is closed for ever.
 func OpenIntent(machine *v1alpha1.Machine) *v1alpha1.Intent {
-	intent, status := machine.Spec.Intent, machine.Status.Intent
-	if intent == nil {
-		return nil
-	}
-	if status != nil && status.ID == intent.ID &&
-		(status.State == v1alpha1.IntentSucceeded || status.State == v1alpha1.IntentFailed) {
-		return nil
-	}
-	return intent
+	return machine.OpenIntent()
 }
 
 func lower(action v1alpha1.IntentAction) string {

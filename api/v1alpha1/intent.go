@@ -1,0 +1,48 @@
+package v1alpha1
+
+import "slices"
+
+// OpenIntent returns the machine's intent when it has yet to be carried out, else nil. An intent whose id
+// status acknowledges as Succeeded or Failed, or acknowledged at any time before, is closed for ever: an
+// old manifest that is applied again must not wipe a machine again.
+func (m *Machine) OpenIntent() *Intent {
+	intent, status := m.Spec.Intent, m.Status.Intent
+	switch {
+	case intent == nil:
+		return nil
+	case status != nil && status.ID == intent.ID:
+		if status.State == IntentSucceeded || status.State == IntentFailed {
+			return nil
+		}
+	case slices.Contains(m.Status.PastIntents, intent.ID):
+		return nil
+	}
+	return intent
+}
+
+// AcknowledgedIntents are the ids of all intents that may have written this machine's disks, oldest
+// first. The current one is the last.
+func (m *Machine) AcknowledgedIntents() []string {
+	ids := slices.Clone(m.Status.PastIntents)
+	if m.Status.Intent != nil && !slices.Contains(ids, m.Status.Intent.ID) {
+		ids = append(ids, m.Status.Intent.ID)
+	}
+	return ids
+}
+
+// AcknowledgeIntent makes spec.intent the one that status.intent speaks of, in state Pending, and keeps
+// the id of the one before. It reports whether that changed anything.
+func (m *Machine) AcknowledgeIntent() bool {
+	intent := m.OpenIntent()
+	if intent == nil || (m.Status.Intent != nil && m.Status.Intent.ID == intent.ID) {
+		return false
+	}
+	m.Status.PastIntents = m.AcknowledgedIntents()
+	if extra := len(m.Status.PastIntents) - maxPastIntents; extra > 0 {
+		m.Status.PastIntents = m.Status.PastIntents[extra:]
+	}
+	m.Status.Intent = &IntentStatus{ID: intent.ID, Action: intent.Action, State: IntentPending}
+	return true
+}
+
+const maxPastIntents = 32
