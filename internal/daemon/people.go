@@ -1,0 +1,109 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"coldrack.dev/internal/pki"
+)
+
+// Groups of people's client certificates and tokens; internal/controlplane enforces what each may do.
+const (
+	GroupAdmin    = "coldrack:admin"
+	GroupOperator = "coldrack:operator"
+	GroupViewer   = "coldrack:viewer"
+)
+
+const (
+	peopleAuthority  = "people-ca"
+	machineAuthority = "machine-ca"
+
+	adminTTL   = 365 * 24 * time.Hour
+	servingTTL = 365 * 24 * time.Hour
+	// renewBefore is how long before its end the administrator's certificate is replaced at a start.
+	renewBefore = 90 * 24 * time.Hour
+)
+
+// Kubeconfig returns a kubeconfig for people's API with a client certificate of its own.
+func Kubeconfig(people *pki.Authority, server, user string, groups []string, ttl time.Duration) ([]byte, error) {
+	certPEM, keyPEM, err := people.NewClientKeyPair(user, groups, ttl)
+	if err != nil {
+		return nil, err
+	}
+	return clientcmd.Write(clientcmdapi.Config{
+		Clusters:       map[string]*clientcmdapi.Cluster{"coldrack": {Server: server, CertificateAuthorityData: people.CertPEM()}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{user: {ClientCertificateData: certPEM, ClientKeyData: keyPEM}},
+		Contexts:       map[string]*clientcmdapi.Context{"coldrack": {Cluster: "coldrack", AuthInfo: user}},
+		CurrentContext: "coldrack",
+	})
+}
+
+// IssueKubeconfig issues a kubeconfig from the keys in a data folder, whether the server runs or not.
+func IssueKubeconfig(cfg Config, user string, groups []string, ttl time.Duration) ([]byte, error) {
+	if _, err := os.Stat(cfg.path("pki", peopleAuthority+".crt")); err != nil {
+		return nil, fmt.Errorf("%s holds no server's keys: %w; name the server's data folder with --data-dir, and read it as its owner", cfg.DataDir, err)
+	}
+	master, err := pki.OpenMasterKey(cfg.path("pki"))
+	if err != nil {
+		return nil, err
+	}
+	people, err := pki.OpenAuthority(cfg.path("pki"), peopleAuthority, master)
+	if err != nil {
+		return nil, err
+	}
+	return Kubeconfig(people, apiURL(cfg.APIAddress), user, groups, ttl)
+}
+
+// writeAdminKubeconfig writes the first administrator's kubeconfig when there is none, when it points
+// elsewhere, was signed by another authority, or is about to expire.
+func writeAdminKubeconfig(cfg Config, people *pki.Authority, server string) (written bool, err error) {
+	path := cfg.AdminKubeconfig()
+	content, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("read %s: %w", path, err)
+	}
+	if err == nil && adminKubeconfigServes(content, people, server) {
+		return false, nil
+	}
+	content, err = Kubeconfig(people, server, "admin", []string{GroupAdmin}, adminTTL)
+	if err != nil {
+		return false, err
+	}
+	temp := path + ".new"
+	if err := errors.Join(os.WriteFile(temp, content, 0o600), os.Rename(temp, path)); err != nil {
+		return false, fmt.Errorf("write %s: %w", path, err)
+	}
+	return true, nil
+}
+
+func adminKubeconfigServes(content []byte, people *pki.Authority, server string) bool {
+	config, err := clientcmd.Load(content)
+	if err != nil {
+		return false
+	}
+	cluster, user := config.Clusters["coldrack"], config.AuthInfos["admin"]
+	if cluster == nil || user == nil || cluster.Server != server || string(cluster.CertificateAuthorityData) != string(people.CertPEM()) {
+		return false
+	}
+	cert, err := pki.ParseCertificate(user.ClientCertificateData)
+	return err == nil && time.Until(cert.NotAfter) > renewBefore
+}
+
+// apiURL is how people on this machine reach an API that listens at address.
+func apiURL(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "https://" + address
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return "https://" + net.JoinHostPort(host, port)
+}
