@@ -1,0 +1,254 @@
+package cli
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"coldrack.dev/api/v1alpha1"
+)
+
+// Describe is everything that is known of a machine, for a person.
+func Describe(m *v1alpha1.Machine, now time.Time) string {
+	d := &description{now: now}
+	d.summary(m)
+	d.wanted(m)
+	d.installed(m)
+	d.inventory(m.Status.Inventory)
+	d.steps(m)
+	d.conditions(m.Status.Conditions)
+	d.boots(m.Status.Boots)
+	return d.String()
+}
+
+// BootTable lists boots, newest first.
+func BootTable(boots []v1alpha1.BootRecord, now time.Time) *Table {
+	t := &Table{Header: []string{"WHEN", "DECISION", "MAC", "ADDRESS", "FIRMWARE", "REASON"}}
+	for _, b := range boots {
+		t.Add(ago(b.At.Time, now), string(b.Action), b.MAC, b.Address, b.Firmware, b.Reason)
+	}
+	return t
+}
+
+type description struct {
+	strings.Builder
+	now time.Time
+}
+
+// field writes one line unless there is nothing to say.
+func (d *description) field(name, format string, args ...any) {
+	if text := oneLine(fmt.Sprintf(format, args...)); text != "" {
+		fmt.Fprintf(d, "%-14s %s\n", name+":", text)
+	}
+}
+
+func (d *description) table(title string, t *Table) {
+	if len(t.Rows) == 0 {
+		return
+	}
+	fmt.Fprintf(d, "\n%s\n", title)
+	for _, line := range align(append([][]string{t.Header}, t.Rows...)) {
+		fmt.Fprintf(d, "  %s\n", line)
+	}
+}
+
+func (d *description) summary(m *v1alpha1.Machine) {
+	d.field("Machine", "%s", m.Name)
+	phase := PhaseOf(m)
+	if m.Status.PhaseSince != nil {
+		phase += " for " + since(m, d.now)
+	}
+	d.field("Phase", "%s", phase)
+	d.field("Message", "%s", m.Status.Message)
+	if text := Stuck(m, d.now); text != "" && text != m.Status.Message {
+		d.field("Stuck", "%s", text)
+	}
+	d.field("Address", "%s", AddressOf(m))
+	d.field("Place", "%s", place(m.Spec.Location))
+	d.field("Labels", "%s", labelText(m.Labels))
+	d.field("Known since", "%s", ago(m.CreationTimestamp.Time, d.now))
+	id := m.Spec.Identifiers
+	d.field("MACs", "%s", strings.Join(id.MACs, ", "))
+	d.field("UUID", "%s", id.UUID)
+	d.field("Serial", "%s", id.Serial)
+	d.field("BMC MAC", "%s", id.BMCMAC)
+}
+
+func (d *description) wanted(m *v1alpha1.Machine) {
+	fmt.Fprintln(d, "\nWanted")
+	approved := "no: no disk is touched until `coldrack approve " + m.Name + "`"
+	if m.Spec.Approved {
+		approved = "yes"
+	}
+	d.field("  Approved", "%s", approved)
+	d.field("  Hostname", "%s", m.Spec.Hostname)
+	d.field("  Profile", "%s", m.Spec.Profile)
+	d.field("  Image", "%s", m.Spec.Image)
+	if n := m.Spec.Network; n != nil {
+		d.field("  Network", "%s", strings.TrimSpace(n.Address+" "+n.Subnet+" "+n.MAC))
+	}
+	if intent := m.Spec.Intent; intent != nil {
+		text := fmt.Sprintf("%s %s (%s)", intent.Action, IntentStateOf(m), intent.ID)
+		if intent.RequestedBy != "" {
+			text += " by " + intent.RequestedBy
+		}
+		if intent.RequestedAt != nil {
+			text += ", " + ago(intent.RequestedAt.Time, d.now)
+		}
+		d.field("  Intent", "%s", text)
+	}
+	if ack := m.Status.Intent; ack != nil && ack.Message != "" {
+		d.field("  Outcome", "%s", ack.Message)
+	}
+}
+
+func (d *description) installed(m *v1alpha1.Machine) {
+	if i := m.Status.Installed; i != nil {
+		fmt.Fprintln(d, "\nInstalled")
+		d.field("  Image", "%s (%s)", i.Image, i.ImageDigest)
+		d.field("  Disk", "%s", i.Disk)
+		d.field("  Profile", "%s", i.Profile)
+		d.field("  When", "%s", ago(i.At.Time, d.now))
+	}
+	if i := m.Status.Identity; i != nil {
+		d.field("  Identity", "%s, until %s", i.KeyFingerprint, i.ExpiresAt.UTC().Format(time.RFC3339))
+	}
+	if n := m.Status.Node; n != nil {
+		fmt.Fprintln(d, "\nNode")
+		d.field("  System", "%s, kernel %s, agent %s", n.OS, n.Kernel, n.AgentVersion)
+		if n.BootedAt != nil {
+			d.field("  Up for", "%s", Age(d.now.Sub(n.BootedAt.Time)))
+		}
+		d.field("  Addresses", "%s", strings.Join(n.Addresses, ", "))
+		d.field("  Failed units", "%s", strings.Join(n.FailedUnits, ", "))
+	}
+}
+
+func (d *description) inventory(inv *v1alpha1.Inventory) {
+	if inv == nil {
+		return
+	}
+	fmt.Fprintf(d, "\nInventory, reported %s\n", ago(inv.ReportedAt.Time, d.now))
+	d.field("  Model", "%s %s", inv.System.Vendor, inv.System.Product)
+	d.field("  Serial", "%s", inv.System.Serial)
+	d.field("  UUID", "%s", inv.System.UUID)
+	d.field("  Asset tag", "%s", inv.System.AssetTag)
+	d.field("  CPU", "%d x %s, %d cores, %d threads", inv.CPU.Sockets, inv.CPU.Model, inv.CPU.Cores, inv.CPU.Threads)
+	d.field("  Memory", "%s", Bytes(inv.Memory.Value()))
+	firmware := inv.Firmware
+	if inv.SecureBoot {
+		firmware += ", Secure Boot"
+	}
+	if inv.TPM != "" {
+		firmware += ", TPM " + inv.TPM
+	}
+	if inv.System.BIOSVersion != "" {
+		firmware += ", version " + inv.System.BIOSVersion
+	}
+	d.field("  Firmware", "%s", firmware)
+	if inv.BMC != nil {
+		d.field("  BMC", "%s %s", inv.BMC.Address, inv.BMC.MAC)
+	}
+	disks := &Table{Header: []string{"DISK", "SIZE", "TRANSPORT", "MODEL", "SERIAL", "BY-ID", "CONTENTS"}}
+	for _, disk := range inv.Disks {
+		contents := orElse(strings.Join(disk.Contents, "; "), "blank")
+		disks.Add(disk.Name, Bytes(disk.Size.Value()), disk.Transport, strings.TrimSpace(disk.Vendor+" "+disk.Model), disk.Serial, disk.ByID, contents)
+	}
+	d.table("Disks", disks)
+	nics := &Table{Header: []string{"NIC", "MAC", "DRIVER", "LINK", "SWITCH PORT", ""}}
+	for _, nic := range inv.NICs {
+		link := "down"
+		if nic.Link {
+			link = "up"
+			if nic.SpeedMbps > 0 {
+				link = fmt.Sprintf("%d Mbit/s", nic.SpeedMbps)
+			}
+		}
+		port, boot := "", ""
+		if l := nic.LLDP; l != nil {
+			port = strings.TrimSpace(orElse(l.SystemName, l.ChassisID) + " " + orElse(l.PortDesc, l.PortID))
+		}
+		if nic.Boot {
+			boot = "booted from"
+		}
+		nics.Add(nic.Name, nic.MAC, nic.Driver, link, port, boot)
+	}
+	d.table("Network interfaces", nics)
+}
+
+func (d *description) steps(m *v1alpha1.Machine) {
+	t := &Table{Header: []string{"STEP", "STATE", "TOOK", "DATA", "MESSAGE"}}
+	for _, step := range m.Status.Steps {
+		data := ""
+		if step.BytesTotal > 0 {
+			data = fmt.Sprintf("%s of %s", Bytes(step.BytesDone), Bytes(step.BytesTotal))
+			if step.BytesDone == step.BytesTotal {
+				data = Bytes(step.BytesTotal)
+			}
+		}
+		t.Add(step.Name, string(step.State), took(step, d.now), data, step.Message)
+	}
+	d.table("Steps of the last act", t)
+}
+
+func (d *description) conditions(conditions []metav1.Condition) {
+	t := &Table{Header: []string{"CONDITION", "STATUS", "SINCE", "REASON", "MESSAGE"}}
+	for _, c := range conditions {
+		t.Add(c.Type, string(c.Status), ago(c.LastTransitionTime.Time, d.now), c.Reason, c.Message)
+	}
+	d.table("Conditions", t)
+}
+
+func (d *description) boots(boots []v1alpha1.BootRecord) {
+	d.table("Boots, newest first", BootTable(boots, d.now))
+}
+
+// took is how long a step ran, or has been running.
+func took(step v1alpha1.Step, now time.Time) string {
+	switch {
+	case step.StartedAt == nil:
+		return ""
+	case step.FinishedAt != nil:
+		d := step.FinishedAt.Sub(step.StartedAt.Time)
+		if d < 10*time.Second {
+			return fmt.Sprintf("%.1fs", d.Seconds())
+		}
+		return Age(d)
+	case step.State == v1alpha1.StepRunning:
+		return Age(now.Sub(step.StartedAt.Time)) + " so far"
+	}
+	return ""
+}
+
+func place(l v1alpha1.Location) string {
+	var parts []string
+	for _, part := range [][2]string{{"site", l.Site}, {"room", l.Room}, {"rack", l.Rack}} {
+		if part[1] != "" {
+			parts = append(parts, part[0]+" "+part[1])
+		}
+	}
+	if l.Unit > 0 {
+		parts = append(parts, fmt.Sprintf("unit %d", l.Unit))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func labelText(labels map[string]string) string {
+	var parts []string
+	for key, value := range labels {
+		parts = append(parts, key+"="+value)
+	}
+	slices.Sort(parts)
+	return strings.Join(parts, ", ")
+}
+
+// ago is a moment as its distance from now.
+func ago(t, now time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return Age(now.Sub(t)) + " ago"
+}
