@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+)
+
+func (a *app) applyCommand() *cobra.Command {
+	var (
+		files  []string
+		dryRun bool
+		force  bool
+	)
+	cmd := &cobra.Command{
+		Use:   "apply -f FILE|FOLDER|-",
+		Short: "Create or change objects as files say",
+		Long: `Create or change objects as files say, with server-side apply: fields that a file does not
+name stay as they are. All files are read before anything is sent, so that broken YAML changes nothing.`,
+		Example: `  coldrack apply -f rack1.yaml
+  coldrack apply -f manifests/ --dry-run
+  generate-rack-sheet | coldrack apply -f -`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(files) == 0 {
+				return usageError("name what to apply with -f FILE, -f FOLDER or -f -")
+			}
+			documents, err := a.readManifests(files)
+			if err != nil {
+				return err
+			}
+			g, err := a.generic()
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, d := range documents {
+				outcome, err := g.apply(cmd.Context(), d, dryRun, force)
+				if err != nil {
+					if isTransport(err) {
+						return err
+					}
+					errs = append(errs, d.explain(err))
+					continue
+				}
+				if dryRun {
+					outcome += " (dry run)"
+				}
+				fmt.Fprintf(a.out, "%s/%s %s\n", strings.ToLower(d.object.GetKind()), d.object.GetName(), outcome)
+			}
+			return errors.Join(errs...)
+		},
+	}
+	a.addConnectionFlag(cmd)
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder (all of its .yaml, .yml and .json files) or - for standard input; may be repeated")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "let the server check everything and change nothing")
+	cmd.Flags().BoolVar(&force, "force-conflicts", false, "take over fields that another tool set")
+	return cmd
+}
+
+// apply sends one object and tells what came of it: created, configured or unchanged.
+func (g *generic) apply(ctx context.Context, d *document, dryRun, force bool) (string, error) {
+	resource, err := g.resourceFor(d.object)
+	if err != nil {
+		return "", err
+	}
+	before, err := resource.Get(ctx, d.object.GetName(), metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return "", err
+	}
+	created := err != nil
+	body, err := toJSON(d.object)
+	if err != nil {
+		return "", err
+	}
+	options := metav1.PatchOptions{FieldManager: fieldManager, Force: &force, FieldValidation: metav1.FieldValidationStrict}
+	if dryRun {
+		options.DryRun = []string{metav1.DryRunAll}
+	}
+	after, err := resource.Patch(ctx, d.object.GetName(), types.ApplyPatchType, body, options)
+	switch {
+	case apierrors.IsConflict(err):
+		return "", refusedError("%w\n  another tool set these fields; --force-conflicts takes them over", err)
+	case err != nil:
+		return "", err
+	case created:
+		return "created", nil
+	case !dryRun && after.GetResourceVersion() == before.GetResourceVersion(),
+		dryRun && after.GetGeneration() == before.GetGeneration():
+		return "unchanged", nil
+	}
+	return "configured", nil
+}
+
+// resourceFor finds where objects of this kind live.
+func (g *generic) resourceFor(object *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
+	gvk := object.GroupVersionKind()
+	mapping, err := g.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
+	if meta.IsNoMatchError(err) {
+		return nil, notFoundError("the server has no kind %s in %s; `coldrack get` lists what it has", gvk.Kind, gvk.GroupVersion())
+	}
+	if err != nil {
+		return nil, err
+	}
+	if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
+		namespace := object.GetNamespace()
+		if namespace == "" {
+			namespace = metav1.NamespaceDefault
+		}
+		return g.dyn.Resource(mapping.Resource).Namespace(namespace), nil
+	}
+	return g.dyn.Resource(mapping.Resource), nil
+}
+
+// isTransport is true for errors that would meet every further object too.
+func isTransport(err error) bool {
+	var status apierrors.APIStatus
+	var coded *codedError
+	return !errors.As(err, &status) && !errors.As(err, &coded)
+}

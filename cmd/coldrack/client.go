@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/restmapper"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/spf13/cobra"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/daemon"
+	"coldrack.dev/internal/version"
+)
+
+// fieldManager owns the fields that `coldrack apply` writes.
+const fieldManager = "coldrack"
+
+// addConnectionFlag gives a command, and the commands below it, --kubeconfig.
+func (a *app) addConnectionFlag(cmd *cobra.Command) *cobra.Command {
+	cmd.PersistentFlags().StringVar(&a.kubeconfig, "kubeconfig", "",
+		"kubeconfig of the server [$COLDRACK_KUBECONFIG] (default DATA_DIR/admin.kubeconfig)")
+	return cmd
+}
+
+// kubeconfigPath finds the kubeconfig: flag, environment, then the one of a server on this machine.
+func (a *app) kubeconfigPath() (string, error) {
+	if a.kubeconfig != "" {
+		return a.kubeconfig, nil
+	}
+	if path, ok := a.env("COLDRACK_KUBECONFIG"); ok && path != "" {
+		return path, nil
+	}
+	local := daemon.DefaultConfig()
+	if dir, ok := a.env("COLDRACK_DATA_DIR"); ok && dir != "" {
+		local.DataDir = dir
+	}
+	path := local.AdminKubeconfig()
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf(`no server is known: %s does not exist
+  on the server's machine:  start it with "coldrack serve", which writes that file
+  on another machine:       "coldrack kubeconfig" on the server makes one for you;
+                            name it with --kubeconfig FILE or COLDRACK_KUBECONFIG=FILE
+  for a lab:                COLDRACK_KUBECONFIG=LAB_FOLDER/server/admin.kubeconfig`, path)
+	}
+	return path, nil
+}
+
+// connect reads the kubeconfig. It does not talk to the server yet.
+func (a *app) connect() (*rest.Config, error) {
+	if a.config != nil {
+		return a.config, nil
+	}
+	path, err := a.kubeconfigPath()
+	if err != nil {
+		return nil, err
+	}
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(
+		&clientcmd.ClientConfigLoadingRules{ExplicitPath: path}, nil).ClientConfig()
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("kubeconfig %s may not be read by this user: use sudo, or have an administrator make one for you with \"coldrack kubeconfig\"", path)
+	case err != nil:
+		return nil, fmt.Errorf("kubeconfig %s: %w", path, err)
+	}
+	config.UserAgent = "coldrack/" + version.Get().Version
+	// The defaults throttle a person who lists a few hundred machines.
+	config.QPS, config.Burst = 200, 400
+	config.WarningHandler = rest.NewWarningWriter(a.err, rest.WarningWriterOptions{Deduplicate: true})
+	a.config = config
+	return config, nil
+}
+
+// client returns a client for the kinds of Coldrack. It needs no discovery round trips.
+func (a *app) client() (client.WithWatch, error) {
+	config, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	mapper := meta.NewDefaultRESTMapper(nil)
+	for gvk := range scheme.AllKnownTypes() {
+		if gvk.Group == v1alpha1.Group && !strings.HasSuffix(gvk.Kind, "List") {
+			mapper.Add(gvk, meta.RESTScopeRoot)
+		}
+	}
+	return client.NewWithWatch(config, client.Options{Scheme: scheme, Mapper: mapper})
+}
+
+// generic is access to any kind that the server has.
+type generic struct {
+	config *rest.Config
+	dyn    dynamic.Interface
+	mapper meta.RESTMapper
+}
+
+func (a *app) generic() (*generic, error) {
+	config, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	dyn, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	disco, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	cached := memory.NewMemCacheClient(disco)
+	mapper := restmapper.NewShortcutExpander(restmapper.NewDeferredDiscoveryRESTMapper(cached), cached, nil)
+	return &generic{config: config, dyn: dyn, mapper: mapper}, nil
+}
+
+// completionTimeout bounds how long a shell waits for names.
+const completionTimeout = 2 * time.Second
+
+// completeMachines offers machine names to the shell.
+func (a *app) completeMachines(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	c, err := a.client()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+	defer cancel()
+	var list v1alpha1.MachineList
+	if err := c.List(ctx, &list); err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, m := range list.Items {
+		if strings.HasPrefix(m.Name, prefix) {
+			names = append(names, fmt.Sprintf("%s\t%s", m.Name, m.Status.Phase))
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// yamlFiles lists what -f names: a file, the YAML and JSON files of a folder in order, or "-".
+func yamlFiles(name string) ([]string, error) {
+	if name == "-" {
+		return []string{"-"}, nil
+	}
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.IsDir() {
+		return []string{name}, nil
+	}
+	var files []string
+	err = filepath.WalkDir(name, func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir():
+			return nil
+		}
+		switch filepath.Ext(path) {
+		case ".yaml", ".yml", ".json":
+			files = append(files, path)
+		}
+		return nil
+	})
+	if err == nil && len(files) == 0 {
+		err = fmt.Errorf("%s holds no .yaml, .yml or .json file", name)
+	}
+	return files, err
+}
+
+// rawSerializer is for requests whose bodies are read as they come.
+func rawSerializer() runtime.NegotiatedSerializer {
+	return serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
+}

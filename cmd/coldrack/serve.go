@@ -1,0 +1,129 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"coldrack.dev/internal/cli/settings"
+	"coldrack.dev/internal/daemon"
+)
+
+// defaultConfigFile is read when it exists and --config names no other.
+const defaultConfigFile = "/etc/coldrack/config.yaml"
+
+// serveOptions describes every field of daemon.Config.
+func serveOptions() map[string]settings.Option {
+	usage := func(text string) settings.Option { return settings.Option{Usage: text} }
+	return map[string]settings.Option{
+		"dataDir":       usage("folder that holds all state: store, keys, leases, content, audit log"),
+		"apiAddress":    usage("where people's API listens, host:port"),
+		"apiNames":      usage("extra DNS names and addresses of the API's certificate"),
+		"interfaces":    usage("interfaces on which machines boot; none: every one with an address in a Subnet"),
+		"bootAddress":   usage("address of this server as machines reach it; none: the first one of the first interface"),
+		"bootPort":      usage("port of scripts, kernels and images over plain HTTP"),
+		"machinePort":   usage("port of the machine API over TLS"),
+		"tftpPort":      usage("port of first stages over TFTP; only tests change it"),
+		"bootNetns":     usage("network namespace in which machines are served; used by the lab"),
+		"noBoot":        usage("start no boot services, only the control plane, controllers and people's API"),
+		"etcdEndpoints": usage("existing etcd to use instead of the embedded one"),
+		"etcdCAFile":    usage("CA certificate of that etcd"),
+		"etcdCertFile":  usage("client certificate for that etcd"),
+		"etcdKeyFile":   usage("key of the client certificate"),
+		// COLDRACK_KUBECONFIG already tells people's verbs where the server is. A server that read it too
+		// would take itself for its own store.
+		"kubeconfig":        {Usage: "existing Kubernetes API that holds the kinds instead of the embedded one", Env: "COLDRACK_SERVE_KUBECONFIG"},
+		"manifests":         usage("files or folders applied at every start"),
+		"bundles":           usage("bundle archives imported at start when the store lacks them"),
+		"trustedKeys":       usage("files with Ed25519 public keys whose signatures on bundles are accepted"),
+		"heartbeatInterval": usage("how often installed nodes report"),
+		"logLevel":          usage("debug, info, warn or error"),
+		"logFormat":         usage("text or json"),
+	}
+}
+
+func (a *app) serveCommand() *cobra.Command {
+	cfg := daemon.DefaultConfig()
+	set, bindErr := settings.Bind(&cfg, serveOptions())
+	var (
+		file        string
+		printConfig bool
+		output      string
+	)
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the server",
+		Long: `Run the server: control plane, boot services, machine API, content store and controllers.
+
+Every setting is a flag, an environment variable and a key of the config file (the flag's name in
+camel case, for example dataDir). A flag wins over the environment, the environment over the file, the
+file over the default. --print-config shows the outcome and where each value came from.
+
+SIGINT and SIGTERM end the server gracefully; a second one ends it at once.`,
+		Example: `  coldrack serve
+  coldrack serve --data-dir /srv/coldrack --interfaces eno1 --manifests /etc/coldrack/manifests
+  COLDRACK_LOG_LEVEL=debug coldrack serve --print-config`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if bindErr != nil {
+				return bindErr
+			}
+			if err := a.loadServeConfig(set, &cfg, file); err != nil {
+				return err
+			}
+			if printConfig {
+				if done, err := a.printStructured(output, set.Values()); done {
+					return err
+				}
+				_, err := io.WriteString(a.out, set.YAML())
+				return err
+			}
+			return daemon.Run(cmd.Context(), cfg, a.logger(cfg))
+		},
+	}
+	if bindErr == nil {
+		set.AddFlags(cmd.Flags())
+	}
+	cmd.Flags().StringVar(&file, "config", "", "config file [$COLDRACK_CONFIG] (default "+defaultConfigFile+" if it exists)")
+	cmd.Flags().BoolVar(&printConfig, "print-config", false, "show the effective configuration and where each value came from, and exit")
+	addOutputFlag(cmd, &output, "json", "yaml")
+	cmd.Flags().Lookup("output").Usage = "format of --print-config: json, yaml (default: a config file with comments)"
+	return cmd
+}
+
+// loadServeConfig merges all sources into cfg, which set is bound to, and checks the outcome.
+func (a *app) loadServeConfig(set *settings.Set, cfg *daemon.Config, file string) error {
+	optional := false
+	if file == "" {
+		file, _ = a.env("COLDRACK_CONFIG")
+	}
+	if file == "" {
+		file, optional = defaultConfigFile, true
+	}
+	text, err := os.ReadFile(file)
+	if err != nil && !(optional && errors.Is(err, fs.ErrNotExist)) {
+		return usageError("config file: %w", err)
+	}
+	if err := set.Load(file, text, a.env); err != nil {
+		return usageError("configuration:\n%w", err)
+	}
+	if err := set.Explain(cfg.Validate()); err != nil {
+		return usageError("configuration:\n%w", err)
+	}
+	return nil
+}
+
+func (a *app) logger(cfg daemon.Config) *slog.Logger {
+	var level slog.Level
+	// Validate has accepted the level; an unknown one would mean info.
+	_ = level.UnmarshalText([]byte(cfg.LogLevel))
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(a.err, options))
+	}
+	return slog.New(slog.NewTextHandler(a.err, options))
+}
