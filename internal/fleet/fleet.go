@@ -1,0 +1,239 @@
+// Package fleet is what the server knows of its machines at this moment, in memory: the Machine objects
+// as the informer cache delivers them, and the live facts that are too fine or too frequent for the
+// store (boots, progress, heartbeats, log lines).
+//
+// Boot services and the machine API read from it and report to it; neither ever waits for the store.
+// A controller folds what a person would want to see into status. Everything here can be lost: after a
+// restart the objects come back from the store and the live facts from the machines themselves.
+package fleet
+
+import (
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"coldrack.dev/api/v1alpha1"
+)
+
+// Options of a Fleet.
+type Options struct {
+	Log *slog.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// MaxNewcomers bounds how many unknown machines may wait to be recorded. Default 4096.
+	MaxNewcomers int
+}
+
+// Fleet is safe for concurrent use. Machine objects that it returns are shared and must not be changed.
+type Fleet struct {
+	log          *slog.Logger
+	now          func() time.Time
+	started      time.Time
+	maxNewcomers int
+
+	mu        sync.RWMutex
+	machines  map[string]*v1alpha1.Machine
+	index     *Index
+	live      map[string]*live
+	newcomers map[string]Newcomer
+	synced    chan struct{}
+	refused   time.Time // when the newcomer limit was last logged
+
+	dirty   dirtySet
+	arrived signal
+	changed map[string]signal
+	any     signal
+}
+
+// New returns an empty Fleet.
+func New(opts Options) *Fleet {
+	f := &Fleet{
+		log: opts.Log, now: opts.Now, maxNewcomers: opts.MaxNewcomers,
+		machines: map[string]*v1alpha1.Machine{}, index: NewIndex(), live: map[string]*live{},
+		newcomers: map[string]Newcomer{}, synced: make(chan struct{}),
+		dirty: newDirtySet(), arrived: newSignal(), changed: map[string]signal{}, any: newSignal(),
+	}
+	if f.log == nil {
+		f.log = slog.New(slog.DiscardHandler)
+	}
+	if f.now == nil {
+		f.now = time.Now
+	}
+	if f.maxNewcomers == 0 {
+		f.maxNewcomers = 4096
+	}
+	f.started = f.now()
+	return f
+}
+
+// StartedAt is when this Fleet began to watch. Nothing that was last heard of before may be called lost
+// until enough time has passed since.
+func (f *Fleet) StartedAt() time.Time { return f.started }
+
+// MarkSynced says that every Machine of the store has been Put. Before that, an unknown machine may only
+// be one that has not been read yet.
+func (f *Fleet) MarkSynced() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.isSynced() {
+		close(f.synced)
+	}
+}
+
+// Synced is closed once MarkSynced was called. Boot services must not answer before.
+func (f *Fleet) Synced() <-chan struct{} { return f.synced }
+
+// IsSynced says whether MarkSynced was called.
+func (f *Fleet) IsSynced() bool { return f.isSynced() }
+
+func (f *Fleet) isSynced() bool {
+	select {
+	case <-f.synced:
+		return true
+	default:
+		return false
+	}
+}
+
+// Put takes in a Machine. Whoever writes to the store puts the answer here at once, so that the server
+// reads its own writes; an older version that the informer delivers afterwards is ignored.
+func (f *Fleet) Put(m *v1alpha1.Machine) {
+	f.mu.Lock()
+	old := f.machines[m.Name]
+	if old != nil && older(m, old) {
+		f.mu.Unlock()
+		return
+	}
+	if old != nil && old.UID != m.UID {
+		delete(f.live, m.Name) // deleted and made anew: nothing of the old one's life applies
+	}
+	f.machines[m.Name] = m
+	f.index.Put(m)
+	delete(f.newcomers, m.Name)
+	f.wake(m.Name)
+	f.mu.Unlock()
+	f.dirty.add(m.Name)
+}
+
+// Remove forgets a Machine that was deleted from the store. uid guards against the late news of a
+// deletion when the name is in use again; empty removes whatever is there.
+func (f *Fleet) Remove(name string, uid string) {
+	f.mu.Lock()
+	if m := f.machines[name]; m != nil && (uid == "" || string(m.UID) == uid) {
+		delete(f.machines, name)
+		delete(f.live, name)
+		f.index.Remove(name)
+		f.wake(name)
+	}
+	f.mu.Unlock()
+}
+
+// older says whether a is a version before b of the same object. Resource versions of one object can be
+// compared as numbers, in etcd and in any Kubernetes API server since 1.35; where they are not numbers,
+// the later delivery wins.
+func older(a, b *v1alpha1.Machine) bool {
+	if a.UID != b.UID {
+		return a.CreationTimestamp.Before(&b.CreationTimestamp)
+	}
+	va, errA := strconv.ParseUint(a.ResourceVersion, 10, 64)
+	vb, errB := strconv.ParseUint(b.ResourceVersion, 10, 64)
+	return errA == nil && errB == nil && va < vb
+}
+
+// Get returns the Machine of that name.
+func (f *Fleet) Get(name string) (*v1alpha1.Machine, bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	m, ok := f.machines[name]
+	return m, ok
+}
+
+// List returns all Machines, by name.
+func (f *Fleet) List() []*v1alpha1.Machine {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	list := make([]*v1alpha1.Machine, 0, len(f.machines))
+	for _, m := range f.machines {
+		list = append(list, m)
+	}
+	slices.SortFunc(list, func(a, b *v1alpha1.Machine) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+// Match finds the machine that the identifiers belong to. See Index.Match.
+func (f *Fleet) Match(q Query) Match {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.index.Match(q)
+}
+
+// Lookup returns the Machine that the identifiers of a boot request belong to, or nil, and why.
+func (f *Fleet) Lookup(ids v1alpha1.Identifiers) (*v1alpha1.Machine, string) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	match := f.index.Match(Query{Identifiers: ids})
+	return f.machines[match.Machine], match.Reason
+}
+
+// Twins are the other machines that share identifiers with the named one, each with what is shared.
+func (f *Fleet) Twins(name string) []Twin {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.index.Twins(name)
+}
+
+// Reservation is the address that a known machine is to have.
+type Reservation struct {
+	Machine  string
+	Hostname string
+	Subnet   string     // name, may be empty
+	Address  netip.Addr // invalid when no address is planned
+}
+
+// ByMAC returns what DHCP must know of the machine with that MAC.
+func (f *Fleet) ByMAC(mac string) (Reservation, bool) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	match := f.index.Match(Query{Identifiers: v1alpha1.Identifiers{MACs: []string{mac}}})
+	m := f.machines[match.Machine]
+	if m == nil {
+		return Reservation{}, false
+	}
+	r := Reservation{Machine: m.Name, Hostname: m.Spec.Hostname}
+	if r.Hostname == "" {
+		r.Hostname = m.Name
+	}
+	if n := m.Spec.Network; n != nil {
+		r.Subnet = n.Subnet
+		// The address is for one interface; the machine's other ones boot from the pool.
+		if n.MAC == "" || normalMAC(n.MAC) == normalMAC(mac) {
+			r.Address, _ = netip.ParseAddr(n.Address)
+		}
+	}
+	return r, true
+}
+
+// AddressOwners are the names of all machines whose plan or installed node has that address.
+func (f *Fleet) AddressOwners(address string) []string {
+	want, err := netip.ParseAddr(address)
+	if err != nil {
+		return nil
+	}
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	var owners []string
+	for name, m := range f.machines {
+		if m.Spec.Network == nil {
+			continue
+		}
+		if have, err := netip.ParseAddr(m.Spec.Network.Address); err == nil && have == want {
+			owners = append(owners, name)
+		}
+	}
+	slices.Sort(owners)
+	return owners
+}

@@ -1,0 +1,192 @@
+package fleet
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+func version(m *v1alpha1.Machine, uid, resourceVersion string) *v1alpha1.Machine {
+	m = m.DeepCopy()
+	m.UID, m.ResourceVersion = "uid-"+"1", resourceVersion
+	if uid != "" {
+		m.UID = "uid-2"
+	}
+	return m
+}
+
+func TestFleetReadsItsOwnWrites(t *testing.T) {
+	f := New(Options{})
+	f.Put(version(reported("a", uuidA, "", macA), "", "10"))
+	f.Put(version(expected("a", v1alpha1.Identifiers{}), "", "9"))
+	if m, _ := f.Get("a"); m.ResourceVersion != "10" {
+		t.Errorf("an older version replaced a newer one: %s", m.ResourceVersion)
+	}
+	f.Remove("a", "uid-of-an-earlier-one")
+	if _, ok := f.Get("a"); !ok {
+		t.Error("late news of an earlier machine's deletion removed this one")
+	}
+	f.Remove("a", "uid-1")
+	if _, ok := f.Get("a"); ok {
+		t.Error("a deleted machine is still there")
+	}
+}
+
+func TestNewMachineOfTheSameNameStartsWithoutHistory(t *testing.T) {
+	f := New(Options{})
+	f.Put(version(expected("a", v1alpha1.Identifiers{}), "", "1"))
+	f.Log("a", "old")
+	f.Put(version(expected("a", v1alpha1.Identifiers{}), "2", "5"))
+	if lines := f.LogLines("a"); len(lines) != 0 {
+		t.Errorf("log of the machine that was deleted: %v", lines)
+	}
+}
+
+func TestBootOfAnUnknownMachineIsANewcomer(t *testing.T) {
+	f := New(Options{MaxNewcomers: 2})
+	ids := v1alpha1.Identifiers{MACs: []string{macA}, UUID: amiUUID}
+	_, arrived := f.Newcomers()
+	for range 3 {
+		if name := f.Booted(ids, v1alpha1.BootRecord{Action: v1alpha1.BootDiscover}); name != "m-52540000000a" {
+			t.Fatalf("name is %q", name)
+		}
+	}
+	<-arrived
+	list, _ := f.Newcomers()
+	if len(list) != 1 || list[0].Identifiers.UUID != "" {
+		t.Fatalf("newcomers: %+v, want one, without the vendor's default UUID", list)
+	}
+	f.Booted(v1alpha1.Identifiers{MACs: []string{macB}}, v1alpha1.BootRecord{})
+	if name := f.Booted(v1alpha1.Identifiers{MACs: []string{macNew}}, v1alpha1.BootRecord{}); name != "" {
+		t.Errorf("a third newcomer was accepted although the limit is two")
+	}
+	f.Put(expected("m-52540000000a", v1alpha1.Identifiers{MACs: []string{macA}}))
+	if list, _ := f.Newcomers(); len(list) != 1 {
+		t.Errorf("a newcomer that was recorded is still waiting: %+v", list)
+	}
+	if boots := f.Live("m-52540000000a").Boots; len(boots) != 3 {
+		t.Errorf("boots before the machine was recorded are lost: %d of 3", len(boots))
+	}
+}
+
+func TestBootsAreBounded(t *testing.T) {
+	f := New(Options{})
+	f.Put(expected("a", v1alpha1.Identifiers{MACs: []string{macA}}))
+	for i := range 30 {
+		f.Booted(v1alpha1.Identifiers{MACs: []string{macA}}, v1alpha1.BootRecord{Reason: string(rune('A' + i))})
+	}
+	if boots := f.Live("a").Boots; len(boots) != maxBoots || boots[0].Reason != string(rune('A'+29)) {
+		t.Errorf("%d boots, the newest is %q", len(boots), boots[0].Reason)
+	}
+}
+
+func TestDirtyNamesAreCoalesced(t *testing.T) {
+	f := New(Options{})
+	f.Put(expected("b", v1alpha1.Identifiers{}))
+	f.Put(expected("a", v1alpha1.Identifiers{}))
+	for i := range 1000 {
+		f.Progressed("a", "1", []wire.Step{{Name: "image", State: wire.StateRunning, BytesDone: int64(i)}}, nil)
+	}
+	names, err := f.NextDirty(t.Context())
+	if err != nil || !slices.Equal(names, []string{"a", "b"}) {
+		t.Errorf("dirty: %v, %v, want a and b once", names, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if names, err := f.NextDirty(ctx); err == nil {
+		t.Errorf("dirty again without news: %v", names)
+	}
+}
+
+func TestHeartbeatsThatSayNothingNewAreQuiet(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	f := New(Options{Now: func() time.Time { return now }})
+	f.Put(expected("a", v1alpha1.Identifiers{}))
+	f.NextDirty(t.Context())
+	dirty := func() bool {
+		f.dirty.mu.Lock()
+		defer f.dirty.mu.Unlock()
+		was := f.dirty.names["a"]
+		delete(f.dirty.names, "a")
+		return was
+	}
+	steps := []struct {
+		name string
+		beat wire.Heartbeat
+		wait time.Duration
+		want bool
+	}{
+		{"the first one is news", wire.Heartbeat{BootID: "1"}, 0, true},
+		{"the same again is not", wire.Heartbeat{BootID: "1"}, 30 * time.Second, false},
+		{"a failed unit is", wire.Heartbeat{BootID: "1", FailedUnits: []string{"x.service"}}, 30 * time.Second, true},
+		{"after a silence it is", wire.Heartbeat{BootID: "1", FailedUnits: []string{"x.service"}}, 2 * time.Minute, true},
+		{"a reboot is", wire.Heartbeat{BootID: "2"}, 30 * time.Second, true},
+	}
+	for _, step := range steps {
+		now = now.Add(step.wait)
+		f.Beat("a", step.beat, "10.0.0.1")
+		if got := dirty(); got != step.want {
+			t.Errorf("%s: dirty is %v", step.name, got)
+		}
+	}
+	if at := f.Live("a").ReadyAt; !at.Equal(now) {
+		t.Errorf("ready since %v, want since the last reboot %v", at, now)
+	}
+}
+
+func TestChangedWakes(t *testing.T) {
+	f := New(Options{})
+	machine, any := f.Changed("a")
+	f.Put(expected("b", v1alpha1.Identifiers{}))
+	select {
+	case <-machine:
+		t.Error("woken by another machine")
+	case <-any:
+		t.Error("woken by another machine")
+	default:
+	}
+	f.Put(expected("a", v1alpha1.Identifiers{}))
+	<-machine
+	f.Touch()
+	<-any
+}
+
+func TestReservation(t *testing.T) {
+	f := New(Options{})
+	m := reported("a", uuidA, "", macA, macA2)
+	m.Spec.Hostname = "node-1"
+	m.Spec.Network = &v1alpha1.MachineNetwork{Subnet: "rack", Address: "10.0.0.7", MAC: macA}
+	f.Put(m)
+	r, ok := f.ByMAC("52:54:00:00:00:0A")
+	if !ok || r.Machine != "a" || r.Hostname != "node-1" || r.Address.String() != "10.0.0.7" {
+		t.Errorf("reservation: %+v, %v", r, ok)
+	}
+	if r, ok := f.ByMAC(macA2); !ok || r.Address.IsValid() {
+		t.Errorf("the second NIC got the first one's address: %+v, %v", r, ok)
+	}
+	if _, ok := f.ByMAC(macB); ok {
+		t.Error("an unknown MAC has a reservation")
+	}
+	if owners := f.AddressOwners("10.0.0.7"); !slices.Equal(owners, []string{"a"}) {
+		t.Errorf("owners of 10.0.0.7: %v", owners)
+	}
+}
+
+func TestLogLinesCannotDriveATerminal(t *testing.T) {
+	f := New(Options{})
+	f.Put(expected("a", v1alpha1.Identifiers{}))
+	f.Log("a", "\x1b[2Jred\x1b]0;title\x07 alert\r\nnext\tÜ")
+	if got := f.LogLines("a")[0].Text; got != "[2Jred]0;title alert next Ü" {
+		t.Errorf("got %q", got)
+	}
+	for range 3 * maxLogLines {
+		f.Log("a", "line")
+	}
+	if n := len(f.LogLines("a")); n != maxLogLines {
+		t.Errorf("%d lines kept, want %d", n, maxLogLines)
+	}
+}

@@ -1,0 +1,152 @@
+package fleet
+
+import (
+	"strings"
+	"testing"
+
+	"coldrack.dev/api/v1alpha1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const (
+	macA, macA2, macB, macNew = "52:54:00:00:00:0a", "52:54:00:00:0a:02", "52:54:00:00:00:0b", "52:54:00:00:00:99"
+	uuidA                     = "a0a0a0a0-1111-4111-8111-0123456789ab"
+	uuidB                     = "b0b0b0b0-2222-4222-8222-0123456789ab"
+	amiUUID                   = "03000200-0400-0500-0006-000700080009"
+)
+
+// expected is a machine from a rack sheet, or one that a boot script made.
+func expected(name string, ids v1alpha1.Identifiers) *v1alpha1.Machine {
+	return &v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.MachineSpec{Identifiers: ids}}
+}
+
+// reported is a machine that has reported its inventory.
+func reported(name, uuid, serial string, macs ...string) *v1alpha1.Machine {
+	m := expected(name, v1alpha1.Identifiers{})
+	m.Status.Inventory = &v1alpha1.Inventory{System: v1alpha1.SystemInfo{UUID: uuid, Serial: serial}}
+	for _, mac := range macs {
+		m.Status.Inventory.NICs = append(m.Status.Inventory.NICs, v1alpha1.NIC{MAC: mac})
+	}
+	return m
+}
+
+func TestMatch(t *testing.T) {
+	boot := func(mac, uuid, serial string) Query {
+		return Query{Identifiers: v1alpha1.Identifiers{MACs: []string{mac}, UUID: uuid, Serial: serial}}
+	}
+	agent := func(uuid, serial string, macs ...string) Query {
+		return Query{Identifiers: v1alpha1.Identifiers{MACs: macs, UUID: uuid, Serial: serial}, Complete: true}
+	}
+	a := reported("a", uuidA, "SN-A", macA, macA2)
+	b := reported("b", uuidB, "SN-B", macB)
+	tests := []struct {
+		name     string
+		machines []*v1alpha1.Machine
+		query    Query
+		want     string // machine, "" for a new one, "conflict"
+		reason   string
+	}{
+		{"nothing is known", nil, boot(macA, uuidA, "SN-A"), "", "no machine is known"},
+		{"the NIC that it reported with", []*v1alpha1.Machine{a, b}, boot(macA, uuidA, "SN-A"), "a", "MAC"},
+		{"another NIC of a known machine is the same machine", []*v1alpha1.Machine{a, b}, boot(macA2, "", ""), "a", "MAC"},
+		{"a MAC in upper case with dashes", []*v1alpha1.Machine{a}, boot("52-54-00-00-00-0A", "", ""), "a", "MAC"},
+		{"a NIC that was added since, recognised by UUID and serial together", []*v1alpha1.Machine{a, b}, boot(macNew, uuidA, "SN-A"), "a", "UUID"},
+		{"a UUID alone does not outweigh a MAC that the machine never had", []*v1alpha1.Machine{a}, boot(macNew, uuidA, ""), "", "none of them"},
+		{"a UUID that two machines share does not merge them: serials differ", []*v1alpha1.Machine{a}, boot(macNew, uuidA, "SN-X"), "", "serial"},
+		{"a UUID and serial that two machines share do not merge them: their NICs are known and differ", []*v1alpha1.Machine{a}, agent(uuidA, "SN-A", macNew), "", "has a NIC"},
+		{"a new NIC card beside a known one", []*v1alpha1.Machine{a}, agent(uuidA, "SN-A", macNew, macA), "a", "MAC"},
+		{"a machine known by one NIC only boots from its other", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{MACs: []string{macA}, UUID: uuidA})}, boot(macA2, uuidA, ""), "a", "UUID"},
+		{"a machine known by one NIC only turns out not to have it", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{MACs: []string{macA}, UUID: uuidA})}, agent(uuidA, "", macB), "", "has a NIC"},
+		{"firmware that swaps the bytes of the UUID", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{UUID: "00112233-4455-6677-8899-aabbccddeeff"})}, boot(macA, "33221100-5544-7766-8899-aabbccddeeff", ""), "a", "UUID"},
+		{"a vendor's default UUID says nothing", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{UUID: amiUUID})}, boot(macA, amiUUID, ""), "", "no machine is known"},
+		{"a UUID of zeros says nothing", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{UUID: "00000000-0000-0000-0000-000000000000"})}, boot(macA, "00000000-0000-0000-0000-000000000000", ""), "", "no machine is known"},
+		{"a UUID of ones says nothing", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{UUID: "ffffffff-ffff-ffff-ffff-ffffffffffff"})}, boot(macA, "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF", ""), "", "no machine is known"},
+		{"a default serial says nothing", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{Serial: "Default string"})}, boot(macA, "", "default string"), "", "no machine is known"},
+		{"a serial to be filled in says nothing", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{Serial: "To Be Filled By O.E.M."})}, boot(macA, "", "To Be Filled By O.E.M."), "", "no machine is known"},
+		{"a rack sheet that lists serials", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{Serial: "SN-A"}), expected("b", v1alpha1.Identifiers{Serial: "SN-B"})}, boot(macA, uuidA, "sn-a"), "a", "serial"},
+		{"nodes of one chassis share its serial, their UUIDs tell them apart", []*v1alpha1.Machine{reported("a", uuidA, "CHASSIS", macA)}, agent(uuidB, "CHASSIS", macB), "", ""},
+		{"two entries of a rack sheet with one serial", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{Serial: "SN-A"}), expected("b", v1alpha1.Identifiers{Serial: "SN-A"})}, boot(macA, uuidA, "SN-A"), "conflict", "several"},
+		{"a MAC beats a UUID that nobody else has: the mainboard's setup was reset", []*v1alpha1.Machine{a}, boot(macA, uuidB, "SN-A"), "a", "MAC"},
+		{"a MAC of one machine and the UUID of another", []*v1alpha1.Machine{a, b}, boot(macA, uuidB, ""), "a", "MAC"},
+		{"a MAC of one machine, UUID and serial of another: the NIC was moved", []*v1alpha1.Machine{a, b}, boot(macA, uuidB, "SN-B"), "conflict", "NIC"},
+		{"a MAC of one machine, the UUID of another that is known by nothing else", []*v1alpha1.Machine{a, expected("b", v1alpha1.Identifiers{UUID: uuidB})}, boot(macA, uuidB, ""), "conflict", "machine b"},
+		{"a NIC that was moved into a machine that nobody knows", []*v1alpha1.Machine{a}, boot(macA, uuidB, "SN-B"), "conflict", "moved"},
+		{"NICs of two machines in one", []*v1alpha1.Machine{a, b}, agent(uuidA, "SN-A", macA, macB), "conflict", "several machines"},
+		{"a machine whose UUID another one shares keeps its MAC's name", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{MACs: []string{macA}}), reported("b", uuidB, "SN-B", macB)}, agent(uuidB, "SN-A", macA), "a", "MAC"},
+		{"the BMC's MAC of a rack sheet", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{BMCMAC: macB})}, Query{Identifiers: v1alpha1.Identifiers{MACs: []string{macA}, BMCMAC: macB}, Complete: true}, "a", "MAC"},
+		{"a broadcast MAC is nobody's", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{MACs: []string{"ff:ff:ff:ff:ff:ff"}})}, boot("ff:ff:ff:ff:ff:ff", "", ""), "", "no machine is known"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			x := NewIndex()
+			for _, m := range test.machines {
+				x.Put(m)
+			}
+			got := x.Match(test.query)
+			name := got.Machine
+			if got.Conflict {
+				name = "conflict"
+			}
+			if name != test.want || !strings.Contains(got.Reason, test.reason) {
+				t.Errorf("got %q (%s), want %q for a reason with %q", name, got.Reason, test.want, test.reason)
+			}
+			if got.Conflict && len(got.Involved) == 0 {
+				t.Error("a conflict that involves nobody")
+			}
+		})
+	}
+}
+
+func TestIndexForgets(t *testing.T) {
+	x := NewIndex()
+	x.Put(reported("a", uuidA, "SN-A", macA, macA2))
+	x.Put(reported("a", uuidA, "SN-A", macA))
+	if got := x.Match(Query{Identifiers: v1alpha1.Identifiers{MACs: []string{macA2}}}); got.Machine != "" {
+		t.Errorf("a MAC that the machine no longer has still finds %s", got.Machine)
+	}
+	x.Remove("a")
+	x.Remove("a")
+	if len(x.macs)+len(x.uuids)+len(x.serials)+len(x.bmcs)+len(x.entries) != 0 {
+		t.Errorf("something is left of a removed machine: %+v", x)
+	}
+}
+
+func TestTwins(t *testing.T) {
+	x := NewIndex()
+	x.Put(reported("a", uuidA, "SN-A", macA))
+	x.Put(reported("b", uuidA, "SN-B", macB))
+	x.Put(reported("c", uuidB, "SN-A", macNew))
+	if got := x.Twins("a"); len(got) != 1 || got[0].Name != "b" || !strings.Contains(got[0].What, "UUID") {
+		t.Errorf("twins of a: %v, want b by its UUID and not c, whose chassis serial is the same", got)
+	}
+}
+
+func TestNameFor(t *testing.T) {
+	for want, ids := range map[string]v1alpha1.Identifiers{
+		"m-52540000000a": {MACs: []string{"00:00:00:00:00:00", "52:54:00:00:00:0A"}, UUID: uuidA},
+		"m-" + uuidA:     {UUID: strings.ToUpper(uuidA)},
+		"":               {Serial: "SN-A"},
+	} {
+		if got := NameFor(ids); got != want {
+			t.Errorf("%+v: got %q, want %q", ids, got, want)
+		}
+	}
+}
+
+func FuzzMatch(f *testing.F) {
+	f.Add(macA, uuidA, "SN-A")
+	f.Add("ff-ff", "0", "\x00\xff")
+	x := NewIndex()
+	x.Put(reported("a", uuidA, "SN-A", macA, macA2))
+	x.Put(reported("b", uuidA, "SN-B", macB))
+	f.Fuzz(func(t *testing.T, mac, uuid, serial string) {
+		ids := v1alpha1.Identifiers{MACs: []string{mac}, UUID: uuid, Serial: serial}
+		got := x.Match(Query{Identifiers: ids})
+		if again := x.Match(Query{Identifiers: Normal(ids)}); again.Machine != got.Machine || again.Conflict != got.Conflict {
+			t.Errorf("raw identifiers give %+v, normal ones %+v", got, again)
+		}
+		if got.Conflict == (got.Machine != "") && got.Conflict {
+			t.Errorf("both a conflict and a machine: %+v", got)
+		}
+	})
+}

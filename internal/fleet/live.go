@@ -1,0 +1,410 @@
+package fleet
+
+import (
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machineapi/wire"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Limits of what is kept of one machine.
+const (
+	maxBoots    = 10
+	maxLogLines = 200
+	maxLogLine  = 500
+	maxSteps    = 32
+)
+
+// Live is what is known of a machine beyond its object. It is a copy; slices must not be changed.
+type Live struct {
+	// Boots, newest first, since the server started.
+	Boots []v1alpha1.BootRecord
+	Lease *v1alpha1.LeaseStatus
+	// Address from which the machine was last heard of.
+	Address string
+	// ContactAt is when anything was last heard of the machine, zero if not since the server started.
+	ContactAt time.Time
+
+	// Session is the key fingerprint of the session that enrolled last; empty if none has since the
+	// server started.
+	Session string
+	// Attempt is true when this session has begun to carry out the intent IntentID.
+	Attempt bool
+
+	// IntentID and Steps are the last progress report.
+	IntentID string
+	Steps    []v1alpha1.Step
+	// ProgressAt is when a step or a byte count last changed.
+	ProgressAt time.Time
+	// Blocked says why an intent cannot begin, or is empty.
+	Blocked string
+
+	// Heartbeat is the installed node's last report, nil if none came since the server started.
+	Heartbeat   *wire.Heartbeat
+	HeartbeatAt time.Time
+	// ReadyAt is when the node was first heard of with the boot ID of Heartbeat.
+	ReadyAt time.Time
+	// ClockSkew of the node at its last heartbeat; positive when it is ahead.
+	ClockSkew time.Duration
+
+	// Conflict is why the machine was last not recognised, and ConflictAt when.
+	Conflict   string
+	ConflictAt time.Time
+
+	pendingIdentity string
+	log             []LogLine
+}
+
+// live is what the Fleet itself keeps.
+type live struct{ Live }
+
+// LogLine is one line that a machine's agent, or the server about the machine, has logged.
+type LogLine struct {
+	At   time.Time `json:"at"`
+	Text string    `json:"text"`
+}
+
+// Newcomer is a machine that asked for a boot and is not known.
+type Newcomer struct {
+	Name        string
+	Identifiers v1alpha1.Identifiers
+	SeenAt      time.Time
+}
+
+// Live returns what is known of the named machine at this moment.
+func (f *Fleet) Live(name string) Live {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if l := f.live[name]; l != nil {
+		return l.Live
+	}
+	return Live{}
+}
+
+// Snapshot is one machine with its live facts.
+type Snapshot struct {
+	Machine *v1alpha1.Machine
+	Live    Live
+}
+
+// Snapshot returns all machines with their live facts, by name.
+func (f *Fleet) Snapshot() []Snapshot {
+	list := f.List()
+	snapshots := make([]Snapshot, len(list))
+	for i, m := range list {
+		snapshots[i] = Snapshot{Machine: m, Live: f.Live(m.Name)}
+	}
+	return snapshots
+}
+
+// observe changes the live facts of a machine and tells the controller when change says so.
+func (f *Fleet) observe(name string, change func(*live) (dirty bool)) {
+	f.mu.Lock()
+	l := f.live[name]
+	if l == nil {
+		_, known := f.machines[name]
+		_, newcomer := f.newcomers[name]
+		if !known && !newcomer {
+			f.mu.Unlock()
+			return
+		}
+		l = &live{}
+		f.live[name] = l
+	}
+	dirty := change(l)
+	f.mu.Unlock()
+	if dirty {
+		f.dirty.add(name)
+	}
+}
+
+// Booted records a boot that was answered, for the machine that ids belong to. A machine that is not
+// known becomes a Newcomer. It returns the machine's name: the one it has or is about to get, empty when
+// none can be told.
+func (f *Fleet) Booted(ids v1alpha1.Identifiers, record v1alpha1.BootRecord) string {
+	match := f.Match(Query{Identifiers: ids})
+	if match.Conflict {
+		for _, name := range match.Involved {
+			f.Conflicted(name, match.Reason)
+		}
+		return ""
+	}
+	name := match.Machine
+	if name == "" {
+		if name = f.arrive(ids); name == "" {
+			return ""
+		}
+	}
+	if record.At.IsZero() {
+		record.At = metav1.NewTime(f.now())
+	}
+	f.observe(name, func(l *live) bool {
+		boots := append([]v1alpha1.BootRecord{record}, l.Boots...)
+		l.Boots = boots[:min(len(boots), maxBoots)]
+		l.ContactAt = f.now()
+		l.Address = record.Address
+		return true
+	})
+	return name
+}
+
+// arrive notes an unknown machine and returns the name that it is about to get.
+func (f *Fleet) arrive(ids v1alpha1.Identifiers) string {
+	ids = Normal(ids)
+	name := NameFor(ids)
+	if name == "" {
+		return ""
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, taken := f.machines[name]; taken {
+		return "" // the name belongs to a machine that contradicts; enrolment will tell
+	}
+	if _, ok := f.newcomers[name]; !ok && len(f.newcomers) >= f.maxNewcomers {
+		if f.now().Sub(f.refused) > time.Minute {
+			f.refused = f.now()
+			f.log.Warn("too many unknown machines at once, some are not recorded until they ask again",
+				"waiting", len(f.newcomers), "mac", ids.MACs)
+		}
+		return ""
+	}
+	f.newcomers[name] = Newcomer{Name: name, Identifiers: ids, SeenAt: f.now()}
+	close(f.arrived)
+	f.arrived = newSignal()
+	return name
+}
+
+// Newcomers returns the machines that wait to be recorded, longest waiting first, and a channel that is
+// closed when another one arrives.
+func (f *Fleet) Newcomers() ([]Newcomer, <-chan struct{}) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	list := make([]Newcomer, 0, len(f.newcomers))
+	for _, n := range f.newcomers {
+		list = append(list, n)
+	}
+	slices.SortFunc(list, func(a, b Newcomer) int {
+		if c := a.SeenAt.Compare(b.SeenAt); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	return list, f.arrived
+}
+
+// ForgetNewcomer gives a newcomer up; it comes back when it asks for a boot again.
+func (f *Fleet) ForgetNewcomer(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.newcomers, name)
+	if f.machines[name] == nil {
+		delete(f.live, name)
+	}
+}
+
+// Leased records the address that a known machine boots with.
+func (f *Fleet) Leased(mac, address, subnet string) {
+	match := f.Match(Query{Identifiers: v1alpha1.Identifiers{MACs: []string{mac}}})
+	if match.Machine == "" {
+		return
+	}
+	f.observe(match.Machine, func(l *live) bool {
+		next := v1alpha1.LeaseStatus{Address: address, Subnet: subnet, MAC: normalMAC(mac)}
+		changed := l.Lease == nil || *l.Lease != next
+		l.Lease = &next
+		return changed
+	})
+}
+
+// Contacted records that a session of the machine was heard of.
+func (f *Fleet) Contacted(name, address string) {
+	f.observe(name, func(l *live) bool {
+		// A machine that comes back after a silence changes its phase.
+		dirty := f.now().Sub(l.ContactAt) > 30*time.Second || l.Address != address
+		l.ContactAt = f.now()
+		l.Address = address
+		return dirty
+	})
+}
+
+// Enrolled records a new session, which ends any earlier one of the machine.
+func (f *Fleet) Enrolled(name, fingerprint string) {
+	f.observe(name, func(l *live) bool {
+		l.Session, l.Attempt = fingerprint, false
+		l.Conflict = ""
+		return true
+	})
+}
+
+// SessionRenewed replaces the key of the running session.
+func (f *Fleet) SessionRenewed(name, fingerprint string) {
+	f.observe(name, func(l *live) bool {
+		l.Session = fingerprint
+		return false
+	})
+}
+
+// Begun records that the running session carries an intent out.
+func (f *Fleet) Begun(name, intentID string) {
+	f.observe(name, func(l *live) bool {
+		l.Attempt, l.Blocked = true, ""
+		if l.IntentID != intentID {
+			l.IntentID, l.Steps = intentID, nil
+		}
+		l.ProgressAt = f.now()
+		return true
+	})
+}
+
+// Progressed records the steps of a running intent.
+func (f *Fleet) Progressed(name, intentID string, steps []wire.Step, log []string) {
+	now := f.now()
+	f.observe(name, func(l *live) bool {
+		next := Steps(steps)
+		changed := l.IntentID != intentID || !slices.EqualFunc(l.Steps, next, equalSteps)
+		if changed {
+			l.ProgressAt = now
+		}
+		l.IntentID, l.Steps, l.ContactAt, l.Blocked = intentID, next, now, ""
+		l.logged(now, log)
+		return changed
+	})
+}
+
+// Blocked records why the machine's intent cannot begin; an empty reason takes it back.
+func (f *Fleet) Blocked(name, reason string) {
+	f.observe(name, func(l *live) bool {
+		changed := l.Blocked != reason
+		l.Blocked = reason
+		return changed
+	})
+}
+
+// Beat records a heartbeat of an installed node. Only what a person would see makes the machine dirty.
+func (f *Fleet) Beat(name string, beat wire.Heartbeat, address string) {
+	now := f.now()
+	f.observe(name, func(l *live) bool {
+		old := l.Heartbeat
+		quiet := now.Sub(l.HeartbeatAt)
+		changed := old == nil || old.BootID != beat.BootID || old.AgentVersion != beat.AgentVersion ||
+			old.OS != beat.OS || old.Kernel != beat.Kernel ||
+			!slices.Equal(old.Addresses, beat.Addresses) || !slices.Equal(old.FailedUnits, beat.FailedUnits)
+		if old == nil || old.BootID != beat.BootID {
+			l.ReadyAt = now
+		}
+		l.logged(now, beat.Log)
+		beat.Log = nil
+		l.Heartbeat, l.HeartbeatAt, l.ContactAt, l.Address = &beat, now, now, address
+		if !beat.Now.IsZero() {
+			l.ClockSkew = beat.Now.Sub(now)
+		}
+		return changed || quiet > time.Minute
+	})
+}
+
+// Conflicted records why a machine with identifiers of this one was not recognised as it.
+func (f *Fleet) Conflicted(name, reason string) {
+	f.observe(name, func(l *live) bool {
+		changed := l.Conflict != reason
+		l.Conflict, l.ConflictAt = reason, f.now()
+		return changed
+	})
+}
+
+// OfferIdentity remembers the key for which a renewed certificate was issued. It becomes the machine's
+// identity when it is first used: had the answer been lost, the node would otherwise be shut out.
+func (f *Fleet) OfferIdentity(name, fingerprint string) {
+	f.observe(name, func(l *live) bool {
+		l.pendingIdentity = fingerprint
+		return false
+	})
+}
+
+// OfferedIdentity is what OfferIdentity last remembered.
+func (f *Fleet) OfferedIdentity(name string) string { return f.Live(name).pendingIdentity }
+
+// Log adds a line about a machine.
+func (f *Fleet) Log(name string, lines ...string) {
+	f.observe(name, func(l *live) bool {
+		l.logged(f.now(), lines)
+		return false
+	})
+}
+
+// LogLines returns the last lines about a machine, oldest first.
+func (f *Fleet) LogLines(name string) []LogLine {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if l := f.live[name]; l != nil {
+		return slices.Clone(l.log)
+	}
+	return nil
+}
+
+func (l *live) logged(now time.Time, lines []string) {
+	if extra := len(lines) - maxLogLines; extra > 0 {
+		lines = lines[extra:]
+	}
+	for _, line := range lines {
+		l.log = append(l.log, LogLine{At: now, Text: printable(line, maxLogLine)})
+	}
+	if extra := len(l.log) - maxLogLines; extra > 0 {
+		l.log = slices.Clone(l.log[extra:])
+	}
+}
+
+// Steps turns reported steps into those of a status. What a machine reports is cut to size and freed of
+// control characters, since people read it in terminals.
+func Steps(steps []wire.Step) []v1alpha1.Step {
+	list := make([]v1alpha1.Step, 0, min(len(steps), maxSteps))
+	for _, s := range steps[:min(len(steps), maxSteps)] {
+		step := v1alpha1.Step{
+			Name: printable(s.Name, 64), State: stepState(s.State),
+			BytesDone: s.BytesDone, BytesTotal: s.BytesTotal, Message: printable(s.Message, 1024),
+		}
+		if s.StartedAt != nil {
+			step.StartedAt = new(metav1.NewMicroTime(s.StartedAt.UTC().Truncate(time.Microsecond)))
+		}
+		if s.FinishedAt != nil {
+			step.FinishedAt = new(metav1.NewMicroTime(s.FinishedAt.UTC().Truncate(time.Microsecond)))
+		}
+		list = append(list, step)
+	}
+	return list
+}
+
+func stepState(s wire.State) v1alpha1.StepState {
+	switch state := v1alpha1.StepState(s); state {
+	case v1alpha1.StepRunning, v1alpha1.StepSucceeded, v1alpha1.StepFailed, v1alpha1.StepSkipped:
+		return state
+	}
+	return v1alpha1.StepPending
+}
+
+func equalSteps(a, b v1alpha1.Step) bool {
+	return a.Name == b.Name && a.State == b.State && a.BytesDone == b.BytesDone &&
+		a.BytesTotal == b.BytesTotal && a.Message == b.Message
+}
+
+// Printable returns text that is safe to show in a terminal, at most limit bytes long.
+func Printable(text string, limit int) string { return printable(text, limit) }
+
+func printable(text string, limit int) string {
+	text = strings.Map(func(r rune) rune {
+		switch {
+		case r == '\t' || r == '\n':
+			return ' '
+		case r == unicode.ReplacementChar || !unicode.IsPrint(r):
+			return -1
+		}
+		return r
+	}, text)
+	if len(text) > limit {
+		text = strings.ToValidUTF8(text[:limit], "")
+	}
+	return strings.TrimSpace(text)
+}

@@ -1,0 +1,87 @@
+package fleet
+
+import (
+	"context"
+	"slices"
+	"sync"
+)
+
+// signal wakes everybody who waits on its channel, once.
+type signal chan struct{}
+
+func newSignal() signal { return make(signal) }
+
+// Changed returns two channels: one is closed when the named machine changes, the other when something
+// changes on which plans of many machines depend. Take them before looking, so that no change is missed.
+func (f *Fleet) Changed(name string) (machine, any <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s, ok := f.changed[name]
+	if !ok {
+		s = newSignal()
+		f.changed[name] = s
+	}
+	return s, f.any
+}
+
+// Touch says that a Profile, Image or Subnet changed.
+func (f *Fleet) Touch() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.any)
+	f.any = newSignal()
+}
+
+// wake needs f.mu.
+func (f *Fleet) wake(name string) {
+	if s, ok := f.changed[name]; ok {
+		close(s)
+		delete(f.changed, name)
+	}
+}
+
+// dirtySet collects names that a controller shall look at. It holds each name once, so it is bounded by
+// the number of machines however fast they report.
+type dirtySet struct {
+	mu    *sync.Mutex
+	names map[string]bool
+	ready chan struct{} // capacity 1
+}
+
+func newDirtySet() dirtySet {
+	return dirtySet{mu: new(sync.Mutex), names: map[string]bool{}, ready: make(chan struct{}, 1)}
+}
+
+func (d dirtySet) add(name string) {
+	d.mu.Lock()
+	d.names[name] = true
+	d.mu.Unlock()
+	select {
+	case d.ready <- struct{}{}:
+	default:
+	}
+}
+
+// NextDirty waits until machines have something new to tell and returns their names, sorted. It has one
+// caller at a time: what it returned, it forgets.
+func (f *Fleet) NextDirty(ctx context.Context) ([]string, error) {
+	d := f.dirty
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-d.ready:
+		}
+		d.mu.Lock()
+		names := make([]string, 0, len(d.names))
+		for name := range d.names {
+			names = append(names, name)
+		}
+		clear(d.names)
+		d.mu.Unlock()
+		if len(names) > 0 {
+			slices.Sort(names)
+			return names, nil
+		}
+	}
+}
