@@ -8,6 +8,10 @@ import (
 	"coldrack.dev/internal/cli"
 )
 
+func (a *app) machineCommand() *cobra.Command {
+	return a.addConnectionFlag(a.describeCommand("machine NAME"))
+}
+
 // describeCommand shows one machine in full; it is reached by two names.
 func (a *app) describeCommand(use string) *cobra.Command {
 	var output string

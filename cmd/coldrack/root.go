@@ -86,7 +86,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 waited in vain, 5 re
 		}
 	}
 	add(server, a.serveCommand())
-	add(machines, a.machinesCommand())
+	add(machines, a.machinesCommand(), a.machineCommand(), a.watchCommand(), a.approveCommand(),
+		a.installCommand(), a.reinstallCommand(), a.releaseCommand())
 	add(objects, a.applyCommand(), a.getCommand(), a.deleteCommand())
 	add(tools, a.versionCommand())
 	root.SetHelpCommandGroupID(tools)
@@ -111,3 +112,5 @@ func terminal(w any) (width, height int, ok bool) {
 	width, height, err := term.GetSize(int(file.Fd()))
 	return width, height, err == nil && width > 0 && height > 0
 }
+
+func isTerminal(file *os.File) bool { return term.IsTerminal(int(file.Fd())) }
