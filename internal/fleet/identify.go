@@ -307,7 +307,7 @@ func Normal(ids v1alpha1.Identifiers) v1alpha1.Identifiers {
 		n.UUID = strings.ToLower(strings.TrimSpace(ids.UUID))
 	}
 	if normalSerial(ids.Serial) != "" {
-		n.Serial = printable(strings.TrimSpace(ids.Serial), 64)
+		n.Serial = printable(ids.Serial, 64)
 	}
 	return n
 }
@@ -366,7 +366,7 @@ func swap(hex string) string {
 
 // normalSerial returns the serial in upper case, or "" for what vendors write when they mean none.
 func normalSerial(serial string) string {
-	serial = strings.Join(strings.Fields(strings.ToUpper(serial)), " ")
+	serial = strings.Join(strings.Fields(strings.ToUpper(printable(serial, 64))), " ")
 	if serial == "" || allEqual(serial, "-. ") || slices.Contains(emptySerials, serial) || strings.Contains(serial, "O.E.M") {
 		return ""
 	}
