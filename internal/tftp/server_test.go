@@ -1,0 +1,546 @@
+package tftp
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+	"time"
+)
+
+// content is repeatable noise, so that a block in the wrong place shows.
+func content(size int) []byte {
+	b := make([]byte, size)
+	source := rand.NewChaCha8([32]byte{1})
+	source.Read(b)
+	return b
+}
+
+// files is an FS in memory.
+func files(m map[string][]byte) FS {
+	mapped := fstest.MapFS{}
+	for name, data := range m {
+		mapped[name] = &fstest.MapFile{Data: data, Mode: 0o444}
+	}
+	return fsFunc(func(_ context.Context, name string, _ netip.AddrPort) (File, error) {
+		f, err := mapped.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		file, ok := f.(File)
+		if !ok {
+			return nil, fs.ErrNotExist
+		}
+		return file, nil
+	})
+}
+
+type fsFunc func(context.Context, string, netip.AddrPort) (File, error)
+
+func (f fsFunc) Open(ctx context.Context, name string, remote netip.AddrPort) (File, error) {
+	return f(ctx, name, remote)
+}
+
+// serve runs a server on conn until the test ends; what OnTransfer tells arrives in the channel.
+func serve(t testing.TB, conn *net.UDPConn, options Options) (*Server, <-chan Transfer) {
+	t.Helper()
+	reports := make(chan Transfer, 4096)
+	options.OnTransfer = func(r Transfer) { reports <- r }
+	if options.Drain == 0 {
+		options.Drain = time.Millisecond
+	}
+	server := New(options)
+	conn.SetReadDeadline(time.Time{})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(ctx, conn) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return server, reports
+}
+
+func loopback(t testing.TB) *net.UDPConn {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.SetReadDeadline(time.Now().Add(time.Minute)) // a server that fails to answer fails the test
+	return conn
+}
+
+// client is a small TFTP client that can be told to misbehave.
+type client struct {
+	conn    *net.UDPConn
+	server  *net.UDPAddr // the well-known port
+	options []string     // pairs
+	// ignore, when set, makes the client not see a block (0 is the OACK); doubleAcks makes it send every ACK twice.
+	ignore     func(block uint64) bool
+	doubleAcks bool
+	packets    int // DATA packets that arrived
+	sizeTold   string
+}
+
+func newClient(t testing.TB, server net.Addr) *client {
+	t.Helper()
+	conn := loopback(t)
+	t.Cleanup(func() { conn.Close() })
+	return &client{conn: conn, server: server.(*net.UDPAddr)}
+}
+
+type serverError struct {
+	code ErrorCode
+	text string
+}
+
+func (e serverError) Error() string { return fmt.Sprintf("error %d: %s", e.code, e.text) }
+
+// get reads a file. It acknowledges the last block in order when a window is full, when a block is
+// out of order, or when nothing comes for a while.
+func (c *client) get(name string) ([]byte, error) {
+	var (
+		data      []byte
+		have      uint64
+		peer      *net.UDPAddr
+		blockSize = 512
+		window    = uint64(1)
+		unacked   uint64
+		request   = encodeRequest(opRead, append([]string{name, "octet"}, c.options...)...)
+		packet    = make([]byte, 70000)
+	)
+	c.conn.WriteToUDP(request, c.server)
+	ack := func() {
+		for range map[bool]int{false: 1, true: 2}[c.doubleAcks] {
+			b := binary.BigEndian.AppendUint16([]byte{0, opAck}, uint16(have))
+			c.conn.WriteToUDP(b, peer)
+		}
+		unacked = 0
+	}
+	for silence := 0; silence < 100; {
+		c.conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		n, from, err := c.conn.ReadFromUDP(packet)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			silence++
+			if peer == nil {
+				c.conn.WriteToUDP(request, c.server)
+			} else {
+				ack()
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		silence = 0
+		if peer != nil && from.Port != peer.Port {
+			continue // another transfer's
+		}
+		switch binary.BigEndian.Uint16(packet) {
+		case opError:
+			return nil, serverError{ErrorCode(binary.BigEndian.Uint16(packet[2:])), strings.TrimRight(string(packet[4:n]), "\x00")}
+		case opOack:
+			if c.ignore != nil && c.ignore(0) {
+				continue
+			}
+			peer = from
+			parts := strings.Split(string(packet[2:n]), "\x00")
+			for i := 0; i+1 < len(parts); i += 2 {
+				value, _ := strconv.Atoi(parts[i+1])
+				switch parts[i] {
+				case "blksize":
+					blockSize = value
+				case "windowsize":
+					window = uint64(value)
+				case "tsize":
+					c.sizeTold = parts[i+1]
+				}
+			}
+			if have == 0 {
+				ack()
+			}
+		case opData:
+			c.packets++
+			number := binary.BigEndian.Uint16(packet[2:])
+			block := have + 1 + uint64(number-uint16(have+1))
+			if c.ignore != nil && c.ignore(block) {
+				continue
+			}
+			peer = from
+			if number != uint16(have+1) {
+				ack()
+				continue
+			}
+			have++
+			unacked++
+			data = append(data, packet[4:n]...)
+			last := n-4 < blockSize
+			if last || unacked == window {
+				ack()
+			}
+			if last {
+				return data, nil
+			}
+		}
+	}
+	return nil, errors.New("the server fell silent")
+}
+
+func TestTransfers(t *testing.T) {
+	sizes := []int{0, 1, 511, 512, 513, 1024, 100_000}
+	settings := map[string][]string{
+		"without options":               nil,
+		"in blocks of 1468":             {"blksize", "1468"},
+		"in windows of 8":               {"windowsize", "8"},
+		"in windows and larger blocks":  {"blksize", "1024", "windowsize", "4", "tsize", "0"},
+		"in one block larger than many": {"blksize", "65464"},
+	}
+	all := map[string][]byte{}
+	for _, size := range sizes {
+		all[fmt.Sprintf("f%d", size)] = content(size)
+	}
+	conn := loopback(t)
+	_, reports := serve(t, conn, Options{FS: files(all)})
+	for name, options := range settings {
+		for _, size := range sizes {
+			t.Run(fmt.Sprintf("%d bytes %s", size, name), func(t *testing.T) {
+				c := newClient(t, conn.LocalAddr())
+				c.options = options
+				got, err := c.get(fmt.Sprintf("f%d", size))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(got, all[fmt.Sprintf("f%d", size)]) {
+					t.Fatalf("%d bytes differ from the file's %d", len(got), size)
+				}
+				report := <-reports
+				if report.Err != nil || report.Bytes != int64(size) || report.Size != int64(size) || report.Retransmits != 0 {
+					t.Errorf("report %+v", report)
+				}
+				if c.sizeTold != "" && c.sizeTold != strconv.Itoa(size) {
+					t.Errorf("tsize %s", c.sizeTold)
+				}
+			})
+		}
+	}
+}
+
+func TestBlockNumbersWrapAround(t *testing.T) {
+	want := content(8*70_000 + 3)
+	conn := loopback(t)
+	serve(t, conn, Options{FS: files(map[string][]byte{"f": want})})
+	for _, options := range [][]string{{"blksize", "8"}, {"blksize", "8", "windowsize", "32"}} {
+		c := newClient(t, conn.LocalAddr())
+		c.options = options
+		got, err := c.get("f")
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%v: %d bytes, err %v", options, len(got), err)
+		}
+	}
+}
+
+func TestADoubledAckDoesNotDoubleTheTransfer(t *testing.T) {
+	want := content(200 * 512)
+	conn := loopback(t)
+	_, reports := serve(t, conn, Options{FS: files(map[string][]byte{"f": want})})
+	for name, options := range map[string][]string{"lock-step": nil, "windows": {"windowsize", "8"}} {
+		t.Run(name, func(t *testing.T) {
+			c := newClient(t, conn.LocalAddr())
+			c.options, c.doubleAcks = options, true
+			got, err := c.get("f")
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("%d bytes, err %v", len(got), err)
+			}
+			// A machine under load may make the server wait in vain now and then; doubling would be 200.
+			if report := <-reports; report.Retransmits > 50 {
+				t.Errorf("%d blocks sent again", report.Retransmits)
+			}
+		})
+	}
+}
+
+func TestLostBlocksAreSentAgain(t *testing.T) {
+	want := content(20 * 512)
+	tests := map[string]struct {
+		options []string
+		lose    []uint64
+	}{
+		"the first block":                {nil, []uint64{1}},
+		"the OACK":                       {[]string{"tsize", "0"}, []uint64{0}},
+		"a block in the middle, twice":   {nil, []uint64{7, 7}},
+		"the last block":                 {nil, []uint64{21}},
+		"a window's first block":         {[]string{"windowsize", "4"}, []uint64{5}},
+		"a window's middle block":        {[]string{"windowsize", "4"}, []uint64{6}},
+		"a window's last block":          {[]string{"windowsize", "4"}, []uint64{8}},
+		"a whole window":                 {[]string{"windowsize", "4"}, []uint64{5, 6, 7, 8}},
+		"the last block, sent in window": {[]string{"windowsize", "4"}, []uint64{21}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := loopback(t)
+			_, reports := serve(t, conn, Options{FS: files(map[string][]byte{"f": want})})
+			c := newClient(t, conn.LocalAddr())
+			c.options = test.options
+			c.ignore = func(block uint64) bool {
+				for i, lost := range test.lose {
+					if lost == block {
+						test.lose = append(test.lose[:i:i], test.lose[i+1:]...)
+						return true
+					}
+				}
+				return false
+			}
+			got, err := c.get("f")
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("%d bytes, err %v", len(got), err)
+			}
+			if report := <-reports; report.Retransmits == 0 || report.Err != nil {
+				t.Errorf("report %+v", report)
+			}
+		})
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	conn := loopback(t)
+	_, reports := serve(t, conn, Options{FS: fsFunc(func(_ context.Context, name string, _ netip.AddrPort) (File, error) {
+		switch name {
+		case "secret":
+			return nil, &fs.PathError{Op: "open", Path: "/srv/secret", Err: fs.ErrPermission}
+		case "broken":
+			return nil, errors.New("disk /dev/sdx on fire")
+		}
+		return nil, fs.ErrNotExist
+	})})
+	tests := map[string]struct {
+		packet []byte
+		code   ErrorCode
+		text   string
+	}{
+		"a missing file":           {encodeRequest(opRead, "nothing", "octet"), codeNotFound, "file not found: nothing"},
+		"a forbidden file":         {encodeRequest(opRead, "secret", "octet"), codeAccess, "access denied: secret"},
+		"the server's own trouble": {encodeRequest(opRead, "broken", "octet"), codeUndefined, "server cannot open broken"},
+		"a name that is none":      {encodeRequest(opRead, "/", "octet"), codeNotFound, "this cannot be a file's name"},
+		"another mode":             {encodeRequest(opRead, "f", "netascii"), codeIllegal, `transfer mode "netascii" is not supported, only octet (binary)`},
+		"a write":                  {encodeRequest(opWrite, "f", "octet"), codeAccess, "this server only reads"},
+		"nonsense":                 {[]byte{0, 9, 9, 9}, codeIllegal, "not a TFTP request"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			c := newClient(t, conn.LocalAddr())
+			c.conn.WriteToUDP(test.packet, c.server)
+			c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			packet := make([]byte, 600)
+			n, err := c.conn.Read(packet)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := encodeError(test.code, test.text); !bytes.Equal(packet[:n], want) {
+				t.Errorf("got %q, want %q", packet[:n], want)
+			}
+		})
+	}
+	for range 5 {
+		if report := <-reports; report.Err == nil {
+			t.Errorf("report %+v", report)
+		}
+	}
+}
+
+func TestAnErrorIsNotAnsweredByAnError(t *testing.T) {
+	conn := loopback(t)
+	serve(t, conn, Options{FS: files(nil)})
+	c := newClient(t, conn.LocalAddr())
+	c.conn.WriteToUDP(encodeError(codeUndefined, "go away"), c.server)
+	// The answer to a later request proves that the first was passed over in silence.
+	_, err := c.get("f")
+	if want := (serverError{codeNotFound, "file not found: f"}); err != want {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestTooManyTransfersAreToldSo(t *testing.T) {
+	conn := loopback(t)
+	server, _ := serve(t, conn, Options{FS: files(map[string][]byte{"f": content(2000)}), MaxTransfers: 2})
+	var first []*client
+	for range 2 {
+		c := newClient(t, conn.LocalAddr())
+		c.conn.WriteToUDP(encodeRequest(opRead, "f", "octet"), c.server)
+		c.conn.Read(make([]byte, 600)) // the first block has come: the transfer holds its place
+		first = append(first, c)
+	}
+	late := newClient(t, conn.LocalAddr())
+	_, err := late.get("f")
+	if want := (serverError{codeUndefined, "server is busy with 2 transfers, try again"}); err != want {
+		t.Errorf("got %v", err)
+	}
+	// One who is already being served may start over from the same port.
+	if _, err := first[0].get("f"); err != nil {
+		t.Errorf("starting over: %v", err)
+	}
+	if stats := server.Stats(); stats.Refused != 1 {
+		t.Errorf("stats %+v", stats)
+	}
+}
+
+func TestARepeatedRequestStartsNoSecondTransfer(t *testing.T) {
+	conn := loopback(t)
+	server, _ := serve(t, conn, Options{FS: files(map[string][]byte{"f": content(2000)})})
+	c := newClient(t, conn.LocalAddr())
+	for range 3 {
+		c.conn.WriteToUDP(encodeRequest(opRead, "f", "octet"), c.server)
+	}
+	if _, err := c.get("f"); err != nil { // sends the same request a fourth time
+		t.Fatal(err)
+	}
+	if stats := server.Stats(); stats.Requests != 1 || stats.Repeated != 3 {
+		t.Errorf("stats %+v", stats)
+	}
+}
+
+func TestAClientThatOnlyAsksForTheSize(t *testing.T) {
+	conn := loopback(t)
+	_, reports := serve(t, conn, Options{FS: files(map[string][]byte{"f": content(2000)})})
+	c := newClient(t, conn.LocalAddr())
+	c.conn.WriteToUDP(encodeRequest(opRead, "f", "octet", "tsize", "0"), c.server)
+	packet := make([]byte, 600)
+	n, from, err := c.conn.ReadFromUDP(packet)
+	if err != nil || !bytes.Equal(packet[:n], encodeOack([]option{{"tsize", "2000"}})) {
+		t.Fatalf("%q, %v", packet[:n], err)
+	}
+	c.conn.WriteToUDP(encodeError(8, "User aborted the transfer"), from)
+	if report := <-reports; !errors.Is(report.Err, ErrAborted) || !strings.Contains(report.Err.Error(), "User aborted") {
+		t.Errorf("report %+v", report)
+	}
+}
+
+func TestASilentClientIsGivenUp(t *testing.T) {
+	conn := loopback(t)
+	_, reports := serve(t, conn, Options{FS: files(map[string][]byte{"f": content(2000)}), GiveUp: time.Millisecond})
+	c := newClient(t, conn.LocalAddr())
+	c.conn.WriteToUDP(encodeRequest(opRead, "f", "octet"), c.server)
+	if report := <-reports; report.Err == nil || !strings.Contains(report.Err.Error(), "did not acknowledge block 1") {
+		t.Errorf("report %+v", report)
+	}
+}
+
+func TestAClientThatGoesAwayFreesItsPlaceAtOnce(t *testing.T) {
+	conn := loopback(t)
+	_, reports := serve(t, conn, Options{FS: files(map[string][]byte{"f": content(2000)}), GiveUp: time.Hour})
+	c := newClient(t, conn.LocalAddr())
+	c.conn.WriteToUDP(encodeRequest(opRead, "f", "octet"), c.server)
+	c.conn.Read(make([]byte, 600))
+	c.conn.Close()
+	if report := <-reports; report.Err == nil || !strings.Contains(report.Err.Error(), "closed its port") {
+		t.Errorf("report %+v", report)
+	}
+}
+
+type shrinking struct{ File }
+
+func (shrinking) ReadAt([]byte, int64) (int, error) { return 0, io.EOF }
+
+func TestAFileThatShrinksFailsTheTransfer(t *testing.T) {
+	inner := files(map[string][]byte{"f": content(2000)})
+	conn := loopback(t)
+	_, reports := serve(t, conn, Options{FS: fsFunc(func(ctx context.Context, name string, remote netip.AddrPort) (File, error) {
+		f, err := inner.Open(ctx, name, remote)
+		return shrinking{f}, err
+	})})
+	_, err := newClient(t, conn.LocalAddr()).get("f")
+	if want := (serverError{codeUndefined, "server cannot read the file"}); err != want {
+		t.Errorf("got %v", err)
+	}
+	if report := <-reports; !errors.Is(report.Err, io.ErrUnexpectedEOF) {
+		t.Errorf("report %+v", report)
+	}
+}
+
+func TestDirServesOnlyRegularFilesBelowIt(t *testing.T) {
+	top := t.TempDir()
+	inside := filepath.Join(top, "boot")
+	for path, text := range map[string]string{"secret": "no", "boot/f": "yes", "boot/sub/g": "also"} {
+		path = filepath.Join(top, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("../secret", filepath.Join(inside, "out")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("f", filepath.Join(inside, "in")); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(inside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	conn := loopback(t)
+	serve(t, conn, Options{FS: Dir(root)})
+	for name, want := range map[string]string{"/f": "yes", `sub\g`: "also", "in": "yes", "out": "", "../secret": "", "sub": "", "/etc/passwd": ""} {
+		got, err := newClient(t, conn.LocalAddr()).get(name)
+		if string(got) != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
+func TestManyClientsAtOnce(t *testing.T) {
+	want := content(50_000)
+	conn := loopback(t)
+	server, _ := serve(t, conn, Options{FS: files(map[string][]byte{"f": want})})
+	var clients sync.WaitGroup
+	for range 300 {
+		c := newClient(t, conn.LocalAddr())
+		c.options = []string{"blksize", "1468"}
+		clients.Go(func() {
+			if got, err := c.get("f"); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+	clients.Wait()
+	if stats := server.Stats(); stats.Failed != 0 || stats.Refused != 0 {
+		t.Errorf("stats %+v", stats)
+	}
+}
+
+func TestRunningTransfersMayFinishWhenTheServerStops(t *testing.T) {
+	want := content(3 * 512)
+	conn := loopback(t)
+	conn.SetReadDeadline(time.Time{})
+	server := New(Options{FS: files(map[string][]byte{"f": want}), Drain: time.Minute})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(ctx, conn) }()
+	c := newClient(t, conn.LocalAddr())
+	c.ignore = func(uint64) bool { cancel(); return false }
+	got, err := c.get("f")
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
