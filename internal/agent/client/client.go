@@ -1,0 +1,255 @@
+// Package client speaks the machine API from the machine's side: it pins the server, carries the
+// machine's certificate, and knows which failures are worth another try.
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+// maxAnswer bounds an answer's body; a plan with its files is the largest.
+const maxAnswer = 32 << 20
+
+// Client calls one server. It is safe for concurrent use.
+type Client struct {
+	base string
+	http *http.Client
+	cert atomic.Pointer[tls.Certificate]
+}
+
+// Options of a Client.
+type Options struct {
+	Server string              // https://HOST:PORT
+	Pin    Pin                 // the only CA to accept
+	CAs    []*x509.Certificate // CA certificates known already; may be nil
+	Agent  string              // User-Agent
+	Now    func() time.Time    // the clock certificates are judged by; nil is time.Now
+}
+
+// New returns a client without a certificate of its own.
+func New(o Options) (*Client, error) {
+	u, err := url.Parse(o.Server)
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("server address %q: want https://HOST:PORT", o.Server)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	c := &Client{base: strings.TrimSuffix(u.String(), "/")}
+	host := u.Hostname()
+	tr := &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		IdleConnTimeout:       90 * time.Second,
+		ForceAttemptHTTP2:     true,
+		MaxIdleConnsPerHost:   2,
+		ResponseHeaderTimeout: 0, // the long poll answers late; each call has its own limit
+		// A server that lost its power answers nothing at all: only the ping finds out.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
+		TLSClientConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13,
+			// The system's roots have no say; VerifyConnection does the whole verification.
+			InsecureSkipVerify: true,
+			VerifyConnection: func(cs tls.ConnectionState) error {
+				return o.Pin.verify(cs, host, o.CAs, o.Now())
+			},
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				if cert := c.cert.Load(); cert != nil {
+					return cert, nil
+				}
+				return &tls.Certificate{}, nil
+			},
+		},
+	}
+	c.http = &http.Client{Transport: withAgent{tr, o.Agent}, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return errors.New("the machine API does not redirect")
+	}}
+	return c, nil
+}
+
+type withAgent struct {
+	http.RoundTripper
+	agent string
+}
+
+func (w withAgent) RoundTrip(r *http.Request) (*http.Response, error) {
+	r.Header.Set("User-Agent", w.agent)
+	return w.RoundTripper.RoundTrip(r)
+}
+
+func (w withAgent) CloseIdleConnections() {
+	if c, ok := w.RoundTripper.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// Use makes cert the client certificate of all further connections.
+func (c *Client) Use(cert tls.Certificate) {
+	c.cert.Store(&cert)
+	c.http.CloseIdleConnections()
+}
+
+// Error is the server's refusal.
+type Error struct {
+	Path    string
+	Status  int
+	Code    string // stable, see wire
+	Message string // for a person
+}
+
+func (e *Error) Error() string {
+	if e.Message == "" {
+		return fmt.Sprintf("the server answered %s with status %d", e.Path, e.Status)
+	}
+	return fmt.Sprintf("the server answered %s: %s (%s)", e.Path, e.Message, e.Code)
+}
+
+// Code is the stable code of a server's refusal, or "".
+func Code(err error) string {
+	if e := (*Error)(nil); errors.As(err, &e) {
+		return e.Code
+	}
+	return ""
+}
+
+// Transient says that the same call may succeed later: the network failed, or the server is in
+// trouble. A refusal (4xx) is final.
+func Transient(err error) bool {
+	if e := (*Error)(nil); errors.As(err, &e) {
+		return e.Status >= 500 || e.Status == http.StatusTooManyRequests || e.Status == http.StatusRequestTimeout
+	}
+	return err != nil && !errors.Is(err, context.Canceled)
+}
+
+// Retry calls f until it succeeds, fails for good, or ctx ends. Delays double from a second to at most
+// half a minute, with jitter, so that hundreds of machines do not come back in step. tell is called before each wait.
+func Retry(ctx context.Context, tell func(err error, wait time.Duration), f func(context.Context) error) error {
+	for delay := time.Second; ; delay = min(2*delay, 30*time.Second) {
+		err := f(ctx)
+		if err == nil || !Transient(err) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		wait := delay/2 + rand.N(delay)
+		if tell != nil {
+			tell(err, wait)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// callLimit is how long a call may take; the long poll adds the time it asks to wait.
+const callLimit = 30 * time.Second
+
+func call[T any](ctx context.Context, c *Client, method, path string, limit time.Duration, in any) (T, error) {
+	var out T
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s", limit))
+	defer cancel()
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return out, fmt.Errorf("encode %s: %w", path, err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return out, err
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return out, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return out, fmt.Errorf("read the answer of %s: %w", path, err)
+	}
+	if len(b) > maxAnswer {
+		return out, fmt.Errorf("the answer of %s is longer than %d bytes", path, maxAnswer)
+	}
+	path, _, _ = strings.Cut(path, "?")
+	if resp.StatusCode >= 300 {
+		var refusal wire.Error
+		_ = json.Unmarshal(b, &refusal) // a proxy's error page leaves it empty
+		return out, &Error{Path: path, Status: resp.StatusCode, Code: refusal.Code, Message: refusal.Message}
+	}
+	if err := json.Unmarshal(b, &out); err != nil {
+		return out, fmt.Errorf("the answer of %s is not what was expected: %w", path, err)
+	}
+	return out, nil
+}
+
+// Time asks for the server's clock.
+func (c *Client) Time(ctx context.Context) (wire.Time, error) {
+	return call[wire.Time](ctx, c, http.MethodGet, wire.PathTime, callLimit, nil)
+}
+
+// Enroll asks for a session certificate.
+func (c *Client) Enroll(ctx context.Context, r wire.EnrollRequest) (wire.EnrollResponse, error) {
+	return call[wire.EnrollResponse](ctx, c, http.MethodPost, wire.PathEnroll, callLimit, r)
+}
+
+// Inventory reports what the machine consists of.
+func (c *Client) Inventory(ctx context.Context, inv wire.Inventory) error {
+	_, err := call[wire.Empty](ctx, c, http.MethodPost, wire.PathInventory, callLimit, inv)
+	return err
+}
+
+// Assignment waits up to wait for an assignment other than the one known by version.
+func (c *Client) Assignment(ctx context.Context, version string, wait time.Duration) (wire.Assignment, error) {
+	q := url.Values{"version": {version}, "wait": {strconv.Itoa(int(wait.Seconds()))}}
+	return call[wire.Assignment](ctx, c, http.MethodGet, wire.PathAssignment+"?"+q.Encode(), wait+callLimit, nil)
+}
+
+// Progress reports how far the running act is.
+func (c *Client) Progress(ctx context.Context, p wire.Progress) (wire.ProgressResponse, error) {
+	return call[wire.ProgressResponse](ctx, c, http.MethodPost, wire.PathProgress, callLimit, p)
+}
+
+// Identity asks for the node's certificate.
+func (c *Client) Identity(ctx context.Context, r wire.IdentityRequest) (wire.IdentityResponse, error) {
+	return call[wire.IdentityResponse](ctx, c, http.MethodPost, wire.PathIdentity, callLimit, r)
+}
+
+// Complete acknowledges an intent.
+func (c *Client) Complete(ctx context.Context, r wire.Complete) error {
+	_, err := call[wire.Empty](ctx, c, http.MethodPost, wire.PathComplete, callLimit, r)
+	return err
+}
+
+// Heartbeat reports an installed node.
+func (c *Client) Heartbeat(ctx context.Context, h wire.Heartbeat) (wire.HeartbeatResponse, error) {
+	return call[wire.HeartbeatResponse](ctx, c, http.MethodPost, wire.PathHeartbeat, callLimit, h)
+}
+
+// Renew asks for the next certificate of an installed node.
+func (c *Client) Renew(ctx context.Context, r wire.RenewRequest) (wire.IdentityResponse, error) {
+	return call[wire.IdentityResponse](ctx, c, http.MethodPost, wire.PathRenew, callLimit, r)
+}

@@ -1,0 +1,70 @@
+package client
+
+import (
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Pin is the SHA-256 of the SubjectPublicKeyInfo of the one CA that may vouch for the server, written
+// "sha256:" and 64 hexadecimal digits. It reaches the machine with its kernel command line, so it is as
+// trustworthy as the network it booted from, and never less from then on.
+type Pin struct{ sum [sha256.Size]byte }
+
+// ParsePin reads the form that the kernel command line carries.
+func ParsePin(s string) (Pin, error) {
+	var p Pin
+	digits, ok := strings.CutPrefix(s, "sha256:")
+	b, err := hex.DecodeString(digits)
+	if !ok || err != nil || len(b) != len(p.sum) {
+		return p, fmt.Errorf("CA pin %q is not \"sha256:\" and 64 hexadecimal digits", s)
+	}
+	copy(p.sum[:], b)
+	return p, nil
+}
+
+// PinOf is the pin of a CA certificate.
+func PinOf(ca *x509.Certificate) Pin { return Pin{sha256.Sum256(ca.RawSubjectPublicKeyInfo)} }
+
+func (p Pin) String() string { return "sha256:" + hex.EncodeToString(p.sum[:]) }
+
+// ErrPin says that whoever answered is not the server that this machine was told to trust.
+var ErrPin = errors.New("the server's certificate does not come from the pinned CA")
+
+// verify accepts a chain only if a CA certificate in it has the pinned key and, taken as the only root,
+// vouches for the leaf under the name host. The server therefore sends its CA along with its leaf.
+// Certificates in extra (a CA learned earlier) need not be sent.
+func (p Pin) verify(cs tls.ConnectionState, host string, extra []*x509.Certificate, now time.Time) error {
+	if len(cs.PeerCertificates) == 0 {
+		return fmt.Errorf("%w: it sent none", ErrPin)
+	}
+	opts := x509.VerifyOptions{
+		DNSName:       host, // an IP address is compared with the IP SANs
+		Roots:         x509.NewCertPool(),
+		Intermediates: x509.NewCertPool(),
+		CurrentTime:   now,
+		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	found := false
+	for _, c := range append(append([]*x509.Certificate(nil), cs.PeerCertificates[1:]...), extra...) {
+		if c.IsCA && PinOf(c) == p {
+			opts.Roots.AddCert(c)
+			found = true
+			continue
+		}
+		opts.Intermediates.AddCert(c)
+	}
+	if !found {
+		return fmt.Errorf("%w: no CA certificate with key %s among the %d certificates of %s (leaf %q issued by %q)",
+			ErrPin, p, len(cs.PeerCertificates), host, cs.PeerCertificates[0].Subject, cs.PeerCertificates[0].Issuer)
+	}
+	if _, err := cs.PeerCertificates[0].Verify(opts); err != nil {
+		return fmt.Errorf("the server's certificate for %s is not valid (this machine's clock says %s): %w", host, now.UTC().Format(time.RFC3339), err)
+	}
+	return nil
+}

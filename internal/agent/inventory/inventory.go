@@ -1,0 +1,236 @@
+// Package inventory finds out what a machine consists of: from sysfs, procfs, udev's database and, for
+// the contents of disks, from their first and last bytes. It never writes.
+//
+// Everything is read below an injectable root, so that trees captured from real hardware can be tests.
+// A fact that cannot be had is left out; only the whole inventory being unreadable is an error.
+package inventory
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+// Collector reads the inventory below a root folder.
+type Collector struct {
+	// Root is "/" on a machine.
+	Root string
+	// OpenDisk opens a whole disk for reading; nil leaves contents out.
+	OpenDisk func(name string) (io.ReaderAt, func(), error)
+	// BMC asks the management controller; nil leaves it out.
+	BMC func() *wire.BMC
+	// PermanentMAC asks a driver for the address that is burnt in; nil or "" takes the current one.
+	PermanentMAC func(nic string) string
+}
+
+// Host is the Collector of the running machine.
+func Host() Collector {
+	return Collector{Root: "/", OpenDisk: openDisk, BMC: askBMC, PermanentMAC: permanentMAC}
+}
+
+func openDisk(name string) (io.ReaderAt, func(), error) {
+	f, err := os.Open("/dev/" + name)
+	if err != nil {
+		return nil, nil, err
+	}
+	return f, func() { _ = f.Close() }, nil
+}
+
+// Collect reads everything. bootMAC marks the NIC that booted, "" if unknown.
+func (c Collector) Collect(bootMAC string) wire.Inventory {
+	inv := wire.Inventory{
+		System:      c.system(),
+		CPU:         c.cpu(),
+		MemoryBytes: c.memory(),
+		Disks:       c.Disks(),
+		NICs:        c.NICs(bootMAC),
+		Firmware:    "BIOS",
+		TPM:         c.tpm(),
+	}
+	if c.exists("sys/firmware/efi") {
+		inv.Firmware = "UEFI"
+		inv.SecureBoot = c.secureBoot()
+	}
+	if c.BMC != nil {
+		inv.BMC = c.BMC()
+	}
+	inv.Identifiers = wire.Identifiers{UUID: inv.System.UUID, Serial: inv.System.Serial}
+	for _, n := range inv.NICs {
+		inv.Identifiers.MACs = append(inv.Identifiers.MACs, n.MAC)
+	}
+	if inv.BMC != nil {
+		inv.Identifiers.BMCMAC = inv.BMC.MAC
+	}
+	return inv
+}
+
+func (c Collector) path(p string) string { return filepath.Join(c.Root, p) }
+
+func (c Collector) exists(p string) bool {
+	_, err := os.Stat(c.path(p))
+	return err == nil
+}
+
+// text is a file's content without surrounding white space and control characters, "" if unreadable.
+func (c Collector) text(p string) string {
+	b, err := os.ReadFile(c.path(p))
+	if err != nil {
+		return ""
+	}
+	return clean(string(b))
+}
+
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' {
+			return ' '
+		}
+		if r < ' ' || r == 0x7F || r == '\uFFFD' {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, ""))
+	return strings.TrimSpace(s)
+}
+
+func (c Collector) number(p string) int64 {
+	n, _ := strconv.ParseInt(c.text(p), 10, 64)
+	return n
+}
+
+func (c Collector) names(dir string) []string {
+	entries, err := os.ReadDir(c.path(dir))
+	if err != nil {
+		return nil
+	}
+	out := make([]string, 0, len(entries))
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out
+}
+
+// placeholders are what vendors ship when they did not fill a field in.
+var placeholders = []string{
+	"to be filled by o.e.m.", "default string", "not specified", "none", "system serial number", "chassis serial number",
+	"not applicable", "0123456789", "0", "unknown", "no asset tag", "asset-1234567890", "n/a", "not available", "no asset information",
+}
+
+func (c Collector) dmi(name string) string {
+	s := c.text("sys/class/dmi/id/" + name)
+	if slices.Contains(placeholders, strings.ToLower(s)) {
+		return ""
+	}
+	return s
+}
+
+func (c Collector) system() wire.System {
+	return wire.System{
+		Vendor:        c.dmi("sys_vendor"),
+		Product:       c.dmi("product_name"),
+		Serial:        c.dmi("product_serial"),
+		UUID:          strings.ToLower(c.dmi("product_uuid")),
+		AssetTag:      c.dmi("chassis_asset_tag"),
+		ChassisSerial: c.dmi("chassis_serial"),
+		BIOSVersion:   c.dmi("bios_version"),
+	}
+}
+
+func (c Collector) cpu() wire.CPU {
+	b, _ := os.ReadFile(c.path("proc/cpuinfo"))
+	var cpu wire.CPU
+	sockets, cores := map[string]bool{}, map[string]bool{}
+	for block := range strings.SplitSeq(string(b), "\n\n") {
+		f := map[string]string{}
+		for line := range strings.SplitSeq(block, "\n") {
+			k, v, ok := strings.Cut(line, ":")
+			if ok {
+				f[strings.TrimSpace(k)] = clean(v)
+			}
+		}
+		id, ok := f["processor"]
+		if !ok {
+			continue
+		}
+		cpu.Threads++
+		if cpu.Model == "" {
+			cpu.Model = strings.Join(strings.Fields(f["model name"]), " ")
+		}
+		core, ok := f["core id"]
+		if !ok {
+			core = id // a processor that does not tell counts as a core of its own
+		}
+		sockets[f["physical id"]] = true
+		cores[f["physical id"]+"/"+core] = true
+	}
+	cpu.Sockets, cpu.Cores = len(sockets), len(cores)
+	return cpu
+}
+
+// memory is what is plugged in. SMBIOS type 17 knows it to the byte; the kernel's MemTotal lacks what
+// firmware and kernel keep for themselves, so a 64 GiB machine would look like 62.
+func (c Collector) memory() int64 {
+	var sum int64
+	for _, e := range c.names("sys/firmware/dmi/entries") {
+		if !strings.HasPrefix(e, "17-") {
+			continue
+		}
+		raw, err := os.ReadFile(c.path("sys/firmware/dmi/entries/" + e + "/raw"))
+		if err == nil {
+			sum += memoryDevice(raw)
+		}
+	}
+	if sum > 0 {
+		return sum
+	}
+	b, _ := os.ReadFile(c.path("proc/meminfo"))
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if v, ok := strings.CutPrefix(line, "MemTotal:"); ok {
+			kib, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(v), "kB")), 10, 64)
+			return kib << 10
+		}
+	}
+	return 0
+}
+
+// memoryDevice reads the size of an SMBIOS type 17 structure (DSP0134 7.18): a word at 0x0C in MiB, or
+// in KiB with bit 15 set; 0x7FFF refers to the double word at 0x1C; 0xFFFF is unknown, 0 an empty slot.
+func memoryDevice(b []byte) int64 {
+	if len(b) < 0x0E || b[0] != 17 {
+		return 0
+	}
+	n := int64(b[0x0C]) | int64(b[0x0D])<<8
+	switch {
+	case n == 0xFFFF:
+		return 0
+	case n == 0x7FFF:
+		if len(b) < 0x20 {
+			return 0
+		}
+		ext := int64(b[0x1C]) | int64(b[0x1D])<<8 | int64(b[0x1E])<<16 | int64(b[0x1F]&0x7F)<<24
+		return ext << 20
+	case n&0x8000 != 0:
+		return (n & 0x7FFF) << 10
+	}
+	return n << 20
+}
+
+func (c Collector) secureBoot() bool {
+	b, err := os.ReadFile(c.path("sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"))
+	return err == nil && len(b) == 5 && b[4] == 1 // four bytes of attributes come first
+}
+
+func (c Collector) tpm() string {
+	switch c.text("sys/class/tpm/tpm0/tpm_version_major") {
+	case "2":
+		return "2.0"
+	case "1":
+		return "1.2"
+	}
+	return ""
+}

@@ -1,0 +1,38 @@
+package inventory
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+// NICs lists interfaces with hardware behind them.
+func (c Collector) NICs(bootMAC string) []wire.NIC {
+	var out []wire.NIC
+	for _, name := range c.names("sys/class/net") {
+		dir := "sys/class/net/" + name + "/"
+		// Type 1 is Ethernet; InfiniBand and others have addresses of other lengths.
+		if !c.exists(dir+"device") || c.text(dir+"type") != "1" {
+			continue
+		}
+		n := wire.NIC{
+			Name: name,
+			MAC:  strings.ToLower(c.text(dir + "address")),
+			Link: c.text(dir+"carrier") == "1",
+		}
+		if c.PermanentMAC != nil {
+			n.MAC = first(strings.ToLower(c.PermanentMAC(name)), n.MAC)
+		}
+		if speed := c.number(dir + "speed"); n.Link && speed > 0 {
+			n.SpeedMbps = int(speed)
+		}
+		if driver, err := os.Readlink(c.path(dir + "device/driver")); err == nil {
+			n.Driver = filepath.Base(driver)
+		}
+		n.Boot = bootMAC != "" && strings.EqualFold(n.MAC, bootMAC)
+		out = append(out, n)
+	}
+	return out
+}
