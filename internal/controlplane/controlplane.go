@@ -1,0 +1,224 @@
+// Package controlplane is where the kinds of coldrack.dev live: it brings up a Kubernetes-style API that
+// kubectl and our controllers speak to, on one of three engines.
+//
+//   - EngineEmbedded: an etcd inside this process, reachable through a socket that only this user may open,
+//     below an API server inside this process. Nothing else is needed.
+//   - EngineEtcd: the same API server over an etcd cluster that already exists; several servers may run side
+//     by side.
+//   - EngineKubernetes: an existing Kubernetes API holds the kinds. Only our CRDs are installed there; no
+//     listener is opened, and its own authentication, authorization, audit and encryption apply.
+//
+// The package knows the kinds only as data, apart from the rules between objects, which package v1alpha1
+// states and the admission of the first two engines enforces.
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/rest"
+)
+
+// Engine is what holds the kinds.
+type Engine string
+
+const (
+	EngineEmbedded   Engine = "embedded"
+	EngineEtcd       Engine = "etcd"
+	EngineKubernetes Engine = "kubernetes"
+)
+
+// Config says which engine to run and how people reach it. The zero value of every optional field works.
+type Config struct {
+	// Logger receives what the control plane has to say. Required.
+	Logger *slog.Logger
+	// DataDir holds etcd, keys, tokens and the audit log. Required except with Kubeconfig. Created with
+	// mode 0700 when it does not exist.
+	DataDir string
+
+	// Address is where the API listens, host:port. Port 0 takes any free one; see ControlPlane.Address.
+	Address string
+	// ServingCert and ServingKey are the API's certificate chain and key, PEM.
+	ServingCert, ServingKey []byte
+	// ClientCAs are the certificates, PEM, that sign people's client certificates. The subject's common
+	// name is the user, its organizations are the groups.
+	ClientCAs []byte
+	// Handlers are served beside the API under the same authentication: anyone with a role may read
+	// (GET and HEAD), operators and admins may do the rest. A key that ends in "/" stands for everything
+	// below it. Keys must not begin with /api, /openapi, /healthz, /livez, /readyz, /metrics or /version.
+	Handlers map[string]http.Handler
+	// Version is our own version, which /version shows as build metadata.
+	Version string
+
+	// EtcdEndpoints selects EngineEtcd. The files are needed where the etcd cluster uses TLS.
+	EtcdEndpoints                         []string
+	EtcdCAFile, EtcdCertFile, EtcdKeyFile string
+	// EtcdPrefix is the root of our keys in an etcd cluster that others may use too. Default "/coldrack".
+	EtcdPrefix string
+
+	// Kubeconfig selects EngineKubernetes and names a kubeconfig file.
+	Kubeconfig string
+	// LeaseNamespace is where leader election keeps its Leases in that cluster. Default "kube-system".
+	LeaseNamespace string
+}
+
+// Engine that c selects.
+func (c Config) Engine() Engine {
+	switch {
+	case c.Kubeconfig != "":
+		return EngineKubernetes
+	case len(c.EtcdEndpoints) > 0:
+		return EngineEtcd
+	}
+	return EngineEmbedded
+}
+
+func (c Config) validate() error {
+	var errs []error
+	if c.Logger == nil {
+		errs = append(errs, errors.New("logger: missing"))
+	}
+	if c.Kubeconfig != "" && len(c.EtcdEndpoints) > 0 {
+		errs = append(errs, errors.New("kubeconfig and etcd endpoints exclude each other: the kinds live in one place"))
+	}
+	if c.Kubeconfig == "" {
+		if c.DataDir == "" {
+			errs = append(errs, errors.New("data directory: missing"))
+		}
+		if c.Address == "" {
+			errs = append(errs, errors.New("API address: missing; host:port, for example 127.0.0.1:7443"))
+		}
+		if len(c.ServingCert) == 0 || len(c.ServingKey) == 0 {
+			errs = append(errs, errors.New("API certificate and key: missing"))
+		}
+		if len(c.ClientCAs) == 0 {
+			errs = append(errs, errors.New("client CA: missing"))
+		}
+	}
+	if (c.EtcdCertFile == "") != (c.EtcdKeyFile == "") {
+		errs = append(errs, errors.New("etcd certificate file and key file go together"))
+	}
+	for path := range c.Handlers {
+		for _, taken := range []string{"/api", "/openapi", "/healthz", "/livez", "/readyz", "/metrics", "/version"} {
+			if strings.HasPrefix(path, taken) {
+				errs = append(errs, fmt.Errorf("handler %s: paths beginning with %s belong to the API", path, taken))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) path(elem ...string) string {
+	return filepath.Join(append([]string{c.DataDir}, elem...)...)
+}
+
+// Files below Config.DataDir that this package owns.
+const (
+	etcdDir           = "etcd"
+	encryptionKeyFile = "pki/encryption.key"
+	auditLogFile      = "audit/audit.log"
+	tokensFile        = "tokens.json"
+)
+
+// TokensPath is where the bearer tokens of the server with this data directory are kept.
+func TokensPath(dataDir string) string { return filepath.Join(dataDir, tokensFile) }
+
+// ControlPlane is a running engine.
+type ControlPlane struct {
+	engine  Engine
+	log     *slog.Logger
+	address string
+	client  *rest.Config
+	elect   elector
+
+	// stops are called by Stop, last first.
+	stops []func()
+	// failed receives the first error of a part that ended by itself.
+	failed  chan error
+	stopped chan struct{}
+}
+
+// Start brings the engine up. When it returns without an error the API serves all kinds, discovery and
+// OpenAPI. ctx bounds only the start; use Stop to end what was started.
+func Start(ctx context.Context, cfg Config) (*ControlPlane, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("control plane: %w", err)
+	}
+	if cfg.EtcdPrefix == "" {
+		cfg.EtcdPrefix = "/coldrack"
+	}
+	if cfg.LeaseNamespace == "" {
+		cfg.LeaseNamespace = "kube-system"
+	}
+	began := time.Now()
+	c := &ControlPlane{
+		engine:  cfg.Engine(),
+		log:     cfg.Logger.With("engine", string(cfg.Engine())),
+		failed:  make(chan error, 1),
+		stopped: make(chan struct{}),
+	}
+	start := c.startServer
+	if c.engine == EngineKubernetes {
+		start = c.startKubernetes
+	}
+	if err := start(ctx, cfg); err != nil {
+		c.Stop()
+		return nil, fmt.Errorf("control plane: %w", err)
+	}
+	c.log.Info("control plane ready", "address", c.address, "took", time.Since(began).Round(time.Millisecond))
+	return c, nil
+}
+
+// Engine that holds the kinds.
+func (c *ControlPlane) Engine() Engine { return c.engine }
+
+// Address at which the API listens, host:port; with EngineKubernetes the URL of that API.
+func (c *ControlPlane) Address() string { return c.address }
+
+// RESTConfig returns a new copy of the configuration with which our controllers reach the API. With the
+// first two engines it carries the system identity, which may do everything and whose status writes are not
+// audited; it never leaves this process.
+func (c *ControlPlane) RESTConfig() *rest.Config { return rest.CopyConfig(c.client) }
+
+// Wait returns nil when ctx ends or the control plane was stopped, and the reason when a part of it ended by
+// itself, after which nothing can be relied on any more.
+func (c *ControlPlane) Wait(ctx context.Context) error {
+	select {
+	case err := <-c.failed:
+		c.fail(err) // the next caller sees it too
+		return err
+	case <-c.stopped:
+		return nil
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// Stop ends requests that are being served, then the API, then etcd, and returns when all is done. It is
+// safe to call more than once, but not at the same time.
+func (c *ControlPlane) Stop() {
+	for i := len(c.stops) - 1; i >= 0; i-- {
+		c.stops[i]()
+	}
+	c.stops = nil
+	select {
+	case <-c.stopped:
+	default:
+		close(c.stopped)
+	}
+}
+
+func (c *ControlPlane) onStop(f func()) { c.stops = append(c.stops, f) }
+
+func (c *ControlPlane) fail(err error) {
+	select {
+	case c.failed <- err:
+	default:
+	}
+}
