@@ -427,6 +427,9 @@ type EnrollmentPolicyStatus struct {
 // AnnotationEnrolledBy names the EnrollmentPolicy that approved a Machine.
 const AnnotationEnrolledBy = "coldrack.dev/enrolled-by"
 
+// AnnotationDiscoveredBy says by what a Machine that nobody wrote was noticed: "boot" or "enrolment".
+const AnnotationDiscoveredBy = "coldrack.dev/discovered-by"
+
 // Bundle is what an imported bundle contains.
 //
 // +kubebuilder:object:root=true

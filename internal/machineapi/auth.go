@@ -1,0 +1,86 @@
+package machineapi
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/pki"
+)
+
+// What certificates of machines say. These texts are part of the contract with nodes in the field.
+const (
+	sessionOrganization = "coldrack:session"
+	nodeOrganization    = "coldrack:node"
+	sessionPrefix       = "machine:"
+	nodePrefix          = "node:"
+
+	sessionTTL = 24 * time.Hour
+	nodeTTL    = 365 * 24 * time.Hour
+)
+
+type kind string
+
+const (
+	kindSession kind = "session"
+	kindNode    kind = "node"
+)
+
+// peer is whoever showed a certificate of the machine CA.
+type peer struct {
+	kind        kind
+	machine     string
+	fingerprint string // of its public key
+}
+
+// authenticate reads the client certificate, which the TLS stack has verified.
+func (a *API) authenticate(r *http.Request) (peer, error) {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return peer{}, refuse(http.StatusUnauthorized, wire.CodeForbidden, "%s needs a client certificate of this server's machine CA", r.URL.Path)
+	}
+	leaf := r.TLS.VerifiedChains[0][0]
+	// A connection may outlive the certificate that opened it.
+	if a.Now().After(leaf.NotAfter) {
+		return peer{}, refuse(http.StatusUnauthorized, wire.CodeForbidden, "the client certificate expired at %s", leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	fingerprint, err := pki.Fingerprint(leaf.PublicKey)
+	if err != nil {
+		return peer{}, refuse(http.StatusUnauthorized, wire.CodeForbidden, "client certificate: %v", err)
+	}
+	p := peer{fingerprint: fingerprint}
+	name, organizations := leaf.Subject.CommonName, leaf.Subject.Organization
+	switch {
+	case slices.Equal(organizations, []string{sessionOrganization}) && strings.HasPrefix(name, sessionPrefix):
+		p.kind, p.machine = kindSession, strings.TrimPrefix(name, sessionPrefix)
+	case slices.Equal(organizations, []string{nodeOrganization}) && strings.HasPrefix(name, nodePrefix):
+		p.kind, p.machine = kindNode, strings.TrimPrefix(name, nodePrefix)
+	}
+	if p.machine == "" {
+		return peer{}, refuse(http.StatusForbidden, wire.CodeForbidden, "a certificate for %q of %q is none of a machine", name, organizations)
+	}
+	return p, nil
+}
+
+func (p peer) may(need access) error {
+	switch {
+	case need == sessionsAndNodes, need == sessions && p.kind == kindSession, need == nodes && p.kind == kindNode:
+		return nil
+	}
+	return refuse(http.StatusForbidden, wire.CodeForbidden, "a %s certificate of machine %s does not open this path", p.kind, p.machine)
+}
+
+// checkSession refuses a session when the machine has enrolled again since: there is one running system
+// on a machine at a time, and an old session must not profit from an intent that was written later.
+// After a restart of the server any session that has not expired counts until the machine boots again.
+func (a *API) checkSession(ctx context.Context, p peer) error {
+	if _, err := a.machine(ctx, p.machine); err != nil {
+		return err
+	}
+	if current := a.Fleet.Live(p.machine).Session; current != "" && current != p.fingerprint {
+		return refuse(http.StatusForbidden, wire.CodeForbidden, "machine %s has booted and enrolled again since; this session has ended", p.machine)
+	}
+	return nil
+}

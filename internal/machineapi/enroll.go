@@ -1,0 +1,144 @@
+package machineapi
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/pki"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// enroll exchanges the nonce of this boot for a session certificate.
+//
+// A machine that has an identity is refused unless an intent is open: whoever forges the identifiers of
+// an installed machine learns nothing about it and gets no certificate in its name.
+func (a *API) enroll(ctx context.Context, c call, in wire.EnrollRequest) (any, error) {
+	public, err := pki.ParseCSR([]byte(in.CSR))
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "csr: %v", err)
+	}
+	key, err := pki.Fingerprint(public)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "csr: %v", err)
+	}
+	binding, ok := a.Nonces.Peek(in.Nonce, key)
+	if !ok {
+		return nil, refuse(http.StatusForbidden, wire.CodeUnknownNonce, "the nonce of this boot is unknown, used or older than %v; boot from the network again", nonceTTL)
+	}
+	ids := presented(in)
+	if err := sameMachine(binding, ids); err != nil {
+		return nil, err
+	}
+	m, err := a.identify(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	if m.Status.Identity != nil && m.OpenIntent() == nil {
+		a.Log.Warn("refused to enrol a machine that has an identity", "machine", m.Name, "from", c.request.RemoteAddr, "macs", ids.MACs)
+		a.Fleet.Log(m.Name, fmt.Sprintf("refused an enrolment from %s in this machine's name: it has an identity and no intent is open", address(c.request)))
+		return nil, refuse(http.StatusForbidden, wire.CodeIdentityExists,
+			"machine %s is installed and has an identity. If this is that machine and it shall be installed again: coldrack reinstall %s", m.Name, m.Name)
+	}
+	if !a.Nonces.Use(in.Nonce, key) {
+		return nil, refuse(http.StatusForbidden, wire.CodeUnknownNonce, "the nonce of this boot was used by somebody else; boot from the network again")
+	}
+	certificate, leaf, err := a.Signer.SignClient(public, sessionPrefix+m.Name, []string{sessionOrganization}, sessionTTL)
+	if err != nil {
+		return nil, fmt.Errorf("sign session certificate of %s: %w", m.Name, err)
+	}
+	a.Fleet.Enrolled(m.Name, key)
+	a.Fleet.Contacted(m.Name, address(c.request))
+	a.Fleet.Log(m.Name, fmt.Sprintf("enrolled from %s with agent %s, to %s", address(c.request), in.AgentVersion, binding.Action))
+	a.Log.Info("machine enrolled", "machine", m.Name, "from", address(c.request), "agent", fleet.Printable(in.AgentVersion, 64), "boot", binding.Action)
+	return wire.EnrollResponse{Machine: m.Name, Certificate: string(certificate), CA: string(a.Signer.CertPEM()), ExpiresAt: leaf.NotAfter.UTC()}, nil
+}
+
+// presented are the identifiers of an enrolment, in normal form. The MAC that booted counts even if the
+// kernel has no driver for its interface.
+func presented(in wire.EnrollRequest) v1alpha1.Identifiers {
+	macs := in.Identifiers.MACs
+	if in.BootMAC != "" {
+		macs = append([]string{in.BootMAC}, macs...)
+	}
+	const maxMACs = 64
+	return fleet.Normal(v1alpha1.Identifiers{
+		MACs: macs[:min(len(macs), maxMACs)],
+		UUID: in.Identifiers.UUID, Serial: in.Identifiers.Serial, BMCMAC: in.Identifiers.BMCMAC,
+	})
+}
+
+// sameMachine refuses a nonce that was read off another machine's boot.
+func sameMachine(b Binding, ids v1alpha1.Identifiers) error {
+	boot := fleet.Normal(b.Identifiers).MACs
+	if len(boot) == 0 || slices.ContainsFunc(boot, func(mac string) bool { return slices.Contains(ids.MACs, mac) }) {
+		return nil
+	}
+	return refuse(http.StatusForbidden, wire.CodeForbidden, "the nonce was issued to the machine with MAC %s, which this one has not (%v)", boot[0], ids.MACs)
+}
+
+// identify returns the Machine with these identifiers and records one that is new.
+func (a *API) identify(ctx context.Context, ids v1alpha1.Identifiers) (*v1alpha1.Machine, error) {
+	match := a.Fleet.Match(fleet.Query{Identifiers: ids, Complete: true})
+	if match.Conflict {
+		for _, name := range match.Involved {
+			a.Fleet.Conflicted(name, match.Reason)
+		}
+		return nil, refuse(http.StatusConflict, wire.CodeConflict, "cannot tell which machine this is: %s", match.Reason)
+	}
+	if match.Machine != "" {
+		return a.machine(ctx, match.Machine)
+	}
+	name := fleet.NameFor(ids)
+	if name == "" {
+		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "identifiers: no valid MAC and no UUID that tells this machine from others")
+	}
+	return a.record(ctx, name, ids, match.Reason)
+}
+
+func (a *API) record(ctx context.Context, name string, ids v1alpha1.Identifiers, why string) (*v1alpha1.Machine, error) {
+	m, err := a.Store.Create(ctx, &v1alpha1.Machine{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{v1alpha1.AnnotationDiscoveredBy: "enrolment"}},
+		Spec:       v1alpha1.MachineSpec{Identifiers: ids},
+	})
+	if err == nil {
+		a.Fleet.Put(m)
+		a.Log.Info("recorded a new machine", "machine", name, "macs", ids.MACs, "reason", why)
+		return m, nil
+	}
+	if !apierrors.IsAlreadyExists(err) {
+		return nil, fmt.Errorf("record machine %s: %w", name, err)
+	}
+	// Its boot was recorded a moment ago, or the name is another machine's.
+	if m, err = a.Store.Get(ctx, name); err != nil {
+		return nil, fmt.Errorf("read machine %s: %w", name, err)
+	}
+	a.Fleet.Put(m)
+	if match := a.Fleet.Match(fleet.Query{Identifiers: ids, Complete: true}); match.Machine == name {
+		return m, nil
+	} else if match.Machine == "" {
+		return nil, refuse(http.StatusConflict, wire.CodeConflict, "a machine with the MACs %v would be named %s, but that is another machine: %s", ids.MACs, name, match.Reason)
+	}
+	return nil, refuse(http.StatusServiceUnavailable, wire.CodeConflict, "machine %s is being recorded; ask again", name)
+}
+
+// inventory records what the machine consists of.
+func (a *API) inventory(ctx context.Context, c call, in wire.Inventory) (any, error) {
+	report := inventoryOf(in)
+	report.ReportedAt = metav1.NewTime(a.Now())
+	m, err := a.update(ctx, c.peer.machine, func(m *v1alpha1.Machine) error {
+		m.Status.Inventory = report
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.Fleet.Contacted(m.Name, address(c.request))
+	a.Fleet.Log(m.Name, fmt.Sprintf("inventory: %s %s, %d disks, %d NICs", report.System.Vendor, report.System.Product, len(report.Disks), len(report.NICs)))
+	return wire.Empty{}, nil
+}

@@ -1,0 +1,153 @@
+package machineapi
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/pki"
+)
+
+// Limits of what a heartbeat may carry.
+const (
+	maxAddresses   = 64
+	maxFailedUnits = 64
+)
+
+// heartbeat takes in what an installed node reports of itself, in memory only.
+func (a *API) heartbeat(ctx context.Context, c call, in wire.Heartbeat) (any, error) {
+	m, err := a.node(ctx, c.peer)
+	if err != nil {
+		return nil, err
+	}
+	a.Fleet.Beat(m.Name, cut(in), address(c.request))
+	answer := wire.HeartbeatResponse{IntervalSeconds: max(int(a.HeartbeatInterval/time.Second), 1)}
+	if intent := m.OpenIntent(); intent != nil {
+		// A node leaves its system only for a plan that can be carried out.
+		next, err := a.currentAssignment(ctx, m.Name)
+		if err != nil {
+			return nil, err
+		}
+		if next.Action == wire.ActionInstall || next.Action == wire.ActionRelease {
+			answer.Reboot = true
+			answer.RebootReason = fmt.Sprintf("%s was asked for (intent %s)", intent.Action, intent.ID)
+			a.Fleet.Log(m.Name, "told to boot from the network: "+answer.RebootReason)
+		}
+	}
+	return answer, nil
+}
+
+func cut(in wire.Heartbeat) wire.Heartbeat {
+	in.AgentVersion, in.OS, in.Kernel, in.BootID = text(in.AgentVersion), text(in.OS), text(in.Kernel), text(in.BootID)
+	in.Addresses = texts(in.Addresses, maxAddresses)
+	in.FailedUnits = texts(in.FailedUnits, maxFailedUnits)
+	return in
+}
+
+func texts(list []string, limit int) []string {
+	var out []string
+	for _, s := range list[:min(len(list), limit)] {
+		out = append(out, text(s))
+	}
+	return out
+}
+
+// node returns the Machine whose identity the caller has proven.
+func (a *API) node(ctx context.Context, p peer) (*v1alpha1.Machine, error) {
+	m, err := a.machine(ctx, p.machine)
+	if err != nil {
+		return nil, err
+	}
+	if hasIdentity(m, p.fingerprint) {
+		return m, nil
+	}
+	// Another server may have issued it a moment ago, so the cache does not decide a refusal.
+	if m, err = a.Store.Get(ctx, p.machine); err != nil {
+		return nil, fmt.Errorf("read machine %s: %w", p.machine, err)
+	}
+	a.Fleet.Put(m)
+	if hasIdentity(m, p.fingerprint) {
+		return m, nil
+	}
+	if m.Status.Identity != nil && a.Fleet.OfferedIdentity(m.Name) == p.fingerprint {
+		return a.adopt(ctx, p)
+	}
+	return nil, refuse(http.StatusForbidden, wire.CodeForbidden,
+		"this key is not machine %s's identity any more: it was installed again or released since. If this is an old disk, remove it", p.machine)
+}
+
+func hasIdentity(m *v1alpha1.Machine, fingerprint string) bool {
+	return m.Status.Identity != nil && m.Status.Identity.KeyFingerprint == fingerprint
+}
+
+// adopt makes a renewed key the machine's identity, now that the node has shown that it holds it.
+func (a *API) adopt(ctx context.Context, p peer) (*v1alpha1.Machine, error) {
+	m, err := a.update(ctx, p.machine, func(m *v1alpha1.Machine) error {
+		if m.Status.Identity == nil {
+			return refuse(http.StatusForbidden, wire.CodeForbidden, "machine %s was released", m.Name)
+		}
+		m.Status.Identity.KeyFingerprint = p.fingerprint
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.Fleet.OfferIdentity(p.machine, "")
+	a.Log.Info("node uses its renewed key", "machine", p.machine, "key", p.fingerprint)
+	return m, nil
+}
+
+// renew issues a certificate in place of one that is about to expire. For a node a new key counts from its
+// first use on, and the old one until then.
+func (a *API) renew(ctx context.Context, c call, in wire.RenewRequest) (any, error) {
+	if c.peer.kind == kindSession {
+		return a.renewSession(c, in)
+	}
+	if _, err := a.node(ctx, c.peer); err != nil {
+		return nil, err
+	}
+	identity, answer, err := a.signNode(c.peer.machine, in.CSR)
+	if err != nil {
+		return nil, err
+	}
+	_, err = a.update(ctx, c.peer.machine, func(m *v1alpha1.Machine) error {
+		if !hasIdentity(m, c.peer.fingerprint) {
+			return refuse(http.StatusForbidden, wire.CodeForbidden, "this key is not machine %s's identity any more", m.Name)
+		}
+		m.Status.Identity.IssuedAt, m.Status.Identity.ExpiresAt = identity.IssuedAt, identity.ExpiresAt
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if identity.KeyFingerprint != c.peer.fingerprint {
+		a.Fleet.OfferIdentity(c.peer.machine, identity.KeyFingerprint)
+	}
+	a.Log.Info("renewed a node's certificate", "machine", c.peer.machine, "key", identity.KeyFingerprint)
+	return answer, nil
+}
+
+// renewSession lets a machine wait in discovery for longer than a session lasts.
+func (a *API) renewSession(c call, in wire.RenewRequest) (any, error) {
+	public, err := pki.ParseCSR([]byte(in.CSR))
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "csr: %v", err)
+	}
+	key, err := pki.Fingerprint(public)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "csr: %v", err)
+	}
+	// A machine that was installed in the meantime has no use for a session, but its thief has.
+	if m, ok := a.Fleet.Get(c.peer.machine); ok && m.Status.Identity != nil && m.OpenIntent() == nil {
+		return nil, refuse(http.StatusForbidden, wire.CodeIdentityExists, "machine %s is installed and has an identity", m.Name)
+	}
+	certificate, leaf, err := a.Signer.SignClient(public, sessionPrefix+c.peer.machine, []string{sessionOrganization}, sessionTTL)
+	if err != nil {
+		return nil, fmt.Errorf("sign session certificate of %s: %w", c.peer.machine, err)
+	}
+	a.Fleet.SessionRenewed(c.peer.machine, key)
+	return wire.IdentityResponse{Certificate: string(certificate), CA: string(a.Signer.CertPEM()), ExpiresAt: leaf.NotAfter.UTC()}, nil
+}

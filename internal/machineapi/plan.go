@@ -1,0 +1,249 @@
+package machineapi
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/nodeconfig"
+)
+
+// ingredients are everything that an assignment depends on. What could not be found is nil or empty, with
+// the reason in missing.
+type ingredients struct {
+	machine *v1alpha1.Machine
+	profile *v1alpha1.Profile
+	image   *v1alpha1.Image
+	subnets []v1alpha1.Subnet
+	index   wire.Content
+	boot    wire.BootFiles
+	// addressOwners are the machines whose plan has this machine's address.
+	addressOwners []string
+	// missing is why an ingredient is not there, for a person.
+	missing string
+}
+
+// assign says what a machine in discovery shall do. It is pure.
+func assign(in ingredients) wire.Assignment {
+	answer := decide(in)
+	answer.Version = version(answer)
+	return answer
+}
+
+func decide(in ingredients) wire.Assignment {
+	m := in.machine
+	intent := m.OpenIntent()
+	if intent == nil {
+		return idle(m)
+	}
+	if intent.Action == v1alpha1.ActionRelease {
+		return wire.Assignment{Action: wire.ActionRelease, Message: "release: this machine's disks are wiped",
+			Release: &wire.ReleasePlan{IntentID: intent.ID, Machine: m.Name, OwnIntentIDs: ownIntents(m, intent)}}
+	}
+	if !m.Spec.Approved {
+		return wait("an install was asked for, but this machine is not approved; run: coldrack approve %s", m.Name)
+	}
+	if intent.Action == v1alpha1.ActionInstall && m.Status.Installed != nil {
+		return wait("this machine is installed already; run: coldrack reinstall %s", m.Name)
+	}
+	if in.missing != "" {
+		return wait("%s", in.missing)
+	}
+	plan, err := installPlan(in, intent)
+	if err != nil {
+		return wait("%v", err)
+	}
+	return wire.Assignment{Action: wire.ActionInstall, Message: fmt.Sprintf("install %s as %s", in.image.Name, plan.Config.Hostname), Plan: plan}
+}
+
+// idle is the assignment of a machine for which nothing is to be done.
+func idle(m *v1alpha1.Machine) wire.Assignment {
+	status := m.Status.Intent
+	switch {
+	case status != nil && status.State == v1alpha1.IntentFailed:
+		return wait("the last %s failed: %s; to try again: coldrack reinstall %s", strings.ToLower(string(status.Action)), status.Message, m.Name)
+	case m.Status.Installed != nil:
+		return wire.Assignment{Action: wire.ActionReboot, Message: "this machine is installed and boots from its disk"}
+	case status != nil && status.Action == v1alpha1.ActionRelease && !m.Spec.Approved:
+		return wait("released; to use this machine again: coldrack approve %s", m.Name)
+	case !m.Spec.Approved:
+		return wait("waiting for approval; run: coldrack approve %s", m.Name)
+	}
+	return wait("approved; waiting for the server to plan the install")
+}
+
+func wait(format string, args ...any) wire.Assignment {
+	return wire.Assignment{Action: wire.ActionWait, Message: fmt.Sprintf(format, args...)}
+}
+
+// version changes whenever anything else in the assignment does.
+func version(a wire.Assignment) string {
+	a.Version = ""
+	text, err := json.Marshal(a)
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:12])
+}
+
+// ownIntents are the marks by which the agent knows a disk as this machine's own. Sorted, so that the
+// acknowledgement of an intent does not make another plan of it.
+func ownIntents(m *v1alpha1.Machine, intent *v1alpha1.Intent) []string {
+	ids := m.AcknowledgedIntents()
+	if m.Status.Installed != nil && !slices.Contains(ids, m.Status.Installed.IntentID) {
+		ids = append(ids, m.Status.Installed.IntentID)
+	}
+	if !slices.Contains(ids, intent.ID) {
+		ids = append(ids, intent.ID)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func installPlan(in ingredients, intent *v1alpha1.Intent) (*wire.InstallPlan, error) {
+	config, err := nodeConfig(in)
+	if err != nil {
+		return nil, err
+	}
+	m, profile, image := in.machine, in.profile, in.image
+	hints := profile.Spec.RootDisk
+	if m.Spec.RootDisk != nil {
+		hints = *m.Spec.RootDisk
+	}
+	return &wire.InstallPlan{
+		IntentID: intent.ID, Machine: m.Name, OwnIntentIDs: ownIntents(m, intent),
+		RootDisk: hintsOf(hints), Wipe: string(cmp.Or(profile.Spec.Wipe, v1alpha1.WipeRefuseForeign)),
+		Image: wire.Image{
+			Name: image.Name, Family: string(image.Spec.Family), Index: in.index,
+			Digest: image.Spec.Digest, Size: image.Spec.Size.Value(),
+		},
+		Boot:       in.boot,
+		KernelArgs: slices.Concat(image.Spec.KernelArgs, profile.Spec.KernelArgs),
+		Console:    profile.Spec.Console,
+		Config:     config,
+	}, nil
+}
+
+func hintsOf(h v1alpha1.DiskHints) wire.DiskHints {
+	out := wire.DiskHints{
+		ByID: h.ByID, Serial: h.Serial, WWN: h.WWN, Model: h.Model, Transport: h.Transport,
+		Rotational: h.Rotational, Smallest: h.Smallest,
+	}
+	if h.MinSize != nil {
+		out.MinSizeBytes = h.MinSize.Value()
+	}
+	if h.MaxSize != nil {
+		out.MaxSizeBytes = h.MaxSize.Value()
+	}
+	return out
+}
+
+// nodeConfig is what the installed node will have.
+func nodeConfig(in ingredients) (nodeconfig.Config, error) {
+	m, profile := in.machine, in.profile
+	subnet, address, err := network(in)
+	if err != nil {
+		return nodeconfig.Config{}, err
+	}
+	mac := bootMAC(m)
+	if mac == "" {
+		return nodeconfig.Config{}, fmt.Errorf("machine %s has no interface for its address: set spec.network.mac", m.Name)
+	}
+	config := nodeconfig.Config{
+		Hostname:   cmp.Or(m.Spec.Hostname, m.Name),
+		Domain:     subnet.Spec.Domain,
+		Interfaces: []nodeconfig.Interface{{MAC: mac, Addresses: []string{address.String()}, Gateway: subnet.Spec.Gateway}},
+		DNS:        subnet.Spec.DNS,
+		NTP:        subnet.Spec.NTP,
+		Timezone:   profile.Spec.Timezone,
+		SSHKeys:    profile.Spec.SSHKeys,
+	}
+	for _, u := range profile.Spec.Users {
+		config.Users = append(config.Users, nodeconfig.User{Name: u.Name, SSHKeys: u.SSHKeys, PasswordHash: u.PasswordHash, Sudo: u.Sudo, Shell: u.Shell})
+	}
+	for _, f := range profile.Spec.Files {
+		mode, err := strconv.ParseUint(cmp.Or(f.Mode, "0644"), 8, 32)
+		if err != nil {
+			return nodeconfig.Config{}, fmt.Errorf("profile %s: files[%s].mode: %q is not an octal mode such as 0644", profile.Name, f.Path, f.Mode)
+		}
+		config.Files = append(config.Files, nodeconfig.File{Path: f.Path, Content: []byte(f.Content), Mode: uint32(mode), Owner: f.Owner})
+	}
+	for _, u := range profile.Spec.Units {
+		config.Units = append(config.Units, nodeconfig.Unit{Name: u.Name, Content: u.Content, Enabled: u.Enabled, Masked: u.Masked})
+	}
+	return config, nil
+}
+
+// network returns the node's subnet and its address with the subnet's prefix length.
+func network(in ingredients) (v1alpha1.Subnet, netip.Prefix, error) {
+	m := in.machine
+	var fail = func(format string, args ...any) (v1alpha1.Subnet, netip.Prefix, error) {
+		return v1alpha1.Subnet{}, netip.Prefix{}, fmt.Errorf(format, args...)
+	}
+	if m.Spec.Network == nil || m.Spec.Network.Address == "" {
+		return fail("machine %s has no address: set spec.network.address, or spec.network.subnet to a subnet whose spec.static has a free address", m.Name)
+	}
+	address, err := netip.ParseAddr(m.Spec.Network.Address)
+	if err != nil {
+		return fail("machine %s: spec.network.address: %q is not an IP address", m.Name, m.Spec.Network.Address)
+	}
+	for _, owner := range in.addressOwners {
+		if owner != m.Name {
+			return fail("machine %s: spec.network.address: %s is also the address of machine %s", m.Name, address, owner)
+		}
+	}
+	for _, subnet := range in.subnets {
+		prefix, err := netip.ParsePrefix(subnet.Spec.CIDR)
+		if err != nil || (m.Spec.Network.Subnet != "" && m.Spec.Network.Subnet != subnet.Name) {
+			continue
+		}
+		if prefix.Contains(address) {
+			return subnet, netip.PrefixFrom(address, prefix.Bits()), nil
+		}
+		if m.Spec.Network.Subnet != "" {
+			return fail("machine %s: spec.network.address: %s is not in subnet %s (%s)", m.Name, address, subnet.Name, prefix)
+		}
+	}
+	if m.Spec.Network.Subnet != "" {
+		return fail("machine %s: spec.network.subnet: subnet %s does not exist", m.Name, m.Spec.Network.Subnet)
+	}
+	return fail("machine %s: spec.network.address: %s is in no subnet", m.Name, address)
+}
+
+// bootMAC is the interface that carries the node's address: the one that is written down, else the one
+// that the machine booted from, else its only one with a link.
+func bootMAC(m *v1alpha1.Machine) string {
+	if m.Spec.Network != nil && m.Spec.Network.MAC != "" {
+		return m.Spec.Network.MAC
+	}
+	if m.Status.Inventory != nil {
+		var linked []string
+		for _, nic := range m.Status.Inventory.NICs {
+			if nic.Boot {
+				return nic.MAC
+			}
+			if nic.Link {
+				linked = append(linked, nic.MAC)
+			}
+		}
+		if len(linked) == 1 {
+			return linked[0]
+		}
+	}
+	if m.Status.Lease != nil && m.Status.Lease.MAC != "" {
+		return m.Status.Lease.MAC
+	}
+	if len(m.Spec.Identifiers.MACs) == 1 {
+		return m.Spec.Identifiers.MACs[0]
+	}
+	return ""
+}
