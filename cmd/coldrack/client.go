@@ -57,7 +57,7 @@ func (a *app) kubeconfigPath() (string, error) {
   on the server's machine:  start it with "coldrack serve", which writes that file
   on another machine:       "coldrack kubeconfig" on the server makes one for you;
                             name it with --kubeconfig FILE or COLDRACK_KUBECONFIG=FILE
-  for a lab:                COLDRACK_KUBECONFIG=LAB_FOLDER/server/admin.kubeconfig`, path)
+  for the demo and labs:    COLDRACK_DATA_DIR=FOLDER, the --data-dir of that server`, path)
 	}
 	return path, nil
 }

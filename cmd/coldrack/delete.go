@@ -81,6 +81,8 @@ func (a *app) remove(ctx context.Context, resource dynamic.ResourceInterface, ki
 	switch {
 	case apierrors.IsNotFound(err) && ignoreMissing:
 		return nil
+	case apierrors.IsNotFound(err):
+		return notFoundError("there is no %s %q", kind, name)
 	case err != nil:
 		return err
 	}

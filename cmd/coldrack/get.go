@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -145,7 +146,7 @@ func (a *app) printServerTable(ctx context.Context, g *generic, mapping *meta.RE
 		}
 		body, err := request.DoRaw(ctx)
 		if err != nil {
-			return err
+			return missingObject(err, mapping, name)
 		}
 		var table metav1.Table
 		if err := json.Unmarshal(body, &table); err != nil {
@@ -162,6 +163,14 @@ func (a *app) printServerTable(ctx context.Context, g *generic, mapping *meta.RE
 		return nil
 	}
 	return serverTable(merged, wide).Print(a.out, !noHeaders)
+}
+
+// missingObject says in our words that a named object does not exist; other errors stay as they are.
+func missingObject(err error, mapping *meta.RESTMapping, name string) error {
+	if name == "" || !apierrors.IsNotFound(err) {
+		return err
+	}
+	return notFoundError("there is no %s %q; `coldrack get %s` lists all", strings.ToLower(mapping.GroupVersionKind.Kind), name, mapping.Resource.Resource)
 }
 
 // serverTable keeps the columns that are meant to be seen.
@@ -194,7 +203,7 @@ func (a *app) printObjects(ctx context.Context, g *generic, mapping *meta.RESTMa
 	for _, name := range names {
 		object, err := resource.Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
-			return err
+			return missingObject(err, mapping, name)
 		}
 		list.Items = append(list.Items, *object)
 	}

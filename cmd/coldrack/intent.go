@@ -26,12 +26,14 @@ import (
 type intentOptions struct {
 	pick    selection
 	yes     bool
+	replace bool
 	wait    bool
 	timeout time.Duration
 }
 
 func (o *intentOptions) addFlags(cmd *cobra.Command, destructive bool) {
 	cmd.Flags().StringVarP(&o.pick.selector, "selector", "l", "", "all machines with these labels")
+	cmd.Flags().BoolVar(&o.replace, "replace", false, "give up an earlier act that has not begun, or that was running on a machine that is Lost")
 	cmd.Flags().BoolVar(&o.wait, "wait", false, "follow the machines until the act has ended")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", time.Hour, "with --wait, give up after this time, with exit code 4")
 	if destructive {
@@ -90,7 +92,7 @@ func (a *app) intentCommand(action v1alpha1.IntentAction, cmd *cobra.Command) *c
 		if len(machines) == 0 {
 			return notFoundError("no machine has labels %s", options.pick.selector)
 		}
-		if err := checkIntents(machines, action); err != nil {
+		if err := checkIntents(machines, action, options.replace); err != nil {
 			return err
 		}
 		if destructive && !options.yes {
@@ -98,7 +100,7 @@ func (a *app) intentCommand(action v1alpha1.IntentAction, cmd *cobra.Command) *c
 				return err
 			}
 		}
-		asked, err := a.writeIntents(ctx, c, machines, action)
+		asked, err := a.writeIntents(ctx, c, machines, action, options.replace)
 		if err != nil || !options.wait {
 			return err
 		}
@@ -110,29 +112,32 @@ func (a *app) intentCommand(action v1alpha1.IntentAction, cmd *cobra.Command) *c
 }
 
 // checkIntents refuses before anything is written, so that of ten machines not five are asked.
-func checkIntents(machines []v1alpha1.Machine, action v1alpha1.IntentAction) error {
+func checkIntents(machines []v1alpha1.Machine, action v1alpha1.IntentAction, replace bool) error {
 	var errs []error
 	for i := range machines {
-		if err := checkIntent(&machines[i], action); err != nil {
+		if err := checkIntent(&machines[i], action, replace); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// checkIntent tells why an act cannot be asked of a machine now.
-func checkIntent(m *v1alpha1.Machine, action v1alpha1.IntentAction) error {
-	if open := boot.OpenIntent(m); open != nil {
-		state := "has not begun"
-		if cli.IntentStateOf(m) == v1alpha1.IntentRunning {
-			state = "is running"
+// checkIntent tells why an act cannot be asked of a machine now. An act that runs is never replaced while
+// its machine may be carrying it out.
+func checkIntent(m *v1alpha1.Machine, action v1alpha1.IntentAction, replace bool) error {
+	open := boot.OpenIntent(m)
+	running := open != nil && cli.IntentStateOf(m) == v1alpha1.IntentRunning && m.Status.Phase != v1alpha1.PhaseLost
+	if open != nil && (running || !replace) {
+		state, hint := "has not begun", "; --replace gives it up"
+		if running {
+			state, hint = "is running", ""
 		}
 		who := ""
 		if open.RequestedBy != "" {
-			who = " of " + open.RequestedBy
+			who = ", asked for by " + open.RequestedBy + ","
 		}
-		return refusedError("%s: a %s%s %s (intent %s); wait until it has ended, `coldrack watch %s` shows it",
-			m.Name, strings.ToLower(string(open.Action)), who, state, open.ID, m.Name)
+		return refusedError("%s: its %s%s %s (intent %s); wait until it has ended, `coldrack watch %s` shows it%s",
+			m.Name, strings.ToLower(string(open.Action)), who, state, open.ID, m.Name, hint)
 	}
 	switch {
 	case action != v1alpha1.ActionRelease && !m.Spec.Approved:
@@ -172,12 +177,12 @@ func (a *app) confirm(machines []v1alpha1.Machine, action v1alpha1.IntentAction)
 }
 
 // writeIntents asks each machine for the act; it returns those that were asked, with their new intents.
-func (a *app) writeIntents(ctx context.Context, c client.Client, machines []v1alpha1.Machine, action v1alpha1.IntentAction) ([]v1alpha1.Machine, error) {
+func (a *app) writeIntents(ctx context.Context, c client.Client, machines []v1alpha1.Machine, action v1alpha1.IntentAction, replace bool) ([]v1alpha1.Machine, error) {
 	var asked []v1alpha1.Machine
 	var errs []error
 	for i := range machines {
 		m, err := update(ctx, c, &machines[i], func(m *v1alpha1.Machine) error {
-			if err := checkIntent(m, action); err != nil {
+			if err := checkIntent(m, action, replace); err != nil {
 				return err
 			}
 			m.Spec.Intent = &v1alpha1.Intent{

@@ -1,19 +1,21 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	kjson "k8s.io/apimachinery/pkg/util/json"
-	sigsyaml "sigs.k8s.io/yaml"
 )
 
 // document is one object of a YAML stream and the place it came from.
@@ -105,7 +107,8 @@ func parseManifest(name, text string) ([]*document, error) {
 	return documents, errors.Join(errs...)
 }
 
-// decode fills object. Scalars are read as kubectl reads them.
+// decode fills object. Scalars are read as YAML 1.2 says, so that "dhcp: off" is a word and no boolean;
+// true and false are the only booleans.
 func (d *document) decode() error {
 	if d.node.Kind != yaml.MappingNode {
 		return fmt.Errorf("line %d: an object must be a mapping that begins with apiVersion and kind", d.node.Line)
@@ -113,13 +116,14 @@ func (d *document) decode() error {
 	if err := duplicateKey(d.node); err != nil {
 		return err
 	}
-	text, err := yaml.Marshal(d.node)
-	if err != nil {
-		return err
+	keepTimes(d.node)
+	var value any
+	if err := d.node.Decode(&value); err != nil {
+		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
 	}
-	encoded, err := sigsyaml.YAMLToJSON(text)
+	encoded, err := json.Marshal(value)
 	if err != nil {
-		return fmt.Errorf("line %d: %w", d.node.Line, err)
+		return fmt.Errorf("line %d: keys must be texts: %w", d.node.Line, err)
 	}
 	var object map[string]any
 	if err := kjson.Unmarshal(encoded, &object); err != nil {
@@ -138,6 +142,16 @@ func (d *document) decode() error {
 	}
 	d.object = u
 	return nil
+}
+
+// keepTimes makes unquoted times texts, which is what they are in JSON.
+func keepTimes(node *yaml.Node) {
+	if node.Tag == "!!timestamp" {
+		node.Tag = "!!str"
+	}
+	for _, child := range node.Content {
+		keepTimes(child)
+	}
 }
 
 // duplicateKey finds a mapping that has a key twice, of which every parser would silently drop one.
@@ -166,20 +180,55 @@ func (d *document) explain(err error) error {
 	if !errors.As(err, &status) {
 		return fmt.Errorf("%s: %w", d.place(), err)
 	}
-	details := status.Status().Details
-	if details == nil || len(details.Causes) == 0 || apierrors.IsConflict(err) {
+	problems := problemsOf(status.Status())
+	if len(problems) == 0 || apierrors.IsConflict(err) {
 		return fmt.Errorf("%s: %w", d.place(), err)
 	}
-	var lines []string
-	for _, cause := range details.Causes {
+	lines := []string{d.place() + " is not valid:"}
+	for _, p := range problems {
 		where := ""
-		if line := fieldLine(d.node, cause.Field); line > 0 {
+		if line := fieldLine(d.node, p.field); line > 0 {
 			where = fmt.Sprintf("line %d: ", line)
 		}
-		lines = append(lines, fmt.Sprintf("  %s%s: %s", where, cause.Field, cause.Message))
+		lines = append(lines, fmt.Sprintf("  %s%s: %s", where, p.field, p.text))
 	}
-	return &codedError{exitCode(err), fmt.Errorf("%s is not valid:\n%s", d.place(), strings.Join(lines, "\n"))}
+	return &codedError{exitCode(err), errors.New(strings.Join(lines, "\n"))}
 }
+
+// problem is one field that the server refused, and why.
+type problem struct{ field, text string }
+
+// typedError is how server-side apply reports what does not fit the schema: in its message only.
+var typedError = regexp.MustCompile(`(?m)^\s*(?:failed to create typed patch object \(.*?\): )?(?:errors:)?\s*\.([^\s:]+): (.+)$`)
+
+func problemsOf(status metav1.Status) []problem {
+	var problems []problem
+	if status.Details != nil {
+		for _, cause := range status.Details.Causes {
+			// A cause without a field only says that more may be wrong.
+			if cause.Field != "" && cause.Field != "<nil>" {
+				problems = append(problems, problem{cause.Field, cause.Message})
+			}
+		}
+	}
+	if len(problems) > 0 {
+		return problems
+	}
+	for _, match := range typedError.FindAllStringSubmatch(status.Message, -1) {
+		text := match[2]
+		if text == "field not declared in schema" {
+			text = "there is no such field"
+		}
+		if wrong := goValue.FindStringSubmatch(text); wrong != nil {
+			text = strings.Replace(text, wrong[0], wrong[1], 1)
+		}
+		problems = append(problems, problem{match[1], text})
+	}
+	return problems
+}
+
+// goValue is how the same messages print a value.
+var goValue = regexp.MustCompile(`&value\.valueUnstructured\{Value:(.*)\}`)
 
 // fieldLine finds the line of a field path such as "spec.users[0].name" or the deepest part of it that
 // is there; 0 when not even the first part is.

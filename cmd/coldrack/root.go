@@ -85,9 +85,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 waited in vain, 5 re
 			root.AddCommand(c)
 		}
 	}
-	add(server, a.serveCommand())
+	add(server, a.serveCommand(), a.tokenCommand(), a.kubeconfigCommand())
 	add(machines, a.machinesCommand(), a.machineCommand(), a.watchCommand(), a.approveCommand(),
-		a.installCommand(), a.reinstallCommand(), a.releaseCommand())
+		a.installCommand(), a.reinstallCommand(), a.releaseCommand(), a.logsCommand(), a.explainBootCommand())
 	add(objects, a.applyCommand(), a.getCommand(), a.deleteCommand())
 	add(tools, a.versionCommand())
 	root.SetHelpCommandGroupID(tools)

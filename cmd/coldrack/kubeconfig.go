@@ -1,0 +1,119 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"coldrack.dev/internal/cli/settings"
+	"coldrack.dev/internal/daemon"
+)
+
+// roleGroups maps the roles that people speak of to the groups that the API enforces.
+func roleGroups(role string) ([]string, error) {
+	groups := map[string]string{"viewer": daemon.GroupViewer, "operator": daemon.GroupOperator, "admin": daemon.GroupAdmin}
+	if group, ok := groups[role]; ok {
+		return []string{group}, nil
+	}
+	return nil, usageError("--role %q: must be viewer (look), operator (approve, install, change) or admin (everything)", role)
+}
+
+// serverFlags are for verbs that work on the files of a server on this machine.
+type serverFlags struct{ config, dataDir string }
+
+func (s *serverFlags) addFlags(cmd *cobra.Command) {
+	cmd.PersistentFlags().StringVar(&s.dataDir, "data-dir", "", "data folder of the server [$COLDRACK_DATA_DIR] (default "+daemon.DefaultConfig().DataDir+")")
+	cmd.PersistentFlags().StringVar(&s.config, "config", "", "config file of the server [$COLDRACK_CONFIG] (default "+defaultConfigFile+" if it exists)")
+}
+
+// load returns the configuration that the server on this machine runs with.
+func (s *serverFlags) load(a *app) (daemon.Config, error) {
+	cfg := daemon.DefaultConfig()
+	set, err := settings.Bind(&cfg, serveOptions())
+	if err != nil {
+		return cfg, err
+	}
+	if err := a.loadServeConfig(set, &cfg, s.config); err != nil {
+		return cfg, err
+	}
+	if s.dataDir != "" {
+		cfg.DataDir = s.dataDir
+	}
+	return cfg, nil
+}
+
+// existing is load for verbs that make no sense without a server's data.
+func (s *serverFlags) existing(a *app) (daemon.Config, error) {
+	cfg, err := s.load(a)
+	if err != nil {
+		return cfg, err
+	}
+	_, err = os.Stat(cfg.AdminKubeconfig())
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return cfg, fmt.Errorf("%s is not the data folder of a server: run this on the server's machine, and name the folder with --data-dir", cfg.DataDir)
+	case errors.Is(err, fs.ErrPermission):
+		return cfg, fmt.Errorf("the data folder %s may not be read by this user: run this as its owner, for example with sudo", cfg.DataDir)
+	}
+	return cfg, err
+}
+
+func (a *app) kubeconfigCommand() *cobra.Command {
+	var (
+		server            serverFlags
+		user, role, write string
+		ttl               time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "kubeconfig --user NAME --role ROLE",
+		Short: "Make a kubeconfig with a client certificate for a person",
+		Long: `Make a kubeconfig with a client certificate of its own, signed by the server's authority. It runs on
+the server's machine, as the owner of the data folder. A certificate cannot be withdrawn before it ends, so
+keep --ttl short; "coldrack token" makes credentials that can be.`,
+		Example: `  coldrack kubeconfig --user anna --role operator --ttl 8h > anna.kubeconfig`,
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if user == "" {
+				return usageError("--user NAME is missing")
+			}
+			if strings.HasPrefix(user, "system:") {
+				return usageError("--user %q: names that begin with system: are the server's own", user)
+			}
+			if ttl < time.Minute {
+				return usageError("--ttl %s: must be at least 1m", ttl)
+			}
+			groups, err := roleGroups(role)
+			if err != nil {
+				return err
+			}
+			cfg, err := server.existing(a)
+			if err != nil {
+				return err
+			}
+			content, err := daemon.IssueKubeconfig(cfg, user, groups, ttl)
+			if err != nil {
+				return err
+			}
+			if write == "" {
+				_, err = a.out.Write(content)
+				return err
+			}
+			if err := os.WriteFile(write, content, 0o600); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.err, "wrote %s for %s, role %s, valid for %s\n", write, user, role, ttl)
+			return nil
+		},
+	}
+	server.addFlags(cmd)
+	cmd.Flags().StringVar(&user, "user", "", "name of the person, for the audit log")
+	cmd.Flags().StringVar(&role, "role", "viewer", "viewer, operator or admin")
+	cmd.Flags().DurationVar(&ttl, "ttl", 8*time.Hour, "how long the certificate is valid")
+	cmd.Flags().StringVarP(&write, "write", "w", "", "write to this file, readable by its owner only, instead of standard output")
+	return cmd
+}

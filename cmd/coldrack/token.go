@@ -1,0 +1,141 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/controlplane"
+)
+
+func (a *app) tokenCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "token",
+		Short: "Make, list and revoke bearer tokens for people and programs",
+		Long: `Make, list and revoke bearer tokens. These verbs run on the server's machine, as the owner of the
+data folder, whether the server runs or not; a change takes effect with the next request.`,
+		RunE: group,
+	}
+	var server serverFlags
+	server.addFlags(cmd)
+	cmd.AddCommand(a.tokenCreateCommand(&server), a.tokenListCommand(&server), a.tokenRevokeCommand(&server))
+	return cmd
+}
+
+func (a *app) tokenCreateCommand(server *serverFlags) *cobra.Command {
+	var (
+		name, role string
+		ttl        time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:     "create --name NAME --role ROLE",
+		Short:   "Make a token and print it; it cannot be shown again",
+		Example: `  coldrack token create --name prometheus --role viewer --ttl 720h`,
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if name == "" {
+				return usageError("--name NAME is missing")
+			}
+			if ttl < 0 {
+				return usageError("--ttl must not be negative")
+			}
+			groups, err := roleGroups(role)
+			if err != nil {
+				return err
+			}
+			cfg, err := server.existing(a)
+			if err != nil {
+				return err
+			}
+			secret, err := controlplane.OpenTokens(controlplane.TokensPath(cfg.DataDir)).Create(name, groups, ttl)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(a.out, secret)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&name, "name", "", "who will use it, for the audit log")
+	cmd.Flags().StringVar(&role, "role", "viewer", "viewer, operator or admin")
+	cmd.Flags().DurationVar(&ttl, "ttl", 0, "how long it works (default: until revoked)")
+	return cmd
+}
+
+func (a *app) tokenListCommand(server *serverFlags) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List tokens, without their secrets",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			cfg, err := server.existing(a)
+			if err != nil {
+				return err
+			}
+			tokens, err := controlplane.OpenTokens(controlplane.TokensPath(cfg.DataDir)).List()
+			if err != nil {
+				return err
+			}
+			if done, err := a.printStructured(output, tokens); done {
+				return err
+			}
+			if len(tokens) == 0 {
+				fmt.Fprintln(a.err, "no tokens")
+				return nil
+			}
+			table := &cli.Table{Header: []string{"NAME", "ROLE", "CREATED", "EXPIRES"}}
+			for _, t := range tokens {
+				expires := "never"
+				if !t.Expires.IsZero() {
+					expires = t.Expires.Format(time.RFC3339)
+				}
+				if t.Expired(a.now()) {
+					expires += " (expired)"
+				}
+				table.Add(t.Name, roleNames(t.Groups), t.Created.Format(time.RFC3339), expires)
+			}
+			return table.Print(a.out, true)
+		},
+	}
+	addOutputFlag(cmd, &output, "json", "yaml")
+	return cmd
+}
+
+func (a *app) tokenRevokeCommand(server *serverFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "revoke NAME",
+		Short: "Make a token useless from now on",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			cfg, err := server.existing(a)
+			if err != nil {
+				return err
+			}
+			tokens := controlplane.OpenTokens(controlplane.TokensPath(cfg.DataDir))
+			known, err := tokens.List()
+			if err != nil {
+				return err
+			}
+			if !slices.ContainsFunc(known, func(t controlplane.Token) bool { return t.Name == args[0] }) {
+				return notFoundError("there is no token %q; `coldrack token list` shows all", args[0])
+			}
+			if err := tokens.Revoke(args[0]); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "token %s revoked\n", args[0])
+			return nil
+		},
+	}
+}
+
+func roleNames(groups []string) string {
+	var names []string
+	for _, g := range groups {
+		names = append(names, strings.TrimPrefix(g, "coldrack:"))
+	}
+	return strings.Join(names, ", ")
+}
