@@ -18,7 +18,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/boot"
 	"coldrack.dev/internal/cli"
 )
 
@@ -125,7 +124,7 @@ func checkIntents(machines []v1alpha1.Machine, action v1alpha1.IntentAction, rep
 // checkIntent tells why an act cannot be asked of a machine now. An act that runs is never replaced while
 // its machine may be carrying it out.
 func checkIntent(m *v1alpha1.Machine, action v1alpha1.IntentAction, replace bool) error {
-	open := boot.OpenIntent(m)
+	open := m.OpenIntent()
 	running := open != nil && cli.IntentStateOf(m) == v1alpha1.IntentRunning && m.Status.Phase != v1alpha1.PhaseLost
 	if open != nil && (running || !replace) {
 		state, hint := "has not begun", "; --replace gives it up"

@@ -86,7 +86,7 @@ func decide(machine *v1alpha1.Machine) Plan {
 	if machine == nil {
 		return Plan{Action: v1alpha1.BootDiscover, Reason: "the machine is not known yet"}
 	}
-	if intent := OpenIntent(machine); intent != nil {
+	if intent := machine.OpenIntent(); intent != nil {
 		switch {
 		case intent.Action == v1alpha1.ActionRelease:
 			return Plan{Action: v1alpha1.BootRelease, Reason: fmt.Sprintf("release was asked for (intent %s)", intent.ID)}
@@ -111,12 +111,6 @@ func decide(machine *v1alpha1.Machine) Plan {
 	default:
 		return Plan{Action: v1alpha1.BootDiscover, Reason: "the machine is approved, and an install will be asked for once its plan is complete"}
 	}
-}
-
-// OpenIntent returns the machine's intent when it has yet to be carried out, else nil. An intent whose id
-// status acknowledges as Succeeded or Failed is closed for ever.
-func OpenIntent(machine *v1alpha1.Machine) *v1alpha1.Intent {
-	return machine.OpenIntent()
 }
 
 func lower(action v1alpha1.IntentAction) string {
