@@ -100,6 +100,9 @@ func New(opts Options) *API {
 	for _, r := range a.routes() {
 		a.mux.Handle(r.method+" "+r.path, a.handler(r))
 	}
+	a.mux.Handle("/", a.handler(route{access: anybody, serve: func(_ context.Context, c call) (any, error) {
+		return nil, refuse(http.StatusNotFound, wire.CodeNotFound, "%s %s is no part of the machine API", c.request.Method, fleet.Printable(c.request.URL.Path, 100))
+	}}))
 	return a
 }
 

@@ -20,7 +20,7 @@ const maxWait = 60 * time.Second
 func (a *API) assignment(ctx context.Context, c call) (any, error) {
 	query := c.request.URL.Query()
 	seconds, err := strconv.ParseFloat(query.Get("wait"), 64)
-	if query.Get("wait") != "" && (err != nil || seconds < 0) {
+	if query.Get("wait") != "" && (err != nil || !(seconds >= 0 && seconds < 1e6)) {
 		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "wait: %q is not a number of seconds", query.Get("wait"))
 	}
 	deadline := time.NewTimer(min(time.Duration(seconds*float64(time.Second)), maxWait))

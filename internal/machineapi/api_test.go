@@ -1,0 +1,534 @@
+package machineapi
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+var (
+	idsA = wire.Identifiers{MACs: []string{"52:54:00:00:00:0a", "52:54:00:00:0a:02"}, UUID: "a0a0a0a0-1111-4111-8111-0123456789ab", Serial: "SN-A"}
+	idsB = wire.Identifiers{MACs: []string{"52:54:00:00:00:0b"}, UUID: "b0b0b0b0-2222-4222-8222-0123456789ab", Serial: "SN-B"}
+)
+
+func TestAMachineBecomesANode(t *testing.T) {
+	s := newServer(t)
+	a := s.discovered(idsA)
+	if a.name != "m-52540000000a" {
+		t.Fatalf("name is %q", a.name)
+	}
+	if inventory := s.status(a.name).Inventory; inventory == nil || len(inventory.NICs) != 2 || inventory.Disks[0].ByID != "virtio-1" {
+		t.Fatalf("inventory: %+v", inventory)
+	}
+	waiting, err := a.assignment()
+	check(t, err)
+	if waiting.Action != wire.ActionWait || !strings.Contains(waiting.Message, "coldrack approve "+a.name) {
+		t.Fatalf("unapproved: %+v", waiting)
+	}
+
+	s.approve(a.name, "i1", v1alpha1.ActionInstall)
+	install, err := a.assignment()
+	check(t, err)
+	plan := install.Plan
+	if plan == nil || plan.IntentID != "i1" || !slices.Equal(plan.OwnIntentIDs, []string{"i1"}) || !slices.Equal(plan.KernelArgs, []string{"rw", "quiet"}) {
+		t.Fatalf("plan: %+v", install)
+	}
+	config := plan.Config
+	if config.Hostname != a.name || config.Interfaces[0].Addresses[0] != "10.0.0.11/24" || config.Interfaces[0].MAC != idsA.MACs[0] ||
+		config.Interfaces[0].Gateway != "10.0.0.1" || config.Files[0].Mode != 0o600 || config.Domain != "lab" {
+		t.Fatalf("config: %+v", config)
+	}
+	if got := s.status(a.name).Intent; got == nil || got.State != v1alpha1.IntentPending {
+		t.Fatalf("a plan was handed out before the intent was acknowledged: %+v", got)
+	}
+	if again, err := a.assignment(); err != nil || again.Version != install.Version {
+		t.Errorf("the acknowledgement made another plan of it: %v, %v", again.Version, err)
+	}
+	_, err = a.progress("i1", wire.Step{Name: wire.StepImage, State: wire.StateRunning, BytesDone: 5, BytesTotal: 10})
+	check(t, err)
+	if got := s.status(a.name).Intent; got.State != v1alpha1.IntentRunning || got.Attempts != 1 {
+		t.Fatalf("running: %+v", got)
+	}
+	if live := s.fleet.Live(a.name); len(live.Steps) != 1 || live.Steps[0].BytesDone != 5 {
+		t.Errorf("live steps: %+v", live.Steps)
+	}
+	node, err := a.identity("i1")
+	check(t, err)
+	check(t, a.complete("i1", wire.StateSucceeded, ""))
+	check(t, a.complete("i1", wire.StateSucceeded, "")) // the first answer was lost
+	status := s.status(a.name)
+	if status.Installed == nil || status.Installed.Image != "debian-12" || status.Installed.Disk != "virtio-1" || status.Intent.State != v1alpha1.IntentSucceeded {
+		t.Fatalf("installed: %+v, intent %+v", status.Installed, status.Intent)
+	}
+	beat, err := node.heartbeat()
+	check(t, err)
+	if beat.IntervalSeconds != 30 || beat.Reboot {
+		t.Errorf("heartbeat: %+v", beat)
+	}
+	if s.fleet.Live(a.name).Heartbeat == nil {
+		t.Error("the heartbeat left no trace")
+	}
+	if after, err := a.assignment(); err != nil || after.Action != wire.ActionReboot {
+		t.Errorf("after the install the session is told to %s (%v)", after.Action, err)
+	}
+}
+
+func TestReinstallAndRelease(t *testing.T) {
+	s := newServer(t)
+	_, node := s.installed(idsA, "i1")
+	s.approve(node.name, "i2", v1alpha1.ActionReinstall)
+	beat, err := node.heartbeat()
+	check(t, err)
+	if !beat.Reboot || !strings.Contains(beat.RebootReason, "i2") {
+		t.Fatalf("the node is not told to reboot: %+v", beat)
+	}
+	second := s.discovered(idsA)
+	plan, err := second.assignment()
+	check(t, err)
+	if plan.Plan == nil || !slices.Equal(plan.Plan.OwnIntentIDs, []string{"i1", "i2"}) {
+		t.Fatalf("reinstall: %+v, want a plan that knows the disk's mark i1", plan)
+	}
+	node2 := s.install(second, "i2")
+	if _, err := node.heartbeat(); code(err) != wire.CodeForbidden {
+		t.Errorf("the key of the old installation still counts: %v", err)
+	}
+	_, err = node2.heartbeat()
+	check(t, err)
+
+	s.spec(node.name, func(spec *v1alpha1.MachineSpec) {
+		spec.Intent = &v1alpha1.Intent{ID: "i3", Action: v1alpha1.ActionRelease}
+	})
+	if beat, err := node2.heartbeat(); err != nil || !beat.Reboot {
+		t.Fatalf("release: %+v, %v, want a reboot", beat, err)
+	}
+	third := s.discovered(idsA)
+	release, err := third.assignment()
+	check(t, err)
+	if release.Release == nil || !slices.Equal(release.Release.OwnIntentIDs, []string{"i1", "i2", "i3"}) {
+		t.Fatalf("release: %+v", release)
+	}
+	_, err = third.progress("i3")
+	check(t, err)
+	if _, err := third.identity("i3"); code(err) != wire.CodeConflict {
+		t.Errorf("a release got an identity: %v", err)
+	}
+	check(t, third.complete("i3", wire.StateSucceeded, ""))
+	if status := s.status(node.name); status.Identity != nil || status.Installed != nil {
+		t.Errorf("released: %+v", status)
+	}
+	if _, err := node2.heartbeat(); code(err) != wire.CodeForbidden {
+		t.Errorf("a released node's key still counts: %v", err)
+	}
+}
+
+func TestNodeStaysWhileItsReinstallCannotBeCarriedOut(t *testing.T) {
+	s := newServer(t)
+	_, node := s.installed(idsA, "i1")
+	s.approve(node.name, "i2", v1alpha1.ActionReinstall)
+	s.spec(node.name, func(spec *v1alpha1.MachineSpec) { spec.Profile = "gone" })
+	beat, err := node.heartbeat()
+	check(t, err)
+	if beat.Reboot {
+		t.Error("the node is told to reboot for a profile that does not exist")
+	}
+	if blocked := s.fleet.Live(node.name).Blocked; !strings.Contains(blocked, "profile gone does not exist") {
+		t.Errorf("blocked: %q", blocked)
+	}
+}
+
+func TestAnInstallThatWasCutOffStartsOver(t *testing.T) {
+	s := newServer(t)
+	first := s.discovered(idsA)
+	s.approve(first.name, "i1", v1alpha1.ActionInstall)
+	_, err := first.assignment()
+	check(t, err)
+	_, err = first.progress("i1")
+	check(t, err)
+	_, err = first.progress("i1")
+	check(t, err)
+	_, err = first.identity("i1") // power is cut right after
+	check(t, err)
+	second := s.discovered(idsA)
+	s.install(second, "i1")
+	if got := s.status(first.name).Intent; got.Attempts != 2 || got.State != v1alpha1.IntentSucceeded {
+		t.Errorf("intent: %+v, want the second attempt to succeed", got)
+	}
+}
+
+func TestARestartOfTheServerGoesUnnoticed(t *testing.T) {
+	s := newServer(t)
+	a := s.discovered(idsA)
+	s.approve(a.name, "i1", v1alpha1.ActionInstall)
+	before, err := a.assignment()
+	check(t, err)
+	_, err = a.progress("i1")
+	check(t, err)
+
+	s.start()
+	after, err := a.assignment()
+	check(t, err)
+	if after.Version != before.Version {
+		t.Error("the plan is another after the restart")
+	}
+	_, err = a.progress("i1")
+	check(t, err)
+	if got := s.status(a.name).Intent.Attempts; got != 1 {
+		t.Errorf("%d attempts, want 1: the restart is not the machine's", got)
+	}
+	node, err := a.identity("i1")
+	check(t, err)
+	s.start()
+	check(t, a.complete("i1", wire.StateSucceeded, ""))
+	s.start()
+	_, err = node.heartbeat()
+	check(t, err)
+}
+
+func TestAnAcknowledgedIntentNeverRunsAgain(t *testing.T) {
+	for _, state := range []wire.State{wire.StateSucceeded, wire.StateFailed} {
+		t.Run(string(state), func(t *testing.T) {
+			s := newServer(t)
+			var a *agent
+			if state == wire.StateSucceeded {
+				a, _ = s.installed(idsA, "i1")
+			} else {
+				a = s.discovered(idsA)
+				s.approve(a.name, "i1", v1alpha1.ActionInstall)
+				_, err := a.assignment()
+				check(t, err)
+				check(t, a.complete("i1", wire.StateFailed, "disk too small"))
+			}
+			s.start()
+			answer, err := a.assignment()
+			check(t, err)
+			if answer.Plan != nil || answer.Release != nil {
+				t.Fatalf("handed out again: %+v", answer)
+			}
+			if state == wire.StateFailed && !strings.Contains(answer.Message, "disk too small") {
+				t.Errorf("the reason is lost: %q", answer.Message)
+			}
+			progress, err := a.progress("i1")
+			check(t, err)
+			if !progress.Cancel {
+				t.Error("progress of a finished intent is not cancelled")
+			}
+			if _, err := a.identity("i1"); code(err) != wire.CodeConflict {
+				t.Errorf("identity for a finished intent: %v", err)
+			}
+			other := map[wire.State]wire.State{wire.StateSucceeded: wire.StateFailed, wire.StateFailed: wire.StateSucceeded}[state]
+			if err := a.complete("i1", other, ""); code(err) != wire.CodeConflict {
+				t.Errorf("the outcome was changed afterwards: %v", err)
+			}
+		})
+	}
+}
+
+func TestAMachineThatResetsInEveryInstallIsGivenUp(t *testing.T) {
+	s := newServer(t)
+	name := s.discovered(idsA).name
+	s.approve(name, "i1", v1alpha1.ActionInstall)
+	for range 5 {
+		_, err := s.discovered(idsA).progress("i1")
+		check(t, err)
+	}
+	last := s.discovered(idsA)
+	answer, err := last.progress("i1")
+	check(t, err)
+	if intent := s.status(name).Intent; !answer.Cancel || intent.State != v1alpha1.IntentFailed || !strings.Contains(intent.Message, "5 attempts") {
+		t.Errorf("sixth attempt: %+v, intent %+v", answer, intent)
+	}
+}
+
+func TestASpoofedMachineGetsNothing(t *testing.T) {
+	s := newServer(t)
+	_, node := s.installed(idsA, "i1")
+	tests := []struct {
+		name string
+		boot string
+		ids  wire.Identifiers
+		want string
+	}{
+		{"all identifiers copied", idsA.MACs[0], idsA, wire.CodeIdentityExists},
+		{"only the MAC copied", idsA.MACs[0], wire.Identifiers{MACs: idsA.MACs[:1]}, wire.CodeIdentityExists},
+		{"the MAC copied, everything else its own", idsA.MACs[0], wire.Identifiers{MACs: idsA.MACs[:1], UUID: idsB.UUID, Serial: "SN-X"}, wire.CodeConflict},
+		{"the second NIC's MAC copied, booted as a stranger", "52:54:00:00:00:66", wire.Identifiers{MACs: []string{"52:54:00:00:00:66", idsA.MACs[1]}}, wire.CodeIdentityExists},
+		{"a nonce for a stranger, the MAC of the victim", "52:54:00:00:00:66", wire.Identifiers{MACs: idsA.MACs}, wire.CodeForbidden},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			thief := s.agent()
+			err := thief.enroll(s.boot(test.boot), test.ids)
+			if code(err) != test.want || thief.cert != "" {
+				t.Errorf("got %v, want %s and no certificate", err, test.want)
+			}
+			if _, err := thief.assignment(); err == nil {
+				t.Error("got an assignment without a certificate")
+			}
+		})
+	}
+	_, err := node.heartbeat()
+	check(t, err)
+	if lines := s.fleet.LogLines(node.name); !slices.ContainsFunc(lines, func(l fleetLine) bool { return strings.Contains(l.Text, "refused an enrolment") }) {
+		t.Errorf("the attempts left no trace in the machine's log: %v", lines)
+	}
+}
+
+func TestNoncesAreOfOneUse(t *testing.T) {
+	s := newServer(t)
+	nonce := s.boot(idsA.MACs[0])
+	a := s.agent()
+	check(t, a.enroll(nonce, idsA))
+	check(t, a.enroll(nonce, idsA)) // the answer was lost; the same key asks again
+	if err := s.agent().enroll(nonce, idsA); code(err) != wire.CodeUnknownNonce {
+		t.Errorf("a replayed nonce: %v", err)
+	}
+	if err := s.agent().enroll("guess", idsA); code(err) != wire.CodeUnknownNonce {
+		t.Errorf("a guessed nonce: %v", err)
+	}
+	old := s.boot(idsB.MACs[0])
+	s.clock.add(nonceTTL + time.Second)
+	if err := s.agent().enroll(old, idsB); code(err) != wire.CodeUnknownNonce {
+		t.Errorf("an old nonce: %v", err)
+	}
+	early := s.boot(idsB.MACs[0])
+	s.start()
+	if err := s.agent().enroll(early, idsB); code(err) != wire.CodeUnknownNonce {
+		t.Errorf("a nonce from before the restart: %v", err)
+	}
+}
+
+func TestCertificatesOpenOnlyTheirOwnDoors(t *testing.T) {
+	s := newServer(t)
+	session, node := s.installed(idsA, "i1")
+	other := s.discovered(idsB)
+	s.approve(other.name, "i1", v1alpha1.ActionInstall) // the same id as A's, on purpose
+	nobody := s.agent()
+
+	foreign := newServer(t) // another installation with a CA of its own
+	stranger := foreign.discovered(idsA)
+	stranger.s = s
+
+	tests := []struct {
+		name string
+		as   *agent
+		path string
+		want string
+	}{
+		{"nobody asks for an assignment", nobody, wire.PathAssignment, wire.CodeForbidden},
+		{"nobody sends a heartbeat", nobody, wire.PathHeartbeat, wire.CodeForbidden},
+		{"a session sends a heartbeat", session, wire.PathHeartbeat, wire.CodeForbidden},
+		{"a node asks for an assignment", node, wire.PathAssignment, wire.CodeForbidden},
+		{"a node asks for an identity", node, wire.PathIdentity, wire.CodeForbidden},
+		{"a node completes an intent", node, wire.PathComplete, wire.CodeForbidden},
+		{"a certificate of another CA", stranger, wire.PathAssignment, "?"},
+		{"a session renews itself although its machine is installed", session, wire.PathRenew, wire.CodeIdentityExists},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			method, body := "POST", any([]byte("{}"))
+			switch test.path {
+			case wire.PathAssignment:
+				method, body = "GET", nil
+			case wire.PathRenew:
+				body = wire.RenewRequest{CSR: csr(t, newKey(t))}
+			}
+			_, err := send[wire.Empty](test.as, method, test.path, body)
+			if got := code(err); got != test.want && (test.want != "?" || !strings.HasPrefix(got, "?")) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+
+	// What a session says is about its own machine, whatever ids it names.
+	_, err := other.progress("i1")
+	check(t, err)
+	stolen, err := other.identity("i1")
+	check(t, err)
+	if status := s.status(node.name); status.Identity.KeyFingerprint != fingerprintOf(t, node) {
+		t.Error("a session of B changed A's identity")
+	}
+	if status := s.status(other.name); status.Identity.KeyFingerprint != fingerprintOf(t, stolen) {
+		t.Error("B's identity is not B's key")
+	}
+}
+
+func TestAnOldSessionEndsWhenTheMachineBootsAgain(t *testing.T) {
+	s := newServer(t)
+	old := s.discovered(idsA)
+	now := s.discovered(idsA)
+	s.approve(old.name, "i1", v1alpha1.ActionInstall)
+	if _, err := old.assignment(); code(err) != wire.CodeForbidden {
+		t.Errorf("the session of the boot before still gets plans: %v", err)
+	}
+	_, err := now.assignment()
+	check(t, err)
+	s.clock.add(sessionTTL + time.Hour)
+	if _, err := now.assignment(); err == nil {
+		t.Error("an expired session still gets plans")
+	}
+}
+
+func TestRenewal(t *testing.T) {
+	s := newServer(t)
+	_, node := s.installed(idsA, "i1")
+	renewed := &agent{s: s, key: newKey(t), name: node.name}
+	answer, err := send[wire.IdentityResponse](node, "POST", wire.PathRenew, wire.RenewRequest{CSR: csr(t, renewed.key)})
+	check(t, err)
+	renewed.cert = answer.Certificate
+	_, err = node.heartbeat() // had the answer been lost, the node would still be heard
+	check(t, err)
+	_, err = renewed.heartbeat()
+	check(t, err)
+	if _, err := node.heartbeat(); code(err) != wire.CodeForbidden {
+		t.Errorf("the replaced key still counts: %v", err)
+	}
+	s.start()
+	_, err = renewed.heartbeat()
+	check(t, err)
+
+	waiting := s.discovered(idsB)
+	again, err := send[wire.IdentityResponse](waiting, "POST", wire.PathRenew, wire.RenewRequest{CSR: csr(t, waiting.key)})
+	check(t, err)
+	waiting.cert = again.Certificate
+	_, err = waiting.assignment()
+	check(t, err)
+}
+
+func TestTwoMachinesWithOneUUIDStayTwo(t *testing.T) {
+	s := newServer(t)
+	a := s.discovered(idsA)
+	twin := idsB
+	twin.UUID = idsA.UUID
+	b := s.discovered(twin)
+	if a.name == b.name {
+		t.Fatalf("both are %s", a.name)
+	}
+	if twins := s.fleet.Twins(a.name); len(twins) != 1 || twins[0].Name != b.name {
+		t.Errorf("twins of %s: %v", a.name, twins)
+	}
+}
+
+func TestAnotherNICIsTheSameMachine(t *testing.T) {
+	s := newServer(t)
+	a := s.discovered(idsA)
+	again := idsA
+	again.MACs = []string{idsA.MACs[1], idsA.MACs[0]}
+	if b := s.discovered(again); b.name != a.name {
+		t.Errorf("booted from its other NIC it is %s, not %s", b.name, a.name)
+	}
+}
+
+func TestNothingIsPromisedThatTheStoreDoesNotHave(t *testing.T) {
+	s := newServer(t)
+	a := s.discovered(idsA)
+	s.approve(a.name, "i1", v1alpha1.ActionInstall)
+	_, err := a.assignment()
+	check(t, err)
+	_, err = a.progress("i1")
+	check(t, err)
+	s.store.broken = errors.New("etcd is away")
+	if _, err := a.identity("i1"); code(err) != wire.CodeInternal {
+		t.Errorf("identity while the store is away: %v", err)
+	}
+	if err := a.complete("i1", wire.StateFailed, "x"); code(err) != wire.CodeInternal {
+		t.Errorf("completion while the store is away: %v", err)
+	}
+	s.store.broken = nil
+	if err := a.complete("i1", wire.StateSucceeded, ""); code(err) != wire.CodeConflict {
+		t.Errorf("completion without an identity: %v", err)
+	}
+}
+
+func TestLongPollAnswersWhenSomethingChanges(t *testing.T) {
+	s := newServer(t)
+	a := s.discovered(idsA)
+	waiting, err := a.assignment()
+	check(t, err)
+	answers := make(chan wire.Assignment, 1)
+	go func() {
+		answer, err := send[wire.Assignment](a, "GET", wire.PathAssignment+"?wait=30&version="+waiting.Version, nil)
+		if err != nil {
+			t.Error(err)
+		}
+		answers <- answer
+	}()
+	s.approve(a.name, "i1", v1alpha1.ActionInstall)
+	select {
+	case answer := <-answers:
+		if answer.Action != wire.ActionInstall {
+			t.Errorf("got %+v", answer)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("approval did not wake the machine")
+	}
+}
+
+func TestBadRequests(t *testing.T) {
+	s := newServer(t)
+	a := s.discovered(idsA)
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	check(t, err)
+	tests := []struct {
+		name   string
+		method string
+		path   string
+		body   any
+		status int
+	}{
+		{"no JSON", "POST", wire.PathProgress, []byte("hello"), http.StatusBadRequest},
+		{"two values", "POST", wire.PathProgress, []byte("{} {}"), http.StatusBadRequest},
+		{"the wrong type", "POST", wire.PathProgress, []byte(`{"steps": "many"}`), http.StatusBadRequest},
+		{"a field from a newer agent is ignored", "POST", wire.PathProgress, []byte(`{"intentID": "x", "new": 1}`), http.StatusOK},
+		{"a body that is too large", "POST", wire.PathProgress, make([]byte, 300<<10), http.StatusRequestEntityTooLarge},
+		{"the wrong method", "GET", wire.PathProgress, nil, http.StatusNotFound},
+		{"an unknown path", "GET", "/apis/coldrack.dev/v1alpha1/machines", nil, http.StatusNotFound},
+		{"a wait that is no number", "GET", wire.PathAssignment + "?wait=x", nil, http.StatusBadRequest},
+		{"a negative wait", "GET", wire.PathAssignment + "?wait=-1", nil, http.StatusBadRequest},
+		{"a wait that is not even a number", "GET", wire.PathAssignment + "?wait=NaN", nil, http.StatusBadRequest},
+		{"an outcome that is none", "POST", wire.PathComplete, wire.Complete{IntentID: "x", State: wire.StateRunning}, http.StatusBadRequest},
+		{"a csr that is none", "POST", wire.PathIdentity, wire.IdentityRequest{IntentID: "x", CSR: "x"}, http.StatusBadRequest},
+		{"an enrolment without anything that tells machines apart", "POST", wire.PathEnroll, wire.EnrollRequest{Nonce: s.boot(), Identifiers: wire.Identifiers{Serial: "None"}, CSR: csr(t, p384)}, http.StatusBadRequest},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := send[wire.Empty](a, test.method, test.path, test.body)
+			status := http.StatusOK
+			if err != nil {
+				var no failure
+				if errors.As(err, &no) {
+					status = no.status
+				} else {
+					t.Fatalf("not a refusal as the contract has it: %v", err)
+				}
+			}
+			if status != test.status {
+				t.Errorf("got %d (%v), want %d", status, err, test.status)
+			}
+		})
+	}
+}
+
+func TestNothingIsAnsweredBeforeTheMachinesAreRead(t *testing.T) {
+	s := newServer(t)
+	nonce := s.boot(idsA.MACs[0])
+	fresh := New(s.api.Options)
+	fresh.Fleet = newEmptyFleet()
+	s.http.Config.Handler = fresh
+	a := s.agent()
+	var no failure
+	if err := a.enroll(nonce, idsA); !errors.As(err, &no) || no.status != http.StatusServiceUnavailable {
+		t.Errorf("enrolled while the server does not know its machines: %v", err)
+	}
+	if now, err := send[wire.Time](a, "GET", wire.PathTime, nil); err != nil || !now.Now.Equal(s.clock.Now()) {
+		t.Errorf("time: %v, %v", now, err)
+	}
+}
