@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"coldrack.dev/internal/cli/doctor"
+	"coldrack.dev/internal/daemon"
+)
+
+func (a *app) doctorCommand() *cobra.Command {
+	var (
+		server serverFlags
+		probe  bool
+		output string
+	)
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check whether this machine can be the server, and what to mend",
+		Long: `Check ports, privileges, interfaces, clock and disk of this machine, with the configuration that
+"coldrack serve" would have. Nothing is changed. The exit code is 1 when a check fails.
+
+--probe-dhcp also asks, on every interface, who answers DHCP already. That sends packets; no address is taken.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := server.load(a)
+			if err != nil {
+				return err
+			}
+			results := doctor.Run(cmd.Context(), doctor.Subject{
+				DataDir:    cfg.DataDir,
+				Ports:      serverPorts(cfg),
+				Boot:       !cfg.NoBoot,
+				Interfaces: cfg.Interfaces,
+				ProbeDHCP:  probe,
+			})
+			if done, err := a.printStructured(output, results); done && err != nil {
+				return err
+			} else if !done {
+				a.printResults(results)
+			}
+			if doctor.Worst(results) == doctor.Fail {
+				return &silentError{exitFailure}
+			}
+			return nil
+		},
+	}
+	server.addFlags(cmd)
+	cmd.Flags().BoolVar(&probe, "probe-dhcp", false, "ask on every interface who answers DHCP; takes four seconds and root")
+	addOutputFlag(cmd, &output, "json", "yaml")
+	return cmd
+}
+
+// serverPorts are the ports that serve opens in this network namespace.
+func serverPorts(cfg daemon.Config) []doctor.Port {
+	var ports []doctor.Port
+	if cfg.Kubeconfig == "" {
+		ports = append(ports, doctor.Port{Network: "tcp", Address: cfg.APIAddress, For: "people's API (apiAddress)"})
+	}
+	if cfg.NoBoot || cfg.BootNetns != "" {
+		return ports
+	}
+	at := func(network string, port int, use string) doctor.Port {
+		return doctor.Port{Network: network, Address: net.JoinHostPort("", strconv.Itoa(port)), For: use}
+	}
+	return append(ports,
+		at("udp4", 67, "DHCP"),
+		at("udp4", cfg.TFTPPort, "TFTP (tftpPort)"),
+		at("tcp4", cfg.BootPort, "boot files (bootPort)"),
+		at("tcp4", cfg.MachinePort, "the machine API (machinePort)"),
+	)
+}
+
+func (a *app) printResults(results []doctor.Result) {
+	for _, r := range results {
+		fmt.Fprintf(a.out, "%-4s  %-18s %s\n", r.State, r.Check, r.Found)
+		if r.Do != "" {
+			fmt.Fprintf(a.out, "      %-18s -> %s\n", "", r.Do)
+		}
+	}
+}

@@ -1,0 +1,103 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+)
+
+// probeTime is how long a probe listens for offers. Servers that check an address for conflicts first
+// answer after one or two seconds.
+const probeTime = 4 * time.Second
+
+// probeDHCP asks on every interface for an address, takes none, and tells who offered one.
+func probeDHCP(ctx context.Context, wanted []string, patience time.Duration) []Result {
+	all, err := net.Interfaces()
+	if err != nil {
+		return []Result{fail("other DHCP servers", err.Error(), "")}
+	}
+	var candidates []net.Interface
+	for _, i := range all {
+		usable := i.Flags&net.FlagLoopback == 0 && i.Flags&net.FlagRunning != 0 && len(i.HardwareAddr) == 6 && len(ipv4Of(i)) > 0
+		if usable && (len(wanted) == 0 || slices.Contains(wanted, i.Name)) {
+			candidates = append(candidates, i)
+		}
+	}
+	results := make([]Result, len(candidates))
+	var wait sync.WaitGroup
+	for n, i := range candidates {
+		wait.Go(func() { results[n] = probeOn(ctx, i, patience) })
+	}
+	wait.Wait()
+	return results
+}
+
+func probeOn(ctx context.Context, i net.Interface, patience time.Duration) Result {
+	check := "DHCP on " + i.Name
+	client, err := nclient4.New(i.Name, nclient4.WithTimeout(patience), nclient4.WithRetry(1))
+	if err != nil {
+		return warn(check, "not asked: "+err.Error(), "stop what has port 68, and run as root")
+	}
+	defer client.Close()
+	discover, err := dhcpv4.NewDiscovery(i.HardwareAddr, dhcpv4.WithBroadcast(true))
+	if err != nil {
+		return warn(check, "not asked: "+err.Error(), "")
+	}
+	var mu sync.Mutex
+	offers := map[string]bool{}
+	// Every offer is looked at and none taken, so the call always ends by its time limit.
+	_, err = client.SendAndRead(ctx, nclient4.DefaultServers, discover, func(p *dhcpv4.DHCPv4) bool {
+		if p.MessageType() == dhcpv4.MessageTypeOffer {
+			mu.Lock()
+			defer mu.Unlock()
+			offers[offerText(p)] = true
+		}
+		return false
+	})
+	if !errors.Is(err, nclient4.ErrNoResponse) && !errors.Is(err, context.DeadlineExceeded) {
+		return warn(check, fmt.Sprintf("not asked: %v", err), "run as root")
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(offers) == 0 {
+		return ok(check, "nobody answers")
+	}
+	var texts []string
+	foreign := false
+	for text := range offers {
+		texts = append(texts, text)
+		foreign = foreign || !strings.HasSuffix(text, ownServer)
+	}
+	slices.Sort(texts)
+	if !foreign {
+		return ok(check, "only this machine answers: %s", strings.Join(texts, "; "))
+	}
+	return fail(check, strings.Join(texts, "; "),
+		"two servers on one segment race for every machine: stop the other one, or set the Subnet's spec.dhcp to proxy")
+}
+
+// ownServer marks an offer that came from an address of this machine.
+const ownServer = "(this machine)"
+
+func offerText(p *dhcpv4.DHCPv4) string {
+	server := p.ServerIdentifier()
+	text := fmt.Sprintf("%s offers %s", server, p.YourIPAddr)
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return text
+	}
+	for _, a := range addresses {
+		if prefix, isNet := a.(*net.IPNet); isNet && prefix.IP.Equal(server) {
+			return text + " " + ownServer
+		}
+	}
+	return text
+}
