@@ -23,6 +23,8 @@ func AddToScheme(scheme *runtime.Scheme) error {
 		&Image{}, &ImageList{},
 		&Profile{}, &ProfileList{},
 		&EnrollmentPolicy{}, &EnrollmentPolicyList{},
+		&Cluster{}, &ClusterList{},
+		&MachineGroup{}, &MachineGroupList{},
 		&Bundle{}, &BundleList{},
 		&Secret{}, &SecretList{},
 	)

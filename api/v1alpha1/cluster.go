@@ -1,0 +1,588 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// Cluster is a Kubernetes cluster. Its machines come from the MachineGroups that name it.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,shortName=kc,categories=coldrack
+// +kubebuilder:printcolumn:name="Version",type=string,JSONPath=`.spec.version`
+// +kubebuilder:printcolumn:name="Topology",type=string,JSONPath=`.spec.topology`
+// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Nodes",type=string,JSONPath=`.status.nodesReady`
+// +kubebuilder:printcolumn:name="Endpoint",type=string,JSONPath=`.status.endpoint`
+// +kubebuilder:printcolumn:name="Network",type=string,JSONPath=`.spec.network.plugin`,priority=1
+// +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.message`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type Cluster struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   ClusterSpec   `json:"spec"`
+	Status ClusterStatus `json:"status,omitempty"`
+}
+
+// ClusterList is a list of Clusters.
+//
+// +kubebuilder:object:root=true
+type ClusterList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Cluster `json:"items"`
+}
+
+// Topology is the architecture that a cluster's groups must keep to.
+// +kubebuilder:validation:Enum=laptop;small;development;production;custom
+type Topology string
+
+const (
+	// TopologyLaptop is one machine that is everything.
+	TopologyLaptop Topology = "laptop"
+	// TopologySmall is three to five machines, each with etcd, control plane and workloads.
+	TopologySmall Topology = "small"
+	// TopologyDevelopment is one machine with etcd and control plane, and any number of workers.
+	TopologyDevelopment Topology = "development"
+	// TopologyProduction is three or five machines with etcd only, two or more with the control plane
+	// only, and workers.
+	TopologyProduction Topology = "production"
+	// TopologyCustom is whatever the groups say, as long as it can work.
+	TopologyCustom Topology = "custom"
+)
+
+// ClusterSpec is what a person wants of a Kubernetes cluster.
+type ClusterSpec struct {
+	// Version of Kubernetes, for example v1.36.3. The imported bundles must contain it.
+	// +kubebuilder:validation:Pattern=`^v1\.[0-9]+\.[0-9]+$`
+	Version string `json:"version"`
+	// Topology that the groups must keep to. What contradicts it is refused.
+	// +optional
+	// +kubebuilder:default=custom
+	Topology Topology `json:"topology,omitempty"`
+	// Endpoint at which people and machines outside the cluster reach the API.
+	// +optional
+	Endpoint ClusterEndpoint `json:"endpoint,omitempty"`
+	// Network of pods and services.
+	// +optional
+	Network ClusterNetwork `json:"network,omitempty"`
+	// PKI says how keys and certificates are made.
+	// +optional
+	PKI ClusterPKI `json:"pki,omitempty"`
+	// +optional
+	Etcd ClusterEtcd `json:"etcd,omitempty"`
+	// Security beyond what is always on.
+	// +optional
+	Security ClusterSecurity `json:"security,omitempty"`
+	// +optional
+	APIServer APIServerSpec `json:"apiServer,omitempty"`
+	// +optional
+	ControllerManager ComponentSpec `json:"controllerManager,omitempty"`
+	// +optional
+	Scheduler ComponentSpec `json:"scheduler,omitempty"`
+	// Kubelet of every machine; groups add to it.
+	// +optional
+	Kubelet KubeletSpec `json:"kubelet,omitempty"`
+	// Registries says where nodes pull images of other registries from. Coldrack's own content store
+	// always comes first.
+	// +optional
+	// +listType=map
+	// +listMapKey=host
+	Registries []RegistryMirror `json:"registries,omitempty"`
+	// Upgrade says how changes roll through the cluster.
+	// +optional
+	Upgrade UpgradeSpec `json:"upgrade,omitempty"`
+	// Paused stops every controller of this cluster after the step that is running.
+	// +optional
+	Paused bool `json:"paused,omitempty"`
+}
+
+// ClusterEndpoint is the address of the cluster's API for the outside. Nodes do not need it: each has a
+// local load balancer over all API servers.
+type ClusterEndpoint struct {
+	// Host is a DNS name or an address. Default: the virtual IP, or else the first control-plane
+	// machine's address.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	Host string `json:"host,omitempty"`
+	// Port of the API servers.
+	// +optional
+	// +kubebuilder:default=6443
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port,omitempty"`
+	// VirtualIP that one of the control-plane machines carries at any time.
+	// +optional
+	VirtualIP *VirtualIP `json:"virtualIP,omitempty"`
+	// LocalPort is the port of the load balancer that every node has on its loopback address.
+	// +optional
+	// +kubebuilder:default=7443
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	LocalPort int32 `json:"localPort,omitempty"`
+	// ExtraSANs are further names and addresses in the API servers' certificates.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	ExtraSANs []string `json:"extraSANs,omitempty"`
+}
+
+// VirtualIP is an address that moves between control-plane machines by VRRP (RFC 9568).
+type VirtualIP struct {
+	// Address must lie in the control-plane machines' subnet and be nobody else's.
+	// +kubebuilder:validation:MaxLength=64
+	Address string `json:"address"`
+	// RouterID tells several virtual addresses on one segment apart (VRID).
+	// +optional
+	// +kubebuilder:default=64
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=255
+	RouterID int32 `json:"routerID,omitempty"`
+}
+
+// NetworkPlugin carries pod traffic between nodes.
+// +kubebuilder:validation:Enum=routed;flannel;none
+type NetworkPlugin string
+
+const (
+	// NetworkRouted sends pod traffic unencapsulated; every node has a route to every other node's pods.
+	// The nodes must share their segments.
+	NetworkRouted NetworkPlugin = "routed"
+	// NetworkFlannel carries pod traffic in VXLAN, so that nodes may be in different subnets.
+	NetworkFlannel NetworkPlugin = "flannel"
+	// NetworkNone leaves the network to the user; nodes stay NotReady until there is one.
+	NetworkNone NetworkPlugin = "none"
+)
+
+// ProxyMode is how kube-proxy implements services.
+// +kubebuilder:validation:Enum=nftables;iptables;none
+type ProxyMode string
+
+const (
+	ProxyNFTables ProxyMode = "nftables"
+	ProxyIPTables ProxyMode = "iptables"
+	// ProxyNone installs no kube-proxy, for networks that replace it.
+	ProxyNone ProxyMode = "none"
+)
+
+// ClusterNetwork is the IP plan inside the cluster.
+//
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.podCIDRs) || (has(self.podCIDRs) && self.podCIDRs == oldSelf.podCIDRs)",message="podCIDRs cannot be changed: every running pod has an address of them"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.serviceCIDRs) || (has(self.serviceCIDRs) && self.serviceCIDRs == oldSelf.serviceCIDRs)",message="serviceCIDRs cannot be changed: every service has an address of them"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.dnsDomain) || (has(self.dnsDomain) && self.dnsDomain == oldSelf.dnsDomain)",message="dnsDomain cannot be changed: certificates and running pods contain it"
+type ClusterNetwork struct {
+	// PodCIDRs, at most one of each IP family; the first is the primary family. Default 10.244.0.0/16.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=2
+	// +kubebuilder:validation:items:MaxLength=64
+	PodCIDRs []string `json:"podCIDRs,omitempty"`
+	// ServiceCIDRs in the same families and order. Default 10.96.0.0/16.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=2
+	// +kubebuilder:validation:items:MaxLength=64
+	ServiceCIDRs []string `json:"serviceCIDRs,omitempty"`
+	// NodeMaskIPv4 is the prefix length of one node's pods in IPv4. Default 24.
+	// +optional
+	// +kubebuilder:validation:Minimum=8
+	// +kubebuilder:validation:Maximum=30
+	NodeMaskIPv4 int32 `json:"nodeMaskIPv4,omitempty"`
+	// NodeMaskIPv6 is the prefix length of one node's pods in IPv6. Default 64.
+	// +optional
+	// +kubebuilder:validation:Minimum=16
+	// +kubebuilder:validation:Maximum=126
+	NodeMaskIPv6 int32 `json:"nodeMaskIPv6,omitempty"`
+	// DNSDomain of services. Default cluster.local.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	DNSDomain string `json:"dnsDomain,omitempty"`
+	// +optional
+	// +kubebuilder:default=routed
+	Plugin NetworkPlugin `json:"plugin,omitempty"`
+	// Proxy is the mode of kube-proxy.
+	// +optional
+	// +kubebuilder:default=nftables
+	Proxy ProxyMode `json:"proxy,omitempty"`
+	// MTU of the machines' network. Default 1500. Pods get it less what the plugin needs for itself.
+	// +optional
+	// +kubebuilder:validation:Minimum=576
+	// +kubebuilder:validation:Maximum=9216
+	MTU int32 `json:"mtu,omitempty"`
+}
+
+// KeyAlgorithm of a cluster's keys.
+// +kubebuilder:validation:Enum=ECDSA-P256;ECDSA-P384;RSA-2048;RSA-3072;RSA-4096
+type KeyAlgorithm string
+
+// DefaultKeyAlgorithm is fast on small machines and understood by every client of Kubernetes.
+const DefaultKeyAlgorithm KeyAlgorithm = "ECDSA-P256"
+
+// ClusterPKI says how keys and certificates are made. Authorities' keys never leave the server.
+type ClusterPKI struct {
+	// +optional
+	// +kubebuilder:default=ECDSA-P256
+	KeyAlgorithm KeyAlgorithm `json:"keyAlgorithm,omitempty"`
+	// CertificateTTL is how long a certificate is valid. Default 8760h. It is renewed when two thirds of it
+	// have passed, and whatever uses it is restarted where it cannot reload.
+	// +optional
+	CertificateTTL *metav1.Duration `json:"certificateTTL,omitempty"`
+	// AuthorityTTL is how long the authorities are valid. Default 87600h.
+	// +optional
+	AuthorityTTL *metav1.Duration `json:"authorityTTL,omitempty"`
+}
+
+// ClusterEtcd configures the cluster's etcd.
+type ClusterEtcd struct {
+	// AllowEvenMembers permits an even number of members, which tolerates no more failures than one member
+	// fewer and makes losing quorum likelier.
+	// +optional
+	AllowEvenMembers bool `json:"allowEvenMembers,omitempty"`
+	// QuotaBackend is the largest size of the database in bytes. Default 2 GiB, etcd's own.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	QuotaBackend int64 `json:"quotaBackend,omitempty"`
+	// ExtraArgs are flags of etcd without dashes. What Coldrack itself decides is refused.
+	// +optional
+	ExtraArgs map[string]string `json:"extraArgs,omitempty"`
+}
+
+// ClusterSecurity opens or closes what is not the same for every cluster.
+type ClusterSecurity struct {
+	// PodSecurity is the level enforced in every namespace but kube-system.
+	// +optional
+	// +kubebuilder:default=baseline
+	// +kubebuilder:validation:Enum=privileged;baseline;restricted
+	PodSecurity string `json:"podSecurity,omitempty"`
+	// AuditPolicy replaces the default audit policy: an audit.k8s.io/v1 Policy.
+	// +optional
+	// +kubebuilder:pruning:PreserveUnknownFields
+	// +kubebuilder:validation:Schemaless
+	AuditPolicy *runtime.RawExtension `json:"auditPolicy,omitempty"`
+	// TokenDiscovery lets machines that Coldrack does not know find the cluster with nothing but a bootstrap
+	// token, as "kubeadm join --token" does. The ConfigMap cluster-info is then readable without
+	// credentials. Without it, only health endpoints are.
+	// +optional
+	TokenDiscovery bool `json:"tokenDiscovery,omitempty"`
+}
+
+// ComponentSpec adds to what Coldrack decides for a component.
+type ComponentSpec struct {
+	// ExtraArgs are flags without dashes. What Coldrack itself decides is refused.
+	// +optional
+	ExtraArgs map[string]string `json:"extraArgs,omitempty"`
+}
+
+// APIServerSpec adds to what Coldrack decides for the API servers.
+type APIServerSpec struct {
+	ComponentSpec `json:",inline"`
+	// Authentication is an apiserver.config.k8s.io/v1 AuthenticationConfiguration. Only its "jwt" is taken, for
+	// example for an OpenID Connect provider; who may be anonymous is decided by security.
+	// +optional
+	// +kubebuilder:pruning:PreserveUnknownFields
+	// +kubebuilder:validation:Schemaless
+	Authentication *runtime.RawExtension `json:"authentication,omitempty"`
+}
+
+// KubeletSpec adds to what Coldrack decides for kubelets.
+type KubeletSpec struct {
+	// Config is merged over the rendered KubeletConfiguration (kubelet.config.k8s.io/v1beta1). Fields that
+	// security or the cluster's networks rest on are refused.
+	// +optional
+	// +kubebuilder:pruning:PreserveUnknownFields
+	// +kubebuilder:validation:Schemaless
+	Config *runtime.RawExtension `json:"config,omitempty"`
+}
+
+// RegistryMirror says where images of one registry are pulled from.
+type RegistryMirror struct {
+	// Host of the image names, for example docker.io.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Host string `json:"host"`
+	// Endpoints are URLs, tried in order after Coldrack's own content store.
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=8
+	Endpoints []string `json:"endpoints"`
+	// CA is a PEM bundle that the endpoints' certificates are verified with.
+	// +optional
+	CA string `json:"ca,omitempty"`
+}
+
+// UpgradeStrategy says when changed machines are rolled.
+// +kubebuilder:validation:Enum=Rolling;Manual
+type UpgradeStrategy string
+
+const (
+	// UpgradeRolling rolls by itself, control plane first, within each group's budget.
+	UpgradeRolling UpgradeStrategy = "Rolling"
+	// UpgradeManual waits until a person starts each operation.
+	UpgradeManual UpgradeStrategy = "Manual"
+)
+
+// UpgradeSpec says how changes roll through the cluster.
+type UpgradeSpec struct {
+	// +optional
+	// +kubebuilder:default=Rolling
+	Strategy UpgradeStrategy `json:"strategy,omitempty"`
+	// DrainTimeout after which a node that cannot be drained stops the roll and the blocking pods are named.
+	// Default 10m.
+	// +optional
+	DrainTimeout *metav1.Duration `json:"drainTimeout,omitempty"`
+	// AllowDowntime permits rolling a control plane of one machine, during which the API does not answer.
+	// +optional
+	AllowDowntime bool `json:"allowDowntime,omitempty"`
+}
+
+// ClusterPhase is how far a cluster has come.
+type ClusterPhase string
+
+const (
+	ClusterPending   ClusterPhase = "Pending"
+	ClusterInvalid   ClusterPhase = "Invalid"
+	ClusterBringUp   ClusterPhase = "BringUp"
+	ClusterReady     ClusterPhase = "Ready"
+	ClusterRolling   ClusterPhase = "Rolling"
+	ClusterDegraded  ClusterPhase = "Degraded"
+	ClusterReleasing ClusterPhase = "Releasing"
+)
+
+// ClusterStatus is what is known of a cluster.
+type ClusterStatus struct {
+	// +optional
+	Phase ClusterPhase `json:"phase,omitempty"`
+	// Message for a person: why the cluster is in this phase, and what to do if it is stuck.
+	// +optional
+	Message string `json:"message,omitempty"`
+	// Endpoint is the URL of the API.
+	// +optional
+	Endpoint string `json:"endpoint,omitempty"`
+	// Version that all control-plane machines run.
+	// +optional
+	Version string `json:"version,omitempty"`
+	// NodesReady is "ready/wanted".
+	// +optional
+	NodesReady string `json:"nodesReady,omitempty"`
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// Nodes are the machines that belong to the cluster, with what was decided for each once and for all.
+	// +optional
+	// +listType=map
+	// +listMapKey=machine
+	Nodes []ClusterNode `json:"nodes,omitempty"`
+	// Steps of the running or last operation, in order.
+	// +optional
+	// +listType=atomic
+	Steps []Step `json:"steps,omitempty"`
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// ClusterNode records what was decided for a machine when it came into the cluster. Rendering the machine
+// again must give the same, whatever has happened to the others since.
+type ClusterNode struct {
+	Machine string `json:"machine"`
+	Group   string `json:"group"`
+	// PodCIDRs of the node, one of each family.
+	// +optional
+	// +listType=atomic
+	PodCIDRs []string `json:"podCIDRs,omitempty"`
+	// Etcd is set on machines with an etcd member.
+	// +optional
+	Etcd *EtcdMember `json:"etcd,omitempty"`
+}
+
+// EtcdMember records how a member came into its cluster.
+type EtcdMember struct {
+	// InitialCluster is "name=peerURL" of every member that existed when this one started, itself included.
+	// +listType=atomic
+	InitialCluster []string `json:"initialCluster"`
+	// Existing is true for a member that was added to a running etcd cluster.
+	// +optional
+	Existing bool `json:"existing,omitempty"`
+}
+
+// Role is what a machine does in a cluster.
+// +kubebuilder:validation:Enum=etcd;control-plane;worker
+type Role string
+
+const (
+	RoleEtcd         Role = "etcd"
+	RoleControlPlane Role = "control-plane"
+	RoleWorker       Role = "worker"
+)
+
+// MachineGroup is a number of like machines of one cluster.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:subresource:scale:specpath=.spec.replicas,statuspath=.status.replicas
+// +kubebuilder:resource:scope=Cluster,shortName=mg,categories=coldrack
+// +kubebuilder:printcolumn:name="Cluster",type=string,JSONPath=`.spec.cluster`
+// +kubebuilder:printcolumn:name="Roles",type=string,JSONPath=`.spec.roles`
+// +kubebuilder:printcolumn:name="Wanted",type=integer,JSONPath=`.spec.replicas`
+// +kubebuilder:printcolumn:name="Current",type=integer,JSONPath=`.status.replicas`
+// +kubebuilder:printcolumn:name="Ready",type=integer,JSONPath=`.status.readyReplicas`
+// +kubebuilder:printcolumn:name="Profile",type=string,JSONPath=`.spec.profile`,priority=1
+// +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.message`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type MachineGroup struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   MachineGroupSpec   `json:"spec"`
+	Status MachineGroupStatus `json:"status,omitempty"`
+}
+
+// MachineGroupList is a list of MachineGroups.
+//
+// +kubebuilder:object:root=true
+type MachineGroupList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []MachineGroup `json:"items"`
+}
+
+// MachineGroupSpec says which machines a group takes and what they become.
+//
+// +kubebuilder:validation:XValidation:rule="self.cluster == oldSelf.cluster",message="cluster cannot be changed: release the group's machines and make a new group"
+type MachineGroupSpec struct {
+	// Cluster that the group belongs to.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Cluster string `json:"cluster"`
+	// Selector over the Machines' labels. Empty matches every approved machine that is in no other group.
+	// +optional
+	Selector metav1.LabelSelector `json:"selector,omitempty"`
+	// Replicas is how many machines the group has.
+	// +optional
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=5000
+	Replicas *int32 `json:"replicas,omitempty"`
+	// Roles of the group's machines.
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=3
+	Roles []Role `json:"roles"`
+	// Profile that the machines are installed with. Default: each machine's own.
+	// +optional
+	Profile string `json:"profile,omitempty"`
+	// Labels of the nodes.
+	// +optional
+	Labels map[string]string `json:"labels,omitempty"`
+	// Taints of the nodes. Machines without the worker role get a taint of their role in addition.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=32
+	Taints []Taint `json:"taints,omitempty"`
+	// Kubelet adds to the cluster's.
+	// +optional
+	Kubelet KubeletSpec `json:"kubelet,omitempty"`
+	// Rollout is the budget of changes.
+	// +optional
+	Rollout RolloutBudget `json:"rollout,omitempty"`
+}
+
+// Taint keeps pods away that do not tolerate it.
+type Taint struct {
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=316
+	Key string `json:"key"`
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	Value string `json:"value,omitempty"`
+	// +kubebuilder:validation:Enum=NoSchedule;PreferNoSchedule;NoExecute
+	Effect string `json:"effect"`
+}
+
+// RolloutBudget limits how much of a group may be unavailable during a change.
+type RolloutBudget struct {
+	// MaxUnavailable machines, a number or a percentage. Default 1. Machines with etcd always roll singly.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	MaxUnavailable *intstr.IntOrString `json:"maxUnavailable,omitempty"`
+	// SkipCanary rolls without trying one machine first.
+	// +optional
+	SkipCanary bool `json:"skipCanary,omitempty"`
+}
+
+// MachineGroupStatus is how far a group has come.
+type MachineGroupStatus struct {
+	// Replicas is how many machines the group has now.
+	// +optional
+	Replicas int32 `json:"replicas,omitempty"`
+	// +optional
+	ReadyReplicas int32 `json:"readyReplicas,omitempty"`
+	// Machines of the group, by name.
+	// +optional
+	// +listType=set
+	Machines []string `json:"machines,omitempty"`
+	// +optional
+	Message string `json:"message,omitempty"`
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// HasRole reports whether the group's machines have a role.
+func (g *MachineGroup) HasRole(role Role) bool {
+	for _, r := range g.Spec.Roles {
+		if r == role {
+			return true
+		}
+	}
+	return false
+}
+
+// WantedReplicas is spec.replicas or its default.
+func (g *MachineGroup) WantedReplicas() int {
+	if g.Spec.Replicas == nil {
+		return 1
+	}
+	return int(*g.Spec.Replicas)
+}
+
+// Default fills in what a Cluster leaves open. The API server fills in most of it from the CRD; objects
+// that were read from a file have not been there.
+func (c *Cluster) Default() {
+	s := &c.Spec
+	setDefault(&s.Topology, TopologyCustom)
+	setDefault(&s.Endpoint.Port, 6443)
+	setDefault(&s.Endpoint.LocalPort, 7443)
+	if s.Endpoint.VirtualIP != nil {
+		setDefault(&s.Endpoint.VirtualIP.RouterID, 64)
+	}
+	n := &s.Network
+	if len(n.PodCIDRs) == 0 {
+		n.PodCIDRs = []string{"10.244.0.0/16"}
+	}
+	if len(n.ServiceCIDRs) == 0 {
+		n.ServiceCIDRs = []string{"10.96.0.0/16"}
+	}
+	setDefault(&n.NodeMaskIPv4, 24)
+	setDefault(&n.NodeMaskIPv6, 64)
+	setDefault(&n.DNSDomain, "cluster.local")
+	setDefault(&n.Plugin, NetworkRouted)
+	setDefault(&n.Proxy, ProxyNFTables)
+	setDefault(&n.MTU, 1500)
+	setDefault(&s.PKI.KeyAlgorithm, DefaultKeyAlgorithm)
+	setDefault(&s.Security.PodSecurity, "baseline")
+	setDefault(&s.Upgrade.Strategy, UpgradeRolling)
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
