@@ -1,0 +1,279 @@
+package v1alpha1
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// wantErrors fails unless there is exactly one error for each wanted text, in order.
+func wantErrors(t *testing.T, errs field.ErrorList, want []string) {
+	t.Helper()
+	if len(errs) != len(want) {
+		t.Fatalf("got %d errors, want %d: %v", len(errs), len(want), errs)
+	}
+	for i, err := range errs {
+		if !strings.Contains(err.Error(), want[i]) {
+			t.Errorf("error %q lacks %q", err, want[i])
+		}
+	}
+}
+
+func TestParseAddressRange(t *testing.T) {
+	for s, want := range map[string]string{
+		"10.0.0.1-10.0.0.9":      "10.0.0.1-10.0.0.9",
+		" 10.0.0.1 - 10.0.0.9 ":  "10.0.0.1-10.0.0.9",
+		"10.0.0.1-10.0.0.1":      "10.0.0.1-10.0.0.1",
+		"fd00::10-fd00::ff":      "fd00::10-fd00::ff",
+		"10.0.0.1":               "no dash",
+		"":                       "no dash",
+		"-":                      `"" is not an IP address`,
+		"10.0.0.1-":              `"" is not an IP address`,
+		"10.0.0.1-9":             `"9" is not an IP address`,
+		"10.0.0.1-10.0.0.2-3":    `"10.0.0.2-3" is not an IP address`,
+		"10.0.0.9-10.0.0.1":      "the last address 10.0.0.1 comes before the first, 10.0.0.9",
+		"10.0.0.1-fd00::1":       "one end is IPv4, the other IPv6",
+		"fe80::1%eth0-fe80::2":   "must not name an interface",
+		"::ffff:1.2.3.4-1.2.3.9": "without ::ffff:",
+	} {
+		r, err := ParseAddressRange(s)
+		got := r.String()
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, want) {
+			t.Errorf("ParseAddressRange(%q) = %q, want %q", s, got, want)
+		}
+	}
+}
+
+func FuzzParseAddressRange(f *testing.F) {
+	for _, s := range []string{"10.0.0.1-10.0.0.9", "fd00::10 - fd00::ff", "10.0.0.9-10.0.0.1", "-", "1.2.3.4-::1", "fe80::1%a-b-fe80::2"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := ParseAddressRange(s)
+		if err != nil {
+			return
+		}
+		if !r.Contains(r.First) || !r.Contains(r.Last) || !r.Overlaps(r) {
+			t.Fatalf("%q: %v lacks its own ends", s, r)
+		}
+		again, err := ParseAddressRange(r.String())
+		if err != nil || again != r {
+			t.Fatalf("%q: %v is read back as %v, %v", s, r, again, err)
+		}
+	})
+}
+
+func TestAddressRange(t *testing.T) {
+	parse := func(s string) AddressRange {
+		r, err := ParseAddressRange(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	pool := parse("10.0.0.10-10.0.0.19")
+	for other, want := range map[string]bool{
+		"10.0.0.1-10.0.0.9": false, "10.0.0.20-10.0.0.29": false, "10.0.0.1-10.0.0.10": true,
+		"10.0.0.19-10.0.0.30": true, "10.0.0.12-10.0.0.13": true, "10.0.0.1-10.0.0.99": true, "::1-::2": false,
+	} {
+		if got := pool.Overlaps(parse(other)); got != want {
+			t.Errorf("%s overlaps %s: %v", pool, other, got)
+		}
+		if got := parse(other).Overlaps(pool); got != want {
+			t.Errorf("%s overlaps %s: %v", other, pool, got)
+		}
+	}
+	if pool.Contains(netip.MustParseAddr("10.0.0.9")) || !pool.Contains(netip.MustParseAddr("10.0.0.15")) || pool.Contains(netip.MustParseAddr("::1")) {
+		t.Error("Contains is wrong")
+	}
+}
+
+func TestValidateSubnet(t *testing.T) {
+	others := []Subnet{
+		{ObjectMeta: metav1.ObjectMeta{Name: "office"}, Spec: SubnetSpec{CIDR: "192.168.0.0/16"}},
+		{ObjectMeta: metav1.ObjectMeta{Name: "rack-1"}, Spec: SubnetSpec{CIDR: "10.20.0.0/24"}},
+		{ObjectMeta: metav1.ObjectMeta{Name: "broken"}, Spec: SubnetSpec{CIDR: "?"}},
+	}
+	for name, test := range map[string]struct {
+		spec SubnetSpec
+		want []string
+	}{
+		"a plan that fits": {SubnetSpec{CIDR: "10.20.0.0/24", Gateway: "10.20.0.1", DHCP: DHCPServer,
+			Discovery: "10.20.0.200-10.20.0.254", Static: "10.20.0.10-10.20.0.199", DNS: []string{"10.0.0.53", "fd00::53"},
+			NTP: []string{"10.0.0.1", "ntp.example.net"}, Domain: "dc1.example.net",
+			LeaseTime: &metav1.Duration{Duration: time.Hour}, Relays: []string{"10.20.0.2"}}, nil},
+		"IPv6":                                   {SubnetSpec{CIDR: "fd00:1::/64", Gateway: "fd00:1::1", Discovery: "fd00:1::1000-fd00:1::1fff"}, nil},
+		"a network that is none":                 {SubnetSpec{CIDR: "10.20.0.0"}, []string{"spec.cidr: Invalid value: \"10.20.0.0\": must be a network"}},
+		"an address instead of a network":        {SubnetSpec{CIDR: "10.20.0.7/24"}, []string{"the network that this address is in is 10.20.0.0/24"}},
+		"the same network under another name":    {SubnetSpec{CIDR: "192.168.0.0/16"}, []string{"overlaps with 192.168.0.0/16 of Subnet office"}},
+		"a network within another":               {SubnetSpec{CIDR: "192.168.7.0/24"}, []string{"overlaps with 192.168.0.0/16 of Subnet office"}},
+		"a network around another":               {SubnetSpec{CIDR: "192.0.0.0/8"}, []string{"Subnet office"}},
+		"a gateway outside":                      {SubnetSpec{CIDR: "10.20.0.0/24", Gateway: "10.21.0.1"}, []string{"spec.gateway: Invalid value: \"10.21.0.1\": must lie within spec.cidr"}},
+		"a gateway that is none":                 {SubnetSpec{CIDR: "10.20.0.0/24", Gateway: "router"}, []string{"spec.gateway"}},
+		"a pool outside":                         {SubnetSpec{CIDR: "10.20.0.0/24", Discovery: "10.20.1.1-10.20.1.9"}, []string{"spec.discovery: Invalid value: \"10.20.1.1-10.20.1.9\": must lie within"}},
+		"a pool that runs out of the network":    {SubnetSpec{CIDR: "10.20.0.0/24", Static: "10.20.0.9-10.20.1.9"}, []string{"spec.static"}},
+		"a pool that is none":                    {SubnetSpec{CIDR: "10.20.0.0/24", Discovery: "10.20.0.9"}, []string{"spec.discovery: Invalid value: \"10.20.0.9\": no dash"}},
+		"a pool with the gateway in it":          {SubnetSpec{CIDR: "10.20.0.0/24", Gateway: "10.20.0.1", Discovery: "10.20.0.1-10.20.0.9"}, []string{"contains spec.gateway, 10.20.0.1"}},
+		"a pool with the network's address":      {SubnetSpec{CIDR: "10.20.0.0/24", Discovery: "10.20.0.0-10.20.0.9"}, []string{"contains the network's own address"}},
+		"a pool with the broadcast address":      {SubnetSpec{CIDR: "10.20.0.0/24", Discovery: "10.20.0.9-10.20.0.255"}, []string{"contains the broadcast address, 10.20.0.255"}},
+		"a pool up to the end of all addresses":  {SubnetSpec{CIDR: "255.255.255.0/24", Discovery: "255.255.255.9-255.255.255.255"}, []string{"broadcast"}},
+		"pools that overlap":                     {SubnetSpec{CIDR: "10.20.0.0/24", Discovery: "10.20.0.9-10.20.0.20", Static: "10.20.0.20-10.20.0.30"}, []string{"spec.static: Invalid value: \"10.20.0.20-10.20.0.30\": overlaps with spec.discovery"}},
+		"a DHCP server without a pool":           {SubnetSpec{CIDR: "10.20.0.0/24", DHCP: DHCPServer}, []string{"spec.discovery: Required value"}},
+		"a DNS server by name":                   {SubnetSpec{CIDR: "10.20.0.0/24", DNS: []string{"10.0.0.1", "dns.example.net"}}, []string{"spec.dns[1]"}},
+		"a time server that is nothing":          {SubnetSpec{CIDR: "10.20.0.0/24", NTP: []string{"not a host"}}, []string{"spec.ntp[0]"}},
+		"a domain with a dot in front":           {SubnetSpec{CIDR: "10.20.0.0/24", Domain: ".example.net"}, []string{"spec.domain"}},
+		"a lease that ends before it is renewed": {SubnetSpec{CIDR: "10.20.0.0/24", LeaseTime: &metav1.Duration{Duration: time.Second}}, []string{"spec.leaseTime"}},
+		"several mistakes at once":               {SubnetSpec{CIDR: "10.20.0.0/24", Gateway: "10.21.0.1", Relays: []string{"x"}}, []string{"spec.gateway", "spec.relays[0]"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantErrors(t, ValidateSubnet(&Subnet{ObjectMeta: metav1.ObjectMeta{Name: "rack-1"}, Spec: test.spec}, others), test.want)
+		})
+	}
+}
+
+func TestValidateMachine(t *testing.T) {
+	intent := func(id string, action IntentAction) *Intent { return &Intent{ID: id, Action: action} }
+	status := func(id string, action IntentAction, state IntentState) MachineStatus {
+		return MachineStatus{Intent: &IntentStatus{ID: id, Action: action, State: state}}
+	}
+	two, one := resource.MustParse("2G"), resource.MustParse("1G")
+	for name, test := range map[string]struct {
+		spec MachineSpec
+		old  *Machine
+		want []string
+	}{
+		"an empty machine": {MachineSpec{}, nil, nil},
+		"a machine as in a rack sheet": {MachineSpec{Identifiers: Identifiers{MACs: []string{"52:54:00:00:00:01"}, BMCMAC: "52:54:00:00:00:02"},
+			Network: &MachineNetwork{Address: "10.0.0.7"}, RootDisk: &DiskHints{Model: "SAMSUNG*"}}, nil, nil},
+		"a MAC in upper case":           {MachineSpec{Identifiers: Identifiers{MACs: []string{"52:54:00:00:00:01", "52:54:00:00:00:AA"}}}, nil, []string{"spec.identifiers.macs[1]"}},
+		"a multicast MAC":               {MachineSpec{Identifiers: Identifiers{BMCMAC: "01:00:5e:00:00:01"}}, nil, []string{"spec.identifiers.bmcMAC: Invalid value: \"01:00:5e:00:00:01\": is a multicast address"}},
+		"no MAC at all":                 {MachineSpec{Identifiers: Identifiers{MACs: []string{"00:00:00:00:00:00"}}}, nil, []string{"no interface's"}},
+		"an address with prefix length": {MachineSpec{Network: &MachineNetwork{Address: "10.0.0.7/24"}}, nil, []string{"spec.network.address", "without prefix length"}[:1]},
+		"a disk pattern that is broken": {MachineSpec{RootDisk: &DiskHints{ByID: "nvme-[x"}}, nil, []string{"spec.rootDisk.byID"}},
+		"a disk by its path":            {MachineSpec{RootDisk: &DiskHints{ByID: "/dev/disk/by-id/nvme-x"}}, nil, []string{"leave the folder out"}},
+		"a disk of no size":             {MachineSpec{RootDisk: &DiskHints{MinSize: &two, MaxSize: &one}}, nil, []string{"spec.rootDisk.maxSize"}},
+		"the first intent":              {MachineSpec{Intent: intent("1", ActionInstall)}, &Machine{}, nil},
+		"a new intent after the last one is done": {MachineSpec{Intent: intent("2", ActionReinstall)},
+			&Machine{Spec: MachineSpec{Intent: intent("1", ActionInstall)}, Status: status("1", ActionInstall, IntentSucceeded)}, nil},
+		"a new intent while one runs": {MachineSpec{Intent: intent("2", ActionRelease)},
+			&Machine{Spec: MachineSpec{Intent: intent("1", ActionInstall)}, Status: status("1", ActionInstall, IntentRunning)},
+			[]string{"spec.intent.id: Forbidden: the machine is carrying out intent 1 (Install)"}},
+		"something else changes while an intent runs": {MachineSpec{Hostname: "x", Intent: intent("1", ActionInstall)},
+			&Machine{Spec: MachineSpec{Intent: intent("1", ActionInstall)}, Status: status("1", ActionInstall, IntentRunning)}, nil},
+		"an intent that was already wanted while another runs": {MachineSpec{Hostname: "x", Intent: intent("2", ActionInstall)},
+			&Machine{Spec: MachineSpec{Intent: intent("2", ActionInstall)}, Status: status("1", ActionInstall, IntentRunning)}, nil},
+		"an intent is withdrawn": {MachineSpec{},
+			&Machine{Spec: MachineSpec{Intent: intent("1", ActionInstall)}, Status: status("1", ActionInstall, IntentRunning)}, nil},
+		"an intent changes its meaning": {MachineSpec{Intent: intent("1", ActionRelease)},
+			&Machine{Spec: MachineSpec{Intent: intent("1", ActionInstall)}}, []string{"spec.intent.action: Invalid value: \"Release\": intent 1 is Install already"}},
+		"an acknowledged intent comes back with another meaning": {MachineSpec{Intent: intent("1", ActionRelease)},
+			&Machine{Status: status("1", ActionInstall, IntentSucceeded)}, []string{"spec.intent.action"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantErrors(t, ValidateMachine(&Machine{Spec: test.spec}, test.old), test.want)
+		})
+	}
+}
+
+func TestValidateMachineClaims(t *testing.T) {
+	owners := func(c MachineClaim) []string {
+		return map[string][]string{
+			"mac=52:54:00:00:00:01": {"a"}, "uuid=4c4c4544-0032-3510-8052-c2c04f4d3532": {"b", "c"}, "serial=ab123": {"a", "d"}, "address=10.0.0.7": {"d"},
+		}[c.Key()]
+	}
+	for name, test := range map[string]struct {
+		spec MachineSpec
+		want []string
+	}{
+		"nothing is claimed":            {MachineSpec{}, nil},
+		"what the machine has already":  {MachineSpec{Identifiers: Identifiers{MACs: []string{"52:54:00:00:00:01"}}}, nil},
+		"a UUID of two others":          {MachineSpec{Identifiers: Identifiers{UUID: "4c4c4544-0032-3510-8052-c2c04f4d3532"}}, []string{"spec.identifiers.uuid: Invalid value: \"4c4c4544-0032-3510-8052-c2c04f4d3532\": belongs to Machine b already"}},
+		"a serial in another case":      {MachineSpec{Identifiers: Identifiers{Serial: "AB123"}}, []string{"spec.identifiers.serial: Invalid value: \"ab123\": belongs to Machine d already"}},
+		"another machine's address":     {MachineSpec{Network: &MachineNetwork{Address: "10.0.0.7"}}, []string{"spec.network.address"}},
+		"a BMC with the MAC of its NIC": {MachineSpec{Identifiers: Identifiers{MACs: []string{"52:54:00:00:00:09"}, BMCMAC: "52:54:00:00:00:09"}}, []string{"spec.identifiers.bmcMAC: Invalid value: \"52:54:00:00:00:09\": is also spec.identifiers.macs[0]"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantErrors(t, ValidateMachineClaims(&Machine{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: test.spec}, owners), test.want)
+		})
+	}
+}
+
+func TestValidateMachineAddress(t *testing.T) {
+	subnet := &Subnet{ObjectMeta: metav1.ObjectMeta{Name: "rack-1"}, Spec: SubnetSpec{
+		CIDR: "10.20.0.0/24", Gateway: "10.20.0.1", Discovery: "10.20.0.200-10.20.0.254"}}
+	for address, want := range map[string][]string{
+		"":            nil,
+		"10.20.0.9":   nil,
+		"10.20.1.9":   {"must lie within 10.20.0.0/24 of Subnet rack-1"},
+		"10.20.0.200": {"discovery range 10.20.0.200-10.20.0.254"},
+		"10.20.0.1":   {"is the gateway of Subnet rack-1"},
+	} {
+		t.Run(address, func(t *testing.T) {
+			wantErrors(t, ValidateMachineAddress(&Machine{Spec: MachineSpec{Network: &MachineNetwork{Address: address}}}, subnet), want)
+		})
+	}
+}
+
+func TestValidateProfile(t *testing.T) {
+	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFEBxI3wzQb9z0X7gqTnhYJqBHZCIw3K0P9r3D7b3fQZ me@laptop"
+	for name, test := range map[string]struct {
+		spec ProfileSpec
+		want []string
+	}{
+		"a profile that works": {ProfileSpec{SSHKeys: []string{key}, KernelArgs: []string{"quiet", `dyndbg="file drivers/x.c +p"`},
+			Console: []string{"tty0", "ttyS0,115200"}, Files: []File{{Path: "/etc/motd"}}, RootDisk: DiskHints{ByID: "nvme-*"}}, nil},
+		"two arguments in one":      {ProfileSpec{KernelArgs: []string{"quiet splash"}}, []string{"spec.kernelArgs[0]"}},
+		"an argument with a break":  {ProfileSpec{KernelArgs: []string{"ok", "x\ny"}}, []string{"spec.kernelArgs[1]"}},
+		"a quote that is open":      {ProfileSpec{Console: []string{`tty"0`}}, []string{"spec.console[0]"}},
+		"a private key":             {ProfileSpec{SSHKeys: []string{"-----BEGIN OPENSSH PRIVATE KEY-----"}}, []string{"spec.sshKeys[0]"}},
+		"a key cut short":           {ProfileSpec{SSHKeys: []string{"ssh-ed25519 AAAA"}}, []string{"spec.sshKeys[0]"}},
+		"a user's key of two lines": {ProfileSpec{Users: []User{{Name: "a", SSHKeys: []string{key + "\n" + key}}}}, []string{"spec.users[0].sshKeys[0]"}},
+		"a file that climbs":        {ProfileSpec{Files: []File{{Path: "/etc/../shadow"}}}, []string{"spec.files[0].path"}},
+		"a disk pattern":            {ProfileSpec{RootDisk: DiskHints{Model: "[a"}}, []string{"spec.rootDisk.model"}},
+	} {
+		t.Run(name, func(t *testing.T) { wantErrors(t, ValidateProfile(&Profile{Spec: test.spec}), test.want) })
+	}
+}
+
+func TestValidateEnrollmentPolicy(t *testing.T) {
+	for name, test := range map[string]struct {
+		spec EnrollmentPolicySpec
+		want []string
+	}{
+		"a policy that works": {EnrollmentPolicySpec{Hostname: "node-{index:03}", Match: MachineMatch{Vendor: "Dell*", MACPrefixes: []string{"52:54:00", "aa"},
+			Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "r1"}}}, Labels: map[string]string{"coldrack.dev/pool": "a"}}, nil},
+		"a pattern with an open bracket":  {EnrollmentPolicySpec{Match: MachineMatch{Product: "R[67"}}, []string{"spec.match.product"}},
+		"a vendor pattern, likewise":      {EnrollmentPolicySpec{Match: MachineMatch{Vendor: `x\`, Serial: "["}}, []string{"spec.match.vendor", "spec.match.serial"}},
+		"a MAC prefix that is none":       {EnrollmentPolicySpec{Match: MachineMatch{MACPrefixes: []string{"52:54:0"}}}, []string{"spec.match.macPrefixes[0]"}},
+		"a selector that is none":         {EnrollmentPolicySpec{Match: MachineMatch{Selector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Like"}}}}}, []string{"spec.match.selector.matchExpressions[0].operator"}},
+		"a label that is none":            {EnrollmentPolicySpec{Labels: map[string]string{"a b": "c"}}, []string{"spec.labels"}},
+		"an unknown placeholder":          {EnrollmentPolicySpec{Hostname: "n-{rack}"}, []string{"spec.hostname: Invalid value: \"n-{rack}\": {rack} is unknown"}},
+		"a host name with a dot":          {EnrollmentPolicySpec{Hostname: "n{index}.example"}, []string{"would not give a host name"}},
+		"a placeholder that never closes": {EnrollmentPolicySpec{Hostname: "n{index"}, []string{"would not give a host name"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantErrors(t, ValidateEnrollmentPolicy(&EnrollmentPolicy{Spec: test.spec}), test.want)
+		})
+	}
+}
+
+func TestHostnameIsConstant(t *testing.T) {
+	for want, specs := range map[bool][]EnrollmentPolicySpec{
+		true:  {{Hostname: "node"}},
+		false: {{}, {Hostname: "node", Limit: 1}, {Hostname: "n{index}"}, {Hostname: "{serial}"}},
+	} {
+		for _, spec := range specs {
+			if got := HostnameIsConstant(&EnrollmentPolicy{Spec: spec}); got != want {
+				t.Errorf("%q, limit %d: %v", spec.Hostname, spec.Limit, got)
+			}
+		}
+	}
+}
