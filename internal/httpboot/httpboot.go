@@ -245,6 +245,7 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	query.Remote = remote
+	query.Local = localOf(r)
 	if s.options.Scripts == nil {
 		s.refuse(w, http.StatusServiceUnavailable, "this server has no boot scripts")
 		return
@@ -359,6 +360,16 @@ func CleanName(name string) (string, bool) {
 		return "", false
 	}
 	return name, true
+}
+
+// localOf is the address that the request came to.
+func localOf(r *http.Request) netip.AddrPort {
+	address, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	local := address.AddrPort()
+	return netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
 }
 
 func remoteOf(r *http.Request) netip.AddrPort {

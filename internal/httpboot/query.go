@@ -33,6 +33,8 @@ type Query struct {
 	IP netip.Addr
 	// Remote is where the request came from.
 	Remote netip.AddrPort
+	// Local is the address of this server that the request came to: the machine can reach it there.
+	Local netip.AddrPort
 }
 
 const (
