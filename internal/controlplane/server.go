@@ -84,7 +84,8 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 		c.elect = &etcdElector{client: client, prefix: cfg.EtcdPrefix, identity: serverName(), log: c.log}
 	}
 
-	server, err := c.buildServer(cfg, listener, transport, key)
+	rules := newRules(cfg.Normalize)
+	server, err := c.buildServer(cfg, listener, transport, key, rules)
 	if err != nil {
 		return err
 	}
@@ -97,6 +98,11 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 	if err := checkSecretsReadable(ctx, c.client, cfg.path(encryptionKeyFile)); err != nil {
 		return err
 	}
+	stop, err := rules.start(ctx, c.client)
+	if err != nil {
+		return err
+	}
+	c.onStop(stop)
 	return nil
 }
 
@@ -149,7 +155,7 @@ func (c *ControlPlane) run(server *genericapiserver.GenericAPIServer) {
 }
 
 // buildServer assembles the API server and sets c.client.
-func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport storagebackend.TransportConfig, key []byte) (*extensions.CustomResourceDefinitions, error) {
+func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport storagebackend.TransportConfig, key []byte, rules *rules) (*extensions.CustomResourceDefinitions, error) {
 	config := genericapiserver.NewRecommendedConfig(extensions.Codecs)
 	if err := c.secure(cfg, config, listener); err != nil {
 		return nil, err
@@ -173,6 +179,7 @@ func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport 
 	config.AuditBackend, config.AuditPolicyRuleEvaluator = backend, evaluator
 
 	config.EffectiveVersion = effectiveVersion{compatibility.DefaultBuildEffectiveVersion(), cfg.Version}
+	config.AdmissionControl = rules
 	config.ExternalAddress = listener.Addr().String()
 	config.EnableIndex = false
 	config.EnableProfiling = false
