@@ -1,0 +1,69 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"time"
+)
+
+// kvmTrial is how long the firmware of an empty machine may take to find nothing to boot and give up.
+// Emulation needs less than one second on a slow processor. The limit is part of the trial: there are
+// hosts, virtual ones mostly, on which KVM works and is a hundred times slower than emulation.
+const kvmTrial = 5 * time.Second
+
+// chooseAccelerator finds out by trying whether KVM runs a machine here, and says why not. That /dev/kvm
+// opens proves nothing: on some hosts the first virtual processor fails.
+func chooseAccelerator(ctx context.Context) (Accelerator, string, error) {
+	if _, err := exec.LookPath(emulator); err != nil {
+		return "", "", missingEmulator(err)
+	}
+	device, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return TCG, err.Error(), nil
+	}
+	device.Close()
+	reason, err := tryAccelerator(ctx, KVM, kvmTrial)
+	switch {
+	case err != nil:
+		return "", "", err
+	case reason != "":
+		return TCG, reason, nil
+	}
+	return KVM, "", nil
+}
+
+// tryAccelerator starts a machine with nothing in it. Its BIOS finds no device to boot, asks for a reset,
+// and QEMU ends. The reason is empty when that happened in time; the error is for a trial that could not
+// be made.
+func tryAccelerator(ctx context.Context, a Accelerator, limit time.Duration) (reason string, err error) {
+	dir, err := os.MkdirTemp("", "coldrack-kvm-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	trial, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	args := append(acceleratorArgs(a), "-machine", "q35,graphics=off", "-m", "64M", "-nodefaults", "-no-user-config",
+		"-display", "none", "-no-reboot", "-boot", "reboot-timeout=1")
+	command := exec.CommandContext(trial, emulator, args...)
+	command.Dir = dir
+	command.WaitDelay = time.Second
+	out, err := command.CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case trial.Err() != nil:
+		return fmt.Sprintf("firmware did not get through in %s", limit), nil
+	case errors.As(err, &exit):
+		return fmt.Sprintf("%s: %s", exit, firstLine(out)), nil
+	}
+	return "", err
+}
+
+func missingEmulator(err error) error {
+	return fmt.Errorf("%w: install the Debian package qemu-system-x86", err)
+}
