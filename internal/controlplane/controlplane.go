@@ -38,7 +38,7 @@ const (
 // Config says which engine to run and how people reach it. The zero value of every optional field works.
 type Config struct {
 	// Logger receives what the control plane has to say. Required.
-	Logger *slog.Logger
+	Logger *slog.Logger `json:"-"`
 	// DataDir holds etcd, keys, tokens and the audit log. Required except with Kubeconfig. Created with
 	// mode 0700 when it does not exist.
 	DataDir string
@@ -53,11 +53,11 @@ type Config struct {
 	// Handlers are served beside the API under the same authentication: anyone with a role may read
 	// (GET and HEAD), operators and admins may do the rest. A key that ends in "/" stands for everything
 	// below it. Keys must not begin with /api, /openapi, /healthz, /livez, /readyz, /metrics or /version.
-	Handlers map[string]http.Handler
+	Handlers map[string]http.Handler `json:"-"`
 	// Normalize returns a machine's identifiers in the form in which equal ones are equal, without those that
 	// vendors put on many machines, so that two Machines cannot claim the same one. Nil: they are compared as
 	// they are written.
-	Normalize func(v1alpha1.Identifiers) v1alpha1.Identifiers
+	Normalize func(v1alpha1.Identifiers) v1alpha1.Identifiers `json:"-"`
 	// Version is our own version, which /version shows as build metadata.
 	Version string
 

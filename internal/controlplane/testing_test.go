@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
@@ -131,5 +132,12 @@ func check(t testing.TB, err error) {
 
 func TestMain(m *testing.M) {
 	SendKlogTo(testLogger())
+	if config := os.Getenv(serveEnv); config != "" {
+		if err := serve(config); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(m.Run())
 }
