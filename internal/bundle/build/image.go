@@ -1,0 +1,324 @@
+package build
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/diskimage"
+)
+
+//go:embed customize.sh
+var customizeScript []byte
+
+const (
+	fileRootTar = "root.tar"
+	fileFacts   = "facts"
+	fileConfig  = "config.json"
+)
+
+// Sizes of the file system.
+const (
+	blockSize   = 4096
+	inodeSize   = 256
+	journalSize = 32 << 20
+	mebibyte    = 1 << 20
+)
+
+// imageRoot makes the root file system as a tar archive.
+func (b *builder) imageRoot(ctx context.Context) (string, error) {
+	r := b.recipe.Image
+	// What mmdebstrap's variant "minbase" installs besides; only to know the versions.
+	names := slices.Concat([]string{"?essential", "?priority(required)", "apt"}, r.Packages)
+	pkgs, err := b.apt.resolve(ctx, names)
+	if err != nil {
+		return "", fmt.Errorf("image: %w", err)
+	}
+	overlay, err := hashTree(b.overlay(r.Overlay))
+	if err != nil {
+		return "", fmt.Errorf("image: %w", err)
+	}
+	inputs := []any{r.Packages, r.Exclude, r.Include, r.Enable, pkgs, overlay, b.recipe.SourceDate, string(customizeScript)}
+	return b.steps.run(ctx, "image-root", inputs, func(ctx context.Context, dir string) error {
+		if os.Geteuid() != 0 {
+			return errors.New("building an operating-system image needs root (mmdebstrap, file ownership); run as root")
+		}
+		if err := b.apt.download(ctx, names, pkgs); err != nil {
+			return err
+		}
+		return b.mmdebstrap(ctx, dir, pkgs)
+	})
+}
+
+func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error {
+	r := b.recipe.Image
+	work, err := os.MkdirTemp(b.workDir(), "image-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(work) }()
+	facts := filepath.Join(dir, fileFacts)
+	debs := filepath.Join(work, "debs")
+	if err := errors.Join(os.Mkdir(facts, 0o755), os.Mkdir(debs, 0o755)); err != nil {
+		return err
+	}
+	for _, p := range pkgs {
+		deb := b.apt.deb(p)
+		if err := os.Link(deb, filepath.Join(debs, filepath.Base(deb))); err != nil {
+			return err
+		}
+	}
+	var dpkgOptions strings.Builder
+	for _, p := range r.Exclude {
+		fmt.Fprintf(&dpkgOptions, "path-exclude=%s\n", p)
+	}
+	for _, p := range r.Include {
+		fmt.Fprintf(&dpkgOptions, "path-include=%s\n", p)
+	}
+	script := filepath.Join(work, "customize.sh")
+	if err := errors.Join(
+		os.WriteFile(script, customizeScript, 0o755),
+		os.WriteFile(filepath.Join(work, "dpkg.cfg"), []byte(dpkgOptions.String()), 0o644),
+	); err != nil {
+		return err
+	}
+	args := []string{
+		"--mode=root", "--variant=minbase", "--format=tar", "--architectures=amd64",
+		"--include=" + strings.Join(r.Packages, ","),
+		"--aptopt=" + b.apt.networkFile(),
+		`--aptopt=Apt::Install-Recommends "false"`,
+		"--dpkgopt=" + filepath.Join(work, "dpkg.cfg"),
+		// The versions are those that the step's key was made from: mmdebstrap gets this builder's
+		// package lists and files, and fetches nothing.
+		"--skip=update",
+		"--setup-hook=" + `mkdir -p "$1/var/lib/apt/lists/partial" "$1/var/cache/apt/archives/partial"` +
+			` && find ` + quote(b.apt.lists()) + ` -maxdepth 1 -type f ! -name lock -exec cp -t "$1/var/lib/apt/lists" {} +` +
+			` && cp -t "$1/var/cache/apt/archives" ` + quote(debs) + `/*.deb`,
+	}
+	if overlay := b.overlay(r.Overlay); overlay != "" {
+		args = append(args, "--essential-hook="+`cp -r --no-preserve=ownership,timestamps -T `+quote(overlay)+` "$1"`)
+	}
+	args = append(args,
+		"--customize-hook="+quote(script)+` "$1" `+quote(facts)+" "+strings.Join(r.Enable, " "),
+		b.recipe.Apt.Suite, filepath.Join(dir, fileRootTar), b.apt.sourcesFile(),
+	)
+	cmd := command{
+		log: b.log,
+		env: []string{"TMPDIR=" + work, "SOURCE_DATE_EPOCH=" + strconv.FormatInt(b.recipe.SourceDate.Unix(), 10), "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin"},
+		line: func(s string) {
+			if text, ok := strings.CutPrefix(s, "I: "); ok {
+				b.steps.detail("%s", text)
+			}
+		},
+	}
+	_, err = cmd.run(ctx, "mmdebstrap", args...)
+	return err
+}
+
+// quote makes one word of a shell command.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// fileSystemTools are the packages with the programs that make the file system.
+func fileSystemTools() []string { return []string{"e2fsprogs"} }
+
+// image makes the file system and stores it in chunks.
+func (b *builder) image(ctx context.Context, rootDir string) (string, error) {
+	r := b.recipe.Image
+	tools, err := b.apt.resolve(ctx, fileSystemTools())
+	if err != nil {
+		return "", fmt.Errorf("image: %w", err)
+	}
+	inputs := []any{filepath.Base(rootDir), tools, r.Name, r.FreePercent, r.Label, r.KernelArgs, b.recipe.SourceDate, diskimage.DefaultChunkSize}
+	return b.steps.run(ctx, "image", inputs, func(ctx context.Context, dir string) error {
+		work, err := os.MkdirTemp(b.workDir(), "ext4-")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = os.RemoveAll(work) }()
+		if err := b.apt.download(ctx, fileSystemTools(), tools); err != nil {
+			return err
+		}
+		t, err := b.unpackAll(ctx, filepath.Join(work, "tools"), tools)
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		root, raw := filepath.Join(work, "root"), filepath.Join(work, "root.ext4")
+		if err := os.Mkdir(root, 0o755); err != nil {
+			return err
+		}
+		b.steps.detail("unpack the root file system")
+		if _, err := (command{log: b.log}).run(ctx, "tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", root, "-xpf", filepath.Join(rootDir, fileRootTar)); err != nil {
+			return err
+		}
+		// mmdebstrap tidies up after the last hook, and writes this file again.
+		if err := os.WriteFile(filepath.Join(root, "etc/machine-id"), nil, 0o444); err != nil {
+			return err
+		}
+		size, files, err := fileSystemSize(root, r.FreePercent)
+		if err != nil {
+			return err
+		}
+		b.steps.detail("make a file system of %d MiB", size/mebibyte)
+		if err := b.mke2fs(ctx, t, root, raw, size, files); err != nil {
+			return err
+		}
+		b.steps.detail("store it in chunks")
+		if err := encodeImage(ctx, raw, size, dir); err != nil {
+			return err
+		}
+		return b.imageConfig(rootDir, dir, size)
+	})
+}
+
+// fileSystemSize returns the bytes that a copy of root needs, with room for free percent, and how
+// many inodes its files and folders take.
+func fileSystemSize(root string, free int) (size, files int64, err error) {
+	var content int64
+	linked := map[uint64]bool{} // inodes with several names
+	err = filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 && !d.IsDir() {
+			if linked[st.Ino] {
+				return nil
+			}
+			linked[st.Ino] = true
+		}
+		files++
+		if info.Mode().IsRegular() || info.IsDir() {
+			content += (info.Size() + blockSize - 1) / blockSize * blockSize
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, 0, err
+	}
+	size = content + content*int64(free)/100 + inodesFor(files)*inodeSize + journalSize + 16*mebibyte
+	return (size + mebibyte - 1) / mebibyte * mebibyte, files, nil
+}
+
+// inodesFor leaves room for new files before the file system grows.
+func inodesFor(files int64) int64 { return files + files/4 }
+
+// mke2fs makes the file system with everything fixed that would otherwise be random or of today.
+func (b *builder) mke2fs(ctx context.Context, t *tree, root, raw string, size, files int64) error {
+	r := b.recipe.Image
+	epoch := strconv.FormatInt(b.recipe.SourceDate.Unix(), 10)
+	id := fixedUUID(b.recipe.Name + "/" + r.Name)
+	c := command{log: b.log, env: []string{"SOURCE_DATE_EPOCH=" + epoch, "E2FSPROGS_FAKE_TIME=" + epoch, "MKE2FS_CONFIG=" + t.path("etc/mke2fs.conf")}}
+	_, err := t.run(ctx, c, "usr/sbin/mke2fs",
+		"-q", "-t", "ext4", "-b", strconv.Itoa(blockSize), "-I", strconv.Itoa(inodeSize), "-N", strconv.FormatInt(inodesFor(files), 10),
+		"-L", r.Label, "-U", id, "-m", "1", "-J", "size="+strconv.Itoa(journalSize/mebibyte),
+		// metadata_csum_seed: the agent gives every disk a UUID of its own, which then does not
+		// change any checksum.
+		"-O", "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum,metadata_csum_seed",
+		"-E", "hash_seed="+id+",lazy_itable_init=0,lazy_journal_init=0,nodiscard",
+		"-d", root, raw, strconv.FormatInt(size/blockSize, 10))
+	if err != nil {
+		return err
+	}
+	return b.fixTimes(ctx, t, c, raw, files, epoch)
+}
+
+// fixTimes gives every inode the source date as time of access, change and creation, which mke2fs
+// takes from the building machine's file system and clock.
+func (b *builder) fixTimes(ctx context.Context, t *tree, c command, raw string, used int64, epoch string) error {
+	const rootInode, firstFree = 2, 11 // those between are the file system's own
+	var script strings.Builder
+	for inode := int64(rootInode); inode < firstFree+used; inode++ {
+		if inode > rootInode && inode < firstFree {
+			continue
+		}
+		for _, field := range []string{"atime", "ctime", "crtime"} {
+			fmt.Fprintf(&script, "set_inode_field <%d> %s @%s\n", inode, field, epoch)
+		}
+	}
+	commands := raw + ".debugfs"
+	if err := os.WriteFile(commands, []byte(script.String()), 0o600); err != nil {
+		return err
+	}
+	_, err := t.run(ctx, c, "usr/sbin/debugfs", "-w", "-f", commands, raw)
+	return err
+}
+
+func encodeImage(ctx context.Context, raw string, size int64, dir string) error {
+	in, err := os.Open(raw)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	out, err := os.Create(filepath.Join(dir, bundle.FileImageChunks))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = out.Close() }()
+	idx, err := diskimage.Encode(ctx, in, size, out)
+	if err != nil {
+		return err
+	}
+	index, err := json.Marshal(idx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(out.Close(), os.WriteFile(filepath.Join(dir, bundle.FileImageIndex), index, 0o644))
+}
+
+func (b *builder) imageConfig(rootDir, dir string, size int64) error {
+	fact := func(name string) string {
+		raw, err := os.ReadFile(filepath.Join(rootDir, fileFacts, name))
+		if err != nil {
+			return ""
+		}
+		return strings.TrimSpace(string(raw))
+	}
+	config, err := json.Marshal(bundle.ImageConfig{
+		Name: b.recipe.Image.Name, Family: "debian", Version: fact("os-version"), Arch: "amd64",
+		KernelVersion: fact("kernel-version"), RootFS: "ext4", Size: size,
+		KernelArgs: append([]string{}, b.recipe.Image.KernelArgs...),
+	})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, fileConfig), config, 0o644)
+}
+
+// imagePackages is what dpkg in the image says is installed.
+func imagePackages(rootDir string) ([]pkg, error) {
+	raw, err := os.ReadFile(filepath.Join(rootDir, fileFacts, "packages"))
+	if err != nil {
+		return nil, err
+	}
+	var pkgs []pkg
+	for line := range strings.Lines(string(raw)) {
+		f := strings.Split(strings.TrimSpace(line), "|")
+		if len(f) == 5 && strings.HasPrefix(f[0], "ii") {
+			pkgs = append(pkgs, pkg{Name: f[1], Version: f[2], Arch: f[3]})
+		}
+	}
+	return pkgs, nil
+}
+
+// fixedUUID derives a UUID (version 8, RFC 9562) from a name.
+func fixedUUID(name string) string {
+	u := sha256.Sum256([]byte("coldrack " + name))
+	u[6] = u[6]&0x0f | 0x80
+	u[8] = u[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
+}

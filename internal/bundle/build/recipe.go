@@ -1,0 +1,284 @@
+package build
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+)
+
+// Recipe says what a bundle is built from: the content of recipe.yaml. Paths in it are relative to
+// the recipe's folder.
+type Recipe struct {
+	Name string `json:"name"`
+	// SourceDate is the time that files in the products carry at most.
+	SourceDate time.Time `json:"sourceDate"`
+
+	Apt         AptRecipe         `json:"apt"`
+	Image       ImageRecipe       `json:"image"`
+	Netboot     NetbootRecipe     `json:"netboot"`
+	Bootloaders BootloadersRecipe `json:"bootloaders"`
+}
+
+// AptRecipe says where packages come from.
+type AptRecipe struct {
+	Suite      string   `json:"suite"`      // for example "bookworm"; its -updates and -security are used too where configured
+	Components []string `json:"components"` // for example "main"
+	// Mirrors replace what apt is configured with on the building machine.
+	Mirrors []MirrorRecipe `json:"mirrors,omitempty"`
+}
+
+// MirrorRecipe is one line of sources.list.
+type MirrorRecipe struct {
+	URI     string `json:"uri"`
+	Suite   string `json:"suite"`
+	Keyring string `json:"keyring,omitempty"` // absolute path on the building machine; empty: apt's trusted keys
+}
+
+// ImageRecipe describes the operating-system image.
+type ImageRecipe struct {
+	Name       string   `json:"name"`
+	Packages   []string `json:"packages"`
+	KernelArgs []string `json:"kernelArgs,omitempty"`
+	// Exclude are dpkg path-exclude patterns, Include the exceptions from them.
+	Exclude []string `json:"exclude,omitempty"`
+	Include []string `json:"include,omitempty"`
+	// Overlay is a folder that is copied over the root before packages are installed.
+	Overlay string `json:"overlay,omitempty"`
+	// Enable are systemd units to enable.
+	Enable []string `json:"enable,omitempty"`
+	// FreePercent is the room left in the file system, in percent of its content.
+	FreePercent int `json:"freePercent"`
+	// Label of the file system.
+	Label string `json:"label"`
+}
+
+// NetbootRecipe describes the discovery system.
+type NetbootRecipe struct {
+	Name     string   `json:"name"`
+	Kernel   string   `json:"kernel"`             // the package that depends on the kernel
+	Packages []string `json:"packages"`           // where Files come from
+	Firmware []string `json:"firmware,omitempty"` // packages, whole
+	// Files are glob patterns over the packages' files; ** stands for any number of folders. Shared libraries
+	// that programs need are found by themselves.
+	Files   []string `json:"files"`
+	Overlay string   `json:"overlay,omitempty"`
+	// Modules are glob patterns below /lib/modules/VERSION; what matches Exclude is left out. What a
+	// module depends on comes with it.
+	Modules        []string `json:"modules"`
+	ModulesExclude []string `json:"modulesExclude,omitempty"`
+	MaxMiB         int64    `json:"maxMiB"`
+}
+
+// BootloadersRecipe describes the boot loaders.
+type BootloadersRecipe struct {
+	Name     string   `json:"name"`
+	Packages []string `json:"packages"`
+}
+
+// FieldError is a mistake in a recipe.
+type FieldError struct {
+	Field string // path, for example "image.packages[3]"
+	Text  string // what was found and what would be right
+}
+
+func (e *FieldError) Error() string { return e.Field + ": " + e.Text }
+
+// LoadRecipe reads recipe.yaml in dir.
+func LoadRecipe(dir string) (Recipe, error) {
+	file := filepath.Join(dir, "recipe.yaml")
+	raw, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Recipe{}, fmt.Errorf("read recipe: %s has no recipe.yaml; give the folder of a recipe, for example recipes/default", dir)
+	}
+	if err != nil {
+		return Recipe{}, fmt.Errorf("read recipe: %w", err)
+	}
+	r, err := ParseRecipe(raw)
+	if err != nil {
+		return Recipe{}, fmt.Errorf("recipe %s: %w", file, err)
+	}
+	for field, folder := range map[string]string{"image.overlay": r.Image.Overlay, "netboot.overlay": r.Netboot.Overlay} {
+		if folder == "" {
+			continue
+		}
+		if st, err := os.Stat(filepath.Join(dir, folder)); err != nil || !st.IsDir() {
+			return Recipe{}, fmt.Errorf("recipe %s: %w", file, &FieldError{field, fmt.Sprintf("%q is not a folder beside recipe.yaml", folder)})
+		}
+	}
+	return r, nil
+}
+
+// ParseRecipe decodes and checks a recipe. It reports every mistake, each with its field's path.
+func ParseRecipe(raw []byte) (Recipe, error) {
+	var r Recipe
+	asJSON, err := yaml.YAMLToJSONStrict(raw)
+	if err != nil {
+		return r, fmt.Errorf("is not YAML: %w", err)
+	}
+	strict, err := kjson.UnmarshalStrict(asJSON, &r)
+	if err != nil {
+		return r, err
+	}
+	if err := errors.Join(strict...); err != nil {
+		return r, err
+	}
+	return r, r.validate()
+}
+
+var (
+	packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
+	plainName   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]*$`)
+	unitName    = regexp.MustCompile(`^[A-Za-z0-9:_.@-]+\.[a-z]+$`)
+)
+
+func (r *Recipe) validate() error {
+	c := checker{}
+	c.match("name", r.Name, plainName, "letters, digits, and . _ + -")
+	if r.SourceDate.Before(time.Unix(1, 0)) {
+		c.add("sourceDate", "is not set, want a time such as 2025-01-01T00:00:00Z")
+	}
+	c.match("apt.suite", r.Apt.Suite, plainName, "a Debian suite such as bookworm")
+	c.list("apt.components", r.Apt.Components, true, plainName, "a component such as main")
+	for i, m := range r.Apt.Mirrors {
+		field := fmt.Sprintf("apt.mirrors[%d]", i)
+		if m.URI == "" || strings.ContainsAny(m.URI, " \t\n[]#") {
+			c.add(field+".uri", fmt.Sprintf("is %q, want an address that apt understands", m.URI))
+		}
+		c.match(field+".suite", m.Suite, plainName, "a Debian suite such as bookworm-security")
+		if m.Keyring != "" && (!path.IsAbs(m.Keyring) || strings.ContainsAny(m.Keyring, " \t\n[]#")) {
+			c.add(field+".keyring", fmt.Sprintf("is %q, want an absolute path", m.Keyring))
+		}
+	}
+	c.match("image.name", r.Image.Name, plainName, "letters, digits, and . _ + -")
+	c.list("image.packages", r.Image.Packages, true, packageName, "a Debian package name")
+	c.list("image.enable", r.Image.Enable, false, unitName, "a systemd unit name")
+	c.paths("image.exclude", r.Image.Exclude)
+	c.paths("image.include", r.Image.Include)
+	c.folder("image.overlay", r.Image.Overlay)
+	if r.Image.FreePercent < 5 || r.Image.FreePercent > 100 {
+		c.add("image.freePercent", fmt.Sprintf("is %d, want 5 to 100", r.Image.FreePercent))
+	}
+	if len(r.Image.Label) > 16 || !plainName.MatchString(r.Image.Label) {
+		c.add("image.label", fmt.Sprintf("is %q, want 1 to 16 letters, digits and . _ + -", r.Image.Label))
+	}
+	c.match("netboot.name", r.Netboot.Name, plainName, "letters, digits, and . _ + -")
+	c.match("netboot.kernel", r.Netboot.Kernel, packageName, "a Debian package such as linux-image-amd64")
+	c.list("netboot.packages", r.Netboot.Packages, true, packageName, "a Debian package name")
+	c.list("netboot.firmware", r.Netboot.Firmware, false, packageName, "a Debian package name")
+	c.paths("netboot.files", r.Netboot.Files)
+	c.folder("netboot.overlay", r.Netboot.Overlay)
+	c.globs("netboot.modules", r.Netboot.Modules)
+	c.globs("netboot.modulesExclude", r.Netboot.ModulesExclude)
+	if len(r.Netboot.Modules) == 0 {
+		c.add("netboot.modules", "is empty, want patterns such as kernel/drivers/net/ethernet/**")
+	}
+	if r.Netboot.MaxMiB < 1 || r.Netboot.MaxMiB > 1024 {
+		c.add("netboot.maxMiB", fmt.Sprintf("is %d, want 1 to 1024", r.Netboot.MaxMiB))
+	}
+	c.match("bootloaders.name", r.Bootloaders.Name, plainName, "letters, digits, and . _ + -")
+	c.list("bootloaders.packages", r.Bootloaders.Packages, true, packageName, "a Debian package name")
+	return errors.Join(c.errs...)
+}
+
+type checker struct{ errs []error }
+
+func (c *checker) add(field, text string) {
+	c.errs = append(c.errs, &FieldError{Field: field, Text: text})
+}
+
+func (c *checker) match(field, value string, re *regexp.Regexp, want string) {
+	if !re.MatchString(value) {
+		c.add(field, fmt.Sprintf("is %q, want %s", value, want))
+	}
+}
+
+func (c *checker) list(field string, values []string, required bool, re *regexp.Regexp, want string) {
+	if required && len(values) == 0 {
+		c.add(field, "is empty, want at least one: "+want)
+	}
+	for i, v := range values {
+		c.match(fmt.Sprintf("%s[%d]", field, i), v, re, want)
+		if slices.Index(values, v) < i {
+			c.add(fmt.Sprintf("%s[%d]", field, i), fmt.Sprintf("%q is there twice", v))
+		}
+	}
+}
+
+// paths checks absolute patterns; they end up on a command line of dpkg, one each.
+func (c *checker) paths(field string, values []string) {
+	for i, v := range values {
+		if !path.IsAbs(v) || strings.ContainsAny(v, " \t\n'\"") {
+			c.add(fmt.Sprintf("%s[%d]", field, i), fmt.Sprintf("is %q, want a pattern that starts with / and has no spaces or quotes", v))
+		}
+	}
+}
+
+func (c *checker) globs(field string, values []string) {
+	for i, v := range values {
+		if v == "" || path.IsAbs(v) {
+			c.add(fmt.Sprintf("%s[%d]", field, i), fmt.Sprintf("is %q, want a pattern relative to the kernel's modules, such as kernel/fs/ext4/**", v))
+		}
+	}
+}
+
+func (c *checker) folder(field, v string) {
+	if v != "" && !filepath.IsLocal(v) {
+		c.add(field, fmt.Sprintf("is %q, want a folder below the recipe's", v))
+	}
+}
+
+// matcher is a set of glob patterns.
+type matcher []*regexp.Regexp
+
+// compileGlobs knows * and ? (within a path element), [] and ** (any number of elements).
+func compileGlobs(patterns []string) (matcher, error) {
+	var m matcher
+	for _, p := range patterns {
+		var b strings.Builder
+		b.WriteString("^")
+		for i := 0; i < len(p); i++ {
+			switch ch := p[i]; {
+			case strings.HasPrefix(p[i:], "**/"):
+				b.WriteString("(?:.*/)?")
+				i += 2
+			case strings.HasPrefix(p[i:], "**"):
+				b.WriteString(".*")
+				i++
+			case ch == '*':
+				b.WriteString("[^/]*")
+			case ch == '?':
+				b.WriteString("[^/]")
+			case ch == '[' || ch == ']':
+				b.WriteByte(ch)
+			default:
+				b.WriteString(regexp.QuoteMeta(string(ch)))
+			}
+		}
+		b.WriteString("$")
+		re, err := regexp.Compile(b.String())
+		if err != nil {
+			return nil, fmt.Errorf("pattern %q: %w", p, err)
+		}
+		m = append(m, re)
+	}
+	return m, nil
+}
+
+func (m matcher) match(s string) bool {
+	for _, re := range m {
+		if re.MatchString(s) {
+			return true
+		}
+	}
+	return false
+}
