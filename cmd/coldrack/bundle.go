@@ -1,0 +1,457 @@
+package main
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/bundle/build"
+	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/daemon"
+)
+
+func (a *app) bundleCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "bundle",
+		Short: "Build, check and import what machines are installed from",
+		Long: `A bundle is one signed archive with everything a site needs: operating-system images, the discovery
+system, boot loaders, a bill of materials. It is built where a Debian mirror is reachable and imported
+where nothing is.`,
+		RunE: group,
+	}
+	cmd.AddCommand(a.bundleBuildCommand(), a.bundleInspectCommand(), a.bundleVerifyCommand(), a.bundleTrustCommand(),
+		a.bundleImportCommand(), a.bundleExportCommand(), a.bundleListCommand())
+	return cmd
+}
+
+func (a *app) bundleBuildCommand() *cobra.Command {
+	var options build.Options
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "build -f RECIPE_FOLDER -o FILE",
+		Short: "Build a bundle from a recipe",
+		Long: `Build a bundle from the recipe.yaml of a folder, with Debian packages from the mirror that this
+machine's apt is configured with. Finished steps are kept in the cache, so that an interrupted build
+goes on where it was.`,
+		Example: `  coldrack bundle build -f recipes/default --agent bin/coldrack-agent -o default.bundle.tar`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if options.RecipeDir == "" || options.Out == "" {
+				return usageError("name the recipe's folder with -f and the archive with -o")
+			}
+			if options.CacheDir == "" {
+				base, err := os.UserCacheDir()
+				if err != nil {
+					return usageError("no cache folder is known; name one with --cache: %w", err)
+				}
+				options.CacheDir = filepath.Join(base, "coldrack", "bundle")
+			}
+			if options.AgentPath == "" {
+				path, err := agentBesideUs()
+				if err != nil {
+					return err
+				}
+				options.AgentPath = path
+			}
+			if verbose {
+				options.Log = slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: slog.LevelDebug}))
+			}
+			options.Progress = a.buildProgress()
+			result, err := build.Build(cmd.Context(), options)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "%s: bundle %s, %s, built in %s\n  digest     %s\n  signed by  %s (public key: %s)\n",
+				result.Path, result.Name, cli.Bytes(result.ArchiveSize), cli.Age(result.Elapsed), result.Digest, result.KeyID, result.PublicKeyPath)
+			if result.KeyCreated {
+				fmt.Fprintf(a.out, "  the signing key is new; servers trust it after: coldrack bundle trust %s\n", result.PublicKeyPath)
+			}
+			return nil
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&options.RecipeDir, "recipe", "f", "", "folder with recipe.yaml")
+	flags.StringVarP(&options.Out, "out", "o", "", "archive to write")
+	flags.StringVar(&options.CacheDir, "cache", "", "folder for downloads and finished steps (default: in the user's cache folder)")
+	flags.StringVar(&options.KeyPath, "key", "", "signing key, made when there is none (default: bundle.key in the cache)")
+	flags.StringVar(&options.AgentPath, "agent", "", "coldrack-agent to put in (default: the one beside this program)")
+	flags.StringVar(&options.AgentVersion, "agent-version", "", "version of the agent, instead of what the program says of itself")
+	flags.BoolVar(&options.Refresh, "refresh", false, "fetch package lists even if they are young")
+	flags.BoolVarP(&verbose, "verbose", "v", false, "show what the tools say")
+	return cmd
+}
+
+// agentBesideUs finds the agent where both binaries are installed together.
+func agentBesideUs() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(filepath.Dir(self), "coldrack-agent")
+	if _, err := os.Stat(path); err != nil {
+		return "", usageError("there is no coldrack-agent beside this program; name one with --agent: %w", err)
+	}
+	return path, nil
+}
+
+// buildProgress prints a line for each step that begins or ends, and what a running one is at every few
+// seconds.
+func (a *app) buildProgress() func(build.Event) {
+	var lastDetail time.Time
+	return func(e build.Event) {
+		switch e.State {
+		case build.Started:
+			fmt.Fprintf(a.err, "%-24s ...\n", e.Step)
+			lastDetail = a.now()
+		case build.Running:
+			if a.now().Sub(lastDetail) < 5*time.Second {
+				return
+			}
+			lastDetail = a.now()
+			fmt.Fprintf(a.err, "%-24s %5s  %s\n", e.Step, cli.Age(e.Elapsed), e.Detail)
+		case build.Cached:
+			fmt.Fprintf(a.err, "%-24s cached%s\n", e.Step, sizeText(e.Size))
+		case build.Done:
+			fmt.Fprintf(a.err, "%-24s done in %s%s\n", e.Step, cli.Age(e.Elapsed), sizeText(e.Size))
+		}
+	}
+}
+
+func sizeText(size int64) string {
+	if size == 0 {
+		return ""
+	}
+	return ", " + cli.Bytes(size)
+}
+
+func (a *app) bundleInspectCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "inspect FILE",
+		Short: "Show what a bundle claims to contain, without checking it",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			summary, err := bundle.Inspect(args[0])
+			if err != nil {
+				return err
+			}
+			return a.printSummary(summary, output)
+		},
+	}
+	addOutputFlag(cmd, &output, "json", "yaml")
+	return cmd
+}
+
+func (a *app) printSummary(summary bundle.Summary, output string) error {
+	if done, err := a.printStructured(output, summary); done {
+		return err
+	}
+	fmt.Fprintf(a.out, "Bundle:  %s\nDigest:  %s\nCreated: %s\nKey:     %s\nSize:    %s\n\n", summary.Name, summary.Digest,
+		summary.Created.Format(time.RFC3339), summary.KeyID, cli.Bytes(summary.Size))
+	table := &cli.Table{Header: []string{"KIND", "NAME", "FILES", "SIZE", "DIGEST"}}
+	for _, artifact := range summary.Artifacts {
+		var size int64
+		for _, file := range artifact.Files {
+			size += file.Size
+		}
+		table.Add(string(artifact.Kind), artifact.Name, fmt.Sprint(len(artifact.Files)), cli.Bytes(size), artifact.Digest)
+	}
+	return table.Print(a.out, true)
+}
+
+func (a *app) bundleVerifyCommand() *cobra.Command {
+	var (
+		server serverFlags
+		trust  []string
+		output string
+	)
+	cmd := &cobra.Command{
+		Use:   "verify FILE",
+		Short: "Check a bundle's signature and every byte of it",
+		Long: `Check the signature, every reference and every byte of a bundle. Accepted are the keys named with
+--trust; without any, those that the server on this machine trusts.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			keys, err := a.trustedKeys(&server, trust)
+			if err != nil {
+				return err
+			}
+			progress, done := a.byteProgress("verifying")
+			summary, err := bundle.Verify(cmd.Context(), args[0], keys, progress)
+			done()
+			if err != nil {
+				return err
+			}
+			if output == "" {
+				fmt.Fprintf(a.out, "%s is whole and signed by %s\n\n", args[0], summary.KeyID)
+			}
+			return a.printSummary(summary, output)
+		},
+	}
+	server.addFlags(cmd)
+	cmd.Flags().StringArrayVar(&trust, "trust", nil, "file with a public key to accept; may be repeated")
+	addOutputFlag(cmd, &output, "json", "yaml")
+	return cmd
+}
+
+// trustedKeys are the named keys, or those of the server on this machine.
+func (a *app) trustedKeys(server *serverFlags, named []string) ([]ed25519.PublicKey, error) {
+	if len(named) > 0 {
+		return bundle.LoadPublicKeys(named...)
+	}
+	cfg, err := server.load(a)
+	if err != nil {
+		return nil, err
+	}
+	files, err := filepath.Glob(filepath.Join(trustFolder(cfg), "*.pub"))
+	if err != nil {
+		return nil, err
+	}
+	files = append(files, cfg.TrustedKeys...)
+	if len(files) == 0 {
+		return nil, fmt.Errorf("no key is trusted: name the builder's public key with --trust FILE, or let this server trust it with \"coldrack bundle trust FILE\"")
+	}
+	return bundle.LoadPublicKeys(files...)
+}
+
+// trustFolder holds the keys that the server trusts beside those of its configuration.
+func trustFolder(cfg daemon.Config) string { return filepath.Join(cfg.DataDir, "trusted-keys") }
+
+// contentFolder is the store of imported bundles.
+func contentFolder(cfg daemon.Config) string { return filepath.Join(cfg.DataDir, "content") }
+
+func (a *app) bundleTrustCommand() *cobra.Command {
+	var server serverFlags
+	cmd := &cobra.Command{
+		Use:   "trust KEY_FILE",
+		Short: "Let the server on this machine accept bundles signed with a key",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			keys, err := bundle.LoadPublicKeys(args[0])
+			if err != nil {
+				return err
+			}
+			cfg, err := server.load(a)
+			if err != nil {
+				return err
+			}
+			if err := os.MkdirAll(trustFolder(cfg), 0o700); err != nil {
+				return err
+			}
+			for _, key := range keys {
+				path := filepath.Join(trustFolder(cfg), bundle.KeyID(key)+".pub")
+				if err := os.WriteFile(path, bundle.MarshalPublicKey(key), 0o644); err != nil {
+					return err
+				}
+				fmt.Fprintf(a.out, "key %s is trusted (%s)\n", bundle.KeyID(key), path)
+			}
+			return nil
+		},
+	}
+	server.addFlags(cmd)
+	return cmd
+}
+
+func (a *app) bundleImportCommand() *cobra.Command {
+	var (
+		server  serverFlags
+		trust   []string
+		offline bool
+	)
+	cmd := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Bring a bundle into the server",
+		Long: `Send a bundle to the server, which checks it and makes all of it visible at once. An import that was
+interrupted goes on where it was when it is started again.
+
+--offline writes into the data folder on this machine instead, whether the server runs or not; a server
+that does not run makes the Images known when it starts.`,
+		Example: `  coldrack bundle import default.bundle.tar
+  coldrack bundle import default.bundle.tar --offline --data-dir /srv/coldrack`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !offline {
+				if len(trust) > 0 {
+					return usageError("--trust goes with --offline; the server decides itself whom it trusts (`coldrack bundle trust`)")
+				}
+				return a.uploadBundle(cmd.Context(), args[0])
+			}
+			cfg, err := server.load(a)
+			if err != nil {
+				return err
+			}
+			keys, err := a.trustedKeys(&server, trust)
+			if err != nil {
+				return err
+			}
+			store, err := bundle.OpenStore(contentFolder(cfg))
+			if err != nil {
+				return err
+			}
+			progress, done := a.byteProgress("importing")
+			summary, err := bundle.Import(cmd.Context(), store, args[0], keys, progress)
+			done()
+			if err != nil {
+				return err
+			}
+			return a.printSummary(summary, "")
+		},
+	}
+	a.addConnectionFlag(cmd)
+	server.addFlags(cmd)
+	cmd.Flags().BoolVar(&offline, "offline", false, "write into the data folder on this machine")
+	cmd.Flags().StringArrayVar(&trust, "trust", nil, "with --offline: file with a public key to accept; may be repeated")
+	return cmd
+}
+
+func (a *app) bundleExportCommand() *cobra.Command {
+	var server serverFlags
+	var out string
+	cmd := &cobra.Command{
+		Use:   "export NAME|DIGEST -o FILE",
+		Short: "Write an imported bundle to an archive, on the server's machine",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if out == "" {
+				return usageError("name the archive to write with -o FILE")
+			}
+			store, err := a.existingStore(&server)
+			if err != nil {
+				return err
+			}
+			progress, done := a.byteProgress("exporting")
+			summary, err := bundle.Export(cmd.Context(), store, args[0], out, progress)
+			done()
+			if errors.Is(err, bundle.ErrNotFound) {
+				return notFoundError("%w", err)
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "%s: bundle %s, %s\n", out, summary.Name, cli.Bytes(summary.Size))
+			return nil
+		},
+	}
+	server.addFlags(cmd)
+	cmd.Flags().StringVarP(&out, "out", "o", "", "archive to write")
+	return cmd
+}
+
+func (a *app) existingStore(server *serverFlags) (*bundle.Store, error) {
+	cfg, err := server.load(a)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(contentFolder(cfg)); errors.Is(err, fs.ErrNotExist) {
+		return nil, notFoundError("%s holds no bundles: run this on the server's machine, and name its folder with --data-dir", cfg.DataDir)
+	}
+	return bundle.OpenStore(contentFolder(cfg))
+}
+
+func (a *app) bundleListCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List imported bundles and what is in them",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			var list v1alpha1.BundleList
+			if err := c.List(cmd.Context(), &list); err != nil {
+				return fmt.Errorf("list bundles: %w", err)
+			}
+			if done, err := a.printStructured(output, list); done {
+				return err
+			}
+			if len(list.Items) == 0 {
+				fmt.Fprintln(a.err, "no bundle has been imported: coldrack bundle import FILE")
+				return nil
+			}
+			return a.printBundles(list.Items)
+		},
+	}
+	a.addConnectionFlag(cmd)
+	addOutputFlag(cmd, &output, "json", "yaml")
+	return cmd
+}
+
+func (a *app) printBundles(bundles []v1alpha1.Bundle) error {
+	table := &cli.Table{Header: []string{"NAME", "SIZE", "SIGNED BY", "AGE", "CONTENTS"}}
+	for _, b := range bundles {
+		var contents []string
+		for _, c := range b.Spec.Contents {
+			contents = append(contents, c.Kind+" "+c.Name)
+		}
+		slices.Sort(contents)
+		table.Add(b.Name, cli.Bytes(b.Spec.Size.Value()), b.Spec.KeyID, cli.Age(a.now().Sub(b.CreationTimestamp.Time)), strings.Join(contents, ", "))
+	}
+	return table.Print(a.out, true)
+}
+
+// byteProgress shows how far an operation on a bundle has come: one line that changes on a terminal,
+// one line every ten percent elsewhere. done ends the changing line.
+func (a *app) byteProgress(verb string) (report func(bundle.Progress), done func()) {
+	meter := a.newMeter(verb)
+	return func(p bundle.Progress) { meter.at(p.Done, p.Total, p.File) }, meter.end
+}
+
+// meter prints progress in bytes.
+type meter struct {
+	out   io.Writer
+	verb  string
+	tty   bool
+	now   func() time.Time
+	drawn time.Time
+	tenth int64
+	begun bool
+}
+
+func (a *app) newMeter(verb string) *meter {
+	_, _, tty := terminal(a.err)
+	return &meter{out: a.err, verb: verb, tty: tty, now: a.now, tenth: -1}
+}
+
+func (m *meter) at(done, total int64, what string) {
+	if total <= 0 {
+		return
+	}
+	fraction := float64(done) / float64(total)
+	text := fmt.Sprintf("%s %s %3d%%  %s of %s  %s", m.verb, cli.Bar(fraction, 22), int(fraction*100), cli.Bytes(done), cli.Bytes(total), what)
+	if m.tty {
+		if m.now().Sub(m.drawn) < 100*time.Millisecond && done < total {
+			return
+		}
+		m.drawn, m.begun = m.now(), true
+		width, _, _ := terminal(m.out)
+		if len(text) >= width && width > 1 {
+			text = text[:width-1]
+		}
+		fmt.Fprintf(m.out, "\r%s%s", text, eraseLine)
+		return
+	}
+	if tenth := done * 10 / total; tenth > m.tenth {
+		m.tenth = tenth
+		fmt.Fprintln(m.out, text)
+	}
+}
+
+func (m *meter) end() {
+	if m.tty && m.begun {
+		fmt.Fprintln(m.out)
+	}
+}
