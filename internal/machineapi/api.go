@@ -110,13 +110,13 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTT
 
 // TLSConfig is how the machine API listens: clients may have no certificate (enrolment), but one that
 // they show must be of the machine CA.
-func TLSConfig(server tls.Certificate, clients *x509.CertPool) *tls.Config {
+func TLSConfig(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), clients *x509.CertPool) *tls.Config {
 	return &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		Certificates: []tls.Certificate{server},
-		ClientAuth:   tls.VerifyClientCertIfGiven,
-		ClientCAs:    clients,
-		NextProtos:   []string{"h2", "http/1.1"},
+		MinVersion:     tls.VersionTLS13,
+		GetCertificate: certificate,
+		ClientAuth:     tls.VerifyClientCertIfGiven,
+		ClientCAs:      clients,
+		NextProtos:     []string{"h2", "http/1.1"},
 	}
 }
 

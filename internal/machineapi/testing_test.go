@@ -197,7 +197,9 @@ func (s *server) start() {
 	check(s.t, err)
 	s.http = httptest.NewUnstartedServer(s.api)
 	s.http.Config = s.api.Server(nil)
-	s.http.TLS = TLSConfig(pair, s.ca.Pool())
+	s.http.TLS = TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &pair, nil }, s.ca.Pool())
+	// httptest brings a certificate of its own where there is none.
+	s.http.TLS.Certificates = []tls.Certificate{pair}
 	s.http.EnableHTTP2 = true
 	s.http.StartTLS()
 	s.t.Cleanup(s.http.Close)
