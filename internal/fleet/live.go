@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -42,6 +43,8 @@ type Live struct {
 	ProgressAt time.Time
 	// Blocked says why an intent cannot begin, or is empty.
 	Blocked string
+	// Held says why a machine that a policy matches, or that was approved, cannot be given a plan yet.
+	Held string
 
 	// Heartbeat is the installed node's last report, nil if none came since the server started.
 	Heartbeat   *wire.Heartbeat
@@ -146,7 +149,9 @@ func (f *Fleet) Booted(ids v1alpha1.Identifiers, record v1alpha1.BootRecord) str
 		boots := append([]v1alpha1.BootRecord{record}, l.Boots...)
 		l.Boots = boots[:min(len(boots), maxBoots)]
 		l.ContactAt = f.now()
-		l.Address = record.Address
+		if _, err := netip.ParseAddr(record.Address); err == nil {
+			l.Address = record.Address
+		}
 		return true
 	})
 	return name
@@ -280,6 +285,15 @@ func (f *Fleet) Blocked(name, reason string) {
 	f.observe(name, func(l *live) bool {
 		changed := l.Blocked != reason
 		l.Blocked = reason
+		return changed
+	})
+}
+
+// Held records why the machine cannot be given a plan yet; an empty reason takes it back.
+func (f *Fleet) Held(name, reason string) {
+	f.observe(name, func(l *live) bool {
+		changed := l.Held != reason
+		l.Held = reason
 		return changed
 	})
 }

@@ -52,10 +52,13 @@ func newDirtySet() dirtySet {
 	return dirtySet{mu: new(sync.Mutex), names: map[string]bool{}, ready: make(chan struct{}, 1)}
 }
 
+// add marks a name as dirty; an empty one only wakes the caller of NextDirty.
 func (d dirtySet) add(name string) {
-	d.mu.Lock()
-	d.names[name] = true
-	d.mu.Unlock()
+	if name != "" {
+		d.mu.Lock()
+		d.names[name] = true
+		d.mu.Unlock()
+	}
 	select {
 	case d.ready <- struct{}{}:
 	default:
@@ -71,6 +74,10 @@ func (f *Fleet) NextDirty(ctx context.Context) ([]string, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-d.ready:
+		}
+		if ctx.Err() != nil { // both were ready: the news is the next caller's
+			d.add("")
+			return nil, ctx.Err()
 		}
 		d.mu.Lock()
 		names := make([]string, 0, len(d.names))

@@ -1,0 +1,182 @@
+// Package controllers holds the reconcilers of the coldrack.dev kinds, one file each, and the small
+// adapters by which the rest of the server reaches the API that holds them.
+//
+// Some parts run in every server (Feed, Serve): they carry objects into memory and observations out of
+// it. The reconcilers run in one server at a time (Lead). Each section of a status has one writer:
+//
+//	Machine  phase, message, steps, boots, lease, node, conditions   machine.go
+//	         inventory, identity, installed, outcome of an intent     the machine API, through Store
+//	         acknowledgement of an intent                             intent.go and the machine API
+//	         spec.approved, hostname, network, intent                 enrollment.go, for machines that ask for it
+//	Subnet   conditions                                               subnet.go
+//	Image, Bundle                                                     catalog.go
+//	EnrollmentPolicy status                                           enrollment.go
+//
+// Nothing here assumes that the API is in this process.
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/fleet"
+)
+
+// SubnetSink is told the IP plans that are valid, all of them, whenever one changes.
+type SubnetSink interface {
+	SetSubnets(subnets []v1alpha1.Subnet)
+}
+
+// Catalog is what the imported bundles contain.
+type Catalog interface {
+	// Images and Bundles as objects: name and spec are used.
+	Images() []v1alpha1.Image
+	Bundles() []v1alpha1.Bundle
+	// Missing says what of an image's content is not in the store, or "".
+	Missing(image *v1alpha1.Image) string
+	// Changed is closed when any answer may have become another.
+	Changed() <-chan struct{}
+}
+
+// Deps are what the parts of this package need.
+type Deps struct {
+	// Client reads from the API itself and writes to it.
+	Client client.Client
+	// Cache has been started by the caller.
+	Cache   cache.Cache
+	Fleet   *fleet.Fleet
+	Log     *slog.Logger
+	Catalog Catalog
+	// Subnets may be nil where no DHCP is served.
+	Subnets SubnetSink
+	// Reserved are addresses that no machine may get: the servers'.
+	Reserved []netip.Addr
+	// HeartbeatInterval that nodes are told. Default 30 s.
+	HeartbeatInterval time.Duration
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+func (d Deps) withDefaults() Deps {
+	if d.Now == nil {
+		d.Now = time.Now
+	}
+	if d.HeartbeatInterval == 0 {
+		d.HeartbeatInterval = 30 * time.Second
+	}
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	return d
+}
+
+// Serve runs what every server does: it records machines that nobody knows, and tells DHCP the IP plans.
+// It returns when ctx ends or a part fails for good.
+func Serve(ctx context.Context, d Deps) error {
+	d = d.withDefaults()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return recordNewcomers(ctx, d) })
+	if d.Subnets != nil {
+		group.Go(func() error { return run(ctx, d, subnetPlans(d)) })
+	}
+	return ended(ctx, group.Wait())
+}
+
+// Lead runs the reconcilers until ctx ends. Only one server leads at a time.
+func Lead(ctx context.Context, d Deps) error {
+	d = d.withDefaults()
+	group, ctx := errgroup.WithContext(ctx)
+	for _, part := range []reconciler{
+		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d),
+	} {
+		group.Go(func() error { return run(ctx, d, part) })
+	}
+	return ended(ctx, group.Wait())
+}
+
+// ended drops the error by which a part says that it was told to stop.
+func ended(ctx context.Context, err error) error {
+	if errors.Is(err, context.Canceled) && context.Cause(ctx) != nil {
+		return nil
+	}
+	return err
+}
+
+// reconciler is one controller: what wakes it and what it does. Keys are names of objects, or "" where it
+// looks at everything at once.
+type reconciler struct {
+	name    string
+	workers int
+	watches []source.Source
+	do      func(ctx context.Context, name string) (time.Duration, error)
+}
+
+// run builds a controller and runs it. It is not managed by a controller-runtime Manager, because a
+// reconciler must be able to start again when this server leads again.
+func run(ctx context.Context, d Deps, r reconciler) error {
+	skip := true
+	c, err := controller.NewUnmanaged(r.name, controller.Options{
+		SkipNameValidation:      &skip,
+		MaxConcurrentReconciles: max(r.workers, 1),
+		CacheSyncTimeout:        time.Minute,
+		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](50*time.Millisecond, 30*time.Second),
+		Logger:                  logr.FromSlogHandler(d.Log.Handler()),
+		Reconciler: reconcile.Func(func(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
+			again, err := r.do(ctx, request.Name)
+			return reconcile.Result{RequeueAfter: again}, err
+		}),
+	})
+	if err != nil {
+		return fmt.Errorf("controller %s: %w", r.name, err)
+	}
+	for _, watch := range r.watches {
+		if err := c.Watch(watch); err != nil {
+			return fmt.Errorf("controller %s: %w", r.name, err)
+		}
+	}
+	if err := c.Start(ctx); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("controller %s: %w", r.name, err)
+	}
+	return ctx.Err()
+}
+
+// each wakes a reconciler with the name of the object that changed.
+func each[T client.Object](d Deps, kind T) source.Source {
+	return source.Kind(d.Cache, kind, handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object T) []reconcile.Request {
+		return requests(object.GetName())
+	}))
+}
+
+// whole wakes a reconciler that looks at everything at once.
+func whole[T client.Object](d Deps, kind T) source.Source {
+	return source.Kind(d.Cache, kind, handler.TypedEnqueueRequestsFromMapFunc(func(context.Context, T) []reconcile.Request {
+		return requests(everything)
+	}))
+}
+
+// everything is the key of reconcilers that look at all objects at once.
+const everything = "all"
+
+func requests(names ...string) []reconcile.Request {
+	list := make([]reconcile.Request, len(names))
+	for i, name := range names {
+		list[i] = reconcile.Request{NamespacedName: types.NamespacedName{Name: name}}
+	}
+	return list
+}

@@ -1,0 +1,89 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"coldrack.dev/api/v1alpha1"
+)
+
+// intents acknowledges what people and policies want done, and takes back the approval of machines that
+// were released. What becomes of an intent in between is recorded by the machine API, on the word of the
+// machine itself.
+type intents struct {
+	Deps
+	store *Store
+}
+
+func intentReconciler(d Deps) reconciler {
+	r := &intents{Deps: d, store: NewStore(d.Client)}
+	return reconciler{name: "intent", workers: 2, do: r.reconcile, watches: []source.Source{each(d, &v1alpha1.Machine{})}}
+}
+
+func (r *intents) reconcile(ctx context.Context, name string) (time.Duration, error) {
+	m, ok := r.Fleet.Get(name)
+	if !ok {
+		return 0, nil
+	}
+	var err error
+	switch {
+	case acknowledge(m.DeepCopy(), r.Now()):
+		m, err = r.store.UpdateStatus(ctx, name, func(m *v1alpha1.Machine) error {
+			acknowledge(m, r.Now())
+			return nil
+		})
+	case wasReleased(m):
+		m, err = r.withdraw(ctx, m)
+	default:
+		return 0, nil
+	}
+	switch {
+	case apierrors.IsNotFound(err):
+		return 0, nil
+	case apierrors.IsConflict(err):
+		return 100 * time.Millisecond, nil
+	case err != nil:
+		return 0, fmt.Errorf("intent of machine %s: %w", name, err)
+	}
+	r.Fleet.Put(m)
+	return 0, nil
+}
+
+// acknowledge takes a new intent into status, and closes one that cannot be meant. It reports whether it
+// changed anything. It is pure.
+func acknowledge(m *v1alpha1.Machine, now time.Time) bool {
+	changed := m.AcknowledgeIntent()
+	intent := m.OpenIntent()
+	if intent != nil && intent.Action == v1alpha1.ActionInstall && m.Status.Installed != nil {
+		status, at := m.Status.Intent, metav1.NewTime(now)
+		status.State, status.FinishedAt = v1alpha1.IntentFailed, &at
+		status.Message = fmt.Sprintf("%s is installed already (%s); an install over it is action Reinstall", m.Name, m.Status.Installed.Image)
+		return true
+	}
+	return changed
+}
+
+// wasReleased says whether the machine's wish to be released was fulfilled and still stands.
+func wasReleased(m *v1alpha1.Machine) bool {
+	intent, status := m.Spec.Intent, m.Status.Intent
+	return intent != nil && status != nil && intent.ID == status.ID &&
+		status.Action == v1alpha1.ActionRelease && status.State == v1alpha1.IntentSucceeded
+}
+
+// withdraw takes the approval of a released machine back, so that it is not installed again, and clears the
+// wish, so that a later approval is a new one.
+func (r *intents) withdraw(ctx context.Context, m *v1alpha1.Machine) (*v1alpha1.Machine, error) {
+	next := m.DeepCopy()
+	next.Spec.Approved, next.Spec.Intent = false, nil
+	if err := r.Client.Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{})); err != nil {
+		return nil, err
+	}
+	r.Log.Info("machine was released and is no longer approved", "machine", m.Name)
+	return next, nil
+}

@@ -1,0 +1,243 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/fleet"
+)
+
+// machines folds what the fleet observed into status.
+type machines struct {
+	Deps
+	limits limits
+
+	mu      sync.Mutex
+	written map[string]time.Time // when progress was last written
+}
+
+// progressEvery is how often the store hears of bytes that move.
+const progressEvery = 2 * time.Second
+
+func machineReconciler(d Deps) reconciler {
+	r := &machines{Deps: d, limits: limitsFor(d.HeartbeatInterval, d.Fleet.StartedAt()), written: map[string]time.Time{}}
+	return reconciler{
+		name: "machine", workers: 4, do: r.reconcile,
+		watches: []source.Source{each(d, &v1alpha1.Machine{}), observations(d.Fleet)},
+	}
+}
+
+// observations wake a reconciler with the names of machines that have something new to tell.
+func observations(known *fleet.Fleet) source.Source {
+	return source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+		go func() { // ends with ctx, which the controller owns
+			for {
+				names, err := known.NextDirty(ctx)
+				if err != nil {
+					return
+				}
+				for _, request := range requests(names...) {
+					queue.Add(request)
+				}
+			}
+		}()
+		return nil
+	})
+}
+
+func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, error) {
+	m, ok := r.Fleet.Get(name)
+	if !ok {
+		r.forget(name)
+		return 0, nil
+	}
+	now := r.Now()
+	next := m.DeepCopy()
+	until := fold(next, r.Fleet.Live(name), r.Fleet.Twins(name), now, r.limits)
+	again := time.Duration(0)
+	if !until.IsZero() {
+		again = max(until.Sub(now), time.Second)
+	}
+	if equality.Semantic.DeepEqual(m.Status, next.Status) {
+		return again, nil
+	}
+	if wait := r.tooSoon(m, next, now); wait > 0 {
+		return wait, nil
+	}
+	err := r.Client.Status().Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{}))
+	switch {
+	case apierrors.IsNotFound(err):
+		r.forget(name)
+		return 0, nil
+	case apierrors.IsConflict(err):
+		// Somebody was faster, and the news of it is on its way to the fleet.
+		return 100 * time.Millisecond, nil
+	case err != nil:
+		return 0, fmt.Errorf("write status of machine %s: %w", name, err)
+	}
+	if m.Status.Phase != next.Status.Phase {
+		r.Log.Info("machine", "machine", name, "phase", next.Status.Phase, "was", m.Status.Phase, "reason", next.Status.Message)
+	}
+	r.Fleet.Put(next)
+	return again, nil
+}
+
+func (r *machines) forget(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.written, name)
+}
+
+// tooSoon says how long to wait when nothing but bytes changed and the store has heard of them just now.
+func (r *machines) tooSoon(was, next *v1alpha1.Machine, now time.Time) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if onlyBytes(was.Status, next.Status) {
+		if wait := r.written[next.Name].Add(progressEvery).Sub(now); wait > 0 {
+			return wait
+		}
+	}
+	r.written[next.Name] = now
+	return 0
+}
+
+// onlyBytes says whether two states differ in nothing but how far their steps are.
+func onlyBytes(a, b v1alpha1.MachineStatus) bool {
+	blank := func(s v1alpha1.MachineStatus) v1alpha1.MachineStatus {
+		s.CurrentStep, _, _ = strings.Cut(s.CurrentStep, " ")
+		s.Steps = slices.Clone(s.Steps)
+		for i := range s.Steps {
+			s.Steps[i].BytesDone, s.Steps[i].BytesTotal = 0, 0
+		}
+		return s
+	}
+	return equality.Semantic.DeepEqual(blank(a), blank(b))
+}
+
+// fold writes into m's status everything this controller owns, and says when to look again. It is pure.
+func fold(m *v1alpha1.Machine, live fleet.Live, twins []fleet.Twin, now time.Time, l limits) (until time.Time) {
+	s := &m.Status
+	s.ObservedGeneration = m.Generation
+	s.Boots = mergeBoots(live.Boots, s.Boots)
+	if live.Lease != nil {
+		s.Lease = live.Lease.DeepCopy()
+	}
+	s.Steps = steps(m, live)
+	foldNode(m, live)
+	if live.Address != "" {
+		s.Address = live.Address
+	}
+	v := phase(m, live, now, l)
+	if s.Phase != v.phase {
+		s.Phase, s.PhaseSince = v.phase, new(metav1.NewTime(now))
+	}
+	s.Message, s.CurrentStep = v.message, v.step
+	foldConditions(m, live, twins, now)
+	return v.until
+}
+
+// mergeBoots puts together what this server answered and what was recorded before, newest first.
+func mergeBoots(live, recorded []v1alpha1.BootRecord) []v1alpha1.BootRecord {
+	const keep = 10
+	var out []v1alpha1.BootRecord
+	for _, b := range slices.Concat(live, recorded) {
+		// The store keeps whole seconds.
+		b.At = metav1.NewTime(b.At.Truncate(time.Second))
+		same := func(o v1alpha1.BootRecord) bool { return o.At.Equal(&b.At) && o.MAC == b.MAC && o.Action == b.Action }
+		if !slices.ContainsFunc(out, same) {
+			out = append(out, b)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b v1alpha1.BootRecord) int { return b.At.Compare(a.At.Time) })
+	return out[:min(len(out), keep)]
+}
+
+// foldNode records what the node of the current installation said of itself.
+func foldNode(m *v1alpha1.Machine, live fleet.Live) {
+	beat, installed := live.Heartbeat, m.Status.Installed
+	if beat == nil || installed == nil || live.HeartbeatAt.Before(installed.At.Time) {
+		return
+	}
+	node := &v1alpha1.NodeStatus{
+		AgentVersion: beat.AgentVersion, OS: beat.OS, Kernel: beat.Kernel, BootID: beat.BootID,
+		Addresses: beat.Addresses, FailedUnits: beat.FailedUnits,
+	}
+	if !beat.BootedAt.IsZero() {
+		node.BootedAt = new(metav1.NewTime(beat.BootedAt.Truncate(time.Second)))
+	}
+	node.ReadyAt = new(metav1.NewTime(live.ReadyAt.Truncate(time.Second)))
+	if was := m.Status.Node; was != nil && was.BootID == node.BootID {
+		// The server was restarted, not the node; and a boot time computed from an uptime wavers.
+		node.ReadyAt, node.BootedAt = was.ReadyAt, was.BootedAt
+	}
+	m.Status.Node = node
+}
+
+func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []fleet.Twin, now time.Time) {
+	s := &m.Status
+	set := func(kind string, holds bool, reason, message string) {
+		c := metav1.Condition{
+			Type: kind, Status: metav1.ConditionFalse, Reason: reason, Message: message,
+			ObservedGeneration: m.Generation, LastTransitionTime: metav1.NewTime(now),
+		}
+		if holds {
+			c.Status = metav1.ConditionTrue
+		}
+		meta.SetStatusCondition(&s.Conditions, c)
+	}
+	if s.Inventory != nil {
+		set(v1alpha1.ConditionDiscovered, true, "InventoryReported", "")
+	} else {
+		set(v1alpha1.ConditionDiscovered, false, "NotReported", "the machine has not reported what it consists of")
+	}
+	switch by := m.Annotations[v1alpha1.AnnotationEnrolledBy]; {
+	case m.Spec.Approved && by != "":
+		set(v1alpha1.ConditionApproved, true, "ByPolicy", "approved by EnrollmentPolicy "+by)
+	case m.Spec.Approved:
+		set(v1alpha1.ConditionApproved, true, "ByPerson", "")
+	default:
+		set(v1alpha1.ConditionApproved, false, "NotApproved", "")
+	}
+	if i := s.Installed; i != nil {
+		set(v1alpha1.ConditionInstalled, true, "Installed", fmt.Sprintf("%s on %s", i.Image, i.Disk))
+	} else {
+		set(v1alpha1.ConditionInstalled, false, "NotInstalled", "")
+	}
+	set(v1alpha1.ConditionReady, s.Phase == v1alpha1.PhaseReady, string(s.Phase), s.Message)
+
+	if reason, message := conflictOf(live, twins, now); reason != "" {
+		set(v1alpha1.ConditionIdentityConflict, true, reason, message)
+	} else {
+		meta.RemoveStatusCondition(&s.Conditions, v1alpha1.ConditionIdentityConflict)
+	}
+}
+
+// conflictOf says what other machine has identifiers of this one.
+func conflictOf(live fleet.Live, twins []fleet.Twin, now time.Time) (reason, message string) {
+	const remembered = time.Hour
+	if live.Conflict != "" && now.Sub(live.ConflictAt) < remembered {
+		return "NotRecognised", "a machine was turned away: " + live.Conflict
+	}
+	if len(twins) == 0 {
+		return "", ""
+	}
+	var shared []string
+	for _, t := range twins {
+		shared = append(shared, fmt.Sprintf("%s with %s", t.What, t.Name))
+	}
+	return "SharedIdentifiers", "shares " + strings.Join(shared, ", ") + "; they are told apart by their other identifiers"
+}
