@@ -106,7 +106,6 @@ func TestKubectl(t *testing.T) {
 		k.ok("", words("get --raw /version"), `"gitVersion": "v1.36.0+coldrack.0.1.0-test"`)
 		k.ok("", words("get --raw /readyz"), "ok")
 		k.ok("", words("get --raw /metrics"), "apiserver_request_total")
-		k.ok("", words("cluster-info"), "is running at")
 	})
 	t.Run("explain describes nested fields", func(t *testing.T) {
 		k := k
