@@ -144,7 +144,26 @@ func watchRows(machines []v1alpha1.Machine, width int, now time.Time) (rows, col
 		}
 		colors = append(colors, color)
 	}
-	return align(cells), colors
+	return align(withoutEmptyColumns(cells)), colors
+}
+
+// withoutEmptyColumns drops columns that hold nothing but their header; there is room for the others.
+func withoutEmptyColumns(rows [][]string) [][]string {
+	used := make([]bool, len(rows[0]))
+	for _, row := range rows[1:] {
+		for i, cell := range row {
+			used[i] = used[i] || cell != ""
+		}
+	}
+	kept := make([][]string, len(rows))
+	for r, row := range rows {
+		for i, cell := range row {
+			if used[i] {
+				kept[r] = append(kept[r], cell)
+			}
+		}
+	}
+	return kept
 }
 
 // Transitions tells, in lines for a log, what changed between two states of a machine: its phase, the
