@@ -1,0 +1,251 @@
+package controllers
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+const (
+	install, reinstall, release = v1alpha1.ActionInstall, v1alpha1.ActionReinstall, v1alpha1.ActionRelease
+	pending, running            = v1alpha1.IntentPending, v1alpha1.IntentRunning
+	succeeded, failed           = v1alpha1.IntentSucceeded, v1alpha1.IntentFailed
+)
+
+// scene is a machine with its live facts, an hour after the server started.
+type scene struct {
+	m    *v1alpha1.Machine
+	live fleet.Live
+	now  time.Time
+}
+
+func newScene(changes ...func(*scene)) *scene {
+	s := &scene{m: &v1alpha1.Machine{}, now: time.Date(2026, 1, 2, 3, 0, 0, 0, time.UTC)}
+	s.m.Name = "a"
+	for _, change := range changes {
+		change(s)
+	}
+	return s
+}
+
+func (s *scene) at(ago time.Duration) *metav1.Time { return new(metav1.NewTime(s.now.Add(-ago))) }
+
+func approved(s *scene) { s.m.Spec.Approved = true }
+func inventory(s *scene) {
+	s.m.Status.Inventory = &v1alpha1.Inventory{NICs: []v1alpha1.NIC{{Name: "eth0", MAC: "52:54:00:00:00:0a", Boot: true}},
+		System: v1alpha1.SystemInfo{Vendor: "QEMU", Product: "PC", Serial: "SN-A", UUID: "a0a0a0a0-1111-4111-8111-0123456789ab"}}
+}
+func wants(id string, action v1alpha1.IntentAction) func(*scene) {
+	return func(s *scene) { s.m.Spec.Intent = &v1alpha1.Intent{ID: id, Action: action} }
+}
+func acknowledged(id string, action v1alpha1.IntentAction, state v1alpha1.IntentState, ago time.Duration) func(*scene) {
+	return func(s *scene) {
+		s.m.Status.Intent = &v1alpha1.IntentStatus{ID: id, Action: action, State: state, Attempts: 1, StartedAt: s.at(ago + time.Minute)}
+		if state == succeeded || state == failed {
+			s.m.Status.Intent.FinishedAt = s.at(ago)
+		}
+		if state == failed {
+			s.m.Status.Intent.Message = "disk too small"
+		}
+	}
+}
+func installed(ago time.Duration) func(*scene) {
+	return func(s *scene) {
+		s.m.Status.Installed = &v1alpha1.InstalledStatus{IntentID: "1", Image: "debian-12", Disk: "virtio-1", At: *s.at(ago)}
+	}
+}
+func beat(ago time.Duration, failedUnits ...string) func(*scene) {
+	return func(s *scene) {
+		s.live.Heartbeat, s.live.HeartbeatAt = &wire.Heartbeat{BootID: "b", FailedUnits: failedUnits}, s.now.Add(-ago)
+		s.live.ReadyAt = s.live.HeartbeatAt
+	}
+}
+func contact(ago time.Duration) func(*scene) {
+	return func(s *scene) { s.live.ContactAt, s.live.Session = s.now.Add(-ago), "k" }
+}
+func booted(ago time.Duration, action v1alpha1.BootAction) func(*scene) {
+	return func(s *scene) {
+		s.live.Boots = []v1alpha1.BootRecord{{At: *s.at(ago), Action: action, Reason: "because"}}
+		if at := s.now.Add(-ago); at.After(s.live.ContactAt) {
+			s.live.ContactAt = at
+		}
+	}
+}
+func progress(ago time.Duration, done int64) func(*scene) {
+	return func(s *scene) {
+		s.live.IntentID, s.live.ProgressAt = "1", s.now.Add(-ago)
+		s.live.Steps = []v1alpha1.Step{{Name: "wipe", State: v1alpha1.StepSucceeded}, {Name: "image", State: v1alpha1.StepRunning, BytesDone: done, BytesTotal: 200}, {Name: "reboot", State: v1alpha1.StepPending}}
+	}
+}
+func blocked(reason string) func(*scene) { return func(s *scene) { s.live.Blocked = reason } }
+func held(reason string) func(*scene)    { return func(s *scene) { s.live.Held = reason } }
+func was(phase v1alpha1.MachinePhase, message string) func(*scene) {
+	return func(s *scene) { s.m.Status.Phase, s.m.Status.Message = phase, message }
+}
+func reportedBefore(s *scene) {
+	s.m.Status.Node = &v1alpha1.NodeStatus{BootID: "b", ReadyAt: s.at(time.Hour)}
+}
+
+func TestPhase(t *testing.T) {
+	tests := []struct {
+		name    string
+		scene   *scene
+		want    v1alpha1.MachinePhase
+		message string
+		step    string
+	}{
+		{"written beforehand and never seen", newScene(), v1alpha1.PhaseExpected, "power it on", ""},
+		{"asked for a boot", newScene(booted(time.Minute, v1alpha1.BootDiscover)), v1alpha1.PhaseDiscovering, "", ""},
+		{"asked for a boot and was refused", newScene(booted(time.Minute, v1alpha1.BootRefuse)), v1alpha1.PhaseDiscovering, "because", ""},
+		{"asked for a boot long ago and never reported", newScene(booted(20*time.Minute, v1alpha1.BootDiscover)), v1alpha1.PhaseDiscovering, "look at its console", ""},
+		{"reported and waits", newScene(inventory, contact(time.Second)), v1alpha1.PhaseWaiting, "coldrack approve a", ""},
+		{"waits, but is silent", newScene(inventory, contact(10*time.Minute)), v1alpha1.PhaseWaiting, "not heard of since", ""},
+		{"waits because its policy has no address left", newScene(inventory, contact(0), held("no free address")), v1alpha1.PhaseWaiting, "no free address", ""},
+		{"approved, not planned yet", newScene(inventory, approved, contact(0)), v1alpha1.PhaseApproved, "being planned", ""},
+		{"approved, without an address", newScene(inventory, approved, contact(0), held("no subnet")), v1alpha1.PhaseApproved, "no subnet", ""},
+		{"an install is due and the machine is there", newScene(inventory, approved, contact(0), wants("1", install)), v1alpha1.PhaseApproved, "about to begin", ""},
+		{"an install is due and the machine is off", newScene(inventory, approved, wants("1", install)), v1alpha1.PhaseApproved, "power the machine on", ""},
+		{"an install is due and its profile is missing", newScene(inventory, approved, contact(0), wants("1", install), blocked("profile x does not exist")), v1alpha1.PhaseApproved, "profile x", ""},
+		{"an install without approval", newScene(inventory, contact(0), wants("1", install)), v1alpha1.PhaseWaiting, "not approved", ""},
+		{"installing", newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(0), progress(0, 86)), v1alpha1.PhaseInstalling, "", "image 43%"},
+		{"installing for the second time", newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(0), progress(0, 1), func(s *scene) { s.m.Status.Intent.Attempts = 2 }), v1alpha1.PhaseInstalling, "attempt 2", "image 0%"},
+		{"installing, but nothing moves", newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(0), progress(11*time.Minute, 86)), v1alpha1.PhaseInstalling, "no progress for 11m", "image 43%"},
+		{"installing, and silent", newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(2*time.Minute), progress(2*time.Minute, 86)), v1alpha1.PhaseLost, "silent since", "image 43%"},
+		{"installing, reset, and booting again", newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(5*time.Minute), booted(3*time.Minute, v1alpha1.BootInstall), progress(5*time.Minute, 86)), v1alpha1.PhaseInstalling, "", "image 43%"},
+		{"the install failed", newScene(inventory, approved, wants("1", install), acknowledged("1", install, failed, 0), contact(0)), v1alpha1.PhaseFailed, "disk too small. To try again: coldrack reinstall a", ""},
+		{"a new wish after a failure", newScene(inventory, approved, wants("2", install), acknowledged("1", install, failed, 0), contact(0)), v1alpha1.PhaseApproved, "about to begin", ""},
+		{"installed, not heard of yet", newScene(inventory, approved, wants("1", install), acknowledged("1", install, succeeded, 0), installed(time.Minute)), v1alpha1.PhaseRebooting, "waiting for the node", ""},
+		{"installed, and never heard of", newScene(inventory, approved, wants("1", install), acknowledged("1", install, succeeded, 0), installed(20*time.Minute)), v1alpha1.PhaseLost, "never reported", ""},
+		{"ready", newScene(inventory, approved, wants("1", install), acknowledged("1", install, succeeded, 0), installed(time.Hour), beat(30*time.Second)), v1alpha1.PhaseReady, "", ""},
+		{"ready with a failed unit", newScene(inventory, approved, installed(time.Hour), beat(0, "x.service")), v1alpha1.PhaseReady, "x.service", ""},
+		{"heartbeats stopped", newScene(inventory, approved, installed(time.Hour), beat(2*time.Minute), reportedBefore), v1alpha1.PhaseLost, "no heartbeat since", ""},
+		{"a heartbeat of the installation before does not count", newScene(inventory, approved, installed(time.Minute), beat(5*time.Minute)), v1alpha1.PhaseRebooting, "", ""},
+		{"a reinstall is due on a running node", newScene(inventory, approved, installed(time.Hour), beat(0), wants("2", reinstall)), v1alpha1.PhaseApproved, "boots from the network", ""},
+		{"a reinstall without approval leaves the node ready", newScene(inventory, installed(time.Hour), beat(0), wants("2", reinstall)), v1alpha1.PhaseReady, "not approved", ""},
+		{"a reinstall that failed before it touched the disk", newScene(inventory, approved, installed(time.Hour), wants("2", reinstall), acknowledged("2", reinstall, failed, time.Minute), beat(0)), v1alpha1.PhaseReady, "disk too small", ""},
+		{"a reinstall that failed in discovery", newScene(inventory, approved, installed(time.Hour), wants("2", reinstall), acknowledged("2", reinstall, failed, time.Minute), beat(10*time.Minute)), v1alpha1.PhaseFailed, "disk too small", ""},
+		{"a release is due", newScene(inventory, approved, installed(time.Hour), beat(0), wants("3", release)), v1alpha1.PhaseReleasing, "next heartbeat", ""},
+		{"being wiped", newScene(inventory, wants("1", release), acknowledged("1", release, running, 0), contact(0), progress(0, 0)), v1alpha1.PhaseReleasing, "", "image 0%"},
+		{"released, still wished", newScene(inventory, approved, wants("3", release), acknowledged("3", release, succeeded, 0)), v1alpha1.PhaseReleased, "", ""},
+		{"released", newScene(inventory, acknowledged("3", release, succeeded, 0), contact(0)), v1alpha1.PhaseReleased, "coldrack approve a", ""},
+		{"released and approved again", newScene(inventory, approved, acknowledged("3", release, succeeded, 0), contact(0)), v1alpha1.PhaseApproved, "being planned", ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := test.scene
+			got := phase(s.m, s.live, s.now, limitsFor(30*time.Second, s.now.Add(-time.Hour)))
+			if got.phase != test.want || !strings.Contains(got.message, test.message) || got.step != test.step {
+				t.Errorf("got %s, step %q: %q; want %s, step %q, with %q", got.phase, got.step, got.message, test.want, test.step, test.message)
+			}
+			if !got.until.IsZero() && !got.until.After(s.now) {
+				t.Errorf("shall be looked at again at %v, which is not after %v", got.until, s.now)
+			}
+		})
+	}
+}
+
+func TestPhaseAfterARestartOfTheServer(t *testing.T) {
+	tests := []struct {
+		name  string
+		scene *scene
+		ago   time.Duration // since the start
+		want  v1alpha1.MachinePhase
+	}{
+		{"a ready node stays ready until its heartbeat is due", newScene(approved, inventory, installed(time.Hour), reportedBefore, was(v1alpha1.PhaseReady, "")), time.Minute, v1alpha1.PhaseReady},
+		{"and is lost when none comes", newScene(approved, inventory, installed(time.Hour), reportedBefore, was(v1alpha1.PhaseReady, "")), 2 * time.Minute, v1alpha1.PhaseLost},
+		{"a lost node stays lost until it is heard of", newScene(approved, inventory, installed(time.Hour), reportedBefore, was(v1alpha1.PhaseLost, "no heartbeat since noon")), time.Second, v1alpha1.PhaseLost},
+		{"a lost node that is heard of is ready", newScene(approved, inventory, installed(time.Hour), reportedBefore, beat(0), was(v1alpha1.PhaseLost, "")), time.Second, v1alpha1.PhaseReady},
+		{"an install goes on", newScene(approved, inventory, wants("1", install), acknowledged("1", install, running, time.Hour), was(v1alpha1.PhaseInstalling, "")), time.Minute, v1alpha1.PhaseInstalling},
+		{"a node that survived a failed reinstall stays ready", newScene(approved, inventory, installed(time.Hour), wants("2", reinstall), acknowledged("2", reinstall, failed, time.Hour), reportedBefore, was(v1alpha1.PhaseReady, "")), time.Minute, v1alpha1.PhaseReady},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := test.scene
+			got := phase(s.m, s.live, s.now, limitsFor(30*time.Second, s.now.Add(-test.ago)))
+			if got.phase != test.want {
+				t.Errorf("got %s (%s), want %s", got.phase, got.message, test.want)
+			}
+		})
+	}
+}
+
+func TestFoldSaysTheSameTwice(t *testing.T) {
+	s := newScene(approved, inventory, installed(time.Hour), beat(0), booted(time.Hour, v1alpha1.BootLocalDisk))
+	l := limitsFor(30*time.Second, s.now.Add(-time.Hour))
+	fold(s.m, s.live, nil, s.now, l)
+	first := s.m.DeepCopy()
+	fold(s.m, s.live, nil, s.now.Add(20*time.Second), l)
+	if first.Status.Phase != v1alpha1.PhaseReady || s.m.Status.Phase != v1alpha1.PhaseReady {
+		t.Fatalf("phase %s", s.m.Status.Phase)
+	}
+	if !onlyBytes(first.Status, s.m.Status) {
+		t.Errorf("without news status changed from\n%+v to\n%+v", first.Status, s.m.Status)
+	}
+	if len(s.m.Status.Boots) != 1 {
+		t.Errorf("a boot was counted twice: %+v", s.m.Status.Boots)
+	}
+}
+
+func TestConditions(t *testing.T) {
+	s := newScene(inventory)
+	s.live.Conflict, s.live.ConflictAt = "it has a MAC of machine a", s.now
+	fold(s.m, s.live, nil, s.now, limitsFor(30*time.Second, s.now))
+	conflict := conditionOf(s.m, v1alpha1.ConditionIdentityConflict)
+	if conflict == nil || conflict.Reason != "NotRecognised" || !strings.Contains(conflict.Message, "MAC of machine a") {
+		t.Errorf("conflict: %+v", conflict)
+	}
+	fold(s.m, fleet.Live{}, []fleet.Twin{{Name: "b", What: "UUID x"}}, s.now, limitsFor(30*time.Second, s.now))
+	if c := conditionOf(s.m, v1alpha1.ConditionIdentityConflict); c == nil || c.Reason != "SharedIdentifiers" || !strings.Contains(c.Message, "UUID x with b") {
+		t.Errorf("twins: %+v", c)
+	}
+	fold(s.m, fleet.Live{}, nil, s.now, limitsFor(30*time.Second, s.now))
+	if c := conditionOf(s.m, v1alpha1.ConditionIdentityConflict); c != nil {
+		t.Errorf("a conflict that is over is still there: %+v", c)
+	}
+}
+
+func conditionOf(m *v1alpha1.Machine, kind string) *metav1.Condition {
+	for i := range m.Status.Conditions {
+		if m.Status.Conditions[i].Type == kind {
+			return &m.Status.Conditions[i]
+		}
+	}
+	return nil
+}
+
+func TestBytesAloneAreNoNews(t *testing.T) {
+	a := newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(0), progress(0, 10))
+	b := newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(0), progress(0, 90))
+	l := limitsFor(30*time.Second, a.now)
+	fold(a.m, a.live, nil, a.now, l)
+	fold(b.m, b.live, nil, b.now, l)
+	if !onlyBytes(a.m.Status, b.m.Status) {
+		t.Error("10 and 90 bytes are taken for more than a difference of bytes")
+	}
+	b.live.Steps[1].State = v1alpha1.StepSucceeded
+	fold(b.m, b.live, nil, b.now, l)
+	if onlyBytes(a.m.Status, b.m.Status) {
+		t.Error("the end of a step is taken for a difference of bytes")
+	}
+}
+
+func TestAcknowledge(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	s := newScene(wants("1", install))
+	if !acknowledge(s.m, now) || s.m.Status.Intent.State != pending || acknowledge(s.m, now) {
+		t.Errorf("a new intent: %+v", s.m.Status.Intent)
+	}
+	s = newScene(wants("2", install), installed(time.Hour), acknowledged("1", install, succeeded, time.Hour))
+	if !acknowledge(s.m, now) || s.m.Status.Intent.State != failed || !strings.Contains(s.m.Status.Intent.Message, "Reinstall") {
+		t.Errorf("an install of what is installed: %+v", s.m.Status.Intent)
+	}
+	if s.m.OpenIntent() != nil || acknowledge(s.m, now) {
+		t.Error("and it is still open")
+	}
+}
