@@ -17,6 +17,7 @@ import (
 )
 
 func TestRoles(t *testing.T) {
+	t.Parallel()
 	nobody := &user.DefaultInfo{Name: user.Anonymous, Groups: []string{user.AllUnauthenticated}}
 	person := func(groups ...string) user.Info {
 		return &user.DefaultInfo{Name: "p", Groups: append(groups, user.AllAuthenticated)}
@@ -113,6 +114,7 @@ func object(kind, name string, fields map[string]any) *unstructured.Unstructured
 }
 
 func TestWhoMayDoWhatOverTheWire(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	ca := newTestCA(t)
 	cfg := testConfig(t, ca)

@@ -11,10 +11,11 @@ import (
 )
 
 func TestStartFailsWithAnErrorThatSaysWhatToDo(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t)
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
-	defer taken.Close()
+	t.Cleanup(func() { taken.Close() }) // after the parallel subtests
 	_, takenPort, err := net.SplitHostPort(taken.Addr().String())
 	check(t, err)
 	file := filepath.Join(t.TempDir(), "file")
@@ -89,6 +90,7 @@ func TestStartFailsWithAnErrorThatSaysWhatToDo(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			cfg := testConfig(t, ca)
 			test.spoil(t, &cfg)
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -108,6 +110,7 @@ func TestStartFailsWithAnErrorThatSaysWhatToDo(t *testing.T) {
 }
 
 func TestASecondServerIsKeptOffTheStore(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(t, newTestCA(t))
 	startTest(t, cfg)
 	_, err := Start(context.Background(), cfg)

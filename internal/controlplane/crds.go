@@ -17,7 +17,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/yaml"
@@ -188,19 +187,4 @@ func because(err, last error) error {
 		return last
 	}
 	return err
-}
-
-// checkSecretsReadable fails when the store holds Secrets that our key does not open, before anything is
-// written with it.
-func checkSecretsReadable(ctx context.Context, config *rest.Config, keyFile string) error {
-	client, err := dynamic.NewForConfig(config)
-	if err != nil {
-		return err
-	}
-	secrets := client.Resource(v1alpha1.GroupVersion.WithResource("secrets"))
-	if _, err := secrets.List(ctx, metav1.ListOptions{}); err != nil {
-		return fmt.Errorf("the Secrets in the store cannot be decrypted with %s: %w; "+
-			"restore the key that they were written with, from a backup or from another server of the same store", keyFile, err)
-	}
-	return nil
 }

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 	"go.uber.org/zap"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
 )
 
 // elector lets one server at a time lead.
@@ -60,14 +61,15 @@ func (soleLeader) campaign(ctx context.Context, _ string, lead func(context.Cont
 }
 
 // dialEtcd connects to the cluster and makes sure that it answers.
-func dialEtcd(ctx context.Context, cfg Config) (*clientv3.Client, error) {
+func dialEtcd(ctx context.Context, to storagebackend.TransportConfig, prefix string) (*clientv3.Client, error) {
+	endpoints := to.ServerList
 	config := clientv3.Config{
-		Endpoints: cfg.EtcdEndpoints, Context: context.WithoutCancel(ctx),
+		Endpoints: endpoints, Context: context.WithoutCancel(ctx),
 		DialTimeout: 5 * time.Second, DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 5 * time.Second,
 		Logger: zap.NewNop(),
 	}
-	if cfg.EtcdCAFile != "" || cfg.EtcdCertFile != "" {
-		tls, err := transport.TLSInfo{TrustedCAFile: cfg.EtcdCAFile, CertFile: cfg.EtcdCertFile, KeyFile: cfg.EtcdKeyFile}.ClientConfig()
+	if to.TrustedCAFile != "" || to.CertFile != "" {
+		tls, err := transport.TLSInfo{TrustedCAFile: to.TrustedCAFile, CertFile: to.CertFile, KeyFile: to.KeyFile}.ClientConfig()
 		if err != nil {
 			return nil, fmt.Errorf("etcd's TLS files: %w", err)
 		}
@@ -75,14 +77,14 @@ func dialEtcd(ctx context.Context, cfg Config) (*clientv3.Client, error) {
 	}
 	client, err := clientv3.New(config)
 	if err != nil {
-		return nil, fmt.Errorf("etcd at %s: %w", strings.Join(cfg.EtcdEndpoints, ", "), err)
+		return nil, fmt.Errorf("etcd at %s: %w", strings.Join(endpoints, ", "), err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if _, err := client.Get(ctx, cfg.EtcdPrefix+"/health"); err != nil {
+	if _, err := client.Get(ctx, prefix+"/health"); err != nil {
 		client.Close()
 		return nil, fmt.Errorf("etcd at %s does not answer: %w; check the endpoints, the TLS files and that the cluster has a quorum",
-			strings.Join(cfg.EtcdEndpoints, ", "), err)
+			strings.Join(endpoints, ", "), err)
 	}
 	return client, nil
 }

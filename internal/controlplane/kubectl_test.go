@@ -91,6 +91,7 @@ spec:
 `
 
 func TestKubectl(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t)
 	c := startTest(t, testConfig(t, ca))
 	k := newKubectl(t, ca.person(t, c.Address(), "ada", GroupAdmin))

@@ -58,10 +58,6 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 	if err := makeDataDir(cfg.DataDir); err != nil {
 		return err
 	}
-	key, err := loadEncryptionKey(cfg.path(encryptionKeyFile))
-	if err != nil {
-		return err
-	}
 	transport := storagebackend.TransportConfig{
 		ServerList: cfg.EtcdEndpoints, TrustedCAFile: cfg.EtcdCAFile,
 		CertFile: cfg.EtcdCertFile, KeyFile: cfg.EtcdKeyFile,
@@ -74,18 +70,23 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 		c.onStop(stop)
 		c.watchEtcd(failed)
 		transport = storagebackend.TransportConfig{ServerList: []string{endpoint}}
-		c.elect = soleLeader{}
-	} else {
-		client, err := dialEtcd(ctx, cfg)
-		if err != nil {
-			return err
-		}
-		c.onStop(func() { client.Close() })
+	}
+	client, err := dialEtcd(ctx, transport, cfg.EtcdPrefix)
+	if err != nil {
+		return err
+	}
+	c.onStop(func() { client.Close() })
+	c.elect = soleLeader{}
+	if c.engine == EngineEtcd {
 		c.elect = &etcdElector{client: client, prefix: cfg.EtcdPrefix, identity: serverName(), log: c.log}
+	}
+	encryption, err := openEncryption(ctx, client, cfg)
+	if err != nil {
+		return err
 	}
 
 	rules := newRules(cfg.Normalize)
-	server, err := c.buildServer(cfg, listener, transport, key, rules)
+	server, err := c.buildServer(cfg, listener, transport, encryption, rules)
 	if err != nil {
 		return err
 	}
@@ -93,9 +94,6 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 	c.run(server.GenericAPIServer)
 
 	if err := installCRDs(ctx, c.client); err != nil {
-		return err
-	}
-	if err := checkSecretsReadable(ctx, c.client, cfg.path(encryptionKeyFile)); err != nil {
 		return err
 	}
 	stop, err := rules.start(ctx, c.client)
@@ -155,16 +153,12 @@ func (c *ControlPlane) run(server *genericapiserver.GenericAPIServer) {
 }
 
 // buildServer assembles the API server and sets c.client.
-func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport storagebackend.TransportConfig, key []byte, rules *rules) (*extensions.CustomResourceDefinitions, error) {
+func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport storagebackend.TransportConfig, encryption encryptSecrets, rules *rules) (*extensions.CustomResourceDefinitions, error) {
 	config := genericapiserver.NewRecommendedConfig(extensions.Codecs)
 	if err := c.secure(cfg, config, listener); err != nil {
 		return nil, err
 	}
 
-	encryption, err := newEncryptSecrets(key)
-	if err != nil {
-		return nil, err
-	}
 	config.ResourceTransformers = encryption
 	etcd := etcdOptions(cfg.EtcdPrefix, transport)
 	if err := etcd.ApplyTo(&config.Config); err != nil {

@@ -45,6 +45,7 @@ func rawValue(t *testing.T, cfg Config, key string) []byte {
 }
 
 func TestSecretsAreEncryptedAtRest(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	ca := newTestCA(t)
 	cfg := testConfig(t, ca)
@@ -102,11 +103,15 @@ func TestSecretsAreEncryptedAtRest(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "cannot be decrypted with") || !strings.Contains(err.Error(), "backup") {
 		t.Fatalf("with another key: %v", err)
 	}
+	if _, err := os.Stat(cfg.path(encryptionKeyFile)); err == nil {
+		t.Error("a key that opens nothing was left behind")
+	}
 	check(t, os.Rename(cfg.path("key.bak"), cfg.path(encryptionKeyFile)))
 	startTest(t, cfg)
 }
 
 func TestOnlyTheOwnerMayReadTheStore(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig(t, newTestCA(t))
 	check(t, os.Chmod(cfg.DataDir, 0o755))
 	startTest(t, cfg)
@@ -120,6 +125,7 @@ func TestOnlyTheOwnerMayReadTheStore(t *testing.T) {
 }
 
 func TestAudit(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	ca := newTestCA(t)
 	cfg := testConfig(t, ca)
@@ -190,6 +196,7 @@ func TestAudit(t *testing.T) {
 }
 
 func TestNothingAcknowledgedIsLostToKill9(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	ca := newTestCA(t)
 	cfg := testConfig(t, ca)

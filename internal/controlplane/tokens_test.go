@@ -12,6 +12,7 @@ import (
 )
 
 func TestTokens(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	path := filepath.Join(t.TempDir(), "data", "tokens.json")
 	tokens := OpenTokens(path)
@@ -67,6 +68,7 @@ func TestTokens(t *testing.T) {
 }
 
 func TestTokensAreRefused(t *testing.T) {
+	t.Parallel()
 	tokens := OpenTokens(filepath.Join(t.TempDir(), "tokens.json"))
 	_, err := tokens.Create("taken", []string{GroupViewer}, 0)
 	check(t, err)
@@ -94,6 +96,7 @@ func TestTokensAreRefused(t *testing.T) {
 }
 
 func TestTokensInAFileThatIsWrongOpenNothing(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "tokens.json")
 	tokens := OpenTokens(path)
 	secret, err := tokens.Create("ci", []string{GroupAdmin}, 0)
@@ -116,6 +119,7 @@ func TestTokensInAFileThatIsWrongOpenNothing(t *testing.T) {
 }
 
 func TestTokensSurviveManyWriters(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "tokens.json")
 	var writers sync.WaitGroup
 	for i := range 20 {
