@@ -89,7 +89,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 waited in vain, 5 re
 	add(machines, a.machinesCommand(), a.machineCommand(), a.watchCommand(), a.approveCommand(),
 		a.installCommand(), a.reinstallCommand(), a.releaseCommand(), a.logsCommand(), a.explainBootCommand())
 	add(objects, a.applyCommand(), a.getCommand(), a.deleteCommand())
-	add(tools, a.bundleCommand(), a.doctorCommand(), a.versionCommand())
+	add(tools, a.bundleCommand(), a.labCommand(), a.doctorCommand(), a.versionCommand(), a.docsCommand())
 	root.SetHelpCommandGroupID(tools)
 	root.SetCompletionCommandGroupID(tools)
 	return root

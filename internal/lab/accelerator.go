@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 )
 
@@ -25,7 +26,7 @@ func chooseAccelerator(ctx context.Context) (Accelerator, string, error) {
 		return TCG, err.Error(), nil
 	}
 	device.Close()
-	reason, err := tryAccelerator(ctx, KVM, kvmTrial)
+	reason, err := tryAccelerator(ctx, acceleratorArgs(KVM), kvmTrial)
 	switch {
 	case err != nil:
 		return "", "", err
@@ -38,7 +39,7 @@ func chooseAccelerator(ctx context.Context) (Accelerator, string, error) {
 // tryAccelerator starts a machine with nothing in it. Its BIOS finds no device to boot, asks for a reset,
 // and QEMU ends. The reason is empty when that happened in time; the error is for a trial that could not
 // be made.
-func tryAccelerator(ctx context.Context, a Accelerator, limit time.Duration) (reason string, err error) {
+func tryAccelerator(ctx context.Context, accelerator []string, limit time.Duration) (reason string, err error) {
 	dir, err := os.MkdirTemp("", "coldrack-kvm-")
 	if err != nil {
 		return "", err
@@ -46,7 +47,7 @@ func tryAccelerator(ctx context.Context, a Accelerator, limit time.Duration) (re
 	defer os.RemoveAll(dir)
 	trial, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	args := append(acceleratorArgs(a), "-machine", "q35,graphics=off", "-m", "64M", "-nodefaults", "-no-user-config",
+	args := append(slices.Clone(accelerator), "-machine", "q35,graphics=off", "-m", "64M", "-nodefaults", "-no-user-config",
 		"-display", "none", "-no-reboot", "-boot", "reboot-timeout=1")
 	command := exec.CommandContext(trial, emulator, args...)
 	command.Dir = dir

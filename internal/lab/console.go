@@ -104,6 +104,28 @@ func (m *Machine) FollowConsole(ctx context.Context, mark int64, fn func([]byte)
 	}
 }
 
+// ConsoleTail is the mark at which the last lines of the console log begin; a negative count means all.
+func (m *Machine) ConsoleTail(lines int) (mark int64, err error) {
+	if lines < 0 {
+		return 0, nil
+	}
+	text, err := os.ReadFile(m.ConsoleLog())
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	end := len(bytes.TrimSuffix(text, []byte("\n")))
+	for range lines {
+		end = bytes.LastIndexByte(text[:max(0, end)], '\n')
+	}
+	if lines == 0 {
+		return int64(len(text)), nil
+	}
+	return int64(end) + 1, nil
+}
+
 // LastLine is the last line on the console that says anything.
 func (m *Machine) LastLine() string { return m.consoleTail(1) }
 

@@ -57,7 +57,7 @@ type Lab struct {
 // nothing on. It may be interrupted and called again.
 func Create(ctx context.Context, o Options) (*Lab, error) {
 	o = o.withDefaults()
-	if err := o.validate(); err != nil {
+	if err := o.Validate(); err != nil {
 		return nil, err
 	}
 	dir, err := canonical(o.Dir)

@@ -72,8 +72,9 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// validate reports everything that cannot work at once. It expects defaults to be filled in.
-func (o Options) validate() error {
+// Validate reports at once everything that cannot work.
+func (o Options) Validate() error {
+	o = o.withDefaults()
 	var errs []error
 	bad := func(ok bool, format string, args ...any) {
 		if !ok {

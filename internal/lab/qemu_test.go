@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
+
+	"coldrack.dev/test/require"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -123,5 +125,51 @@ func TestListensOn(t *testing.T) {
 	}
 	if listensOn(table, 69) {
 		t.Error("sees a listener on port 69")
+	}
+}
+
+func TestTheTrialOfAnAccelerator(t *testing.T) {
+	require.Need(t, "qemu")
+	for name, test := range map[string]struct {
+		accelerator Accelerator
+		limit       time.Duration
+		want        string
+	}{
+		"emulation always works":          {TCG, time.Minute, ""},
+		"one that QEMU cannot start":      {"-cpu-nonsense", time.Minute, "exit status"},
+		"one that is too slow to be used": {TCG, time.Nanosecond, "did not get through in 1ns"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := acceleratorArgs(test.accelerator)
+			if test.accelerator != TCG {
+				args = []string{"-accel", string(test.accelerator)}
+			}
+			reason, err := tryAccelerator(t.Context(), args, test.limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (test.want == "") != (reason == "") || !strings.Contains(reason, test.want) {
+				t.Errorf("reason is %q, want %q", reason, test.want)
+			}
+		})
+	}
+}
+
+func TestConsoleTail(t *testing.T) {
+	m := &Machine{dir: t.TempDir(), spec: Spec{Name: "lab-1"}}
+	if mark, err := m.ConsoleTail(3); mark != 0 || err != nil {
+		t.Errorf("of a machine that was never on: %d, %v", mark, err)
+	}
+	const text = "one\r\ntwo\r\n\x1b[0mthree\r\nlogin: "
+	if err := os.WriteFile(m.ConsoleLog(), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for lines, want := range map[int]string{-1: text, 0: "", 1: "login: ", 2: "\x1b[0mthree\r\nlogin: ", 4: text, 9: text} {
+		if mark, err := m.ConsoleTail(lines); err != nil || text[mark:] != want {
+			t.Errorf("%d lines: %q (%v), want %q", lines, text[mark:], err, want)
+		}
+	}
+	if got := m.LastLine(); got != "login:" {
+		t.Errorf("last line is %q", got)
 	}
 }

@@ -1,0 +1,524 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/term"
+
+	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/daemon"
+	"coldrack.dev/internal/lab"
+)
+
+// labPlace says which lab is meant.
+type labPlace struct{ name, stateDir string }
+
+func (p labPlace) dir() string { return filepath.Join(p.stateDir, p.name) }
+
+func (a *app) labCommand() *cobra.Command {
+	place := labPlace{stateDir: filepath.Join(daemon.DefaultConfig().DataDir, "lab")}
+	if dir, ok := a.env("COLDRACK_DATA_DIR"); ok && dir != "" {
+		place.stateDir = filepath.Join(dir, "lab")
+	}
+	if dir, ok := a.env("COLDRACK_LAB_DIR"); ok && dir != "" {
+		place.stateDir = dir
+	}
+	cmd := &cobra.Command{
+		Use:   "lab",
+		Short: "Virtual machines on a private network, to try things out",
+		Long: `Virtual machines on a private network, to try things out.
+
+A lab is a network namespace of its own with a bridge and QEMU machines in it. It has no connection to this
+host's network. A server takes part by opening its boot sockets inside:
+
+  coldrack lab up --off                           # the network, and machines that are still off
+  coldrack serve --boot-netns coldrack-lab        # in another terminal
+  coldrack lab power all on
+
+A lab needs root and QEMU (Debian: qemu-system-x86 ovmf ipxe-qemu). Machines go on running when this command ends.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: group,
+	}
+	cmd.PersistentFlags().StringVar(&place.name, "name", "lab", "name of the lab; its network namespace is coldrack-NAME")
+	cmd.PersistentFlags().StringVar(&place.stateDir, "state-dir", place.stateDir, "folder of all labs, one folder each [$COLDRACK_LAB_DIR]")
+	cmd.AddCommand(a.labUpCommand(&place), a.labPsCommand(&place), a.labConsoleCommand(&place), a.labPowerCommand(&place), a.labDownCommand(&place))
+	return cmd
+}
+
+func (a *app) labLog() *slog.Logger { return slog.New(slog.NewTextHandler(a.err, nil)) }
+
+// open finds the lab, or says which ones there are.
+func (p labPlace) open() (*lab.Lab, error) {
+	l, err := lab.Open(p.dir(), nil)
+	if !errors.Is(err, lab.ErrNotFound) {
+		return l, err
+	}
+	names, _ := lab.List(p.stateDir)
+	if len(names) > 0 {
+		return nil, notFoundError("there is no lab %q in %s; there are %s (choose with --name)", p.name, p.stateDir, strings.Join(names, ", "))
+	}
+	return nil, notFoundError("there is no lab %q in %s; `coldrack lab up` makes one", p.name, p.stateDir)
+}
+
+func (p labPlace) machine(name string) (*lab.Machine, error) {
+	l, err := p.open()
+	if err != nil {
+		return nil, err
+	}
+	m, err := l.Lookup(name)
+	if errors.Is(err, lab.ErrNotFound) {
+		return nil, notFoundError("%w", err)
+	}
+	return m, err
+}
+
+// complete offers names of machines.
+func (p *labPlace) complete(extra ...string) cobra.CompletionFunc {
+	return func(_ *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		names := slices.Clone(extra)
+		if l, err := p.open(); err == nil {
+			for _, m := range l.Machines() {
+				names = append(names, m.Name())
+			}
+		}
+		names = slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, prefix) })
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func (a *app) labUpCommand(place *labPlace) *cobra.Command {
+	o := lab.Options{Memory: 2 * lab.GiB}
+	var (
+		firmware, bus, accelerator, subnet, output string
+		disks                                      []string
+		off                                        bool
+	)
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Make the lab, or what is missing of it, and power its machines on",
+		Example: `  coldrack lab up -n 3
+  coldrack lab up -n 1 --name try --firmware uefi --memory 4GiB --disk 8GiB --disk 1GiB
+  coldrack lab up --off`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.Dir, o.Name, o.Log = place.dir(), place.name, a.labLog()
+			o.Firmware, o.Bus, o.Accelerator = lab.Firmware(firmware), lab.Bus(bus), lab.Accelerator(accelerator)
+			var err error
+			if o.Subnet, err = netip.ParsePrefix(subnet); err != nil {
+				return usageError("--subnet %q: write an address and a length, for example %s", subnet, lab.DefaultSubnet)
+			}
+			o.Disks = []lab.Size{}
+			for _, text := range disks {
+				size, err := lab.ParseSize(text)
+				if err != nil {
+					return usageError("--disk: %w", err)
+				}
+				o.Disks = append(o.Disks, size)
+			}
+			if err := o.Validate(); err != nil {
+				return usageError("%w", err)
+			}
+			l, err := lab.Create(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			if !off {
+				if err := l.PowerOn(cmd.Context()); err != nil {
+					return err
+				}
+			}
+			if err := a.printLab(l, output); err != nil {
+				return err
+			}
+			return a.adviseServer(l, off)
+		},
+	}
+	flags := cmd.Flags()
+	flags.IntVarP(&o.Machines, "machines", "n", 3, "how many machines there shall be; those that exist are kept as they are")
+	flags.StringVar(&firmware, "firmware", string(lab.Mixed), "firmware of new machines: bios, uefi, or mixed for one after the other")
+	flags.Var(&o.Memory, "memory", "memory of a new machine")
+	flags.IntVar(&o.CPUs, "cpus", 2, "processors of a new machine")
+	flags.StringArrayVar(&disks, "disk", []string{"8GiB"}, "size of a blank disk of a new machine; repeat for more disks")
+	flags.StringVar(&bus, "disk-bus", string(lab.SCSI), "how disks of new machines are attached: scsi, virtio, nvme, sata")
+	flags.IntVar(&o.NICs, "nics", 1, "network cards of a new machine; the first one boots")
+	flags.StringVar(&subnet, "subnet", lab.DefaultSubnet.String(), "network of a new lab; its first address is the server's")
+	flags.StringVar(&accelerator, "accelerator", "", "kvm or tcg (emulation); default: kvm if a trial shows that it works")
+	flags.BoolVar(&off, "off", false, "leave the machines off")
+	addOutputFlag(cmd, &output, "wide", "json", "yaml")
+	for name, words := range map[string][]string{
+		"firmware": {"bios", "uefi", "mixed"}, "disk-bus": {"scsi", "virtio", "nvme", "sata"}, "accelerator": {"kvm", "tcg"},
+	} {
+		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	}
+	return cmd
+}
+
+// adviseServer tells a person that the machines' requests go unheard.
+func (a *app) adviseServer(l *lab.Lab, off bool) error {
+	served, err := l.Served()
+	if err != nil || served || len(l.Machines()) == 0 {
+		return err
+	}
+	lines := "no server answers in this lab yet. Start one with:  coldrack serve --boot-netns " + l.Namespace()
+	if !off {
+		lines += "\nMachines with a BIOS ask again and again; those with UEFI give up after some minutes, then: coldrack lab power NAME reset"
+	}
+	_, err = fmt.Fprintln(a.err, lines)
+	return err
+}
+
+// labView is what -o json shows of a lab; scripts rely on it.
+type labView struct {
+	Name          string        `json:"name"`
+	Namespace     string        `json:"namespace"`
+	Subnet        string        `json:"subnet"`
+	ServerAddress string        `json:"serverAddress"`
+	Accelerator   string        `json:"accelerator,omitempty"`
+	WhyNotKVM     string        `json:"whyNotKVM,omitempty"`
+	Machines      []machineView `json:"machines"`
+}
+
+type machineView struct {
+	lab.Spec
+	Power      lab.State `json:"power"`
+	NetworkCut bool      `json:"networkCut"`
+	PID        int       `json:"pid,omitempty"`
+	MemoryUsed int64     `json:"memoryUsedBytes,omitempty"`
+	MemoryPeak int64     `json:"memoryPeakBytes,omitempty"`
+	CPUSeconds float64   `json:"cpuSeconds,omitempty"`
+	OnSeconds  float64   `json:"onSeconds,omitempty"`
+	ConsoleLog string    `json:"consoleLog"`
+	DiskFiles  []string  `json:"diskFiles"`
+	LastLine   string    `json:"lastLine,omitempty"`
+}
+
+func viewLab(l *lab.Lab) labView {
+	accelerator, reason := l.Accelerator()
+	view := labView{Name: l.Name(), Namespace: l.Namespace(), Subnet: l.Subnet().String(), ServerAddress: l.ServerAddress().String(),
+		Accelerator: string(accelerator), Machines: []machineView{}}
+	if accelerator == lab.TCG {
+		view.WhyNotKVM = reason
+	}
+	for _, m := range l.Machines() {
+		v := machineView{Spec: m.Spec(), Power: lab.Off, NetworkCut: m.NetworkCut(), ConsoleLog: m.ConsoleLog(), LastLine: m.LastLine(), DiskFiles: []string{}}
+		for i := range v.Disks {
+			v.DiskFiles = append(v.DiskFiles, m.DiskPath(i))
+		}
+		// A machine that goes off meanwhile is shown as off.
+		if use, err := m.Usage(); err == nil {
+			v.Power, v.PID = lab.On, use.PID
+			v.MemoryUsed, v.MemoryPeak = int64(use.Memory), int64(use.Peak)
+			v.CPUSeconds, v.OnSeconds = use.CPU.Seconds(), use.On.Seconds()
+		}
+		view.Machines = append(view.Machines, v)
+	}
+	return view
+}
+
+func (a *app) printLab(l *lab.Lab, output string) error {
+	view := viewLab(l)
+	if done, err := a.printStructured(output, view); done {
+		return err
+	}
+	how := "by KVM"
+	if view.WhyNotKVM != "" {
+		how = "by emulation"
+	}
+	if _, err := fmt.Fprintf(a.out, "lab %s: network namespace %s, %s, server address %s", view.Name, view.Namespace, view.Subnet, view.ServerAddress); err != nil {
+		return err
+	}
+	if len(view.Machines) == 0 {
+		_, err := fmt.Fprintln(a.out, ", no machines")
+		return err
+	}
+	fmt.Fprintf(a.out, ", machines run %s\n\n", how)
+	table := cli.Table{Header: []string{"NAME", "POWER", "FOR", "FIRMWARE", "CPUS", "MEMORY", "USED", "PEAK", "CPU TIME", "NETWORK", "MAC"}}
+	if output == "wide" {
+		table.Header = append(table.Header, "SERIAL", "UUID", "DISKS", "CONSOLE")
+	}
+	for _, m := range view.Machines {
+		network := "plugged"
+		if m.NetworkCut {
+			network = "cut"
+		}
+		use := []string{"", "", "", ""}
+		if m.Power == lab.On {
+			use = []string{seconds(m.OnSeconds), mebibytes(m.MemoryUsed), mebibytes(m.MemoryPeak), seconds(m.CPUSeconds)}
+		}
+		row := []string{m.Name, string(m.Power), use[0], string(m.Firmware), fmt.Sprint(m.CPUs), m.Memory.String(), use[1], use[2], use[3], network, m.MACs[0]}
+		if output == "wide" {
+			var sizes []string
+			for _, disk := range m.Disks {
+				sizes = append(sizes, disk.Size.String())
+			}
+			row = append(row, m.Serial, m.UUID, strings.Join(sizes, "+"), m.LastLine)
+		}
+		table.Add(row...)
+	}
+	return table.Print(a.out, true)
+}
+
+func seconds(s float64) string {
+	return (time.Duration(s * float64(time.Second))).Round(time.Second).String()
+}
+
+func mebibytes(bytes int64) string { return fmt.Sprintf("%dMiB", bytes>>20) }
+
+func (a *app) labPsCommand(place *labPlace) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "ps",
+		Short: "Show the machines of the lab and what they use",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			l, err := place.open()
+			if err != nil {
+				return err
+			}
+			return a.printLab(l, output)
+		},
+	}
+	addOutputFlag(cmd, &output, "wide", "json", "yaml")
+	return cmd
+}
+
+func (a *app) labDownCommand(place *labPlace) *cobra.Command {
+	var keep bool
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Pull the plug of all machines and remove the lab",
+		Long: `Pull the plug of all machines and remove the lab: processes, network, disks. It may be repeated, and it
+works on a lab that is half made.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := lab.Down(cmd.Context(), place.dir(), place.name, keep); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(a.out, "lab %s is down\n", place.name)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&keep, "keep-disks", false, "keep the machines' disks and console logs for the next `up`")
+	return cmd
+}
+
+func (a *app) labPowerCommand(place *labPlace) *cobra.Command {
+	var (
+		diskOnly    bool
+		impersonate string
+	)
+	type action struct {
+		name, about string
+		do          func(context.Context, *lab.Machine) error
+	}
+	powerOn := func(ctx context.Context, m *lab.Machine) error {
+		var options []lab.StartOption
+		if diskOnly {
+			options = append(options, lab.DiskOnly())
+		}
+		if impersonate != "" {
+			other, err := place.machine(impersonate)
+			if err != nil {
+				return err
+			}
+			options = append(options, lab.Impersonate(other))
+		}
+		return m.PowerOn(ctx, options...)
+	}
+	actions := []action{
+		{"on", "power on", powerOn},
+		{"off", "pull the plug", func(ctx context.Context, m *lab.Machine) error { return m.PowerOff(ctx) }},
+		{"reset", "press the reset button", func(ctx context.Context, m *lab.Machine) error { return m.Reset(ctx) }},
+		{"cycle", "pull the plug and power on", func(ctx context.Context, m *lab.Machine) error {
+			if err := m.PowerOff(ctx); err != nil {
+				return err
+			}
+			return powerOn(ctx, m)
+		}},
+		{"shutdown", "press the power button: the operating system decides", func(ctx context.Context, m *lab.Machine) error { return m.Shutdown(ctx) }},
+		{"cut-network", "pull the network cables, until they are restored", func(ctx context.Context, m *lab.Machine) error { return m.CutNetwork(ctx) }},
+		{"restore-network", "plug the network cables in again", func(ctx context.Context, m *lab.Machine) error { return m.RestoreNetwork(ctx) }},
+	}
+	var names []string
+	var about strings.Builder
+	for _, x := range actions {
+		names = append(names, x.name)
+		fmt.Fprintf(&about, "  %-16s %s\n", x.name, x.about)
+	}
+	cmd := &cobra.Command{
+		Use:   "power NAME... ACTION",
+		Short: "Switch machines of the lab, or their network, on and off",
+		Long:  "Switch machines of the lab, or their network, on and off. NAME is a machine, or all. ACTION is one of:\n\n" + about.String(),
+		Example: `  coldrack lab power lab-1 off
+  coldrack lab power all on`,
+		Args:              cobra.MinimumNArgs(2),
+		ValidArgsFunction: place.complete(append([]string{"all"}, names...)...),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			last := len(args) - 1
+			i := slices.Index(names, args[last])
+			if i < 0 {
+				return usageError("there is no action %q; there are %s", args[last], strings.Join(names, ", "))
+			}
+			if (diskOnly || impersonate != "") && names[i] != "on" && names[i] != "cycle" {
+				return usageError("--disk-only and --impersonate go with on and cycle only")
+			}
+			l, err := place.open()
+			if err != nil {
+				return err
+			}
+			var machines []*lab.Machine
+			for _, name := range args[:last] {
+				if name == "all" {
+					machines = append(machines, l.Machines()...)
+					continue
+				}
+				m, err := place.machine(name)
+				if err != nil {
+					return err
+				}
+				machines = append(machines, m)
+			}
+			tasks, ctx := errgroup.WithContext(cmd.Context())
+			tasks.SetLimit(4)
+			for _, m := range machines {
+				tasks.Go(func() error { return actions[i].do(ctx, m) })
+			}
+			err = tasks.Wait()
+			if errors.Is(err, lab.ErrOff) || errors.Is(err, lab.ErrOn) {
+				return refusedError("%w", err)
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&diskOnly, "disk-only", false, "start from the disks and never ask the network")
+	cmd.Flags().StringVar(&impersonate, "impersonate", "", "claim MAC addresses, UUID and serial number of this machine")
+	_ = cmd.RegisterFlagCompletionFunc("impersonate", place.complete())
+	return cmd
+}
+
+func (a *app) labConsoleCommand(place *labPlace) *cobra.Command {
+	var (
+		follow, attach, raw bool
+		tail                int
+	)
+	cmd := &cobra.Command{
+		Use:               "console NAME",
+		Short:             "Show, follow or use the serial console of a machine",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: place.complete(),
+		Example: `  coldrack lab console lab-1
+  coldrack lab console lab-1 -f --tail 20
+  coldrack lab console lab-1 --attach      # Ctrl-] leaves`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m, err := place.machine(args[0])
+			if err != nil {
+				return err
+			}
+			if attach {
+				return a.attachConsole(cmd.Context(), m)
+			}
+			mark, err := m.ConsoleTail(tail)
+			if err != nil {
+				return err
+			}
+			show := func(chunk []byte) error {
+				if !raw {
+					chunk = []byte(lab.Printable(chunk))
+				}
+				_, err := a.out.Write(chunk)
+				return err
+			}
+			if follow {
+				err := m.FollowConsole(cmd.Context(), mark, show)
+				if errors.Is(err, context.Canceled) {
+					return nil // Ctrl-C is how one stops following
+				}
+				return err
+			}
+			file, err := os.Open(m.ConsoleLog())
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // it was never on
+			}
+			if err != nil {
+				return err
+			}
+			defer file.Close()
+			text, err := io.ReadAll(io.NewSectionReader(file, mark, m.ConsoleMark()-mark))
+			if err != nil {
+				return err
+			}
+			return show(text)
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on showing what comes")
+	cmd.Flags().BoolVar(&attach, "attach", false, "use the console with this terminal; Ctrl-] leaves")
+	cmd.Flags().BoolVar(&raw, "raw", false, "leave terminal control sequences in")
+	cmd.Flags().IntVar(&tail, "tail", -1, "begin with this many last lines (default all)")
+	cmd.MarkFlagsMutuallyExclusive("attach", "follow")
+	cmd.MarkFlagsMutuallyExclusive("attach", "raw")
+	return cmd
+}
+
+// escapeKey is Ctrl-], as in telnet.
+const escapeKey = 0x1d
+
+// attachConsole connects the terminal with the console until the machine goes off, the escape key is
+// pressed or the input ends.
+func (a *app) attachConsole(ctx context.Context, m *lab.Machine) error {
+	conn, err := m.DialConsole(ctx)
+	if errors.Is(err, lab.ErrOff) {
+		return refusedError("%w", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if file, ok := a.in.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+		fmt.Fprintf(a.err, "console of %s; Ctrl-] leaves\n", m.Name())
+		before, err := term.MakeRaw(int(file.Fd()))
+		if err != nil {
+			return err
+		}
+		defer func() {
+			_ = term.Restore(int(file.Fd()), before)
+			fmt.Fprintln(a.err)
+		}()
+	}
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	// A read of a terminal cannot be interrupted. This goroutine ends with the process, which has nothing
+	// else to do.
+	go func() {
+		defer conn.Close()
+		buffer := make([]byte, 256)
+		for {
+			n, err := a.in.Read(buffer)
+			typed := buffer[:n]
+			i := bytes.IndexByte(typed, escapeKey)
+			if i >= 0 {
+				typed = typed[:i]
+			}
+			if _, writeErr := conn.Write(typed); writeErr != nil || err != nil || i >= 0 {
+				return
+			}
+		}
+	}()
+	if _, err := io.Copy(a.out, conn); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("console of %s: %w", m.Name(), err)
+	}
+	return nil
+}
