@@ -96,6 +96,40 @@ func adminKubeconfigServes(content []byte, people *pki.Authority, server string)
 	return err == nil && time.Until(cert.NotAfter) > renewBefore
 }
 
+// servingCertificate returns the certificate and key, PEM, of people's API: for the address it listens on,
+// the addresses and names of this host, and those that the configuration adds. It is made at every start,
+// since its authority is what people's kubeconfigs trust.
+func (s *server) servingCertificate() (certPEM, keyPEM []byte, err error) {
+	names := []string{"localhost"}
+	addresses := []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+	if name, err := os.Hostname(); err == nil {
+		names = append(names, name)
+	}
+	host, _, err := net.SplitHostPort(s.cfg.APIAddress)
+	if err != nil {
+		return nil, nil, fmt.Errorf("apiAddress %q: %w", s.cfg.APIAddress, err)
+	}
+	extra := append([]string{host}, s.cfg.APINames...)
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		all, err := ownAddresses("")
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, address := range all {
+			addresses = append(addresses, address.AsSlice())
+		}
+		extra = s.cfg.APINames
+	}
+	for _, name := range extra {
+		if ip := net.ParseIP(name); ip != nil {
+			addresses = append(addresses, ip)
+		} else {
+			names = append(names, name)
+		}
+	}
+	return s.keys.people.NewServerPEM("coldrack API", names, addresses, servingTTL)
+}
+
 // apiURL is how people on this machine reach an API that listens at address.
 func apiURL(address string) string {
 	host, port, err := net.SplitHostPort(address)

@@ -164,6 +164,16 @@ func (a *Authority) NewServerKeyPair(commonName string, names []string, addresse
 	return tls.Certificate{Certificate: [][]byte{cert.Raw, a.cert.Raw}, PrivateKey: key, Leaf: cert}, nil
 }
 
+// NewServerPEM makes a key and a server certificate for it, both PEM, the chain with the authority.
+func (a *Authority) NewServerPEM(commonName string, names []string, addresses []net.IP, ttl time.Duration) (certPEM, keyPEM []byte, err error) {
+	pair, err := a.NewServerKeyPair(commonName, names, addresses, ttl)
+	if err != nil {
+		return nil, nil, err
+	}
+	keyPEM, err = encodeKey(pair.PrivateKey)
+	return append(EncodeCertificate(pair.Leaf), a.CertPEM()...), keyPEM, err
+}
+
 // NewClientKeyPair makes a key and a client certificate for it, both PEM, for people.
 func (a *Authority) NewClientKeyPair(commonName string, organizations []string, ttl time.Duration) (certPEM, keyPEM []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -174,11 +184,16 @@ func (a *Authority) NewClientKeyPair(commonName string, organizations []string, 
 	if err != nil {
 		return nil, nil, err
 	}
+	keyPEM, err = encodeKey(key)
+	return certPEM, keyPEM, err
+}
+
+func encodeKey(key crypto.PrivateKey) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("encode key of %s: %w", commonName, err)
+		return nil, fmt.Errorf("encode private key: %w", err)
 	}
-	return certPEM, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 func (a *Authority) signLeaf(public crypto.PublicKey, template *x509.Certificate) ([]byte, *x509.Certificate, error) {

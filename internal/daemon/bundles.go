@@ -1,0 +1,199 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
+	"time"
+
+	"coldrack.dev/internal/bundle"
+)
+
+// importer brings bundles into the store, one at a time: those that the configuration names at start, and
+// those that people upload.
+type importer struct {
+	cfg     Config
+	store   *bundle.Store
+	log     *slog.Logger
+	turn    chan struct{} // one token: whoever holds it imports
+	mu      sync.Mutex
+	waiting []func() // called after each import
+}
+
+func newImporter(cfg Config, store *bundle.Store, log *slog.Logger) *importer {
+	return &importer{cfg: cfg, store: store, log: log.With("part", "bundles"), turn: make(chan struct{}, 1)}
+}
+
+// onImport registers what is to be called after each import, for those who show what the store holds.
+func (i *importer) onImport(f func()) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.waiting = append(i.waiting, f)
+}
+
+// run imports the bundles that the configuration names. A bundle that cannot be imported is an error in
+// the log, not the end of the server: machines that are installed must still be served.
+func (i *importer) run(ctx context.Context) error {
+	for _, path := range i.cfg.Bundles {
+		summary, err := i.importFile(ctx, path, true, func(bundle.Progress) {})
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			i.log.Error("a bundle of the configuration was not imported", "path", path, "err", err)
+		default:
+			i.log.Info("bundle is in the store", "bundle", summary.Name, "digest", summary.Digest)
+		}
+	}
+	return nil
+}
+
+func (i *importer) importFile(ctx context.Context, path string, onlyNew bool, progress func(bundle.Progress)) (bundle.Summary, error) {
+	select {
+	case i.turn <- struct{}{}:
+		defer func() { <-i.turn }()
+	case <-ctx.Done():
+		return bundle.Summary{}, ctx.Err()
+	}
+	if onlyNew {
+		summary, err := bundle.Inspect(path)
+		if err != nil {
+			return bundle.Summary{}, err
+		}
+		for _, have := range i.store.Bundles() {
+			if have.Digest == summary.Digest {
+				summary.Info = have
+				return summary, nil
+			}
+		}
+	}
+	keys, err := trustedKeys(i.cfg)
+	if err != nil {
+		return bundle.Summary{}, err
+	}
+	summary, err := bundle.Import(ctx, i.store, path, keys, progress)
+	if err != nil {
+		return bundle.Summary{}, err
+	}
+	i.mu.Lock()
+	waiting := i.waiting
+	i.mu.Unlock()
+	for _, f := range waiting {
+		f()
+	}
+	return summary, nil
+}
+
+// uploadName keeps an upload inside the spool folder.
+var uploadName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+
+// offsetHeader says how much of an upload has arrived.
+const offsetHeader = "Coldrack-Offset"
+
+// ServeHTTP takes uploads of bundles:
+//
+//	HEAD ?name=N            how many bytes of upload N have arrived, in the header Coldrack-Offset
+//	PUT  ?name=N&offset=O   the rest of it, from byte O on; when complete it is imported
+//
+// The answer to PUT is a stream of JSON lines: {"progress":…} while it is imported, and one last line
+// with {"bundle":…} or {"error":…}.
+func (i *importer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	name := r.URL.Query().Get("name")
+	if !uploadName.MatchString(name) {
+		http.Error(w, "name: must be a file name of letters, digits, dots, dashes and underscores", http.StatusBadRequest)
+		return
+	}
+	path := i.cfg.path("uploads", name)
+	switch r.Method {
+	case http.MethodHead:
+		var size int64
+		if info, err := os.Stat(path); err == nil {
+			size = info.Size()
+		}
+		w.Header().Set(offsetHeader, strconv.FormatInt(size, 10))
+	case http.MethodPut:
+		i.put(w, r, path)
+	default:
+		w.Header().Set("Allow", "HEAD, PUT")
+		http.Error(w, "only HEAD and PUT", http.StatusMethodNotAllowed)
+	}
+}
+
+func (i *importer) put(w http.ResponseWriter, r *http.Request, path string) {
+	// An upload takes as long as its link needs.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{})
+	_ = control.SetWriteDeadline(time.Time{})
+	if status, err := i.spool(r, path); err != nil {
+		i.log.Warn("upload of a bundle ended early", "path", path, "err", err)
+		http.Error(w, err.Error(), status)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	lines := json.NewEncoder(w)
+	say := func(line any) {
+		_ = lines.Encode(line)
+		_ = control.Flush()
+	}
+	var last time.Time
+	summary, err := i.importFile(r.Context(), path, false, func(p bundle.Progress) {
+		if now := time.Now(); now.Sub(last) > 500*time.Millisecond {
+			last = now
+			say(map[string]bundle.Progress{"progress": p})
+		}
+	})
+	if r.Context().Err() == nil {
+		// Whether it was good or bad, the upload has served; only one that was cut off is worth keeping.
+		_ = os.Remove(path)
+	}
+	if err != nil {
+		i.log.Error("an uploaded bundle was not imported", "path", path, "err", err)
+		say(map[string]string{"error": err.Error()})
+		return
+	}
+	i.log.Info("bundle imported", "bundle", summary.Name, "digest", summary.Digest)
+	say(map[string]bundle.Summary{"bundle": summary})
+}
+
+func (i *importer) spool(r *http.Request, path string) (status int, err error) {
+	var offset int64
+	if text := r.URL.Query().Get("offset"); text != "" {
+		if offset, err = strconv.ParseInt(text, 10, 64); err != nil || offset < 0 {
+			return http.StatusBadRequest, fmt.Errorf("offset: %q: must be a number of bytes", text)
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return http.StatusInternalServerError, err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return http.StatusInternalServerError, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return http.StatusInternalServerError, err
+	}
+	if offset > info.Size() {
+		return http.StatusConflict, fmt.Errorf("offset %d is beyond what has arrived (%d bytes); ask with HEAD first", offset, info.Size())
+	}
+	if err := file.Truncate(offset); err != nil {
+		return http.StatusInternalServerError, err
+	}
+	if _, err := file.Seek(offset, io.SeekStart); err != nil {
+		return http.StatusInternalServerError, err
+	}
+	if _, err := io.Copy(file, r.Body); err != nil {
+		return http.StatusInsufficientStorage, fmt.Errorf("store the upload: %w; run the import again, it goes on where this one ended", errors.Join(err, file.Sync()))
+	}
+	return http.StatusOK, file.Sync()
+}

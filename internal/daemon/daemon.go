@@ -1,0 +1,245 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/controllers"
+	"coldrack.dev/internal/controlplane"
+	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machineapi"
+	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/version"
+)
+
+// Run starts the server and serves until ctx ends. It returns nil after a graceful stop.
+//
+// The order of the start is the order of need: state nobody else may touch, keys, content, the API that
+// holds the kinds, what is cached of it, the controllers; and only when all machines have been read the
+// sockets that machines talk to are served, because a known machine must never be taken for a stranger.
+// The stop goes the other way round.
+func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
+	began := time.Now()
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	controlplane.SendKlogTo(log)
+	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
+
+	lock, err := lockDataDir(cfg)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	keys, err := openKeys(cfg)
+	if err != nil {
+		return err
+	}
+	// What can be wrong with files is found before anything listens.
+	set, err := readManifests(cfg.Manifests)
+	if err != nil {
+		return err
+	}
+	if _, err := trustedKeys(cfg); err != nil {
+		return err
+	}
+	store, err := bundle.OpenStore(cfg.path("content"))
+	if err != nil {
+		return err
+	}
+	// Sockets that machines use are opened early, so that a port in use is an error before anything has
+	// happened; they are served late.
+	var sockets bootSockets
+	if !cfg.NoBoot {
+		if sockets, err = openBootSockets(ctx, cfg); err != nil {
+			return err
+		}
+		defer sockets.close()
+	}
+
+	s := &server{
+		cfg: cfg, log: log, keys: keys, sockets: sockets,
+		content: content{store: store}, importer: newImporter(cfg, store, log),
+		fleet: fleet.New(fleet.Options{Log: log.With("part", "fleet")}),
+	}
+	if s.plane, err = s.startControlPlane(ctx); err != nil {
+		return err
+	}
+	defer s.plane.Stop()
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.plane.Wait(ctx) })
+	group.Go(func() error {
+		if err := s.start(ctx, group, set); err != nil {
+			return err
+		}
+		kubeconfig, err := s.greet()
+		if err != nil {
+			return err
+		}
+		notifySystemd("READY=1")
+		log.Info("ready", "version", version.Version, "took", time.Since(began).Round(time.Millisecond),
+			"engine", string(s.plane.Engine()), "api", s.plane.Address(), "kubeconfig", kubeconfig)
+		<-ctx.Done()
+		notifySystemd("STOPPING=1")
+		log.Info("stopping")
+		return nil
+	})
+	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// server is what the parts of a running `coldrack serve` share.
+type server struct {
+	cfg      Config
+	log      *slog.Logger
+	keys     keys
+	sockets  bootSockets
+	content  content
+	importer *importer
+	fleet    *fleet.Fleet
+	plane    *controlplane.ControlPlane
+}
+
+// keys are the server's authorities and what seals them.
+type keys struct {
+	master           pki.MasterKey
+	machines, people *pki.Authority
+}
+
+func openKeys(cfg Config) (k keys, err error) {
+	dir := cfg.path("pki")
+	if k.master, err = pki.OpenMasterKey(dir); err != nil {
+		return k, err
+	}
+	if k.machines, err = pki.OpenAuthority(dir, machineAuthority, k.master); err != nil {
+		return k, err
+	}
+	k.people, err = pki.OpenAuthority(dir, peopleAuthority, k.master)
+	return k, err
+}
+
+func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPlane, error) {
+	cfg := s.cfg
+	certPEM, keyPEM, err := s.servingCertificate()
+	if err != nil {
+		return nil, err
+	}
+	return controlplane.Start(ctx, controlplane.Config{
+		Logger: s.log.With("part", "controlplane"), DataDir: cfg.DataDir, Address: cfg.APIAddress,
+		ServingCert: certPEM, ServingKey: keyPEM, ClientCAs: s.keys.people.CertPEM(),
+		Handlers: map[string]http.Handler{
+			machinesPath:           machineLogs(s.fleet),
+			"/coldrack/v1/bundles": s.importer,
+		},
+		Version:       version.Version,
+		EtcdEndpoints: cfg.EtcdEndpoints, EtcdCAFile: cfg.EtcdCAFile, EtcdCertFile: cfg.EtcdCertFile, EtcdKeyFile: cfg.EtcdKeyFile,
+		Kubeconfig: cfg.Kubeconfig,
+	})
+}
+
+// start brings up what needs the API, in order, as tasks of the group.
+func (s *server) start(ctx context.Context, group *errgroup.Group, set []manifest) error {
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return err
+	}
+	rest := s.plane.RESTConfig()
+	// Our own API server is as near as a function call; a foreign one is asked politely.
+	rest.QPS, rest.Burst = -1, 0
+	if s.plane.Engine() == controlplane.EngineKubernetes {
+		rest.QPS, rest.Burst = 50, 100
+	}
+	cached, err := cache.New(rest, cache.Options{Scheme: scheme, DefaultTransform: cache.TransformStripManagedFields()})
+	if err != nil {
+		return fmt.Errorf("cache of the API: %w", err)
+	}
+	direct, err := client.New(rest, client.Options{Scheme: scheme})
+	if err != nil {
+		return fmt.Errorf("client of the API: %w", err)
+	}
+	group.Go(func() error { return cached.Start(ctx) })
+	synced, err := controllers.Feed(ctx, cached, s.fleet)
+	if err != nil {
+		return err
+	}
+	if err := applyManifests(ctx, rest, set); err != nil {
+		return err
+	}
+	if err := synced(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
+
+	catalog := newCatalog(s.content.store, s.log)
+	s.importer.onImport(catalog.changed)
+	deps := controllers.Deps{
+		Client: direct, Cache: cached, Fleet: s.fleet, Log: s.log.With("part", "controllers"),
+		Catalog: catalog, HeartbeatInterval: s.cfg.HeartbeatInterval,
+	}
+	if s.cfg.NoBoot {
+		group.Go(func() error { return controllers.Serve(ctx, deps) })
+	} else {
+		if deps.Reserved, err = ownAddresses(s.cfg.BootNetns); err != nil {
+			return err
+		}
+		dhcp, err := s.serveBoot(ctx, group, machineapi.NewNonces(nil), controllers.NewStore(direct), controllers.NewPlans(cached))
+		if err != nil {
+			return err
+		}
+		deps.Subnets = dhcp
+		group.Go(func() error { return controllers.Serve(ctx, deps) })
+	}
+	group.Go(func() error {
+		return s.plane.Elect(ctx, "controllers", func(ctx context.Context) error { return controllers.Lead(ctx, deps) })
+	})
+	group.Go(func() error { return s.importer.run(ctx) })
+	return nil
+}
+
+// greet writes the first administrator's kubeconfig and returns where it is; empty when people's API is
+// an existing one that has its own.
+func (s *server) greet() (string, error) {
+	if s.plane.Engine() == controlplane.EngineKubernetes {
+		return "", nil
+	}
+	path := s.cfg.AdminKubeconfig()
+	written, err := writeAdminKubeconfig(s.cfg, s.keys.people, apiURL(s.plane.Address()))
+	if err != nil {
+		return "", err
+	}
+	if written {
+		s.log.Info("wrote the administrator's kubeconfig", "path", path)
+	}
+	return path, nil
+}
+
+// notifySystemd tells the service manager, if there is one, how far the server is (sd_notify(3)).
+func notifySystemd(state string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return // the service manager will say that it heard nothing
+	}
+	defer conn.Close()
+	_, _ = conn.Write([]byte(state))
+}

@@ -1,0 +1,126 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/boot"
+	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/httpboot"
+	"coldrack.dev/internal/machineapi"
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+// errStarting is answered until every Machine has been read: a known machine must not be taken for a
+// stranger because its server has just started.
+var errStarting = errors.New("the server is starting and has not read its machines yet")
+
+// booter answers what machines boot. It reads what is in memory and never waits for the store.
+type booter struct {
+	fleet   *fleet.Fleet
+	nonces  *machineapi.Nonces
+	content content
+	cfg     Config
+	caPin   string
+	log     *slog.Logger
+}
+
+// reachedAt is the address by which a machine reaches this server: the configured one, else the one that
+// its request came to, which is known to work.
+func (b *booter) reachedAt(local netip.Addr) string {
+	if b.cfg.BootAddress != "" {
+		return b.cfg.BootAddress
+	}
+	return local.String()
+}
+
+func (b *booter) bootURL(local netip.Addr) string {
+	return "http://" + net.JoinHostPort(b.reachedAt(local), strconv.Itoa(b.cfg.BootPort))
+}
+
+func (b *booter) machineURL(local netip.Addr) string {
+	return "https://" + net.JoinHostPort(b.reachedAt(local), strconv.Itoa(b.cfg.MachinePort))
+}
+
+// BootScript implements httpboot.Scripts.
+func (b *booter) BootScript(_ context.Context, query httpboot.Query) (string, error) {
+	request := boot.Request{
+		MACs: query.MACs, UUID: query.UUID, Serial: query.Serial,
+		Manufacturer: query.Manufacturer, Product: query.Product,
+		Arch: query.Arch, Platform: boot.Platform(query.Platform), Address: query.Remote.Addr(),
+	}
+	return b.script(request, query.Local.Addr())
+}
+
+// script decides what the machine boots, records the decision, and renders it for iPXE.
+func (b *booter) script(request boot.Request, local netip.Addr) (string, error) {
+	if !b.fleet.IsSynced() {
+		return "", errStarting
+	}
+	ids := v1alpha1.Identifiers{MACs: request.MACs, UUID: request.UUID, Serial: request.Serial}
+	machine, matched := b.fleet.Lookup(ids)
+	kernel, initrd, haveNetboot := b.content.netboot()
+	plan := boot.Decide(request, machine, boot.Policy{Netboot: haveNetboot})
+	if machine == nil && matched != "" {
+		plan.Reason += " (" + matched + ")"
+	}
+	record := v1alpha1.BootRecord{
+		At: metav1.Now(), Action: plan.Action, Reason: plan.Reason,
+		Address: request.Address.String(), Firmware: string(request.Platform),
+	}
+	if len(request.MACs) > 0 {
+		record.MAC = request.MACs[0]
+	}
+	name := b.fleet.Booted(ids, record)
+
+	target := boot.Target{Machine: name, RetryURL: b.bootURL(local) + "/boot.ipxe"}
+	switch plan.Action {
+	case v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease:
+		target.KernelURL = b.contentURL(local, kernel.Digest)
+		target.InitrdURL = b.contentURL(local, initrd.Digest)
+		nonce := b.nonces.Issue(machineapi.Binding{Identifiers: ids, Machine: name, Action: plan.Action})
+		target.Args = []string{
+			wire.ArgServer + "=" + b.machineURL(local),
+			wire.ArgBoot + "=" + b.bootURL(local),
+			wire.ArgCA + "=" + b.caPin,
+			wire.ArgNonce + "=" + nonce,
+		}
+		if record.MAC != "" {
+			target.Args = append(target.Args, wire.ArgMAC+"="+record.MAC)
+		}
+		target.Args = append(target.Args, consoleArgs()...)
+	}
+	b.log.Info("boot decided", "machine", name, "mac", record.MAC, "address", record.Address,
+		"action", string(plan.Action), "reason", plan.Reason)
+	return boot.Script(plan, target)
+}
+
+// consoleArgs make the discovery system talk on the screen and on the first serial port, which is where
+// serial-over-LAN usually is. The serial one comes last, so that it is the kernel's primary console; the
+// kernel itself only says what went wrong, since a serial line is slow.
+func consoleArgs() []string {
+	return []string{"console=tty0", "console=ttyS0,115200", "quiet", "loglevel=4"}
+}
+
+func (b *booter) contentURL(local netip.Addr, digest string) string {
+	return b.bootURL(local) + "/content/sha256/" + strings.TrimPrefix(digest, "sha256:")
+}
+
+// OpenBlob implements httpboot.Content.
+func (b *booter) OpenBlob(_ context.Context, sha256 string) (httpboot.File, error) {
+	file, _, err := b.content.store.Open("sha256:" + sha256)
+	if errors.Is(err, bundle.ErrNotFound) {
+		return nil, fs.ErrNotExist
+	}
+	return file, err
+}

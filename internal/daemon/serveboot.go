@@ -1,0 +1,82 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"coldrack.dev/internal/controllers"
+	"coldrack.dev/internal/httpboot"
+	"coldrack.dev/internal/machineapi"
+	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/tftp"
+)
+
+// serveBoot serves everything that machines talk to, as tasks of the group.
+func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *machineapi.Nonces,
+	store *controllers.Store, plans *controllers.Plans) (controllers.SubnetSink, error) {
+	answers := &booter{
+		fleet: s.fleet, nonces: nonces, content: s.content, cfg: s.cfg,
+		caPin: s.keys.machines.Fingerprint(), log: s.log.With("part", "boot"),
+	}
+	web := httpboot.New(httpboot.Options{
+		Files: s.content, Content: answers, Scripts: answers, Log: s.log.With("part", "http"),
+	})
+	group.Go(func() error { return web.Serve(ctx, s.sockets.http) })
+
+	files := tftp.New(tftp.Options{
+		FS: s.content, Log: s.log.With("part", "tftp"),
+		Dial: func(local netip.Addr, remote netip.AddrPort) (conn *net.UDPConn, err error) {
+			err = netns.Do(s.cfg.BootNetns, func() (err error) {
+				conn, err = net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(local, 0)), net.UDPAddrFromAddrPort(remote))
+				return err
+			})
+			return conn, err
+		},
+	})
+	group.Go(func() error { return files.Serve(ctx, s.sockets.tftp) })
+
+	api := machineapi.New(machineapi.Options{
+		Fleet: s.fleet, Store: store, Plans: plans, Content: s.content, Signer: s.keys.machines,
+		Nonces: nonces, Log: s.log.With("part", "machineapi"), HeartbeatInterval: s.cfg.HeartbeatInterval,
+	})
+	certificates := &machineCertificates{authority: s.keys.machines, now: time.Now}
+	config := machineapi.TLSConfig(certificates.get, s.keys.machines.Pool())
+	machines := api.Server(config)
+	group.Go(func() error {
+		if err := machines.ServeTLS(s.sockets.machine, "", ""); ctx.Err() == nil {
+			return fmt.Errorf("machine API: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		// A long poll that is cut off is asked again; there is nothing to wait for.
+		return machines.Close()
+	})
+	return s.serveDHCP(ctx, group, answers)
+}
+
+// ownAddresses are the addresses of this host's interfaces, in a network namespace.
+func ownAddresses(namespace string) (addresses []netip.Addr, err error) {
+	err = netns.Do(namespace, func() error {
+		all, err := net.InterfaceAddrs()
+		if err != nil {
+			return err
+		}
+		for _, a := range all {
+			if prefix, err := netip.ParsePrefix(a.String()); err == nil && !prefix.Addr().IsLoopback() {
+				addresses = append(addresses, prefix.Addr().Unmap())
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("addresses of this host: %w", err)
+	}
+	return addresses, nil
+}

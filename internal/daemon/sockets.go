@@ -1,0 +1,117 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/pki"
+)
+
+// bootSockets are what machines talk to, DHCP apart, all in the boot network namespace.
+type bootSockets struct {
+	http    net.Listener
+	machine net.Listener
+	tftp    *net.UDPConn
+}
+
+// openBootSockets opens all of them or none.
+func openBootSockets(ctx context.Context, cfg Config) (s bootSockets, err error) {
+	defer func() {
+		if err != nil {
+			s.close()
+			s = bootSockets{}
+		}
+	}()
+	if cfg.BootNetns != "" {
+		if err := netns.Do(cfg.BootNetns, func() error { return nil }); err != nil {
+			return s, fmt.Errorf("%w; make the network first: coldrack lab up", err)
+		}
+	}
+	if s.http, err = listenTCP(ctx, cfg.BootNetns, cfg.BootPort, "boot HTTP", "--boot-port"); err != nil {
+		return s, err
+	}
+	if s.machine, err = listenTCP(ctx, cfg.BootNetns, cfg.MachinePort, "machine API", "--machine-port"); err != nil {
+		return s, err
+	}
+	conn, err := netns.ListenPacket(ctx, cfg.BootNetns, "udp", net.JoinHostPort("", strconv.Itoa(cfg.TFTPPort)))
+	if err != nil {
+		return s, explainListen(err, "TFTP", "udp", cfg.TFTPPort, "--tftp-port")
+	}
+	s.tftp = conn.(*net.UDPConn)
+	return s, nil
+}
+
+func listenTCP(ctx context.Context, namespace string, port int, what, flag string) (net.Listener, error) {
+	listener, err := netns.Listen(ctx, namespace, "tcp", net.JoinHostPort("", strconv.Itoa(port)))
+	if err != nil {
+		return nil, explainListen(err, what, "tcp", port, flag)
+	}
+	return listener, nil
+}
+
+func explainListen(err error, what, network string, port int, flag string) error {
+	advice := "see `coldrack doctor`"
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		advice = fmt.Sprintf("another program has the port: find it with `ss -lpn sport = :%d` and stop it, or choose another port with %s", port, flag)
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		advice = "ports below 1024 need root or CAP_NET_BIND_SERVICE: run as root or use the systemd unit"
+	}
+	return fmt.Errorf("%s cannot listen on port %d/%s: %w; %s", what, port, network, err, advice)
+}
+
+func (s bootSockets) close() {
+	if s.http != nil {
+		s.http.Close()
+	}
+	if s.machine != nil {
+		s.machine.Close()
+	}
+	if s.tftp != nil {
+		s.tftp.Close()
+	}
+}
+
+// machineCertificates gives the machine API a certificate for whichever of the server's addresses a
+// machine came to, made at the first connection to it: the server need not know its addresses beforehand,
+// and an address that is added later works at once.
+type machineCertificates struct {
+	authority *pki.Authority
+	now       func() time.Time
+
+	mu   sync.Mutex
+	byIP map[netip.Addr]*tls.Certificate
+}
+
+const machineServerTTL = 90 * 24 * time.Hour
+
+func (m *machineCertificates) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	address, err := netip.ParseAddrPort(hello.Conn.LocalAddr().String())
+	if err != nil {
+		return nil, fmt.Errorf("local address of a connection: %w", err)
+	}
+	ip := address.Addr().Unmap().WithZone("")
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if cert := m.byIP[ip]; cert != nil && m.now().Before(cert.Leaf.NotAfter.Add(-machineServerTTL/3)) {
+		return cert, nil
+	}
+	cert, err := m.authority.NewServerKeyPair("coldrack machine API", nil, []net.IP{ip.AsSlice()}, machineServerTTL)
+	if err != nil {
+		return nil, err
+	}
+	if m.byIP == nil {
+		m.byIP = map[netip.Addr]*tls.Certificate{}
+	}
+	m.byIP[ip] = &cert
+	return &cert, nil
+}
