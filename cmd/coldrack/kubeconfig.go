@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"coldrack.dev/internal/cli/settings"
 	"coldrack.dev/internal/daemon"
@@ -65,16 +66,19 @@ func (s *serverFlags) existing(a *app) (daemon.Config, error) {
 
 func (a *app) kubeconfigCommand() *cobra.Command {
 	var (
-		server            serverFlags
-		user, role, write string
-		ttl               time.Duration
+		server                 serverFlags
+		user, role, write, url string
+		ttl                    time.Duration
 	)
 	cmd := &cobra.Command{
 		Use:   "kubeconfig --user NAME --role ROLE",
 		Short: "Make a kubeconfig with a client certificate for a person",
 		Long: `Make a kubeconfig with a client certificate of its own, signed by the server's authority. It runs on
 the server's machine, as the owner of the data folder. A certificate cannot be withdrawn before it ends, so
-keep --ttl short; "coldrack token" makes credentials that can be.`,
+keep --ttl short; "coldrack token" makes credentials that can be.
+
+A person on another machine needs --server with an address that the API's certificate has (serve
+--api-names) and on which it listens (serve --api-address).`,
 		Example: `  coldrack kubeconfig --user anna --role operator --ttl 8h > anna.kubeconfig`,
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
@@ -99,6 +103,9 @@ keep --ttl short; "coldrack token" makes credentials that can be.`,
 			if err != nil {
 				return err
 			}
+			if content, err = pointTo(content, cfg, url); err != nil {
+				return err
+			}
 			if write == "" {
 				_, err = a.out.Write(content)
 				return err
@@ -111,9 +118,32 @@ keep --ttl short; "coldrack token" makes credentials that can be.`,
 		},
 	}
 	server.addFlags(cmd)
+	cmd.Flags().StringVar(&url, "server", "", "URL of the server as that person reaches it (default: as on this machine)")
 	cmd.Flags().StringVar(&user, "user", "", "name of the person, for the audit log")
 	cmd.Flags().StringVar(&role, "role", "viewer", "viewer, operator or admin")
 	cmd.Flags().DurationVar(&ttl, "ttl", 8*time.Hour, "how long the certificate is valid")
 	cmd.Flags().StringVarP(&write, "write", "w", "", "write to this file, readable by its owner only, instead of standard output")
 	return cmd
+}
+
+// pointTo makes a kubeconfig name the server at url, or where the administrator's kubeconfig says that it
+// listens, which need not be what the configuration says now.
+func pointTo(content []byte, cfg daemon.Config, url string) ([]byte, error) {
+	made, err := clientcmd.Load(content)
+	if err != nil {
+		return nil, err
+	}
+	if url == "" {
+		admin, err := clientcmd.LoadFromFile(cfg.AdminKubeconfig())
+		if err != nil {
+			return nil, err
+		}
+		for _, cluster := range admin.Clusters {
+			url = cluster.Server
+		}
+	}
+	for _, cluster := range made.Clusters {
+		cluster.Server = url
+	}
+	return clientcmd.Write(*made)
 }

@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	kjson "k8s.io/apimachinery/pkg/util/json"
+
+	"coldrack.dev/internal/cli/settings"
 )
 
 // document is one object of a YAML stream and the place it came from.
@@ -91,7 +93,7 @@ func parseManifest(name, text string) ([]*document, error) {
 		}
 		if err != nil {
 			// The parser cannot find the next document behind a syntax error.
-			errs = append(errs, fmt.Errorf("%s: document %d: %s", name, number, strings.TrimPrefix(err.Error(), "yaml: ")))
+			errs = append(errs, fmt.Errorf("%s: document %d: %s", name, number, settings.YAMLProblem(err)))
 			break
 		}
 		if len(node.Content) == 0 || node.Content[0].Tag == "!!null" {
@@ -119,7 +121,7 @@ func (d *document) decode() error {
 	keepTimes(d.node)
 	var value any
 	if err := d.node.Decode(&value); err != nil {
-		return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+		return errors.New(settings.YAMLProblem(err))
 	}
 	encoded, err := json.Marshal(value)
 	if err != nil {

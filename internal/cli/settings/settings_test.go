@@ -104,6 +104,7 @@ func TestBadInput(t *testing.T) {
 		want []string
 	}{
 		{"broken YAML names the line", "dataDir: /x\n  bootPort: [1\n", nil, []string{"f.yaml: line 2:"}},
+		{"an open list names the line where it begins", "bootPort: 1\ninterfaces: [a,\nnoBoot: true\n", nil, []string{"f.yaml: line 2: did not find expected"}},
 		{"an unknown key names the line and all known keys", "\nfoo: 1\n", nil, []string{"f.yaml: line 2: foo: unknown key; known are dataDir, bootPort"}},
 		{"a flag's name instead of a key is recognised", "data-dir: /x\n", nil, []string{"did you mean dataDir?"}},
 		{"a key given twice names both lines", "dataDir: /x\n\ndataDir: /y\n", nil, []string{"line 3: dataDir: given twice, first on line 1"}},
