@@ -94,7 +94,13 @@ func flagRows(c *cobra.Command) []string {
 		if f.Shorthand != "" {
 			name = "`-" + f.Shorthand + "`, `--" + f.Name
 		}
-		if kind := f.Value.Type(); kind != "bool" {
+		switch kind := f.Value.Type(); kind {
+		case "bool":
+		case "stringArray":
+			name += " STRING"
+		case "stringSlice":
+			name += " LIST"
+		default:
 			name += " " + strings.ToUpper(kind)
 		}
 		usage := strings.ReplaceAll(f.Usage, "|", `\|`)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -89,5 +90,16 @@ func TestCommandsAreWellFormed(t *testing.T) {
 		case c.RunE == nil && c.Run != nil && c.Name() != "help" && c.Parent().Name() != "completion":
 			t.Errorf("%s cannot fail; use RunE", c.CommandPath())
 		}
+	}
+}
+
+func TestReferenceOfCommandsIsCurrent(t *testing.T) {
+	a := &app{in: os.Stdin, out: &bytes.Buffer{}, err: &bytes.Buffer{}, now: time.Now, env: os.LookupEnv}
+	want, err := os.ReadFile("../../docs/reference/cli.md")
+	if err != nil {
+		t.Fatalf("%v; run: make generate", err)
+	}
+	if diff := cmp.Diff(string(want), cliReference(a.rootCommand())); diff != "" {
+		t.Errorf("docs/reference/cli.md is not what the program says; run: make generate\n%s", diff)
 	}
 }
