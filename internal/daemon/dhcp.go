@@ -2,12 +2,189 @@ package daemon
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/boot"
 	"coldrack.dev/internal/controllers"
+	"coldrack.dev/internal/dhcp"
+	"coldrack.dev/internal/netns"
 )
 
-func (s *server) serveDHCP(context.Context, *errgroup.Group, *booter) (controllers.SubnetSink, error) {
-	return nil, nil
+// dhcpBackend tells the DHCP server what it needs of the product, from memory.
+type dhcpBackend struct {
+	*booter
+	log *slog.Logger
+}
+
+// Reservation gives a known machine the address of its plan.
+func (b dhcpBackend) Reservation(subnet netip.Prefix, client dhcp.Query) (dhcp.Reservation, bool) {
+	known, ok := b.fleet.ByMAC(client.MAC)
+	if !ok || !subnet.Contains(known.Address) {
+		return dhcp.Reservation{}, false
+	}
+	return dhcp.Reservation{Address: known.Address, Hostname: known.Hostname}, true
+}
+
+// Reserved keeps planned addresses out of the pools.
+func (b dhcpBackend) Reserved(address netip.Addr) bool {
+	return len(b.fleet.AddressOwners(address.String())) > 0
+}
+
+// BootFile is the first stage for a firmware.
+func (b dhcpBackend) BootFile(_ netip.Prefix, client dhcp.Query) (dhcp.BootFile, bool) {
+	stage := boot.ChooseFirstStage(boot.FirstStageRequest{Arch: client.Arch, IPXE: client.IPXE, HTTP: client.HTTP})
+	switch {
+	case stage.File == "":
+		if client.PXE || client.HTTP {
+			b.log.Warn("a machine asks for a boot file, and there is none for it", "mac", client.MAC, "reason", stage.Reason)
+		}
+		return dhcp.BootFile{}, false
+	case stage.URL:
+		return dhcp.BootFile{File: b.bootURL(client.Server) + "/" + stage.File}, true
+	}
+	server := client.Server
+	if b.cfg.BootAddress != "" {
+		server = netip.MustParseAddr(b.cfg.BootAddress) // Config.Validate has seen it
+	}
+	return dhcp.BootFile{NextServer: server, File: stage.File}, true
+}
+
+// Observe notes the addresses that known machines boot with, and says aloud what a person must know.
+func (b dhcpBackend) Observe(seen dhcp.Observation) {
+	switch seen.Event {
+	case dhcp.Acknowledged:
+		b.fleet.Leased(seen.Client.MAC, seen.Address.String(), seen.Subnet.String())
+	case dhcp.ForeignServer:
+		b.log.Error("another DHCP server answers on this segment: machines may take its answer instead of ours; switch it off or exclude our machines there",
+			"interface", seen.Client.Interface, "server", seen.Address.String(), "detail", seen.Detail)
+	case dhcp.Conflict, dhcp.Declined, dhcp.PoolExhausted, dhcp.NoSubnet:
+		b.log.Warn("DHCP: "+string(seen.Event), "mac", seen.Client.MAC, "interface", seen.Client.Interface,
+			"address", seen.Address.String(), "detail", seen.Detail)
+	}
+}
+
+// dhcpSubnets passes valid IP plans on to the DHCP server; it implements controllers.SubnetSink.
+type dhcpSubnets struct {
+	server *dhcp.Server
+	base   dhcp.Config
+	log    *slog.Logger
+}
+
+func (d dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
+	config := d.base
+	for _, subnet := range subnets {
+		plan, err := dhcpSubnet(subnet)
+		if err != nil {
+			d.log.Error("DHCP does not serve a subnet", "subnet", subnet.Name, "err", err)
+			continue
+		}
+		config.Subnets = append(config.Subnets, plan)
+	}
+	if err := d.server.SetConfig(config); err != nil {
+		d.log.Error("DHCP goes on with its previous subnets", "err", err)
+	}
+}
+
+// dhcpSubnet turns an IP plan into what the DHCP server works by. IPv6 plans are none of its business.
+func dhcpSubnet(subnet v1alpha1.Subnet) (plan dhcp.Subnet, err error) {
+	spec := subnet.Spec
+	plan = dhcp.Subnet{Name: subnet.Name, Mode: dhcp.Mode(spec.DHCP), Domain: spec.Domain}
+	if plan.CIDR, err = netip.ParsePrefix(spec.CIDR); err != nil {
+		return plan, fmt.Errorf("spec.cidr: %w", err)
+	}
+	if spec.Gateway != "" {
+		if plan.Router, err = netip.ParseAddr(spec.Gateway); err != nil {
+			return plan, fmt.Errorf("spec.gateway: %w", err)
+		}
+	}
+	if spec.Discovery != "" {
+		from, to, _ := strings.Cut(spec.Discovery, "-")
+		if plan.Pool.From, err = netip.ParseAddr(strings.TrimSpace(from)); err == nil {
+			plan.Pool.To, err = netip.ParseAddr(strings.TrimSpace(to))
+		}
+		if err != nil {
+			return plan, fmt.Errorf("spec.discovery: %w", err)
+		}
+	}
+	if spec.LeaseTime != nil {
+		plan.LeaseTime = spec.LeaseTime.Duration
+	}
+	for field, list := range map[string]struct {
+		texts []string
+		into  *[]netip.Addr
+	}{"dns": {spec.DNS, &plan.DNS}, "ntp": {spec.NTP, &plan.NTP}, "relays": {spec.Relays, &plan.Relays}} {
+		for i, text := range list.texts {
+			address, err := netip.ParseAddr(text)
+			if err != nil {
+				return plan, fmt.Errorf("spec.%s[%d]: %w", field, i, err)
+			}
+			*list.into = append(*list.into, address)
+		}
+	}
+	return plan, nil
+}
+
+func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *booter) (controllers.SubnetSink, error) {
+	log := s.log.With("part", "dhcp")
+	interfaces := s.cfg.Interfaces
+	if len(interfaces) == 0 {
+		var err error
+		if interfaces, err = bootInterfaces(s.cfg.BootNetns); err != nil {
+			return nil, err
+		}
+	}
+	base := dhcp.Config{Interfaces: interfaces}
+	if s.cfg.BootAddress != "" {
+		base.ServerIP = netip.MustParseAddr(s.cfg.BootAddress)
+	}
+	server, err := dhcp.New(dhcp.Options{
+		Backend: dhcpBackend{booter: answers, log: log}, Dir: s.cfg.path("leases"), Log: log,
+		Inside: func(open func() error) error { return netns.Do(s.cfg.BootNetns, open) },
+	}, base)
+	if err != nil {
+		return nil, err
+	}
+	group.Go(func() error { return server.Serve(ctx) })
+	return dhcpSubnets{server: server, base: base, log: log}, nil
+}
+
+// bootInterfaces are the Ethernet interfaces that are up and have an IPv4 address. The DHCP server answers
+// only where that address lies in a Subnet, so that an interface nobody planned for stays silent.
+func bootInterfaces(namespace string) (names []string, err error) {
+	err = netns.Do(namespace, func() error {
+		all, err := net.Interfaces()
+		if err != nil {
+			return err
+		}
+		for _, i := range all {
+			addresses, err := i.Addrs()
+			if err != nil {
+				return err
+			}
+			hasIPv4 := slices.ContainsFunc(addresses, func(a net.Addr) bool {
+				prefix, err := netip.ParsePrefix(a.String())
+				return err == nil && prefix.Addr().Is4()
+			})
+			if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagLoopback == 0 && len(i.HardwareAddr) == 6 && hasIPv4 {
+				names = append(names, i.Name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find interfaces: %w", err)
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("no interface is up with an IPv4 address, so no machine can be served: give one an address, or name it with --interfaces; %s",
+			"or run without boot services: --no-boot")
+	}
+	return names, nil
 }
