@@ -16,9 +16,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -80,7 +82,8 @@ func Build(ctx context.Context, opt Options) (Result, error) {
 	if opt.RecipeDir, err = filepath.Abs(opt.RecipeDir); err != nil {
 		return Result{}, fmt.Errorf("build bundle: %w", err)
 	}
-	unlock, err := lockCache(ctx, opt.CacheDir)
+	work := &steps{dir: opt.CacheDir, report: opt.Progress, name: "packages", begun: begun}
+	unlock, err := lockCache(ctx, opt.CacheDir, work.detail)
 	if err != nil {
 		return Result{}, err
 	}
@@ -92,7 +95,7 @@ func Build(ctx context.Context, opt Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	b := &builder{opt: opt, recipe: recipe, log: opt.Log, steps: &steps{dir: opt.CacheDir, report: opt.Progress}}
+	b := &builder{opt: opt, recipe: recipe, log: opt.Log, steps: work}
 	spec, err := b.all(ctx, agent)
 	if err != nil {
 		return Result{}, fmt.Errorf("build bundle %s: %w", recipe.Name, err)
@@ -117,10 +120,10 @@ func Build(ctx context.Context, opt Options) (Result, error) {
 // all runs the steps in the order of their needs and says what the bundle consists of.
 func (b *builder) all(ctx context.Context, agent agentInfo) (bundle.Spec, error) {
 	// What an interrupted build left half done.
-	if err := errors.Join(os.RemoveAll(b.workDir()), os.MkdirAll(b.workDir(), 0o755)); err != nil {
+	if err := errors.Join(removeWork(b.workDir()), os.MkdirAll(b.workDir(), 0o755)); err != nil {
 		return bundle.Spec{}, err
 	}
-	defer func() { _ = os.RemoveAll(b.workDir()) }()
+	defer func() { _ = removeWork(b.workDir()) }()
 	b.steps.name, b.steps.begun = "packages", time.Now()
 	b.steps.event(Started, "", 0)
 	var err error
@@ -213,6 +216,41 @@ func (b *builder) spec(agent agentInfo, p products) (bundle.Spec, error) {
 	}}, nil
 }
 
+// removeWork deletes the work folder, but not while anything is mounted in it: a chroot that was not
+// left in order may have the machine's own /dev below it.
+func removeWork(dir string) error {
+	real, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", dir, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("remove %s: look for mounts in it: %w", dir, err)
+	}
+	if at := mountBelow(string(mounts), real); at != "" {
+		return fmt.Errorf("remove %s: something is still mounted at %s; unmount it and build again", dir, at)
+	}
+	return os.RemoveAll(dir)
+}
+
+// mountBelow finds a mount point below dir in the text of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+func mountBelow(mountinfo, dir string) string {
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(mountinfo) {
+		f := strings.Fields(line)
+		if len(f) < 5 {
+			continue
+		}
+		if at := unescape.Replace(f[4]); strings.HasPrefix(at, dir+"/") {
+			return at
+		}
+	}
+	return ""
+}
+
 func (b *builder) workDir() string { return filepath.Join(b.opt.CacheDir, "work") }
 
 // overlay is the absolute path of a folder that the recipe names, or "".
@@ -274,7 +312,7 @@ func readAgent(path, version string) (agentInfo, error) {
 }
 
 // lockCache waits until no other build uses the cache.
-func lockCache(ctx context.Context, dir string) (unlock func(), err error) {
+func lockCache(ctx context.Context, dir string, detail func(string, ...any)) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("build cache: %w", err)
 	}
@@ -282,7 +320,7 @@ func lockCache(ctx context.Context, dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("build cache: %w", err)
 	}
-	for {
+	for said := false; ; said = true {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return func() { _ = f.Close() }, nil
@@ -290,6 +328,9 @@ func lockCache(ctx context.Context, dir string) (unlock func(), err error) {
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			_ = f.Close()
 			return nil, fmt.Errorf("lock build cache %s: %w", dir, err)
+		}
+		if !said {
+			detail("wait for another build that uses %s", dir)
 		}
 		select {
 		case <-ctx.Done():

@@ -80,6 +80,8 @@ func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error 
 		}
 	}
 	var dpkgOptions strings.Builder
+	// A root that is thrown away when the power fails needs no fsync. customize.sh takes this out again.
+	dpkgOptions.WriteString("force-unsafe-io\n")
 	for _, p := range r.Exclude {
 		fmt.Fprintf(&dpkgOptions, "path-exclude=%s\n", p)
 	}
@@ -117,8 +119,9 @@ func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error 
 		log: b.log,
 		env: []string{"TMPDIR=" + work, "SOURCE_DATE_EPOCH=" + strconv.FormatInt(b.recipe.SourceDate.Unix(), 10), "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin"},
 		line: func(s string) {
-			if text, ok := strings.CutPrefix(s, "I: "); ok {
-				b.steps.detail("%s", text)
+			// Of what it reports, only the phases that take long are for people.
+			if text, ok := strings.CutPrefix(s, "I: "); ok && strings.HasSuffix(text, "...") && !strings.HasPrefix(text, "finding ") {
+				b.steps.detail("%s", strings.TrimSuffix(text, "..."))
 			}
 		},
 	}
