@@ -1,0 +1,169 @@
+package kube
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+const (
+	containerdConfig = "/etc/containerd/config.toml"
+	certsDir         = "/etc/containerd/certs.d"
+	registryCA       = certsDir + "/coldrack-ca.crt"
+)
+
+// containerdFile is the part of containerd's configuration, version 3, that differs from its defaults.
+type containerdFile struct {
+	Version  int            `toml:"version"`
+	OOMScore int            `toml:"oom_score"`
+	Plugins  map[string]any `toml:"plugins"`
+}
+
+type criRuntime struct {
+	Containerd struct {
+		DefaultRuntime string                 `toml:"default_runtime_name"`
+		Runtimes       map[string]runtimeSpec `toml:"runtimes"`
+	} `toml:"containerd"`
+	CNI struct {
+		BinDirs []string `toml:"bin_dirs"`
+		ConfDir string   `toml:"conf_dir"`
+	} `toml:"cni"`
+}
+
+type runtimeSpec struct {
+	Type    string `toml:"runtime_type"`
+	Options struct {
+		SystemdCgroup bool `toml:"SystemdCgroup"`
+	} `toml:"options"`
+}
+
+type criImages struct {
+	PinnedImages map[string]string `toml:"pinned_images"`
+	Registry     struct {
+		ConfigPath string `toml:"config_path"`
+	} `toml:"registry"`
+}
+
+func (r *renderer) containerdFiles(n *node) ([]File, error) {
+	var runtimes criRuntime
+	runtimes.Containerd.DefaultRuntime = "runc"
+	runc := runtimeSpec{Type: "io.containerd.runc.v2"}
+	runc.Options.SystemdCgroup = true
+	runtimes.Containerd.Runtimes = map[string]runtimeSpec{"runc": runc}
+	runtimes.CNI.BinDirs, runtimes.CNI.ConfDir = []string{"/opt/cni/bin"}, cniDir
+	images := criImages{PinnedImages: map[string]string{"sandbox": n.release.pauseImage}}
+	images.Registry.ConfigPath = certsDir
+	config, err := toml.Marshal(containerdFile{
+		Version: 3, OOMScore: -999,
+		Plugins: map[string]any{"io.containerd.cri.v1.runtime": runtimes, "io.containerd.cri.v1.images": images},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode containerd's configuration: %w", err)
+	}
+	files := []File{
+		{Path: containerdConfig, Mode: modePublic, Content: config},
+		{Path: certsDir, Mode: 0o755 | fs.ModeDir},
+	}
+	mirrors, err := r.mirrors()
+	return append(files, mirrors...), err
+}
+
+// mirror is a place that images are pulled from (hosts.toml of containerd).
+type mirror struct {
+	Capabilities []string `toml:"capabilities"`
+	CA           string   `toml:"ca,omitempty"`
+}
+
+// usualRegistries are those that manifests name most.
+var usualRegistries = [...]string{"docker.io", "gcr.io", "ghcr.io", "quay.io", "registry.k8s.io"}
+
+// mirrors tell containerd to ask Coldrack's content store first, whatever registry an image names, so that
+// unmodified manifests work without the internet.
+func (r *renderer) mirrors() ([]File, error) {
+	var files []File
+	store := r.in.Registry
+	if store != nil && len(store.CA) > 0 {
+		files = append(files, File{Path: registryCA, Mode: modePublic, Content: store.CA})
+	}
+	hosts := slices.Clone(usualRegistries[:])
+	endpoints, authorities := map[string][]string{}, map[string]string{}
+	for _, own := range r.cluster.Spec.Registries {
+		hosts = append(hosts, own.Host)
+		endpoints[own.Host] = own.Endpoints
+		if own.CA != "" {
+			authorities[own.Host] = certsDir + "/" + own.Host + "/ca.crt"
+			files = append(files, File{Path: authorities[own.Host], Mode: modePublic, Content: []byte(own.CA)})
+		}
+	}
+	slices.Sort(hosts)
+	for _, host := range append(slices.Compact(hosts), "_default") {
+		var content bytes.Buffer
+		if host != "_default" {
+			fmt.Fprintf(&content, "server = %q\n", upstream(host))
+		}
+		if store != nil {
+			ca := ""
+			if len(store.CA) > 0 {
+				ca = registryCA
+			}
+			if err := writeMirror(&content, store.URL, ca); err != nil {
+				return nil, err
+			}
+		}
+		for _, endpoint := range endpoints[host] {
+			if err := writeMirror(&content, endpoint, authorities[host]); err != nil {
+				return nil, err
+			}
+		}
+		if !strings.Contains(content.String(), "[host") {
+			continue
+		}
+		files = append(files, File{Path: certsDir + "/" + host + "/hosts.toml", Mode: modePublic, Content: content.Bytes()})
+	}
+	return files, nil
+}
+
+// writeMirror appends one host. containerd tries hosts in the order of the file, which encoding a map would lose.
+func writeMirror(content *bytes.Buffer, url, ca string) error {
+	encoded, err := toml.Marshal(map[string]map[string]mirror{"host": {url: {Capabilities: []string{"pull", "resolve"}, CA: ca}}})
+	if err != nil {
+		return fmt.Errorf("encode registry mirror %s: %w", url, err)
+	}
+	// The bare table [host] may stand only once in a file; without it the tables below mean the same.
+	content.WriteByte('\n')
+	content.Write(bytes.TrimPrefix(encoded, []byte("[host]\n")))
+	return nil
+}
+
+// upstream is where a registry really is: Docker's has another name than its images.
+func upstream(host string) string {
+	if host == "docker.io" {
+		return "https://registry-1.docker.io"
+	}
+	return "https://" + host
+}
+
+const containerdUnit = `[Unit]
+Description=containerd: the container runtime
+After=network.target local-fs.target
+
+[Service]
+ExecStartPre=-/sbin/modprobe overlay
+ExecStart=/usr/local/bin/containerd
+Type=notify
+Delegate=yes
+KillMode=process
+Restart=always
+RestartSec=2
+LimitNPROC=infinity
+LimitCORE=infinity
+TasksMax=infinity
+OOMScoreAdjust=-999
+
+[Install]
+WantedBy=multi-user.target
+`

@@ -1,0 +1,164 @@
+package kube
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// release is what goes with one minor release of Kubernetes.
+type release struct {
+	// latest patch release that this table was checked against.
+	latest string
+	// etcd, coreDNS and pause are kubeadm's choice for the release.
+	etcdImage    string
+	coreDNSImage string
+	pauseImage   string
+	flannelImage string
+	// containerd is the least version that the release is listed with.
+	containerd string
+	// kubeletClientGroups of the API server's certificate for kubelets. Since 1.36 a binding for its user
+	// alone replaces membership of the administrators.
+	kubeletClientGroups []string
+	// removed flags by component, each with what to do instead.
+	removed map[component]map[string]string
+}
+
+// component is a program with flags.
+type component string
+
+const (
+	componentEtcd      component = "etcd"
+	componentAPIServer component = "kube-apiserver"
+	componentManager   component = "kube-controller-manager"
+	componentScheduler component = "kube-scheduler"
+	componentKubelet   component = "kubelet"
+)
+
+const (
+	imageRepository = "registry.k8s.io"
+	flannelImage    = "ghcr.io/flannel-io/flannel:v0.28.4"
+	adminsGroup     = "kubeadm:cluster-admins"
+)
+
+// releases by minor. A version that is not here is refused: an untested combination of flags is found out
+// on the admin's desk and not in the rack.
+func releases() map[int]release {
+	removed := map[component]map[string]string{
+		componentAPIServer: {
+			"cloud-config":   "was removed in 1.33; cloud providers run outside",
+			"cloud-provider": "was removed in 1.33; cloud providers run outside",
+		},
+		componentKubelet: {
+			"cloud-config":              "was removed in 1.34",
+			"pod-infra-container-image": "was removed in 1.35; the container runtime's configuration names the image",
+		},
+		componentEtcd: {
+			"enable-v2": "was removed in etcd 3.6",
+		},
+	}
+	return map[int]release{
+		35: {
+			latest:              "v1.35.4",
+			etcdImage:           imageRepository + "/etcd:3.6.8-0",
+			coreDNSImage:        imageRepository + "/coredns/coredns:v1.13.1",
+			pauseImage:          imageRepository + "/pause:3.10.1",
+			flannelImage:        flannelImage,
+			containerd:          "2.1",
+			kubeletClientGroups: []string{adminsGroup},
+			removed:             removed,
+		},
+		36: {
+			latest:       "v1.36.3",
+			etcdImage:    imageRepository + "/etcd:3.6.8-0",
+			coreDNSImage: imageRepository + "/coredns/coredns:v1.14.2",
+			pauseImage:   imageRepository + "/pause:3.10.2",
+			flannelImage: flannelImage,
+			containerd:   "2.2",
+			removed:      removed,
+		},
+	}
+}
+
+// ErrUnknownVersion is returned for a Kubernetes version that there is no table for.
+var ErrUnknownVersion = errors.New("unknown Kubernetes version")
+
+// Version is a parsed version of Kubernetes.
+type Version struct{ Minor, Patch int }
+
+// ParseVersion reads vMAJOR.MINOR.PATCH.
+func ParseVersion(s string) (Version, error) {
+	parts := strings.Split(strings.TrimPrefix(s, "v"), ".")
+	if !strings.HasPrefix(s, "v") || len(parts) != 3 || parts[0] != "1" {
+		return Version{}, fmt.Errorf("%q is not a version such as %s", s, DefaultVersion())
+	}
+	minor, minorErr := strconv.ParseUint(parts[1], 10, 16)
+	patch, patchErr := strconv.ParseUint(parts[2], 10, 16)
+	if minorErr != nil || patchErr != nil {
+		return Version{}, fmt.Errorf("%q is not a version such as %s", s, DefaultVersion())
+	}
+	return Version{int(minor), int(patch)}, nil
+}
+
+// String is the form that ParseVersion takes.
+func (v Version) String() string { return fmt.Sprintf("v1.%d.%d", v.Minor, v.Patch) }
+
+// KnownVersions returns the latest known patch release of every minor that can be rendered, oldest first.
+func KnownVersions() []string {
+	table := releases()
+	var known []string
+	for _, minor := range slices.Sorted(maps.Keys(table)) {
+		known = append(known, table[minor].latest)
+	}
+	return known
+}
+
+// DefaultVersion is the version of a new cluster.
+func DefaultVersion() string {
+	known := KnownVersions()
+	return known[len(known)-1]
+}
+
+func releaseOf(version string) (release, error) {
+	v, err := ParseVersion(version)
+	if err != nil {
+		return release{}, fmt.Errorf("%w: %w", ErrUnknownVersion, err)
+	}
+	r, ok := releases()[v.Minor]
+	if !ok {
+		return release{}, fmt.Errorf("%w %s: this Coldrack can render %s and other patch releases of the same minors",
+			ErrUnknownVersion, version, strings.Join(KnownVersions(), ", "))
+	}
+	return r, nil
+}
+
+// CheckUpgrade says why a cluster that runs one version may not go to another, or nil.
+func CheckUpgrade(from, to string) error {
+	a, err := ParseVersion(from)
+	if err != nil {
+		return err
+	}
+	b, err := ParseVersion(to)
+	if err != nil {
+		return err
+	}
+	if _, err := releaseOf(to); err != nil {
+		return err
+	}
+	switch {
+	case b.Minor < a.Minor:
+		return fmt.Errorf("from %s to %s is a downgrade: etcd may already hold what the older release cannot read; restore a backup instead", from, to)
+	case b.Minor > a.Minor+1:
+		return fmt.Errorf("from %s to %s skips a minor release; go to v1.%d first", from, to, a.Minor+1)
+	case b.Minor == a.Minor && b.Patch < a.Patch:
+		return fmt.Errorf("from %s to %s is a downgrade to an older patch release", from, to)
+	}
+	return nil
+}
+
+func kubernetesImage(name component, version string) string {
+	return imageRepository + "/" + string(name) + ":" + version
+}
