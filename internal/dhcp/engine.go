@@ -1,0 +1,704 @@
+package dhcp
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/iana"
+)
+
+// incoming is a message as it came in.
+type incoming struct {
+	link        link
+	source      netip.Addr
+	destination netip.Addr // in the IP header
+	payload     []byte
+}
+
+// link is an interface as the engine sees it.
+type link interface {
+	name() string
+	// addresses are the interface's own IPv4 addresses.
+	addresses() []netip.Addr
+	// send sends a reply. It may be called from several goroutines.
+	send(outgoing)
+	// probe asks by ARP whether somebody has the address, and calls back from another goroutine:
+	// holder is the hardware address of who answered, nil when nobody did in time. It is false when
+	// probing is not possible at the moment; then there is no call.
+	probe(address netip.Addr, done func(holder net.HardwareAddr)) bool
+}
+
+// outgoing is a reply and where it goes.
+type outgoing struct {
+	payload []byte
+	from    netip.Addr
+	to      netip.AddrPort
+	// hardware, when set, is put on the frame as it is: the client cannot answer ARP for an address
+	// that it does not have yet.
+	hardware net.HardwareAddr
+}
+
+// Timing.
+const (
+	// holdTime is how long an offered address waits for its client's request. Firmware takes up to
+	// half a minute.
+	holdTime = time.Minute
+	// quarantineTime is how long an address rests at which somebody answered.
+	quarantineTime = 10 * time.Minute
+	// probeValid is how long it is believed that nobody answers at an address.
+	probeValid = 5 * time.Minute
+	// maxProbes bounds how many addresses are probed for one client's request before it has to ask again.
+	maxProbes = 4
+	// maxPending bounds how many clients wait for a probe. The next ones get an address unprobed:
+	// a conflict is unlikely, a machine that gets no answer is lost.
+	maxPending = 4096
+)
+
+// engine decides. All it knows is in memory; the network and the disk are behind link and journal.
+type engine struct {
+	backend Backend
+	log     *slog.Logger
+	now     func() time.Time
+	store   func(r record, done func(error)) // journal.add
+	count   *counters
+
+	mu      sync.Mutex
+	config  Config
+	pools   map[netip.Prefix]*pool
+	orphans []record            // leases that fit no present pool, kept for when their pool comes back
+	pending map[string]*pending // by subnet and client
+	quiet   map[string]time.Time
+}
+
+// pending is a DISCOVER that waits for a probe.
+type pending struct {
+	client  string
+	subnet  Subnet
+	in      incoming // the latest of the client's repetitions
+	message *dhcpv4.DHCPv4
+	query   Query
+	slot    *slot
+	probes  int
+}
+
+// exchange is the work on one message.
+type exchange struct {
+	*engine
+	in      incoming
+	message *dhcpv4.DHCPv4
+	query   Query
+	client  string
+	subnet  Subnet
+	pool    *pool // nil: the subnet has none
+	now     time.Time
+	// seen is told to the Backend after the lock is released.
+	seen []Observation
+	// after is done after the lock is released, in order.
+	after []func()
+}
+
+func newEngine(backend Backend, log *slog.Logger, now func() time.Time, store func(record, func(error)), count *counters) *engine {
+	return &engine{backend: backend, log: log, now: now, store: store, count: count,
+		pools: map[netip.Prefix]*pool{}, pending: map[string]*pending{}, quiet: map[string]time.Time{}}
+}
+
+// configure replaces the configuration and moves the leases into the new pools.
+func (e *engine) configure(config Config, restored []record) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	records := latest(append(e.recordsLocked(), restored...))
+	checked := map[netip.Addr]time.Time{}
+	for _, p := range e.pools {
+		for address, s := range p.slots {
+			checked[address] = s.probed
+		}
+	}
+	e.config = config
+	e.pools = map[netip.Prefix]*pool{}
+	for _, s := range config.Subnets {
+		if s.Mode == ModeServer && !s.Pool.IsZero() {
+			e.pools[s.CIDR] = newPool(s.Pool)
+		}
+	}
+	e.orphans = nil
+	e.pending = map[string]*pending{}
+	for _, r := range records {
+		if !e.restoreLocked(r) && r.state != free {
+			e.orphans = append(e.orphans, r)
+		}
+	}
+	for _, p := range e.pools {
+		for address, s := range p.slots {
+			s.probed = checked[address]
+		}
+		p.expire(e.now())
+	}
+}
+
+// latest keeps of each address the last record, in the records' order: where a client has changed its
+// address, the later one must win.
+func latest(records []record) []record {
+	last := map[netip.Addr]int{}
+	for i, r := range records {
+		last[r.address] = i
+	}
+	var kept []record
+	for i, r := range records {
+		if last[r.address] == i {
+			kept = append(kept, r)
+		}
+	}
+	return kept
+}
+
+func (e *engine) restoreLocked(r record) bool {
+	for _, p := range e.pools {
+		if p.restore(r) {
+			return true
+		}
+	}
+	return false
+}
+
+// records lists all that has to survive a restart.
+func (e *engine) records() []record {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.recordsLocked()
+}
+
+func (e *engine) recordsLocked() []record {
+	now := e.now()
+	var all []record
+	for _, r := range e.orphans {
+		if r.until.After(now) {
+			all = append(all, r)
+		}
+	}
+	for _, p := range e.pools {
+		all = append(all, p.records()...)
+	}
+	return all
+}
+
+// handle works on one message. It never blocks.
+func (e *engine) handle(in incoming) {
+	m, err := parse(in.payload)
+	if err != nil {
+		e.count.malformed.Add(1)
+		e.log.Debug("DHCP message dropped", "interface", in.link.name(), "source", in.source, "err", err)
+		return
+	}
+	e.count.received(m.MessageType())
+	x := &exchange{engine: e, in: in, message: m, query: queryOf(m), client: clientKey(m), now: e.now()}
+	x.query.Interface = in.link.name()
+
+	e.mu.Lock()
+	for _, p := range e.pools {
+		p.expire(x.now)
+	}
+	if x.locate() {
+		switch m.MessageType() {
+		case dhcpv4.MessageTypeDiscover:
+			x.discover()
+		case dhcpv4.MessageTypeRequest:
+			x.request()
+		case dhcpv4.MessageTypeDecline:
+			x.decline()
+		case dhcpv4.MessageTypeRelease:
+			x.release()
+		case dhcpv4.MessageTypeInform:
+			x.inform()
+		}
+	}
+	e.mu.Unlock()
+	x.finish()
+}
+
+// finish does what must not happen under the lock.
+func (x *exchange) finish() {
+	for _, o := range x.seen {
+		x.backend.Observe(o)
+	}
+	for _, f := range x.after {
+		f()
+	}
+}
+
+func (x *exchange) observe(event Event, address netip.Addr, format string, args ...any) {
+	x.seen = append(x.seen, Observation{Time: x.now, Event: event, Client: x.query, Subnet: x.subnet.CIDR,
+		Address: address, Detail: fmt.Sprintf(format, args...)})
+}
+
+// complain logs a warning once a minute for each subject.
+func (x *exchange) complain(subject, message string, args ...any) {
+	if x.now.Sub(x.quiet[subject]) < time.Minute {
+		return
+	}
+	if len(x.quiet) > 1000 {
+		clear(x.quiet)
+	}
+	x.quiet[subject] = x.now
+	x.log.Warn(message, append([]any{"mac", x.client, "interface", x.query.Interface}, args...)...)
+}
+
+// locate finds the subnet the client is in. It reports false when there is nothing to say there.
+func (x *exchange) locate() bool {
+	candidates := x.candidates()
+	x.query.Server = x.serverAddress(Subnet{})
+	if len(candidates) == 0 {
+		x.count.noSubnet.Add(1)
+		where := "on interface " + x.query.Interface
+		if x.query.Relay.IsValid() {
+			where = "behind relay " + x.query.Relay.String()
+		}
+		x.observe(NoSubnet, netip.Addr{}, "no subnet is configured %s", where)
+		x.complain("subnet "+where, "DHCP client ignored: no subnet is configured "+where)
+		return false
+	}
+	candidates = slices.DeleteFunc(candidates, func(s Subnet) bool { return s.Mode != ModeServer })
+	if len(candidates) == 0 {
+		return false
+	}
+	chosen := x.choose(candidates)
+	x.subnet = chosen
+	x.pool = x.pools[chosen.CIDR]
+	x.query.Server = x.serverAddress(chosen)
+	return x.query.Server.IsValid()
+}
+
+// choose picks among several networks on one segment: the one the client is in already, or that
+// knows it, or that has a pool.
+func (x *exchange) choose(candidates []Subnet) Subnet {
+	asked := optionAddr(x.message, dhcpv4.OptionRequestedIPAddress)
+	if ciaddr := toNetip(x.message.ClientIPAddr); !asked.IsValid() && !ciaddr.IsUnspecified() {
+		asked = ciaddr
+	}
+	for _, fits := range []func(Subnet) bool{
+		func(s Subnet) bool {
+			return x.message.MessageType() != dhcpv4.MessageTypeDiscover && s.CIDR.Contains(asked)
+		},
+		func(s Subnet) bool { _, ok := x.backend.Reservation(s.CIDR, x.query); return ok },
+		func(s Subnet) bool { return x.pools[s.CIDR] != nil },
+	} {
+		if i := slices.IndexFunc(candidates, fits); i >= 0 {
+			return candidates[i]
+		}
+	}
+	return candidates[0]
+}
+
+func (x *exchange) candidates() []Subnet {
+	var in func(Subnet) bool
+	ciaddr := toNetip(x.message.ClientIPAddr)
+	switch relay := x.query.Relay; {
+	case relay.IsValid():
+		at := relay
+		// RFC 3527: the relay may name the client's network apart from its own address.
+		if selected := relayOptions(x.message).Get(relayLinkSelection); len(selected) == 4 {
+			at = netip.AddrFrom4([4]byte(selected))
+		}
+		in = func(s Subnet) bool { return s.hasRelay(at) }
+	case ciaddr.IsValid() && !ciaddr.IsUnspecified() && slices.Contains(x.in.link.addresses(), x.in.destination):
+		// A client renews by unicast, past the relay: only its address tells where it is.
+		in = func(s Subnet) bool { return s.CIDR.Contains(ciaddr) }
+	default:
+		own := x.in.link.addresses()
+		in = func(s Subnet) bool { return slices.ContainsFunc(own, s.CIDR.Contains) }
+	}
+	var all []Subnet
+	for _, s := range x.config.Subnets {
+		if in(s) {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// serverAddress chooses the address that the client is told for this server.
+func (x *exchange) serverAddress(s Subnet) netip.Addr {
+	own := x.in.link.addresses()
+	local := slices.IndexFunc(own, func(a netip.Addr) bool { return s.CIDR.IsValid() && s.CIDR.Contains(a) })
+	configured := x.config.ServerIP
+	switch {
+	case configured.IsValid() && (local < 0 || s.CIDR.Contains(configured)):
+		return configured
+	case local >= 0:
+		return own[local]
+	case slices.Contains(own, x.in.destination):
+		return x.in.destination
+	case len(own) > 0:
+		return own[0]
+	}
+	return netip.Addr{}
+}
+
+// isOurs tells whether a server identifier means this server.
+func (x *exchange) isOurs(server netip.Addr) bool {
+	return server == x.query.Server || server == x.config.ServerIP || slices.Contains(x.in.link.addresses(), server)
+}
+
+// usable tells whether an address may be given from a pool.
+func (x *exchange) usable(a netip.Addr) bool {
+	return !x.backend.Reserved(a) && !x.isOurs(a)
+}
+
+func (x *exchange) discover() {
+	if reservation, ok := x.backend.Reservation(x.subnet.CIDR, x.query); ok {
+		if holder := x.otherHolder(reservation.Address); holder == "" {
+			x.reply(dhcpv4.MessageTypeOffer, reservation.Address, reservation.Hostname)
+			x.observe(Offered, reservation.Address, "reserved for this machine")
+			return
+		} else {
+			// Offering it all the same would give one address to two machines.
+			x.complain("reservation "+reservation.Address.String(), "reserved address is still leased to another client",
+				"address", reservation.Address, "holder", holder)
+			x.observe(Conflict, reservation.Address, "reserved for this machine, but still leased to %s; it gets another one until that ends", holder)
+		}
+	}
+	if x.pool == nil {
+		x.complain("pool "+x.subnet.Name, "DHCP client ignored: it has no reservation and its subnet has no pool", "subnet", x.subnet.Name)
+		x.observe(PoolExhausted, netip.Addr{}, "subnet %s has no pool for machines without a reservation", x.subnet.Name)
+		return
+	}
+	if p := x.pending[x.pendingKey()]; p != nil {
+		p.in, p.message, p.query = x.in, x.message, x.query // answer the latest one when the probe is through
+		return
+	}
+	s := x.pool.choose(x.client, optionAddr(x.message, dhcpv4.OptionRequestedIPAddress), x.usable)
+	if s == nil {
+		x.exhausted()
+		return
+	}
+	x.offerFromPool(s, 0)
+}
+
+func (x *exchange) exhausted() {
+	x.count.exhausted.Add(1)
+	x.complain("pool "+x.subnet.Name, "DHCP pool is exhausted", "subnet", x.subnet.Name,
+		"pool", x.subnet.Pool.From.String()+"-"+x.subnet.Pool.To.String(), "leased", x.pool.queues[bound].size)
+	x.observe(PoolExhausted, netip.Addr{}, "all addresses of %s-%s are in use", x.subnet.Pool.From, x.subnet.Pool.To)
+}
+
+func (x *exchange) pendingKey() string { return x.subnet.CIDR.String() + " " + x.client }
+
+// offerFromPool offers a slot that is free or the client's own, after a probe if one is due.
+func (x *exchange) offerFromPool(s *slot, probes int) {
+	if s.state != bound {
+		x.pool.move(s, held, x.client, x.now.Add(holdTime))
+		// An address behind a relay cannot be reached by ARP.
+		due := !x.query.Relay.IsValid() && x.now.Sub(s.probed) >= probeValid
+		if due && len(x.pending) < maxPending {
+			p := &pending{client: x.client, subnet: x.subnet, in: x.in, message: x.message, query: x.query, slot: s, probes: probes + 1}
+			key := x.pendingKey()
+			x.pending[key] = p
+			e, l := x.engine, x.in.link
+			x.after = append(x.after, func() {
+				if !l.probe(s.address, func(holder net.HardwareAddr) { e.probed(key, p, holder) }) {
+					e.probed(key, p, nil)
+				}
+			})
+			return
+		}
+	}
+	x.reply(dhcpv4.MessageTypeOffer, s.address, "")
+	x.observe(Offered, s.address, "from the pool")
+}
+
+// probed takes the result of a probe and goes on with the DISCOVER that waits for it.
+func (e *engine) probed(key string, p *pending, holder net.HardwareAddr) {
+	e.mu.Lock()
+	if e.pending[key] != p {
+		e.mu.Unlock()
+		return // the configuration has changed
+	}
+	delete(e.pending, key)
+	x := &exchange{engine: e, in: p.in, message: p.message, query: p.query, client: p.client, subnet: p.subnet,
+		pool: e.pools[p.subnet.CIDR], now: e.now()}
+	s := p.slot
+	switch {
+	case s.client != p.client || s.state != held:
+		// The client has since taken something else.
+	case holder == nil || holder.String() == p.query.MAC:
+		s.probed = x.now
+		x.offerFromPool(s, p.probes)
+	default:
+		x.count.conflicts.Add(1)
+		x.pool.move(s, quarantined, "", x.now.Add(quarantineTime))
+		e.store(record{quarantined, s.address, "", s.until}, nil)
+		x.complain("conflict "+s.address.String(), "address of the pool is in use by someone it was not given to",
+			"address", s.address, "holder", holder.String())
+		x.observe(Conflict, s.address, "%s answers at this address of the pool", holder)
+		if p.probes >= maxProbes {
+			break
+		}
+		if next := x.pool.choose(p.client, netip.Addr{}, x.usable); next != nil {
+			x.offerFromPool(next, p.probes)
+		} else {
+			x.exhausted()
+		}
+	}
+	e.mu.Unlock()
+	x.finish()
+}
+
+// otherHolder names the client that has a lease on an address, empty when it is this client or none.
+func (x *exchange) otherHolder(a netip.Addr) string {
+	if x.pool == nil {
+		return ""
+	}
+	if s := x.pool.slots[a]; s != nil && s.state == bound && s.client != x.client {
+		return s.client
+	}
+	return ""
+}
+
+// request decides on a REQUEST; RFC 2131, section 4.3.2 tells the client's states apart by what it
+// fills in.
+func (x *exchange) request() {
+	server := optionAddr(x.message, dhcpv4.OptionServerIdentifier)
+	address := optionAddr(x.message, dhcpv4.OptionRequestedIPAddress)
+	ciaddr := toNetip(x.message.ClientIPAddr)
+	prolong := !server.IsValid() && !address.IsValid() // RENEWING or REBINDING
+	if !address.IsValid() && !ciaddr.IsUnspecified() {
+		address = ciaddr
+	}
+	if server.IsValid() && !x.isOurs(server) {
+		x.chosenOther(server)
+		return
+	}
+	if !address.IsValid() {
+		x.count.malformed.Add(1)
+		return
+	}
+	if !x.subnet.CIDR.Contains(address) {
+		x.nak(address, "%s is not in this network, %s", address, x.subnet.CIDR)
+		return
+	}
+	var mine *slot
+	if x.pool != nil {
+		if s := x.pool.of(x.client); s != nil && s.state != free {
+			mine = s
+		}
+	}
+	if reservation, ok := x.backend.Reservation(x.subnet.CIDR, x.query); ok {
+		switch {
+		case reservation.Address == address:
+			if holder := x.otherHolder(address); holder != "" {
+				x.nak(address, "%s is leased to another client", address)
+				return
+			}
+			if mine != nil && mine.state == held {
+				x.pool.move(mine, free, x.client, time.Time{})
+			}
+			x.reply(dhcpv4.MessageTypeAck, address, reservation.Hostname)
+			x.observe(Acknowledged, address, "reserved for this machine")
+			return
+		case prolong && mine != nil && mine.address == address && mine.state == bound:
+			// An address in use is not pulled away: the machine may be in the middle of its
+			// installation. It gets its own when it asks anew.
+		default:
+			x.nak(address, "this machine has the reserved address %s", reservation.Address)
+			return
+		}
+	}
+	if x.pool == nil || !x.pool.within.Contains(address) {
+		if server.IsValid() || mine != nil {
+			x.nak(address, "%s was not given to this client", address)
+		}
+		// Else it may be another server's client; RFC 2131 has us say nothing then.
+		return
+	}
+	s := x.pool.at(address)
+	switch {
+	case s == mine:
+	case s.state == free && x.usable(address):
+		// The client still believes in a lease that has ended, or that we have lost. As nobody else
+		// has the address, it may go on.
+	default:
+		x.nak(address, "%s is not available", address)
+		return
+	}
+	if !x.usable(address) && s.state != bound {
+		x.nak(address, "%s has become reserved", address)
+		return
+	}
+	x.bind(s)
+}
+
+// bind leases a slot. The ACK goes out when the lease is on disk.
+func (x *exchange) bind(s *slot) {
+	// Whole seconds, as the journal has them; rounded up, so that it is never shorter than told.
+	until := x.now.Add(x.subnet.leaseTime()).Truncate(time.Second).Add(time.Second)
+	x.pool.move(s, bound, x.client, until)
+	payload, out := x.build(dhcpv4.MessageTypeAck, s.address, "", "")
+	l, count, address := x.in.link, x.count, s.address
+	out.payload = payload
+	r := record{bound, address, x.client, until}
+	x.store(r, func(err error) {
+		if err != nil {
+			count.unstored.Add(1)
+			return
+		}
+		count.sent(dhcpv4.MessageTypeAck)
+		l.send(out)
+	})
+	x.log.Debug("address leased", "mac", x.client, "address", address, "subnet", x.subnet.Name, "until", until)
+	x.observe(Acknowledged, address, "from the pool")
+}
+
+// chosenOther notes that the client has taken another server's offer.
+func (x *exchange) chosenOther(server netip.Addr) {
+	x.forgetOffer()
+	x.foreign(server, "%s took the offer of the DHCP server %s", x.client, server)
+}
+
+func (x *exchange) forgetOffer() {
+	delete(x.pending, x.pendingKey())
+	if x.pool == nil {
+		return
+	}
+	if s := x.pool.of(x.client); s != nil && s.state == held {
+		x.pool.move(s, free, "", time.Time{})
+	}
+}
+
+func (x *exchange) foreign(server netip.Addr, format string, args ...any) {
+	x.count.foreign.Add(1)
+	x.complain("server "+server.String(), "another DHCP server is active on this network", "server", server, "subnet", x.subnet.Name)
+	x.observe(ForeignServer, server, format, args...)
+}
+
+// overheard takes note of a reply of some server that was seen on the wire.
+func (e *engine) overheard(l link, payload []byte) {
+	m, err := dhcpv4.FromBytes(payload)
+	if err != nil || m.OpCode != dhcpv4.OpcodeBootReply {
+		return
+	}
+	server := optionAddr(m, dhcpv4.OptionServerIdentifier)
+	if !server.IsValid() {
+		return
+	}
+	x := &exchange{engine: e, in: incoming{link: l}, message: m, query: queryOf(m), client: clientKey(m), now: e.now()}
+	x.query.Interface = l.name()
+	e.mu.Lock()
+	if !x.isOurs(server) {
+		if candidates := x.candidates(); len(candidates) > 0 {
+			x.subnet = candidates[0]
+		}
+		x.foreign(server, "%s sent a DHCP %s", server, m.MessageType())
+	}
+	e.mu.Unlock()
+	x.finish()
+}
+
+func (x *exchange) decline() {
+	address := optionAddr(x.message, dhcpv4.OptionRequestedIPAddress)
+	server := optionAddr(x.message, dhcpv4.OptionServerIdentifier)
+	if !address.IsValid() || server.IsValid() && !x.isOurs(server) {
+		return
+	}
+	// Only who has an address may spoil it.
+	if x.pool != nil {
+		if s := x.pool.of(x.client); s != nil && s.address == address && (s.state == held || s.state == bound) {
+			x.pool.move(s, quarantined, "", x.now.Add(quarantineTime))
+			x.store(record{quarantined, address, "", s.until}, nil)
+			x.count.conflicts.Add(1)
+			x.complain("declined "+address.String(), "client found its address in use by another", "address", address)
+			x.observe(Declined, address, "the client found the address in use; it rests for %s", quarantineTime)
+			return
+		}
+	}
+	if reservation, ok := x.backend.Reservation(x.subnet.CIDR, x.query); ok && reservation.Address == address {
+		x.count.conflicts.Add(1)
+		x.complain("declined "+address.String(), "client found its reserved address in use by another; find the other one", "address", address)
+		x.observe(Declined, address, "the machine's reserved address is in use by another; find that one, or change the reservation")
+	}
+}
+
+func (x *exchange) release() {
+	address := toNetip(x.message.ClientIPAddr)
+	server := optionAddr(x.message, dhcpv4.OptionServerIdentifier)
+	if server.IsValid() && !x.isOurs(server) {
+		return
+	}
+	if x.pool != nil {
+		if s := x.pool.of(x.client); s != nil && s.address == address && s.state == bound {
+			x.pool.move(s, free, x.client, time.Time{})
+			x.store(record{free, address, "", x.now}, nil)
+			x.observe(Released, address, "")
+		}
+	}
+}
+
+// inform answers a client that has an address and wants settings only.
+func (x *exchange) inform() {
+	ciaddr := toNetip(x.message.ClientIPAddr)
+	if ciaddr.IsUnspecified() {
+		// Some clients leave it to the IP header.
+		if ciaddr = x.in.source; !x.subnet.CIDR.Contains(ciaddr) {
+			x.count.malformed.Add(1)
+			return
+		}
+		x.message.ClientIPAddr = ciaddr.AsSlice()
+	}
+	x.reply(dhcpv4.MessageTypeAck, netip.Addr{}, "")
+	x.observe(Informed, ciaddr, "")
+}
+
+func (x *exchange) nak(address netip.Addr, format string, args ...any) {
+	reason := fmt.Sprintf(format, args...)
+	payload, out := x.build(dhcpv4.MessageTypeNak, netip.Addr{}, "", reason)
+	out.payload = payload
+	x.transmit(dhcpv4.MessageTypeNak, out)
+	x.log.Info("DHCP request refused", "mac", x.client, "address", address, "subnet", x.subnet.Name, "reason", reason)
+	x.observe(Refused, address, "%s", reason)
+}
+
+func (x *exchange) reply(kind dhcpv4.MessageType, address netip.Addr, hostname string) {
+	payload, out := x.build(kind, address, hostname, "")
+	out.payload = payload
+	x.transmit(kind, out)
+}
+
+func (x *exchange) transmit(kind dhcpv4.MessageType, out outgoing) {
+	l, count := x.in.link, x.count
+	x.after = append(x.after, func() {
+		count.sent(kind)
+		l.send(out)
+	})
+}
+
+// build makes a reply and chooses its way, RFC 2131, section 4.1.
+func (x *exchange) build(kind dhcpv4.MessageType, address netip.Addr, hostname, message string) ([]byte, outgoing) {
+	a := answer{kind: kind, address: address, server: x.query.Server, subnet: x.subnet, hostname: hostname, message: message}
+	if kind != dhcpv4.MessageTypeNak {
+		if file, ok := x.backend.BootFile(x.subnet.CIDR, x.query); ok {
+			a.boot = &file
+		}
+	}
+	payload := encode(x.message, x.query, a)
+	out := outgoing{from: x.query.Server}
+	everyone := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	ciaddr := toNetip(x.message.ClientIPAddr)
+	switch {
+	case x.query.Relay.IsValid():
+		out.to = netip.AddrPortFrom(x.query.Relay, ServerPort)
+	case kind == dhcpv4.MessageTypeNak:
+		out.to = netip.AddrPortFrom(everyone, ClientPort)
+	case ciaddr.IsValid() && !ciaddr.IsUnspecified() && kind == dhcpv4.MessageTypeAck:
+		out.to = netip.AddrPortFrom(ciaddr, ClientPort)
+	case x.message.IsBroadcast() || x.message.HWType != iana.HWTypeEthernet || len(x.message.ClientHWAddr) != 6:
+		out.to = netip.AddrPortFrom(everyone, ClientPort)
+	default:
+		out.to = netip.AddrPortFrom(address, ClientPort)
+		out.hardware = x.message.ClientHWAddr
+	}
+	return payload, out
+}

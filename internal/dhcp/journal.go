@@ -1,0 +1,313 @@
+package dhcp
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// record is a change of a lease as it is kept on disk.
+type record struct {
+	state   state // bound, quarantined or free
+	address netip.Addr
+	client  string // a client key, without white space; empty for quarantined and free
+	until   time.Time
+}
+
+// JournalName is the file in the lease directory.
+const JournalName = "leases.journal"
+
+// journalHeader is the first line of the file and names the version of its form. Each further line is a checksum
+// and a record, readable for a person:
+//
+//	1c8aa23f bound 192.0.2.17 1767225600 52:54:00:12:34:56
+const journalHeader = "coldrack-leases 1"
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+var stateWords = map[state]string{free: "free", bound: "bound", quarantined: "quarantined"}
+
+// appendRecord encodes a record as a line.
+func appendRecord(b []byte, r record) []byte {
+	start := len(b)
+	b = append(b, "00000000 "...)
+	b = append(b, stateWords[r.state]...)
+	b = append(b, ' ')
+	b = r.address.AppendTo(b)
+	b = append(b, ' ')
+	b = strconv.AppendInt(b, r.until.Unix(), 10)
+	b = append(b, ' ')
+	b = append(b, r.client...)
+	sum := crc32.Checksum(b[start+9:], castagnoli)
+	hex.Encode(b[start:], []byte{byte(sum >> 24), byte(sum >> 16), byte(sum >> 8), byte(sum)})
+	return append(b, '\n')
+}
+
+var errDamaged = errors.New("damaged record")
+
+func parseRecord(line string) (record, error) {
+	sum, rest, _ := strings.Cut(line, " ")
+	want, err := strconv.ParseUint(sum, 16, 32)
+	if err != nil || len(sum) != 8 || uint32(want) != crc32.Checksum([]byte(rest), castagnoli) {
+		return record{}, fmt.Errorf("%w: wrong checksum", errDamaged)
+	}
+	fields := strings.Split(rest, " ")
+	if len(fields) != 4 {
+		return record{}, fmt.Errorf("%w: %d fields", errDamaged, len(fields))
+	}
+	r := record{client: fields[3]}
+	known := false
+	for state, word := range stateWords {
+		if word == fields[0] {
+			r.state, known = state, true
+		}
+	}
+	if !known {
+		return record{}, fmt.Errorf("%w: state %q", errDamaged, fields[0])
+	}
+	if r.address, err = netip.ParseAddr(fields[1]); err != nil || !r.address.Is4() {
+		return record{}, fmt.Errorf("%w: address %q", errDamaged, fields[1])
+	}
+	seconds, err := strconv.ParseInt(fields[2], 10, 64)
+	if err != nil {
+		return record{}, fmt.Errorf("%w: time %q", errDamaged, fields[2])
+	}
+	r.until = time.Unix(seconds, 0)
+	if (r.state == bound) != (r.client != "") {
+		return record{}, fmt.Errorf("%w: %s with client %q", errDamaged, fields[0], r.client)
+	}
+	return r, nil
+}
+
+// readJournal reads all records that are whole. A file that was being written when the power went
+// ends in a torn line; that one was acknowledged to no client. damaged counts lines left out.
+func readJournal(r io.Reader) (records []record, damaged int, err error) {
+	lines := bufio.NewReader(r)
+	for first := true; ; first = false {
+		line, err := lines.ReadString('\n')
+		if err != nil && err != io.EOF {
+			return nil, 0, err
+		}
+		if err == io.EOF && line == "" {
+			return records, damaged, nil
+		}
+		whole := strings.HasSuffix(line, "\n")
+		line = strings.TrimSuffix(line, "\n")
+		if first {
+			if !whole && strings.HasPrefix(journalHeader, line) {
+				return nil, 0, nil // torn while it was made
+			}
+			if line != journalHeader {
+				return nil, 0, fmt.Errorf("first line is %.40q, not %q: not a lease journal, or one of another release", line, journalHeader)
+			}
+			continue
+		}
+		rec, err := parseRecord(line)
+		if err != nil || !whole {
+			damaged++
+			continue
+		}
+		records = append(records, rec)
+	}
+}
+
+// journal keeps leases on disk. Changes are appended; all that wait at one moment are made durable by a
+// single fdatasync, so the number of answers a second does not depend on the disk's latency.
+type journal struct {
+	dir      string
+	log      *slog.Logger
+	snapshot func() []record // all that has to survive, for compaction
+
+	mu      sync.Mutex
+	waiting []change
+	wake    chan struct{}
+
+	// Owned by run.
+	file  *os.File // nil: broken; the next batch starts with a compaction
+	lines int      // in the file
+	kept  int      // lines of the last snapshot
+
+	commits, records, failures atomic.Uint64
+}
+
+// change is one record on its way to the disk. done is called with nil once it is durable.
+type change struct {
+	record record
+	done   func(error)
+}
+
+// maxWaiting bounds the queue before a slow disk. A client whose answer has no room asks again.
+const maxWaiting = 16384
+
+var errStoreBusy = errors.New("lease store cannot keep up")
+
+// compactAbove is how many lines beside the needed ones a journal may have.
+const compactAbove = 10_000
+
+// openJournal reads the leases of the directory, creating it if need be.
+func openJournal(dir string, log *slog.Logger) (*journal, []record, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("lease directory: %w", err)
+	}
+	path := filepath.Join(dir, JournalName)
+	var records []record
+	data, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, nil, fmt.Errorf("read leases: %w", err)
+	default:
+		var damaged int
+		records, damaged, err = readJournal(bytes.NewReader(data))
+		if err != nil {
+			return nil, nil, fmt.Errorf("read leases from %s: %w", path, err)
+		}
+		if damaged > 0 {
+			log.Warn("lease journal has damaged lines; they are left out", "file", path, "lines", damaged)
+		}
+	}
+	return &journal{dir: dir, log: log, wake: make(chan struct{}, 1)}, records, nil
+}
+
+// add queues a change. done may be nil. It does not block.
+func (j *journal) add(r record, done func(error)) {
+	j.mu.Lock()
+	if len(j.waiting) >= maxWaiting {
+		j.mu.Unlock()
+		if done != nil {
+			done(errStoreBusy)
+		}
+		return
+	}
+	j.waiting = append(j.waiting, change{r, done})
+	j.mu.Unlock()
+	select {
+	case j.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run writes changes until ctx ends, then what still waits, and closes the file.
+func (j *journal) run(ctx context.Context) {
+	for {
+		select {
+		case <-j.wake:
+		case <-ctx.Done():
+			j.commit()
+			if j.file != nil {
+				j.file.Close()
+				j.file = nil
+			}
+			return
+		}
+		j.commit()
+	}
+}
+
+// commit makes durable whatever waits.
+func (j *journal) commit() {
+	j.mu.Lock()
+	batch := j.waiting
+	j.waiting = nil
+	j.mu.Unlock()
+	if len(batch) == 0 {
+		return
+	}
+	err := j.write(batch)
+	if err != nil {
+		j.failures.Add(1)
+		j.log.Error("leases cannot be stored; clients of the pools get no address until they can", "dir", j.dir, "err", err)
+	} else {
+		j.commits.Add(1)
+		j.records.Add(uint64(len(batch)))
+	}
+	for _, c := range batch {
+		if c.done != nil {
+			c.done(err)
+		}
+	}
+}
+
+func (j *journal) write(batch []change) error {
+	if j.file == nil || j.lines > 2*j.kept+compactAbove {
+		if err := j.compact(); err != nil {
+			return err
+		}
+	}
+	var b []byte
+	for _, c := range batch {
+		b = appendRecord(b, c.record)
+	}
+	_, err := j.file.Write(b)
+	if err == nil {
+		err = unix.Fdatasync(int(j.file.Fd()))
+	}
+	if err != nil {
+		// What the file holds now is unknown, also after a failed sync: begin a new one.
+		j.file.Close()
+		j.file = nil
+		return err
+	}
+	j.lines += len(batch)
+	return nil
+}
+
+// compact replaces the file by a snapshot. The snapshot may contain changes that still wait; they
+// are appended after it once more, which changes nothing.
+func (j *journal) compact() error {
+	records := j.snapshot()
+	b := []byte(journalHeader + "\n")
+	for _, r := range records {
+		b = appendRecord(b, r)
+	}
+	path := filepath.Join(j.dir, JournalName)
+	file, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(b)
+	if err == nil {
+		err = file.Sync()
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err == nil {
+		err = syncDir(j.dir)
+	}
+	if err != nil {
+		file.Close()
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if j.file != nil {
+		j.file.Close()
+	}
+	j.file, j.lines, j.kept = file, len(records), len(records)
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,300 @@
+package dhcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/packet"
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+)
+
+// iface is a link over a real interface.
+//
+// Messages come in, and go to relays, to clients that have an address and to everyone, by a UDP
+// socket bound to the interface; the kernel does the rest. A packet socket is for what needs frames:
+// clients that have no address yet, ARP, and the answers of other servers.
+type iface struct {
+	device string
+	index  int
+	mac    net.HardwareAddr
+	udp    *net.UDPConn
+	frames *packet.Conn
+	own    atomic.Pointer[[]netip.Addr]
+	log    *slog.Logger
+	count  *counters
+
+	mu     sync.Mutex
+	probes map[netip.Addr][]*probe
+	closed bool
+}
+
+type probe struct {
+	timers []*time.Timer
+	done   func(net.HardwareAddr)
+}
+
+// receiveBuffer holds the messages of a thousand machines powered on at once, bytes.
+const receiveBuffer = 4 << 20
+
+// probeTime is how long an ARP probe waits for an answer; the question is asked twice in it.
+const probeTime = 200 * time.Millisecond
+
+// openIface opens the sockets of an interface. It must run in the interface's network namespace.
+func openIface(ctx context.Context, device string, log *slog.Logger, count *counters) (_ *iface, err error) {
+	ifi, err := net.InterfaceByName(device)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", device, err)
+	}
+	l := &iface{device: device, index: ifi.Index, mac: ifi.HardwareAddr, log: log, count: count, probes: map[netip.Addr][]*probe{}}
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	own, err := addressesOf(ifi)
+	if err != nil {
+		return nil, err
+	}
+	if len(own) == 0 {
+		return nil, fmt.Errorf("interface %s has no IPv4 address; give it one, clients need it to reach the server", device)
+	}
+	l.own.Store(&own)
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var option error
+		err := raw.Control(func(fd uintptr) {
+			option = errors.Join(
+				unix.BindToDevice(int(fd), device),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1),
+			)
+			// Above the usual limit only with CAP_NET_ADMIN; less will do where there is none.
+			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+			}
+		})
+		return errors.Join(err, option)
+	}}
+	conn, err := config.ListenPacket(ctx, "udp4", fmt.Sprintf("0.0.0.0:%d", ServerPort))
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return nil, fmt.Errorf("another DHCP server runs on this machine for interface %s (port %d is taken); stop it: %w", device, ServerPort, err)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return nil, fmt.Errorf("no privilege to serve DHCP on interface %s; needs CAP_NET_BIND_SERVICE and CAP_NET_RAW: %w", device, err)
+	case err != nil:
+		return nil, fmt.Errorf("open the DHCP socket on interface %s: %w", device, err)
+	}
+	l.udp = conn.(*net.UDPConn)
+	filter, err := frameFilter()
+	if err != nil {
+		return nil, err
+	}
+	l.frames, err = packet.Listen(ifi, packet.Raw, unix.ETH_P_ALL, &packet.Config{Filter: filter})
+	if err != nil {
+		return nil, fmt.Errorf("open a packet socket on interface %s (needs CAP_NET_RAW): %w", device, err)
+	}
+	return l, l.ignoreOutgoing()
+}
+
+// ignoreOutgoing keeps the kernel from cloning for us each packet of every download we serve.
+func (l *iface) ignoreOutgoing() error {
+	raw, err := l.frames.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+	})
+}
+
+func addressesOf(ifi *net.Interface) ([]netip.Addr, error) {
+	all, err := ifi.Addrs()
+	if err != nil {
+		return nil, fmt.Errorf("addresses of interface %s: %w", ifi.Name, err)
+	}
+	var own []netip.Addr
+	for _, a := range all {
+		if network, ok := a.(*net.IPNet); ok {
+			if address := toNetip(network.IP); address.IsValid() {
+				own = append(own, address)
+			}
+		}
+	}
+	return own, nil
+}
+
+// refresh looks the interface up again. It is an error when the sockets no longer belong to it.
+func (l *iface) refresh() error {
+	ifi, err := net.InterfaceByName(l.device)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", l.device, err)
+	}
+	if ifi.Index != l.index {
+		return fmt.Errorf("interface %s was replaced", l.device)
+	}
+	own, err := addressesOf(ifi)
+	if err != nil {
+		return err
+	}
+	l.own.Store(&own)
+	return nil
+}
+
+func (l *iface) name() string            { return l.device }
+func (l *iface) addresses() []netip.Addr { return *l.own.Load() }
+
+func (l *iface) close() {
+	l.mu.Lock()
+	l.closed = true
+	for _, all := range l.probes {
+		for _, p := range all {
+			p.stop()
+		}
+	}
+	l.probes = nil
+	l.mu.Unlock()
+	if l.udp != nil {
+		l.udp.Close()
+	}
+	if l.frames != nil {
+		l.frames.Close()
+	}
+}
+
+// receive hands on messages until the socket fails or is closed.
+func (l *iface) receive(handle func(incoming)) error {
+	const batch, longest = 64, 1500
+	messages := make([]ipv4.Message, batch)
+	for i := range messages {
+		messages[i].Buffers = [][]byte{make([]byte, longest)}
+		messages[i].OOB = make([]byte, 64)
+	}
+	conn := ipv4.NewPacketConn(l.udp)
+	for {
+		n, err := conn.ReadBatch(messages, 0)
+		if err != nil {
+			if errors.Is(err, unix.ENETDOWN) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EHOSTUNREACH) {
+				continue // reported once for an earlier reply, or the cable was pulled
+			}
+			return err
+		}
+		for i := range messages[:n] {
+			m := &messages[i]
+			in := incoming{link: l, payload: m.Buffers[0][:m.N]}
+			if from, ok := m.Addr.(*net.UDPAddr); ok {
+				in.source = from.AddrPort().Addr().Unmap()
+			}
+			var control ipv4.ControlMessage
+			if control.Parse(m.OOB[:m.NN]) == nil {
+				in.destination = toNetip(control.Dst)
+			}
+			handle(in)
+		}
+	}
+}
+
+// watch hands ARP replies to the probes and the replies of DHCP servers to overheard.
+func (l *iface) watch(overheard func(link, []byte)) error {
+	frame := make([]byte, 2048)
+	for {
+		n, _, err := l.frames.ReadFrom(frame)
+		if err != nil {
+			if errors.Is(err, unix.ENETDOWN) {
+				continue
+			}
+			return err
+		}
+		if address, holder, ok := parseARPReply(frame[:n]); ok {
+			l.answered(address, holder)
+		} else if payload := udpPayload(frame[:n]); payload != nil {
+			overheard(l, payload)
+		}
+	}
+}
+
+func (l *iface) send(out outgoing) {
+	var err error
+	if out.hardware != nil && len(l.mac) == 6 {
+		frame := udpFrame(l.mac, out.hardware, netip.AddrPortFrom(out.from, ServerPort), out.to, out.payload)
+		_, err = l.frames.WriteTo(frame, &packet.Addr{HardwareAddr: out.hardware})
+	} else {
+		to := out.to
+		if out.hardware != nil { // no Ethernet: only a broadcast reaches the client
+			to = netip.AddrPortFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), ClientPort)
+		}
+		control := ipv4.ControlMessage{Src: out.from.AsSlice()}
+		_, _, err = l.udp.WriteMsgUDPAddrPort(out.payload, control.Marshal(), to)
+	}
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		l.count.sendErrors.Add(1)
+		l.log.Warn("DHCP reply cannot be sent", "interface", l.device, "to", out.to, "err", err)
+	}
+}
+
+func (l *iface) probe(address netip.Addr, done func(net.HardwareAddr)) bool {
+	if len(l.mac) != 6 {
+		return false
+	}
+	ask := func() {
+		l.frames.WriteTo(arpProbe(l.mac, address), &packet.Addr{HardwareAddr: etherBroadcast})
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return false
+	}
+	p := &probe{done: done}
+	l.probes[address] = append(l.probes[address], p)
+	p.timers = []*time.Timer{
+		time.AfterFunc(probeTime/2, ask),
+		time.AfterFunc(probeTime, func() { l.finish(address, p) }),
+	}
+	ask()
+	return true
+}
+
+func (p *probe) stop() {
+	for _, t := range p.timers {
+		t.Stop()
+	}
+}
+
+// finish ends a probe that nobody answered.
+func (l *iface) finish(address netip.Addr, p *probe) {
+	l.mu.Lock()
+	all := l.probes[address]
+	found := false
+	for i := range all {
+		if all[i] == p {
+			l.probes[address] = append(all[:i:i], all[i+1:]...)
+			found = true
+			break
+		}
+	}
+	if len(l.probes[address]) == 0 {
+		delete(l.probes, address)
+	}
+	l.mu.Unlock()
+	if found {
+		p.done(nil)
+	}
+}
+
+func (l *iface) answered(address netip.Addr, holder net.HardwareAddr) {
+	l.mu.Lock()
+	all := l.probes[address]
+	delete(l.probes, address)
+	l.mu.Unlock()
+	for _, p := range all {
+		p.stop()
+		p.done(holder)
+	}
+}

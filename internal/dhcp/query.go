@@ -1,0 +1,177 @@
+package dhcp
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/iana"
+)
+
+// Options that the library has no name for.
+const (
+	optClientNDI        = dhcpv4.GenericOptionCode(94)
+	optClientUUID       = dhcpv4.GenericOptionCode(97)
+	optIPXE             = dhcpv4.GenericOptionCode(175)
+	optOverload         = dhcpv4.GenericOptionCode(52)
+	relayCircuitID      = dhcpv4.GenericOptionCode(1)
+	relayRemoteID       = dhcpv4.GenericOptionCode(2)
+	relayLinkSelection  = dhcpv4.GenericOptionCode(5) // RFC 3527
+	pxeDiscoveryControl = dhcpv4.GenericOptionCode(6) // within option 43
+	ipxeNoProxyDHCP     = dhcpv4.GenericOptionCode(176)
+)
+
+var errMalformed = errors.New("malformed message")
+
+// parse decodes a message of a client and checks what everything else relies on.
+func parse(packet []byte) (*dhcpv4.DHCPv4, error) {
+	// Some firmware forgets the End option; a second one does no harm.
+	m, err := dhcpv4.FromBytes(append(packet[:len(packet):len(packet)], dhcpv4.OptionEnd.Code()))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errMalformed, err)
+	}
+	if m.OpCode != dhcpv4.OpcodeBootRequest {
+		return nil, fmt.Errorf("%w: not a request", errMalformed)
+	}
+	// RFC 2132, section 9.3: options may go on in the fields "file" (1) and "sname" (2).
+	if overload := m.Options.Get(optOverload); len(overload) == 1 {
+		const sname, file, end = 44, 108, 236
+		if overload[0]&1 != 0 {
+			err = errors.Join(err, m.Options.FromBytes(packet[file:end]))
+		}
+		if overload[0]&2 != 0 {
+			err = errors.Join(err, m.Options.FromBytes(packet[sname:file]))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errMalformed, err)
+		}
+	}
+	if m.MessageType() == dhcpv4.MessageTypeNone {
+		return nil, fmt.Errorf("%w: BOOTP without DHCP's message type", errMalformed)
+	}
+	if mac := m.ClientHWAddr; len(mac) > 0 {
+		if bytes.Equal(mac, make([]byte, len(mac))) {
+			return nil, fmt.Errorf("%w: hardware address is zero", errMalformed)
+		}
+		if m.HWType == iana.HWTypeEthernet && mac[0]&1 != 0 {
+			return nil, fmt.Errorf("%w: hardware address %s is a group's", errMalformed, mac)
+		}
+	} else if len(m.Options.Get(dhcpv4.OptionClientIdentifier)) == 0 {
+		return nil, fmt.Errorf("%w: neither hardware address nor client identifier", errMalformed)
+	}
+	return m, nil
+}
+
+// clientKey names a client within a subnet: by its hardware address, and only without one by its
+// client identifier. On its way from power-on to a running system a machine speaks DHCP as firmware, as iPXE
+// and as an operating system, each with another client identifier; by RFC 2131, section 4.2, it would
+// take three addresses of the pool.
+func clientKey(m *dhcpv4.DHCPv4) string {
+	if len(m.ClientHWAddr) > 0 {
+		if m.HWType == iana.HWTypeEthernet {
+			return m.ClientHWAddr.String()
+		}
+		return fmt.Sprintf("hw%d:%s", m.HWType, m.ClientHWAddr)
+	}
+	return "id:" + hex.EncodeToString(m.Options.Get(dhcpv4.OptionClientIdentifier))
+}
+
+func queryOf(m *dhcpv4.DHCPv4) Query {
+	q := Query{
+		MAC:         m.ClientHWAddr.String(),
+		UUID:        clientUUID(m.Options.Get(optClientUUID)),
+		Hostname:    text(m.Options.Get(dhcpv4.OptionHostName)),
+		VendorClass: text(m.Options.Get(dhcpv4.OptionClassIdentifier)),
+		UserClass:   userClass(m.Options.Get(dhcpv4.OptionUserClassInformation)),
+		Arch:        ArchUnknown,
+		Relay:       toNetip(m.GatewayIPAddr),
+	}
+	if arch := m.Options.Get(dhcpv4.OptionClientSystemArchitectureType); len(arch) >= 2 {
+		q.Arch = binary.BigEndian.Uint16(arch)
+	}
+	q.PXE = strings.HasPrefix(q.VendorClass, "PXEClient")
+	q.HTTP = strings.HasPrefix(q.VendorClass, "HTTPClient")
+	q.IPXE = q.UserClass == "iPXE" || len(m.Options.Get(optIPXE)) > 0
+	if q.Relay.IsUnspecified() {
+		q.Relay = netip.Addr{}
+	}
+	if relay := relayOptions(m); relay != nil {
+		q.CircuitID = hex.EncodeToString(relay.Get(relayCircuitID))
+		q.RemoteID = hex.EncodeToString(relay.Get(relayRemoteID))
+	}
+	return q
+}
+
+// clientUUID reads option 97: a type byte, 0, and the 16 bytes as SMBIOS has them.
+func clientUUID(b []byte) string {
+	if len(b) != 17 || b[0] != 0 {
+		return ""
+	}
+	id := uuid.UUID(b[1:])
+	slices.Reverse(id[0:4])
+	slices.Reverse(id[4:6])
+	slices.Reverse(id[6:8])
+	return id.String()
+}
+
+// userClass reads option 77. RFC 3004 wants lengths before its strings; iPXE and others send just a string.
+func userClass(b []byte) string {
+	var classes dhcpv4.Strings
+	if len(b) > 0 && classes.FromBytes(b) == nil {
+		return text([]byte(strings.Join(classes, ",")))
+	}
+	return text(b)
+}
+
+// relayOptions gives the sub-options of option 82, nil when there are none or they make no sense.
+func relayOptions(m *dhcpv4.DHCPv4) dhcpv4.Options {
+	raw := m.Options.Get(dhcpv4.OptionRelayAgentInformation)
+	if len(raw) == 0 {
+		return nil
+	}
+	sub := dhcpv4.Options{}
+	if sub.FromBytes(raw) != nil {
+		return nil
+	}
+	return sub
+}
+
+// text makes a string from the network fit for names and logs.
+func text(b []byte) string {
+	s := strings.TrimRight(string(b), "\x00")
+	if len(s) > 255 {
+		s = s[:255]
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == '\uFFFD' {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// toNetip gives the zero Addr for what is not an IPv4 address.
+func toNetip(ip net.IP) netip.Addr {
+	if ip4 := ip.To4(); ip4 != nil {
+		return netip.AddrFrom4([4]byte(ip4))
+	}
+	return netip.Addr{}
+}
+
+// optionAddr reads an option that is one address.
+func optionAddr(m *dhcpv4.DHCPv4, code dhcpv4.OptionCode) netip.Addr {
+	if b := m.Options.Get(code); len(b) == 4 {
+		if a := netip.AddrFrom4([4]byte(b)); !a.IsUnspecified() {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
