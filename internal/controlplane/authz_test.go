@@ -183,6 +183,16 @@ func TestWhoMayDoWhatOverTheWire(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+	t.Run("a body in protobuf is refused, not tripped over", func(t *testing.T) {
+		operator := as(GroupOperator)
+		operator.NegotiatedSerializer = basicSerializer()
+		client, err := rest.UnversionedRESTClientFor(operator)
+		check(t, err)
+		err = client.Post().SetHeader("Content-Type", "application/vnd.kubernetes.protobuf").AbsPath("/apis/coldrack.dev/v1alpha1/machines").Body([]byte("k8s")).Do(ctx).Error()
+		if !apierrors.IsUnsupportedMediaType(err) {
+			t.Errorf("got %v", err)
+		}
+	})
 	t.Run("health needs no credentials, everything else does", func(t *testing.T) {
 		client, err := rest.UnversionedRESTClientFor(&rest.Config{Host: "https://" + c.Address(), TLSClientConfig: rest.TLSClientConfig{CAData: ca.pem},
 			ContentConfig: rest.ContentConfig{NegotiatedSerializer: basicSerializer()}})

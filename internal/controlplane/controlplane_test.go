@@ -77,6 +77,18 @@ func TestStartFailsWithAnErrorThatSaysWhatToDo(t *testing.T) {
 		},
 		"the log of the store is damaged": {
 			func(t *testing.T, cfg *Config) {
+				// etcd leaves a goroutine behind that may still make a file when everything else is removed.
+				dir, err := os.MkdirTemp("", "coldrack-")
+				check(t, err)
+				t.Cleanup(func() {
+					for range 20 {
+						if os.RemoveAll(dir) == nil {
+							break
+						}
+						time.Sleep(50 * time.Millisecond)
+					}
+				})
+				cfg.DataDir = dir
 				startTest(t, *cfg).Stop()
 				wals, err := filepath.Glob(cfg.path("etcd/member/wal/*.wal"))
 				check(t, err)

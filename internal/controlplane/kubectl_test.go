@@ -108,6 +108,14 @@ func TestKubectl(t *testing.T) {
 		k.ok("", words("get --raw /readyz"), "ok")
 		k.ok("", words("get --raw /metrics"), "apiserver_request_total")
 	})
+	t.Run("everybody can ask who they are and what they may do", func(t *testing.T) {
+		k := newKubectl(t, ca.person(t, c.Address(), "bob", GroupViewer))
+		k.ok("", words("auth whoami"), "Username bob", "Groups [coldrack:viewer system:authenticated]")
+		k.ok("", words("auth can-i list machines.coldrack.dev"), "yes")
+		k.fails("", words("auth can-i delete machines.coldrack.dev"), "no - this needs role operator, you have role viewer")
+		k.fails("", words("auth can-i get secrets.coldrack.dev"), "Secrets are only for admins")
+		k.ok("", words("auth can-i get /metrics"), "yes")
+	})
 	t.Run("explain describes nested fields", func(t *testing.T) {
 		k := k
 		k.t = t

@@ -45,6 +45,7 @@ type leaseElector struct {
 func newLeaseElector(config *rest.Config, namespace string) (*leaseElector, error) {
 	config = rest.CopyConfig(config)
 	config.Timeout = leaseSeconds * time.Second / 2
+	config.ContentType = "application/json" // every Kubernetes-style API speaks it
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return nil, err

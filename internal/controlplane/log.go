@@ -3,6 +3,8 @@ package controlplane
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/go-logr/logr"
@@ -17,22 +19,41 @@ func SendKlogTo(log *slog.Logger) {
 	klog.SetLoggerWithOptions(logr.FromSlogHandler(demoted{log.Handler()}), klog.ContextualLogger(true))
 }
 
-// demoted passes records on, those below warning as debug.
+// demoted passes records on: what is below warning as debug, what a client caused by going away as debug too, and
+// a failed login, of which the library makes an error of its own, as a warning.
 type demoted struct{ next slog.Handler }
 
-func demote(level slog.Level) slog.Level {
-	if level < slog.LevelWarn {
+// goneAway are parts of messages about a client that did not wait for its answer.
+var goneAway = []string{"http: Handler timeout", "; CANCEL", "context canceled", "client disconnected"}
+
+func demote(r slog.Record) slog.Level {
+	if r.Level < slog.LevelWarn || r.Message == "Post-timeout activity" {
 		return slog.LevelDebug
 	}
+	level := r.Level
+	if r.Message == "Unable to authenticate the request" {
+		level = slog.LevelWarn
+	}
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "err" && slices.ContainsFunc(goneAway, func(part string) bool { return strings.Contains(a.Value.String(), part) }) {
+			level = slog.LevelDebug
+		}
+		return true
+	})
 	return level
 }
 
 func (d demoted) Enabled(ctx context.Context, level slog.Level) bool {
-	return level >= slog.LevelInfo && d.next.Enabled(ctx, demote(level))
+	if level < slog.LevelWarn {
+		return level >= slog.LevelInfo && d.next.Enabled(ctx, slog.LevelDebug)
+	}
+	return d.next.Enabled(ctx, level)
 }
 
 func (d demoted) Handle(ctx context.Context, r slog.Record) error {
-	r.Level = demote(r.Level)
+	if r.Level = demote(r); !d.next.Enabled(ctx, r.Level) {
+		return nil
+	}
 	return d.next.Handle(ctx, r)
 }
 

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"syscall"
@@ -33,6 +34,8 @@ import (
 	"k8s.io/apiserver/pkg/authentication/request/bearertoken"
 	"k8s.io/apiserver/pkg/authentication/request/union"
 	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
+	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
+	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
@@ -174,6 +177,9 @@ func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport 
 
 	config.EffectiveVersion = effectiveVersion{compatibility.DefaultBuildEffectiveVersion(), cfg.Version}
 	config.AdmissionControl = rules
+	config.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
+		return genericapiserver.DefaultBuildHandlerChain(onlyJSON(api, c.Serializer), c)
+	}
 	config.ExternalAddress = listener.Addr().String()
 	config.EnableIndex = false
 	config.EnableProfiling = false
@@ -206,6 +212,9 @@ func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport 
 	server.GenericAPIServer.DiscoveryGroupManager.AddGroup(metav1.APIGroup{
 		Name: v1alpha1.Group, Versions: []metav1.GroupVersionForDiscovery{version}, PreferredVersion: version,
 	})
+	if err := serveSelfReviews(server.GenericAPIServer); err != nil {
+		return nil, err
+	}
 	for path, handler := range cfg.Handlers {
 		mux := server.GenericAPIServer.Handler.NonGoRestfulMux
 		if strings.HasSuffix(path, "/") {
@@ -216,6 +225,19 @@ func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport 
 	}
 	c.client = config.LoopbackClientConfig
 	return server, nil
+}
+
+// onlyJSON refuses bodies in protobuf, in which kinds that are defined by CRDs cannot be written: k8s.io/apiextensions-apiserver
+// offers it all the same and panics (as of v0.36).
+func onlyJSON(api http.Handler, serializer runtime.NegotiatedSerializer) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.Header.Get("Content-Type"), runtime.ContentTypeProtobuf) && strings.HasPrefix(r.URL.Path, "/apis/"+v1alpha1.Group+"/") {
+			err := negotiation.NewUnsupportedMediaTypeError([]string{runtime.ContentTypeJSON, runtime.ContentTypeYAML})
+			responsewriters.ErrorNegotiated(err, serializer, v1alpha1.GroupVersion, w, r)
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
 }
 
 func etcdOptions(prefix string, transport storagebackend.TransportConfig) *options.EtcdOptions {
