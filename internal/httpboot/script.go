@@ -7,13 +7,15 @@ import "strings"
 //
 // netX is the interface iPXE was booted from; it comes first. Settings that do not exist expand to
 // nothing. SMBIOS strings go through iPXE's URI encoding because they may contain spaces and worse.
+// MACs go with hyphens: iPXE takes whatever stands before the first colon of a URI for its scheme, even
+// behind a question mark.
 //
 // A server that does not answer is asked again for about a minute. Then iPXE ends, so that the firmware
 // goes on with its boot order: an installed machine must start from its disk even when we are away.
 func ChainScript() string {
-	parameters := []string{"mac=${netX/mac}"}
+	parameters := []string{"mac=${netX/mac:hexhyp}"}
 	for _, nic := range []string{"net0", "net1", "net2", "net3", "net4", "net5", "net6", "net7"} {
-		parameters = append(parameters, "mac=${"+nic+"/mac}")
+		parameters = append(parameters, "mac=${"+nic+"/mac:hexhyp}")
 	}
 	parameters = append(parameters,
 		"uuid=${uuid}",
