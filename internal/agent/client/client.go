@@ -129,10 +129,13 @@ func Code(err error) string {
 }
 
 // Transient says that the same call may succeed later: the network failed, or the server is in
-// trouble. A refusal (4xx) is final.
+// trouble. A refusal (4xx) is final, and so is an error that says so by a method Final() bool.
 func Transient(err error) bool {
 	if e := (*Error)(nil); errors.As(err, &e) {
 		return e.Status >= 500 || e.Status == http.StatusTooManyRequests || e.Status == http.StatusRequestTimeout
+	}
+	if f := (interface{ Final() bool })(nil); errors.As(err, &f) && f.Final() {
+		return false
 	}
 	return err != nil && !errors.Is(err, context.Canceled)
 }

@@ -1,0 +1,430 @@
+package install
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"coldrack.dev/internal/agent/client"
+	"coldrack.dev/internal/agent/fat"
+	"coldrack.dev/internal/agent/gpt"
+	"coldrack.dev/internal/agent/identity"
+	"coldrack.dev/internal/agent/probe"
+	"coldrack.dev/internal/agent/target"
+	"coldrack.dev/internal/diskboot"
+	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/nodeconfig"
+)
+
+const (
+	maxIndex    = 64 << 20
+	maxBootFile = 32 << 20
+	// leastMemory that must be available: chunks in flight, unpacked and stored, and the page cache.
+	leastMemory = 96 << 20
+	// mostSkew between this machine's clock and the server's, after the clock was set.
+	mostSkew = time.Minute
+)
+
+// preflight checks whatever can be checked before the disk is touched, and fetches all but the image.
+func (a *act) preflight(ctx context.Context) (string, error) {
+	a.inv = a.Inventory()
+	if err := a.checkMachine(); err != nil {
+		return "", err
+	}
+	if err := a.checkClock(ctx); err != nil {
+		return "", err
+	}
+	var err error
+	if a.ops, err = nodeconfig.Direct(a.plan.Config); err != nil {
+		return "", err
+	}
+	if _, err := grubArgs(a.plan.KernelArgs, a.consoles()); err != nil {
+		return "", err
+	}
+	for _, tool := range []string{"e2fsck", "resize2fs", "tune2fs"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return "", fmt.Errorf("the discovery system has no %s: its bundle is damaged or was built wrongly: %w", tool, err)
+		}
+	}
+	return "", a.fetchPlan(ctx)
+}
+
+func (a *act) checkMachine() error {
+	if f := a.plan.Image.Family; f != "debian" {
+		return fmt.Errorf("image %s is of family %q, which this agent cannot install; it knows debian", a.plan.Image.Name, f)
+	}
+	if a.plan.Wipe != "RefuseForeign" && a.plan.Wipe != "Always" {
+		return fmt.Errorf("wipe policy %q is neither RefuseForeign nor Always", a.plan.Wipe)
+	}
+	if have, want := a.inv.MemoryBytes, a.plan.MinMemoryBytes; have < want {
+		return fmt.Errorf("out of memory: this machine has %s, the profile asks for %s", probe.Size(have), probe.Size(want))
+	}
+	if free := memoryAvailable(); free > 0 && free < leastMemory {
+		return fmt.Errorf("out of memory: %s are available, an install takes %s", probe.Size(free), probe.Size(leastMemory))
+	}
+	link := slices.ContainsFunc(a.inv.NICs, func(n wire.NIC) bool { return n.Link })
+	if len(a.inv.NICs) > 0 && !link {
+		return errors.New("no link: none of this machine's network interfaces has one")
+	}
+	return nil
+}
+
+func (a *act) checkClock(ctx context.Context) error {
+	var skew time.Duration
+	err := client.Retry(ctx, a.tellWait("the server's time"), func(ctx context.Context) error {
+		before := a.Now()
+		t, err := a.Server.Time(ctx)
+		skew = before.Sub(t.Now)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("ask for the server's time: %w", err)
+	}
+	if skew.Abs() > mostSkew {
+		return fmt.Errorf("clock: this machine's is %s off the server's although it was set at boot; certificates would not hold. Check the machine's battery, or boot it again", skew.Round(time.Second))
+	}
+	return nil
+}
+
+// tellWait shows on console and in the log what is waited for.
+func (a *act) tellWait(what string) func(error, time.Duration) {
+	return func(err error, wait time.Duration) {
+		a.Log.Warn("waiting for the server", "for", what, "err", err, "again", wait.Round(time.Second))
+	}
+}
+
+func (a *act) fetchPlan(ctx context.Context) error {
+	image := a.plan.Image
+	b, err := a.Content.Get(ctx, "the chunk index of image "+image.Name, image.Index, maxIndex)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, &a.index); err != nil {
+		return fmt.Errorf("the chunk index of image %s cannot be read: %w", image.Name, err)
+	}
+	if err := a.index.Validate(); err != nil {
+		return fmt.Errorf("image %s: %w", image.Name, err)
+	}
+	if a.index.Digest != image.Digest || a.index.Size != image.Size {
+		return fmt.Errorf("image %s: the chunk index is of another image: %s of %d bytes, want %s of %d", image.Name, a.index.Digest, a.index.Size, image.Digest, image.Size)
+	}
+	for _, f := range []struct {
+		what string
+		from wire.Content
+		to   *[]byte
+	}{
+		{"GRUB's boot.img", a.plan.Boot.BIOSBoot, &a.files.boot}, {"GRUB's core.img", a.plan.Boot.BIOSCore, &a.files.core},
+		{"shim", a.plan.Boot.Shim, &a.files.shim}, {"GRUB for UEFI", a.plan.Boot.GRUB, &a.files.grub},
+	} {
+		if *f.to, err = a.Content.Get(ctx, f.what, f.from, maxBootFile); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// needs is how large a disk must be for the image.
+func (a *act) needs() int64 { return biosBytes + espBytes + a.plan.Image.Size + overhead }
+
+func (a *act) selectDisk(context.Context) (string, error) {
+	d, err := SelectDisk(a.inv.Disks, a.plan.RootDisk, a.needs(), a.InUse())
+	if err != nil {
+		return "", err
+	}
+	a.choice = d
+	if a.disk, err = openDevice(d.Name); err != nil {
+		return "", err
+	}
+	if a.disk.size < a.needs() {
+		return "", fmt.Errorf("disk %s is too small: it has %s, the image needs %s", describe(d), probe.Size(a.disk.size), probe.Size(a.needs()))
+	}
+	if a.disk.sector != diskboot.SectorSize && a.inv.Firmware != "UEFI" {
+		return "", fmt.Errorf("disk %s has sectors of %d bytes, from which a BIOS cannot start: set the machine's firmware to UEFI, or choose another disk", describe(d), a.disk.sector)
+	}
+	return describe(d), nil
+}
+
+// wipe makes the disk blank, if its content may go.
+func (a *act) wipe(ctx context.Context) (string, error) {
+	found, err := inspect(ctx, a.disk)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case found.blank():
+	case a.owns(found.Report):
+		a.Log.Info("the disk carries a marker of this machine's own installs", "disk", a.disk.name)
+	case a.plan.Wipe == "Always":
+		a.Log.Warn("overwriting foreign data as the profile says", "disk", a.disk.name, "found", found.lines())
+	default:
+		return "", fmt.Errorf("disk %s holds data that Coldrack did not write: %s. Nothing was changed. If it may go: set wipe: Always in the profile, then: coldrack reinstall %s",
+			describe(a.choice), strings.Join(found.lines(), "; "), a.plan.Machine)
+	}
+	how, err := a.erase(ctx, a.disk, found.Report)
+	if err != nil {
+		return "", err
+	}
+	if found.blank() {
+		return "was blank; " + how, nil
+	}
+	return "removed " + strings.Join(found.lines(), "; ") + "; " + how, nil
+}
+
+func (a *act) owns(r probe.Report) bool { return r.Table != nil && a.own[r.Table.DiskGUID] }
+
+// partition writes the table whose disk GUID is the intent's marker.
+func (a *act) partition(ctx context.Context) (string, error) {
+	id := a.intentID
+	t, err := gpt.New(gpt.Marker(id), a.disk.size, a.disk.sector, []gpt.Want{
+		{Name: "coldrack-bios", Type: gpt.TypeBIOSBoot, GUID: gpt.Derive(id, "bios"), Bytes: biosBytes},
+		{Name: "coldrack-esp", Type: gpt.TypeESP, GUID: gpt.Derive(id, "esp"), Bytes: espBytes},
+		{Name: "coldrack-root", Type: gpt.TypeLinuxRoot, GUID: gpt.Derive(id, "root")},
+	})
+	if err != nil {
+		return "", err
+	}
+	if err := t.Write(a.disk); err != nil {
+		return "", err
+	}
+	if err := a.disk.flush(); err != nil {
+		return "", fmt.Errorf("flush disk %s: %w", a.disk.name, err)
+	}
+	if err := a.disk.tellKernel(t); err != nil {
+		return "", err
+	}
+	a.table = t
+	for _, p := range t.Partitions {
+		if _, err := a.disk.partition(ctx, p.Number); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("GPT %s, root %s", t.DiskGUID, probe.Size(t.Size(t.Partitions[2]))), nil
+}
+
+// writePartition opens a partition for writing, and brings what f wrote to the medium.
+func (a *act) writePartition(ctx context.Context, number int, f func(*os.File) error) error {
+	path, err := a.disk.partition(ctx, number)
+	if err != nil {
+		return err
+	}
+	dev, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	err = f(dev)
+	if err == nil {
+		err = dev.Sync()
+	}
+	return errors.Join(err, dev.Close())
+}
+
+func (a *act) esp(files map[string][]byte) fat.Volume {
+	p := a.table.Partitions[diskboot.ESPPartition-1]
+	return fat.Volume{Size: a.table.Size(p), SectorSize: a.table.SectorSize, Start: a.table.Start(p), ID: a.espID, Label: "COLDRACK", Files: files}
+}
+
+// filesystem makes the ESP. The root file system comes with the image.
+func (a *act) filesystem(ctx context.Context) (string, error) {
+	v := a.esp(nil)
+	return "ESP " + v.UUID(), a.writePartition(ctx, diskboot.ESPPartition, func(f *os.File) error { return fat.Format(f, v) })
+}
+
+// image streams the root file system onto its partition, verified chunk by chunk and as a whole, and
+// makes it this node's: as large as its partition, with a UUID of its own.
+func (a *act) image(ctx context.Context) (string, error) {
+	name := a.plan.Image.Name
+	began := a.Now()
+	ahead := 4
+	if memoryAvailable() < 512<<20 {
+		ahead = 2
+	}
+	a.bytes(wire.StepImage, 0, a.index.Size)
+	err := a.writePartition(ctx, diskboot.RootPartition, func(f *os.File) error {
+		err := diskimage.Write(ctx, a.index, a.Content.Blob("image "+name, a.index.Blob), f, diskimage.WriteOptions{
+			Ahead:    ahead,
+			Zero:     func(offset, n int64) error { return rangeIoctl(f, blkZeroOut, offset, n) },
+			Progress: func(p diskimage.Progress) { a.bytes(wire.StepImage, p.Raw, a.index.Size) },
+		})
+		if err == nil {
+			a.message(wire.StepImage, "flushing to the disk")
+		}
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	took := a.Now().Sub(began)
+	a.message(wire.StepImage, "checking and growing the file system")
+	path, err := a.disk.partition(ctx, diskboot.RootPartition)
+	if err != nil {
+		return "", err
+	}
+	// e2fsck's status 1 means that it repaired something. The image's file system must be clean for
+	// tune2fs and resize2fs, which refuse one that was not checked since it was last mounted.
+	if out, err := run(ctx, "e2fsck", "-f", "-p", path); err != nil && exitCode(err) != 1 {
+		return "", fmt.Errorf("the file system of image %s is damaged: e2fsck: %w: %s", name, err, out)
+	}
+	for _, command := range [][]string{
+		{"tune2fs", "-U", a.rootID.String(), path},
+		{"resize2fs", path},
+	} {
+		if out, err := run(ctx, command[0], command[1:]...); err != nil {
+			return "", fmt.Errorf("%s: %w: %s", command[0], err, out)
+		}
+	}
+	return fmt.Sprintf("%s in %s, %s fetched; every chunk and the whole verified", probe.Size(a.index.Size), took.Round(100*time.Millisecond), probe.Size(a.index.StoredBytes())), nil
+}
+
+func exitCode(err error) int {
+	if e := (*exec.ExitError)(nil); errors.As(err, &e) {
+		return e.ExitCode()
+	}
+	return -1
+}
+
+// run executes a tool and returns the last of what it printed.
+func run(ctx context.Context, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	b, err := cmd.CombinedOutput()
+	out := strings.Join(strings.Fields(string(b)), " ")
+	if len(out) > 400 {
+		out = "…" + out[len(out)-400:]
+	}
+	return out, err
+}
+
+// bootloader makes the disk start, by BIOS and by UEFI.
+func (a *act) bootloader(ctx context.Context) (string, error) {
+	if err := a.mount(ctx); err != nil {
+		return "", err
+	}
+	kernel, initrd, err := findKernel(a.system)
+	if err != nil {
+		return "", err
+	}
+	consoles := a.consoles()
+	args, err := grubArgs(a.plan.KernelArgs, consoles)
+	if err != nil {
+		return "", err
+	}
+	if err := a.system.WriteFile("/boot/grub/grub.cfg", grubConfig(a.rootID.String(), kernel, initrd, args, consoles), 0o644, ""); err != nil {
+		return "", fmt.Errorf("write /boot/grub/grub.cfg: %w", err)
+	}
+	how := "UEFI"
+	if a.disk.sector == diskboot.SectorSize {
+		p := a.table.Partitions[diskboot.BIOSPartition-1]
+		if err := diskboot.InstallBIOS(a.disk, a.files.boot, a.files.core, p.First, p.Last-p.First+1); err != nil {
+			return "", err
+		}
+		how = "BIOS and UEFI"
+	}
+	if err := a.disk.Sync(); err != nil {
+		return "", err
+	}
+	v := a.esp(map[string][]byte{
+		diskboot.ShimPath: a.files.shim, diskboot.GRUBPath: a.files.grub, diskboot.ConfigPath: espConfig(a.rootID.String()),
+	})
+	if err := a.writePartition(ctx, diskboot.ESPPartition, func(f *os.File) error { return fat.Format(f, v) }); err != nil {
+		return "", fmt.Errorf("write the EFI system partition: %w", err)
+	}
+	return fmt.Sprintf("starts by %s, kernel %s", how, kernel), nil
+}
+
+func (a *act) consoles() []string {
+	if len(a.plan.Console) > 0 {
+		return a.plan.Console
+	}
+	var out []string
+	for _, arg := range strings.Fields(a.CommandLine) {
+		if c, ok := strings.CutPrefix(arg, "console="); ok {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+func (a *act) mount(ctx context.Context) error {
+	path, err := a.disk.partition(ctx, diskboot.RootPartition)
+	if err != nil {
+		return err
+	}
+	dir, err := a.mountPoint()
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(path, dir, "ext4", unix.MS_NOATIME|unix.MS_NODEV, ""); err != nil {
+		return fmt.Errorf("mount the new system (%s): %w", path, err)
+	}
+	a.root = dir
+	a.system, err = target.Open(dir, a.Log)
+	return err
+}
+
+// nodeConfig makes the image this node.
+func (a *act) nodeConfig(context.Context) (string, error) {
+	settings := a.Settings
+	settings.Machine = a.plan.Machine
+	b, err := settings.Encode()
+	if err != nil {
+		return "", err
+	}
+	if err := a.system.CopyFile(a.Agent, "/usr/local/bin/coldrack-agent", 0o755); err != nil {
+		return "", fmt.Errorf("copy the agent: %w", err)
+	}
+	fstab := fmt.Sprintf("UUID=%s / ext4 errors=remount-ro 0 1\nUUID=%s /boot/efi vfat umask=0077,nofail,x-systemd.device-timeout=10 0 2\n", a.rootID, a.esp(nil).UUID())
+	own := []nodeconfig.Op{
+		{Kind: nodeconfig.WriteFile, Path: "/etc/fstab", Content: []byte(fstab), Mode: 0o644},
+		{Kind: nodeconfig.MakeDir, Path: "/boot/efi", Mode: 0o700},
+		{Kind: nodeconfig.WriteFile, Path: identity.SettingsFile, Content: b, Mode: 0o644},
+	}
+	if err := a.system.Apply(append(own, a.ops...)); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s, %d settings", a.plan.Config.Hostname, len(a.ops)), nil
+}
+
+// identity has the node's key certified. The key is written to the node's own disk and nowhere else.
+func (a *act) identity(ctx context.Context) (string, error) {
+	key, csr, err := client.NewKey(a.plan.Machine)
+	if err != nil {
+		return "", err
+	}
+	var answer wire.IdentityResponse
+	err = client.Retry(ctx, a.tellWait("the node's certificate"), func(ctx context.Context) error {
+		var err error
+		answer, err = a.Server.Identity(ctx, wire.IdentityRequest{IntentID: a.intentID, CSR: csr})
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	b, err := identity.Encode(key, answer.Certificate)
+	if err != nil {
+		return "", err
+	}
+	dir := nodeconfig.Op{Kind: nodeconfig.MakeDir, Path: identity.Dir, Mode: 0o700}
+	if err := a.system.Apply([]nodeconfig.Op{dir}); err != nil {
+		return "", err
+	}
+	if err := a.system.WriteFile(filepath.Join(identity.Dir, identity.NodeFile), b, 0o600, ""); err != nil {
+		return "", fmt.Errorf("write the node's identity: %w", err)
+	}
+	n, err := identity.Decode(b)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(n.Certificate.Leaf.RawSubjectPublicKeyInfo)
+	return fmt.Sprintf("key sha256:%x…, certificate until %s", sum[:6], n.NotAfter.UTC().Format(time.DateOnly)), nil
+}
