@@ -25,7 +25,6 @@ import (
 type iface struct {
 	device string
 	index  int
-	mac    net.HardwareAddr
 	udp    *net.UDPConn
 	frames *packet.Conn
 	own    atomic.Pointer[[]netip.Addr]
@@ -54,7 +53,7 @@ func openIface(ctx context.Context, device string, log *slog.Logger, count *coun
 	if err != nil {
 		return nil, fmt.Errorf("interface %s: %w", device, err)
 	}
-	l := &iface{device: device, index: ifi.Index, mac: ifi.HardwareAddr, log: log, count: count, probes: map[netip.Addr][]*probe{}}
+	l := &iface{device: device, index: ifi.Index, log: log, count: count, probes: map[netip.Addr][]*probe{}}
 	defer func() {
 		if err != nil {
 			l.close()
@@ -148,6 +147,23 @@ func (l *iface) refresh() error {
 	return nil
 }
 
+// hardware gives the interface's present Ethernet address, nil when it has none. A bridge changes its
+// own whenever ports come and go, so it is asked for each time; the packet socket knows it.
+func (l *iface) hardware() net.HardwareAddr {
+	raw, err := l.frames.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var mac net.HardwareAddr
+	raw.Control(func(fd uintptr) {
+		name, err := unix.Getsockname(int(fd))
+		if link, ok := name.(*unix.SockaddrLinklayer); err == nil && ok && link.Hatype == unix.ARPHRD_ETHER && link.Halen == 6 {
+			mac = link.Addr[:6]
+		}
+	})
+	return mac
+}
+
 func (l *iface) name() string            { return l.device }
 func (l *iface) addresses() []netip.Addr { return *l.own.Load() }
 
@@ -222,8 +238,12 @@ func (l *iface) watch(overheard func(link, []byte)) error {
 
 func (l *iface) send(out outgoing) {
 	var err error
-	if out.hardware != nil && len(l.mac) == 6 {
-		frame := udpFrame(l.mac, out.hardware, netip.AddrPortFrom(out.from, ServerPort), out.to, out.payload)
+	var mac net.HardwareAddr
+	if out.hardware != nil {
+		mac = l.hardware()
+	}
+	if mac != nil {
+		frame := udpFrame(mac, out.hardware, netip.AddrPortFrom(out.from, ServerPort), out.to, out.payload)
 		_, err = l.frames.WriteTo(frame, &packet.Addr{HardwareAddr: out.hardware})
 	} else {
 		to := out.to
@@ -240,11 +260,13 @@ func (l *iface) send(out outgoing) {
 }
 
 func (l *iface) probe(address netip.Addr, done func(net.HardwareAddr)) bool {
-	if len(l.mac) != 6 {
+	if l.hardware() == nil {
 		return false
 	}
 	ask := func() {
-		l.frames.WriteTo(arpProbe(l.mac, address), &packet.Addr{HardwareAddr: etherBroadcast})
+		if mac := l.hardware(); mac != nil {
+			l.frames.WriteTo(arpProbe(mac, address), &packet.Addr{HardwareAddr: etherBroadcast})
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
