@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -130,6 +131,8 @@ func Veth(a *NS, linkA string, b *NS, linkB string) {
 	a.Run("ip", "link", "add", linkA, "type", "veth", "peer", "name", linkB, "netns", b.Path())
 	a.Run("ip", "link", "set", linkA, "up")
 	b.Run("ip", "link", "set", linkB, "up")
+	a.await(linkA, " state UP ")
+	b.await(linkB, " state UP ")
 }
 
 // Bridge makes a switch in the namespace; Plug connects others to it.
@@ -145,4 +148,20 @@ func (ns *NS) Plug(bridge, port string, other *NS, link string) {
 	ns.t.Helper()
 	Veth(ns, port, other, link)
 	ns.Run("ip", "link", "set", port, "master", bridge)
+	ns.await(port, "bridge_slave state forwarding")
+	ns.await(bridge, " state UP ")
+}
+
+// await waits until ip shows a link as it should be. The kernel takes up to a second to notice that a
+// carrier has come, and drops frames until then.
+func (ns *NS) await(link, state string) {
+	ns.t.Helper()
+	var shown string
+	for range 500 {
+		if shown = ns.Run("ip", "-d", "-o", "link", "show", "dev", link); strings.Contains(shown, state) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ns.t.Fatalf("link %s does not come to %q: %s", link, state, shown)
 }
