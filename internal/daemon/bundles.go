@@ -120,6 +120,7 @@ func (i *importer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			size = info.Size()
 		}
 		w.Header().Set(offsetHeader, strconv.FormatInt(size, 10))
+		w.WriteHeader(http.StatusOK) // the API server drops headers of an answer that is never written
 	case http.MethodPut:
 		i.put(w, r, path)
 	default:

@@ -4,10 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -16,12 +19,49 @@ import (
 	"coldrack.dev/internal/controllers"
 	"coldrack.dev/internal/dhcp"
 	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/radv"
 )
 
 // dhcpBackend tells the DHCP server what it needs of the product, from memory.
 type dhcpBackend struct {
 	*booter
-	log *slog.Logger
+	log   *slog.Logger
+	ipxes *recentClients
+}
+
+// recentClients are the clients that were seen not long ago; it forgets the rest.
+type recentClients struct {
+	now  func() time.Time
+	mu   sync.Mutex
+	seen map[string]time.Time
+}
+
+const (
+	recently = 2 * time.Minute
+	// manyClients is when it is worth looking for those to forget.
+	manyClients = 1024
+)
+
+func (r *recentClients) add(mac string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.seen == nil {
+		r.seen = map[string]time.Time{}
+	}
+	now := r.now()
+	if len(r.seen) >= manyClients {
+		maps.DeleteFunc(r.seen, func(_ string, at time.Time) bool { return now.Sub(at) > recently })
+	}
+	if len(r.seen) < 16*manyClients {
+		r.seen[mac] = now
+	}
+}
+
+func (r *recentClients) has(mac net.HardwareAddr) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at, ok := r.seen[mac.String()]
+	return ok && r.now().Sub(at) <= recently
 }
 
 // Reservation gives a known machine the address of its plan.
@@ -59,6 +99,9 @@ func (b dhcpBackend) BootFile(_ netip.Prefix, client dhcp.Query) (dhcp.BootFile,
 
 // Observe notes the addresses that known machines boot with, and says aloud what a person must know.
 func (b dhcpBackend) Observe(seen dhcp.Observation) {
+	if seen.Client.IPXE {
+		b.ipxes.add(seen.Client.MAC)
+	}
 	switch seen.Event {
 	case dhcp.Acknowledged:
 		b.fleet.Leased(seen.Client.MAC, seen.Address.String(), seen.Subnet.String())
@@ -145,14 +188,24 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 	if s.cfg.BootAddress != "" {
 		base.ServerIP = netip.MustParseAddr(s.cfg.BootAddress)
 	}
+	inside := func(open func() error) error { return netns.Do(s.cfg.BootNetns, open) }
+	ipxes := &recentClients{now: time.Now}
 	server, err := dhcp.New(dhcp.Options{
-		Backend: dhcpBackend{booter: answers, log: log}, Dir: s.cfg.path("leases"), Log: log,
-		Inside: func(open func() error) error { return netns.Do(s.cfg.BootNetns, open) },
+		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes}, Dir: s.cfg.path("leases"), Log: log, Inside: inside,
 	}, base)
 	if err != nil {
 		return nil, err
 	}
 	group.Go(func() error { return server.Serve(ctx) })
+	for _, name := range interfaces {
+		group.Go(func() error {
+			// Without it machines boot too, only later.
+			if err := radv.Serve(ctx, radv.Options{Interface: name, Inside: inside, Wanted: ipxes.has, Log: log}); err != nil {
+				log.Warn("iPXE will wait about 20 seconds for an IPv6 router at each boot", "interface", name, "err", err)
+			}
+			return nil
+		})
+	}
 	return dhcpSubnets{server: server, base: base, log: log}, nil
 }
 
