@@ -15,6 +15,8 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 )
 
+func mustPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
 func addr(s string) netip.Addr {
 	if s == "" {
 		return netip.Addr{}
