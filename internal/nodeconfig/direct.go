@@ -39,7 +39,7 @@ type Op struct {
 // Units that Coldrack adds to a node.
 const (
 	agentUnit    = "coldrack-agent.service"
-	hostKeysUnit = "coldrack-ssh-host-keys.service"
+	hostKeysUnit = "coldrack-ssh-hostkeys.service"
 )
 
 // hostKeys makes the node's SSH host keys on the node: an image is the same on every node, so keys in it
