@@ -108,36 +108,37 @@ func newEngine(backend Backend, log *slog.Logger, now func() time.Time, store fu
 		pools: map[netip.Prefix]*pool{}, pending: map[string]*pending{}, quiet: map[string]time.Time{}}
 }
 
-// configure replaces the configuration and moves the leases into the new pools.
+// configure replaces the configuration. Pools that stay as they are keep offers under way; the leases of
+// the others move into the new pools as far as they fit.
 func (e *engine) configure(config Config, restored []record) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	records := latest(append(e.recordsLocked(), restored...))
-	checked := map[netip.Addr]time.Time{}
-	for _, p := range e.pools {
-		for address, s := range p.slots {
-			checked[address] = s.probed
-		}
-	}
-	e.config = config
-	e.pools = map[netip.Prefix]*pool{}
+	before := e.pools
+	e.config, e.pools = config, map[netip.Prefix]*pool{}
 	for _, s := range config.Subnets {
-		if s.Mode == ModeServer && !s.Pool.IsZero() {
+		if s.Mode != ModeServer || s.Pool.IsZero() {
+			continue
+		}
+		if same := before[s.CIDR]; same != nil && same.within == s.Pool {
+			e.pools[s.CIDR] = same
+			delete(before, s.CIDR)
+		} else {
 			e.pools[s.CIDR] = newPool(s.Pool)
 		}
 	}
+	records := e.orphans
+	for _, p := range before {
+		records = append(records, p.records()...)
+	}
 	e.orphans = nil
-	e.pending = map[string]*pending{}
-	for _, r := range records {
-		if !e.restoreLocked(r) && r.state != free {
+	now := e.now()
+	for _, r := range latest(append(records, restored...)) {
+		if !e.restoreLocked(r) && r.state != free && r.until.After(now) {
 			e.orphans = append(e.orphans, r)
 		}
 	}
 	for _, p := range e.pools {
-		for address, s := range p.slots {
-			s.probed = checked[address]
-		}
-		p.expire(e.now())
+		p.expire(now)
 	}
 }
 
@@ -416,13 +417,15 @@ func (e *engine) probed(key string, p *pending, holder net.HardwareAddr) {
 	e.mu.Lock()
 	if e.pending[key] != p {
 		e.mu.Unlock()
-		return // the configuration has changed
+		return // the client has taken another server's offer
 	}
 	delete(e.pending, key)
 	x := &exchange{engine: e, in: p.in, message: p.message, query: p.query, client: p.client, subnet: p.subnet,
 		pool: e.pools[p.subnet.CIDR], now: e.now()}
 	s := p.slot
 	switch {
+	case x.pool == nil || x.pool.slots[s.address] != s:
+		// The configuration has changed under it.
 	case s.client != p.client || s.state != held:
 		// The client has since taken something else.
 	case holder == nil || holder.String() == p.query.MAC:

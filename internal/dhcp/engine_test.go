@@ -638,6 +638,32 @@ func TestReloading(t *testing.T) {
 	s.expect("a subnet that is off", "silence", "", message(discover, 2))
 }
 
+func TestReloadingInTheMiddleOfAnExchange(t *testing.T) {
+	s := newStage(t)
+	var results []func()
+	s.link.later = &results
+	s.expect("discover", "silence", "", message(discover, 1))
+	same := s.engine.config
+	s.engine.configure(same, nil)
+	s.link.sent = nil
+	results[0]()
+	if reply, _ := s.answer(); got(reply) != "offer 192.0.2.100" {
+		t.Errorf("a reload that does not touch the pool: got %s", got(reply))
+	}
+	s.expect("another", "silence", "", message(discover, 2))
+	moved := rack()
+	moved.Pool = Range{addr("192.0.2.110"), addr("192.0.2.112")}
+	s.engine.configure(Config{Subnets: []Subnet{moved}}, nil)
+	s.link.sent = nil
+	results[1]()
+	if reply, _ := s.answer(); reply != nil {
+		t.Errorf("offered %s, which is not in the pool any more", got(reply))
+	}
+	s.link.later = nil
+	s.lease(2, "192.0.2.110")
+	s.engine.pools[moved.CIDR].check(t)
+}
+
 func TestTwoNetworksOnOneSegment(t *testing.T) {
 	second := remote()
 	s := newStage(t, rack(), second)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -125,6 +126,9 @@ func (s *Server) SetConfig(config Config) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if reflect.DeepEqual(config, s.config) {
+		return nil
+	}
 	if s.serving != nil && s.serving.Err() == nil {
 		added := slices.DeleteFunc(slices.Clone(config.Interfaces), func(name string) bool { return s.links[name] != nil })
 		opened, err := s.openLocked(s.serving, added)
