@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -177,7 +178,7 @@ func (a *apt) update(ctx context.Context, force bool) error {
 	_, fetchErr := a.get(ctx, "update", "-o", "APT::Update::Error-Mode=any")
 	switch {
 	case fetchErr == nil:
-		return os.WriteFile(stamp, nil, 0o644)
+		return errors.Join(os.RemoveAll(filepath.Join(a.dir, "resolved")), os.WriteFile(stamp, nil, 0o644))
 	case err != nil || force || ctx.Err() != nil:
 		return fmt.Errorf("fetch package lists: %w", fetchErr)
 	}
@@ -187,8 +188,51 @@ func (a *apt) update(ctx context.Context, force bool) error {
 
 var instLine = regexp.MustCompile(`^Inst (\S+) \((\S+) .*\[(\S+)\]`)
 
-// resolve returns the named packages (or apt patterns) and all they depend on, sorted.
+// resolve returns the named packages (or apt patterns) and all they depend on, sorted. apt's answer is
+// kept for as long as the package lists are the same.
 func (a *apt) resolve(ctx context.Context, names []string) ([]pkg, error) {
+	key, err := a.listsKey(names)
+	if err != nil {
+		return nil, fmt.Errorf("find packages: %w", err)
+	}
+	answer := filepath.Join(a.dir, "resolved", key)
+	if pkgs, err := readPackages(answer); err == nil {
+		return pkgs, nil
+	}
+	pkgs, err := a.simulate(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := json.Marshal(pkgs)
+	if err != nil {
+		return nil, fmt.Errorf("find packages: %w", err)
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Dir(answer), 0o755), os.WriteFile(answer, raw, 0o644)); err != nil {
+		return nil, fmt.Errorf("find packages: %w", err)
+	}
+	return pkgs, nil
+}
+
+// listsKey names a question to apt and all that its answer depends on: a release file has the
+// digests of the lists that belong to it.
+func (a *apt) listsKey(names []string) (string, error) {
+	releases, err := filepath.Glob(filepath.Join(a.lists(), "*Release"))
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%q %q", a.sources, names)
+	for _, file := range releases {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(sum, "%s %d %s", filepath.Base(file), len(raw), raw)
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:10]), nil
+}
+
+func (a *apt) simulate(ctx context.Context, names []string) ([]pkg, error) {
 	out, err := a.get(ctx, append([]string{"install", "--simulate", "--yes", "--"}, names...)...)
 	if err != nil {
 		return nil, fmt.Errorf("find packages: %w", err)

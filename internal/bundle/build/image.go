@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"coldrack.dev/internal/bundle"
 	"coldrack.dev/internal/diskimage"
@@ -165,8 +166,7 @@ func (b *builder) image(ctx context.Context, rootDir string) (string, error) {
 		if _, err := (command{log: b.log}).run(ctx, "tar", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-C", root, "-xpf", filepath.Join(rootDir, fileRootTar)); err != nil {
 			return err
 		}
-		// mmdebstrap tidies up after the last hook, and writes this file again.
-		if err := os.WriteFile(filepath.Join(root, "etc/machine-id"), nil, 0o444); err != nil {
+		if err := emptyMachineID(root, b.recipe.SourceDate); err != nil {
 			return err
 		}
 		size, files, err := fileSystemSize(root, r.FreePercent)
@@ -183,6 +183,15 @@ func (b *builder) image(ctx context.Context, rootDir string) (string, error) {
 		}
 		return b.imageConfig(rootDir, dir, size)
 	})
+}
+
+// emptyMachineID undoes what mmdebstrap writes into the file after the last hook; see customize.sh.
+func emptyMachineID(root string, date time.Time) error {
+	etc := filepath.Join(root, "etc")
+	file := filepath.Join(etc, "machine-id")
+	return errors.Join(
+		os.WriteFile(file, nil, 0o644), os.Chmod(file, 0o444),
+		os.Chtimes(file, date, date), os.Chtimes(etc, date, date))
 }
 
 // fileSystemSize returns the bytes that a copy of root needs, with room for free percent, and how
