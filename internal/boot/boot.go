@@ -52,9 +52,9 @@ const (
 	// LocalSANBoot hands over to the first BIOS drive. On BIOS, leaving iPXE often ends in a boot loop or
 	// a prompt, because many BIOSes do not go on to the next boot device.
 	LocalSANBoot LocalMethod = "sanboot"
-	// LocalExit returns to the firmware, which goes on with its boot order. UEFI firmware does; iPXE's
-	// sanboot there needs a boot file path per vendor.
-	LocalExit LocalMethod = "exit"
+	// LocalChain loads a small GRUB that starts the disk's own boot loader. On UEFI, leaving iPXE may end in
+	// the firmware's setup screen, and iPXE's sanboot cannot start a local disk there.
+	LocalChain LocalMethod = "chain"
 )
 
 // Decide returns what the machine that sent the request boots. machine is nil when nothing that is
@@ -66,7 +66,7 @@ const (
 func Decide(request Request, machine *v1alpha1.Machine, policy Policy) Plan {
 	plan := decide(machine)
 	if plan.Action == v1alpha1.BootLocalDisk {
-		plan.Local = LocalExit
+		plan.Local = LocalChain
 		if request.Platform == PlatformBIOS {
 			plan.Local = LocalSANBoot
 		}

@@ -76,7 +76,7 @@ func TestDecideWithoutContent(t *testing.T) {
 }
 
 func TestLocalDiskByFirmware(t *testing.T) {
-	for platform, want := range map[Platform]LocalMethod{PlatformBIOS: LocalSANBoot, PlatformUEFI: LocalExit} {
+	for platform, want := range map[Platform]LocalMethod{PlatformBIOS: LocalSANBoot, PlatformUEFI: LocalChain} {
 		if plan := Decide(Request{Platform: platform}, machine(installed), Policy{}); plan.Local != want {
 			t.Errorf("%s: got %s, want %s", platform, plan.Local, want)
 		}
@@ -111,7 +111,7 @@ func TestChooseFirstStage(t *testing.T) {
 
 func TestScript(t *testing.T) {
 	target := Target{Machine: "m1", KernelURL: "http://10.0.0.1/k", InitrdURL: "http://10.0.0.1/i",
-		Args: []string{"coldrack.nonce=abc"}, RetryURL: "http://10.0.0.1/boot.ipxe"}
+		Args: []string{"coldrack.nonce=abc"}, LocalURL: "http://10.0.0.1/local.efi", RetryURL: "http://10.0.0.1/boot.ipxe"}
 	tests := []struct {
 		name    string
 		plan    Plan
@@ -119,11 +119,11 @@ func TestScript(t *testing.T) {
 		lacking []string
 	}{
 		{"discovery loads our kernel", Plan{Action: v1alpha1.BootDiscover, Reason: "new"},
-			[]string{"kernel --name vmlinuz http://10.0.0.1/k initrd=initrd.img coldrack.nonce=abc", "initrd --name initrd.img http://10.0.0.1/i", "chain --replace http://10.0.0.1/boot.ipxe"}, []string{"sanboot", "exit"}},
+			[]string{"kernel --name vmlinuz http://10.0.0.1/k initrd=initrd.img coldrack.nonce=abc", "initrd --name initrd.img http://10.0.0.1/i", "chain --replace http://10.0.0.1/boot.ipxe"}, []string{"sanboot", "local.efi"}},
 		{"a BIOS machine hands over to its first drive", Plan{Action: v1alpha1.BootLocalDisk, Local: LocalSANBoot, Reason: "installed"},
 			[]string{"sanboot --no-describe --drive 0x80"}, []string{"kernel", "nonce"}},
-		{"a UEFI machine goes back to its firmware", Plan{Action: v1alpha1.BootLocalDisk, Local: LocalExit, Reason: "installed"},
-			[]string{"exit 0"}, []string{"kernel", "sanboot", "nonce"}},
+		{"a UEFI machine starts its disk through a small GRUB", Plan{Action: v1alpha1.BootLocalDisk, Local: LocalChain, Reason: "installed"},
+			[]string{"chain http://10.0.0.1/local.efi || goto failed"}, []string{"kernel", "sanboot", "nonce"}},
 		{"a refusal says why and asks again", Plan{Action: v1alpha1.BootRefuse, Reason: "no bundle"},
 			[]string{"no bundle", "sleep 30"}, []string{"kernel", "nonce"}},
 		{"a reason cannot become a command", Plan{Action: v1alpha1.BootRefuse, Reason: "x || shell\nshell ${net0/mac} && reboot"},

@@ -28,6 +28,7 @@ const (
 	fileUEFI        = "snponly.efi"
 	fileScript      = "boot.ipxe"
 	fileUEFIFull    = "ipxe.efi"
+	fileLocal       = "local.efi"
 	contentNotBuilt = "no first stage for it is in the bundle"
 )
 
@@ -64,4 +65,4 @@ func ChooseFirstStage(request FirstStageRequest) FirstStage {
 
 // FirstStageFiles lists every name that ChooseFirstStage and the boot script can hand out, for the test
 // that proves each of them to be served.
-func FirstStageFiles() []string { return []string{fileBIOS, fileUEFI, fileUEFIFull, fileScript} }
+func FirstStageFiles() []string { return []string{fileBIOS, fileUEFI, fileUEFIFull, fileLocal, fileScript} }

@@ -14,6 +14,8 @@ type Target struct {
 	InitrdURL string
 	// Args are the kernel arguments, each without white space.
 	Args []string
+	// LocalURL is the boot loader for LocalChain.
+	LocalURL string
 	// RetryURL is chained to when anything fails.
 	RetryURL string
 }
@@ -39,7 +41,7 @@ func Script(plan Plan, target Target) (string, error) {
 		if plan.Local == LocalSANBoot {
 			line("sanboot --no-describe --drive 0x80 || goto failed")
 		} else {
-			line("exit 0")
+			line("chain %s || goto failed", target.LocalURL)
 		}
 	case v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease:
 		// UEFI kernels find the initramfs by the name in initrd=; BIOS ignores it.

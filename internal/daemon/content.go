@@ -41,8 +41,8 @@ func (c content) netboot() (kernel, initrd bundle.Descriptor, ok bool) {
 	return artifact.Files[bundle.FileKernel], artifact.Files[bundle.FileInitrd], true
 }
 
-// firstStages are the files that firmware may load by name.
-var firstStages = []string{bundle.FileUndionly, bundle.FileSNPOnly, bundle.FileIPXE}
+// firstStages are the files that firmware and iPXE may load by name.
+var firstStages = []string{bundle.FileUndionly, bundle.FileSNPOnly, bundle.FileIPXE, bundle.FileLocal}
 
 // Open returns a first stage by its name, for TFTP.
 func (c content) Open(_ context.Context, name string, _ netip.AddrPort) (tftp.File, error) {

@@ -83,7 +83,7 @@ func (b *booter) script(request boot.Request, local netip.Addr) (string, error) 
 	}
 	name := b.fleet.Booted(ids, record)
 
-	target := boot.Target{Machine: name, RetryURL: b.bootURL(local) + "/boot.ipxe"}
+	target := boot.Target{Machine: name, LocalURL: b.bootURL(local) + "/" + bundle.FileLocal, RetryURL: b.bootURL(local) + "/boot.ipxe"}
 	switch plan.Action {
 	case v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease:
 		target.KernelURL = b.contentURL(local, kernel.Digest)

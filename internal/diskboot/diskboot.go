@@ -47,6 +47,28 @@ func CoreModules() []string {
 	}
 }
 
+// Label of the EFI system partition of a disk that Coldrack installed.
+const Label = "COLDRACK"
+
+// LocalConfig is built into local.efi, the GRUB that iPXE chains to when a UEFI machine shall start from its
+// own disk. Leaving iPXE does not do it: some firmware then shows its setup screen, other goes on with
+// HTTP boot for minutes. The file system is found by its label, so another system's disk is not started by
+// mistake; when there is none, control goes back to iPXE.
+const LocalConfig = `search --no-floppy --label ` + Label + ` --set=root
+if [ -e ($root)/` + ShimPath + ` ]; then
+    chainloader ($root)/` + ShimPath + `
+    boot
+fi
+echo "Coldrack: no disk that this firmware shows carries an installed system."
+sleep 5
+exit
+`
+
+// LocalModules are built into local.efi.
+func LocalModules() []string {
+	return []string{"part_gpt", "fat", "search", "search_label", "chain", "normal", "test", "echo", "sleep", "minicmd", "boot"}
+}
+
 // SectorSize is the sector size of disks that a BIOS can start from; the formats below know no other.
 const SectorSize = 512
 

@@ -231,7 +231,7 @@ func (a *act) writePartition(ctx context.Context, number int, f func(*os.File) e
 
 func (a *act) esp(files map[string][]byte) fat.Volume {
 	p := a.table.Partitions[diskboot.ESPPartition-1]
-	return fat.Volume{Size: a.table.Size(p), SectorSize: a.table.SectorSize, Start: a.table.Start(p), ID: a.espID, Label: "COLDRACK", Files: files}
+	return fat.Volume{Size: a.table.Size(p), SectorSize: a.table.SectorSize, Start: a.table.Start(p), ID: a.espID, Label: diskboot.Label, Files: files}
 }
 
 // filesystem makes the ESP. The root file system comes with the image.
@@ -391,6 +391,9 @@ func (a *act) nodeConfig(context.Context) (string, error) {
 	}
 	if err := a.system.Apply(append(own, a.ops...)); err != nil {
 		return "", err
+	}
+	if tz := a.plan.Config.Timezone; tz != "" && tz != "UTC" && !a.system.Exists("/usr/share/zoneinfo/"+tz) {
+		return "", fmt.Errorf("timezone: image %s does not know %q: correct the profile, or add tzdata to the image", a.plan.Image.Name, tz)
 	}
 	return fmt.Sprintf("%s, %d settings", a.plan.Config.Hostname, len(a.ops)), nil
 }

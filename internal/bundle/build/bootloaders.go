@@ -35,7 +35,7 @@ func (b *builder) bootloaders(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("bootloaders: %w", err)
 	}
-	inputs := []any{r, pkgs, diskboot.CoreModules(), diskboot.Prefix}
+	inputs := []any{r, pkgs, diskboot.CoreModules(), diskboot.Prefix, diskboot.LocalModules(), diskboot.LocalConfig}
 	return b.steps.run(ctx, "bootloaders", inputs, func(ctx context.Context, dir string) error {
 		if err := b.apt.download(ctx, names, pkgs); err != nil {
 			return err
@@ -56,6 +56,9 @@ func (b *builder) bootloaders(ctx context.Context) (string, error) {
 			}
 		}
 		if err := b.coreImage(ctx, t, filepath.Join(dir, bundle.FileCoreImg)); err != nil {
+			return err
+		}
+		if err := b.localImage(ctx, t, filepath.Join(dir, bundle.FileLocal)); err != nil {
 			return err
 		}
 		versions := map[string]string{}
@@ -111,6 +114,18 @@ func (b *builder) coreImage(ctx context.Context, t *tree, out string) error {
 		return fmt.Errorf("grub-mkimage made an unusable image: %w", err)
 	}
 	return nil
+}
+
+// localImage makes the GRUB that iPXE chains to on UEFI, with its whole configuration inside.
+func (b *builder) localImage(ctx context.Context, t *tree, out string) error {
+	config := t.path("local.cfg")
+	if err := os.WriteFile(config, []byte(diskboot.LocalConfig), 0o644); err != nil {
+		return err
+	}
+	args := append([]string{"-O", "x86_64-efi", "-d", t.path("usr/lib/grub/x86_64-efi"), "-p", "/", "-c", config, "-o", out},
+		diskboot.LocalModules()...)
+	_, err := t.run(ctx, command{log: b.log}, "usr/bin/grub-mkimage", args...)
+	return err
 }
 
 func readPackages(file string) ([]pkg, error) {
