@@ -37,6 +37,7 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	"k8s.io/apiserver/pkg/server/options"
@@ -180,6 +181,12 @@ func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport 
 	config.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
 		return genericapiserver.DefaultBuildHandlerChain(onlyJSON(api, c.Serializer), c)
 	}
+	// What is served beside the API, such as an upload or a log that is followed, takes as long as it takes;
+	// the API's own requests are cut off after a minute.
+	ours := config.LongRunningFunc
+	config.LongRunningFunc = func(r *http.Request, info *apirequest.RequestInfo) bool {
+		return isBeside(cfg.Handlers, r.URL.Path) || ours(r, info)
+	}
 	config.ExternalAddress = listener.Addr().String()
 	config.EnableIndex = false
 	config.EnableProfiling = false
@@ -215,8 +222,14 @@ func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport 
 	if err := serveSelfReviews(server.GenericAPIServer); err != nil {
 		return nil, err
 	}
+	stopping, stop := context.WithCancel(context.Background())
+	if err := server.GenericAPIServer.AddPreShutdownHook("end-handlers", func() error { stop(); return nil }); err != nil {
+		stop()
+		return nil, err
+	}
 	for path, handler := range cfg.Handlers {
 		mux := server.GenericAPIServer.Handler.NonGoRestfulMux
+		handler = endWith(stopping, handler)
 		if strings.HasSuffix(path, "/") {
 			mux.HandlePrefix(path, handler)
 		} else {
@@ -225,6 +238,31 @@ func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport 
 	}
 	c.client = config.LoopbackClientConfig
 	return server, nil
+}
+
+// endWith ends the requests of a handler when the server stops, which would otherwise wait a minute for
+// somebody who follows a log.
+func endWith(stopping context.Context, handler http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(stopping, func() {
+			cancel()
+			// A handler that reads an upload does not look at its context.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now())
+		})()
+		handler.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// isBeside tells whether a path belongs to one of the handlers beside the API.
+func isBeside(handlers map[string]http.Handler, path string) bool {
+	for pattern := range handlers {
+		if path == pattern || strings.HasSuffix(pattern, "/") && strings.HasPrefix(path, pattern) {
+			return true
+		}
+	}
+	return false
 }
 
 // onlyJSON refuses bodies in protobuf, in which kinds that are defined by CRDs cannot be written: k8s.io/apiextensions-apiserver
