@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -31,31 +32,54 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"ready":    waitReady,
-			"exitcode": exitCodeIs,
+			"ready":      waitReady,
+			"exitcode":   exitCodeIs,
+			"eventually": eventually,
+			"packbundle": packBundle,
+			"damage":     damage,
+			"halfupload": halfUpload,
 		},
 	})
 }
+
+// within is how long a script waits for what a server does by itself.
+const within = 60 * time.Second
 
 // waitReady waits until the server that the script started in the background answers: ready
 func waitReady(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) > 0 {
 		ts.Fatalf("usage: ready")
 	}
+	poll(ts, ".*", "get", "machines")
+}
+
+// eventually runs a verb until its output matches: eventually PATTERN VERB [ARG...]
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: eventually PATTERN VERB [ARG...]")
+	}
+	poll(ts, args[0], args[1:]...)
+}
+
+func poll(ts *testscript.TestScript, pattern string, args ...string) {
+	want, err := regexp.Compile("(?m)" + pattern)
+	ts.Check(err)
 	env := func(name string) (string, bool) { value := ts.Getenv(name); return value, value != "" }
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
 	var last error
+	var out bytes.Buffer
 	for ctx.Err() == nil {
-		a := &app{in: strings.NewReader(""), out: &bytes.Buffer{}, err: &bytes.Buffer{}, now: time.Now, env: env}
+		out.Reset()
+		a := &app{in: strings.NewReader(""), out: &out, err: &bytes.Buffer{}, now: time.Now, env: env}
 		root := a.rootCommand()
-		root.SetArgs([]string{"get", "machines"})
-		if last = root.ExecuteContext(ctx); last == nil {
+		root.SetArgs(args)
+		if last = root.ExecuteContext(ctx); last == nil && want.MatchString(out.String()) {
 			return
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	ts.Fatalf("the server does not answer: %v", last)
+	ts.Fatalf("%s: no match for %s: %v\n%s", strings.Join(args, " "), pattern, last, out.String())
 }
 
 // exitCodeIs runs a command that must end with a certain code: exitcode 3 coldrack get machine nobody

@@ -36,6 +36,9 @@ type importLine struct {
 	Error    string           `json:"error"`
 }
 
+// uploadName names the upload of the bundle whose index has this digest.
+func uploadName(digest string) string { return strings.Replace(digest, ":", "-", 1) + ".tar" }
+
 // uploader sends one archive.
 type uploader struct {
 	app                *app
@@ -85,7 +88,7 @@ func (a *app) uploadBundle(ctx context.Context, path string) error {
 	}
 	target := host.JoinPath(uploadPath)
 	u := &uploader{
-		app: a, client: client, url: *target, name: strings.Replace(summary.Digest, ":", "-", 1) + ".tar",
+		app: a, client: client, url: *target, name: uploadName(summary.Digest),
 		path: path, size: info.Size(), sending: a.newMeter("sending"), importing: a.newMeter("importing"),
 	}
 	result, err := u.run(ctx)
