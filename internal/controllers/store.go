@@ -3,8 +3,10 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
+	"time"
 
-	"k8s.io/client-go/util/retry"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
@@ -35,22 +37,39 @@ func (s *Store) Create(ctx context.Context, m *v1alpha1.Machine) (*v1alpha1.Mach
 }
 
 // UpdateStatus lets change alter the status of a Machine and writes it, starting over when somebody else
-// wrote in between.
+// wrote in between. Only an answer without an error means that the store has it.
 func (s *Store) UpdateStatus(ctx context.Context, name string, change func(*v1alpha1.Machine) error) (*v1alpha1.Machine, error) {
-	var m *v1alpha1.Machine
-	err := retry.RetryOnConflict(retry.DefaultBackoff, func() (err error) {
-		if m, err = s.Get(ctx, name); err != nil {
-			return err
+	// Not client-go's retry package: it takes a context that ended for success.
+	pause := 5 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		m, err := s.tryUpdateStatus(ctx, name, change)
+		if !apierrors.IsConflict(err) || attempt == maxAttempts {
+			return m, err
 		}
-		before := m.DeepCopy()
-		if err := change(m); err != nil {
-			return err
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause + rand.N(pause)):
 		}
-		// A patch names only what changed, so that other writers' sections stay theirs; the resource
-		// version makes it start over when what the change was based on is no longer so.
-		return s.client.Status().Patch(ctx, m, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
-	})
+		pause = min(pause*3/2, 250*time.Millisecond)
+	}
+}
+
+// maxAttempts outlasts a crowd of writers to one object; about three seconds.
+const maxAttempts = 20
+
+func (s *Store) tryUpdateStatus(ctx context.Context, name string, change func(*v1alpha1.Machine) error) (*v1alpha1.Machine, error) {
+	m, err := s.Get(ctx, name)
 	if err != nil {
+		return nil, err
+	}
+	before := m.DeepCopy()
+	if err := change(m); err != nil {
+		return nil, err
+	}
+	// A patch names only what changed, so that other writers' sections stay theirs; the resource version
+	// makes it fail when what the change was based on is no longer so.
+	if err := s.client.Status().Patch(ctx, m, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 		return nil, err
 	}
 	return m, nil

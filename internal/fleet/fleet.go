@@ -102,11 +102,17 @@ func (f *Fleet) isSynced() bool {
 // Put takes in a Machine. Whoever writes to the store puts the answer here at once, so that the server
 // reads its own writes; an older version that the informer delivers afterwards is ignored.
 func (f *Fleet) Put(m *v1alpha1.Machine) {
+	if f.put(m) {
+		f.dirty.add(m.Name)
+	}
+}
+
+func (f *Fleet) put(m *v1alpha1.Machine) (news bool) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	old := f.machines[m.Name]
 	if old != nil && older(m, old) {
-		f.mu.Unlock()
-		return
+		return false
 	}
 	if old != nil && old.UID != m.UID {
 		delete(f.live, m.Name) // deleted and made anew: nothing of the old one's life applies
@@ -115,21 +121,20 @@ func (f *Fleet) Put(m *v1alpha1.Machine) {
 	f.index.Put(m)
 	delete(f.newcomers, m.Name)
 	f.wake(m.Name)
-	f.mu.Unlock()
-	f.dirty.add(m.Name)
+	return true
 }
 
 // Remove forgets a Machine that was deleted from the store. uid guards against the late news of a
 // deletion when the name is in use again; empty removes whatever is there.
 func (f *Fleet) Remove(name string, uid string) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	if m := f.machines[name]; m != nil && (uid == "" || string(m.UID) == uid) {
 		delete(f.machines, name)
 		delete(f.live, name)
 		f.index.Remove(name)
 		f.wake(name)
 	}
-	f.mu.Unlock()
 }
 
 // older says whether a is a version before b of the same object. Resource versions of one object can be

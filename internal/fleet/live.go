@@ -106,23 +106,25 @@ func (f *Fleet) Snapshot() []Snapshot {
 
 // observe changes the live facts of a machine and tells the controller when change says so.
 func (f *Fleet) observe(name string, change func(*live) (dirty bool)) {
+	if f.changeLive(name, change) {
+		f.dirty.add(name)
+	}
+}
+
+func (f *Fleet) changeLive(name string, change func(*live) (dirty bool)) bool {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	l := f.live[name]
 	if l == nil {
 		_, known := f.machines[name]
 		_, newcomer := f.newcomers[name]
 		if !known && !newcomer {
-			f.mu.Unlock()
-			return
+			return false
 		}
 		l = &live{}
 		f.live[name] = l
 	}
-	dirty := change(l)
-	f.mu.Unlock()
-	if dirty {
-		f.dirty.add(name)
-	}
+	return change(l)
 }
 
 // Booted records a boot that was answered, for the machine that ids belong to. A machine that is not

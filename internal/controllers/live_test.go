@@ -1,0 +1,454 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/controlplane"
+	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/pki"
+)
+
+// world is a real API with the parts of this package running against it.
+type liveWorld struct {
+	t       *testing.T
+	plane   *controlplane.ControlPlane
+	client  client.Client
+	store   *Store
+	catalog *fakeCatalog
+	plans   *planSink
+
+	fleet *fleet.Fleet // of the present life
+	stop  func()
+}
+
+type planSink struct {
+	mu    sync.Mutex
+	names []string
+}
+
+func (p *planSink) SetSubnets(subnets []v1alpha1.Subnet) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.names = nil
+	for _, s := range subnets {
+		p.names = append(p.names, s.Name)
+	}
+}
+
+func (p *planSink) has(names ...string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Equal(p.names, names)
+}
+
+type fakeCatalog struct {
+	mu      sync.Mutex
+	images  []v1alpha1.Image
+	bundles []v1alpha1.Bundle
+	missing string
+	changed chan struct{}
+}
+
+func (c *fakeCatalog) Images() []v1alpha1.Image {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.images)
+}
+func (c *fakeCatalog) Bundles() []v1alpha1.Bundle {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.bundles)
+}
+func (c *fakeCatalog) Missing(*v1alpha1.Image) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.missing
+}
+func (c *fakeCatalog) Changed() <-chan struct{} { c.mu.Lock(); defer c.mu.Unlock(); return c.changed }
+
+func (c *fakeCatalog) set(change func(*fakeCatalog)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(c)
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+func testLog() *slog.Logger {
+	level := slog.LevelWarn
+	if os.Getenv("COLDRACK_TEST_DEBUG") != "" {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}
+
+func newLiveWorld(t *testing.T) *liveWorld {
+	t.Helper()
+	dir := t.TempDir()
+	master, err := pki.OpenMasterKey(dir)
+	check(t, err)
+	ca, err := pki.OpenAuthority(dir, "people", master)
+	check(t, err)
+	cert, key, err := ca.NewServerPEM("test", nil, []net.IP{net.IPv4(127, 0, 0, 1)}, time.Hour)
+	check(t, err)
+	controlplane.SendKlogTo(testLog())
+	plane, err := controlplane.Start(t.Context(), controlplane.Config{
+		Logger: testLog(), DataDir: dir, Address: "127.0.0.1:0", ServingCert: cert, ServingKey: key, ClientCAs: ca.CertPEM(), Version: "v0.0.0-test",
+	})
+	check(t, err)
+	t.Cleanup(plane.Stop)
+	w := &liveWorld{t: t, plane: plane, catalog: &fakeCatalog{changed: make(chan struct{})}, plans: &planSink{}}
+	w.client, err = client.New(plane.RESTConfig(), client.Options{Scheme: w.scheme()})
+	check(t, err)
+	w.store = NewStore(w.client)
+	w.start()
+	t.Cleanup(func() { w.stop() })
+	return w
+}
+
+func (w *liveWorld) scheme() *runtime.Scheme {
+	scheme := runtime.NewScheme()
+	check(w.t, v1alpha1.AddToScheme(scheme))
+	return scheme
+}
+
+// start begins a life of the server: a new cache, a new fleet, new reconcilers.
+func (w *liveWorld) start() {
+	w.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cached, err := cache.New(w.plane.RESTConfig(), cache.Options{Scheme: w.scheme(), DefaultTransform: cache.TransformStripManagedFields()})
+	check(w.t, err)
+	w.fleet = fleet.New(fleet.Options{Log: testLog()})
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return cached.Start(ctx) })
+	synced, err := Feed(ctx, cached, w.fleet)
+	check(w.t, err)
+	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, HeartbeatInterval: 10 * time.Second}
+	group.Go(func() error { return synced(ctx) })
+	group.Go(func() error { return Serve(ctx, deps) })
+	group.Go(func() error { return Lead(ctx, deps) })
+	w.stop = func() {
+		cancel()
+		if err := group.Wait(); err != nil {
+			w.t.Errorf("stopped with %v", err)
+		}
+	}
+	select {
+	case <-w.fleet.Synced():
+	case <-time.After(30 * time.Second):
+		w.t.Fatal("the fleet never read its machines")
+	}
+}
+
+func (w *liveWorld) restart() {
+	w.stop()
+	w.start()
+}
+
+// create writes an object as a person would.
+func (w *liveWorld) create(object client.Object) {
+	w.t.Helper()
+	check(w.t, w.client.Create(w.t.Context(), object))
+}
+
+// edit changes a machine's spec as a person would.
+func (w *liveWorld) edit(name string, change func(*v1alpha1.MachineSpec)) {
+	w.t.Helper()
+	m, err := w.store.Get(w.t.Context(), name)
+	check(w.t, err)
+	before := m.DeepCopy()
+	change(&m.Spec)
+	check(w.t, w.client.Patch(w.t.Context(), m, client.MergeFrom(before)))
+}
+
+// wait polls until a machine is as it should be.
+func (w *liveWorld) wait(name, what string, until func(*v1alpha1.Machine) bool) *v1alpha1.Machine {
+	w.t.Helper()
+	var m *v1alpha1.Machine
+	w.until(func() bool {
+		var err error
+		m, err = w.store.Get(w.t.Context(), name)
+		return err == nil && until(m)
+	}, func() string { return fmt.Sprintf("machine %s is not %s: %+v %+v", name, what, m.Spec, m.Status) })
+	return m
+}
+
+func (w *liveWorld) until(done func() bool, otherwise func() string) {
+	w.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.t.Fatal(otherwise())
+		}
+	}
+}
+
+func (w *liveWorld) phase(name string, want v1alpha1.MachinePhase) *v1alpha1.Machine {
+	w.t.Helper()
+	return w.wait(name, string(want), func(m *v1alpha1.Machine) bool { return m.Status.Phase == want })
+}
+
+// report is what the machine API writes when a machine has told what it consists of.
+func (w *liveWorld) report(name, serial string, macs ...string) {
+	w.t.Helper()
+	m, err := w.store.UpdateStatus(w.t.Context(), name, func(m *v1alpha1.Machine) error {
+		m.Status.Inventory = &v1alpha1.Inventory{ReportedAt: metav1.Now(), Firmware: "UEFI", Memory: resource.MustParse("2Gi"),
+			System: v1alpha1.SystemInfo{Serial: serial, Vendor: "QEMU"}, CPU: v1alpha1.CPUInfo{Cores: 1}}
+		for _, mac := range macs {
+			m.Status.Inventory.NICs = append(m.Status.Inventory.NICs, v1alpha1.NIC{Name: "eth0", MAC: mac, Boot: true})
+		}
+		return nil
+	})
+	check(w.t, err)
+	w.fleet.Put(m)
+	w.fleet.Enrolled(name, "key")
+	w.fleet.Contacted(name, "10.0.0.150")
+}
+
+// act is what the machine API writes while a machine carries its intent out.
+func (w *liveWorld) act(name string, change func(*v1alpha1.MachineStatus)) {
+	w.t.Helper()
+	m, err := w.store.UpdateStatus(w.t.Context(), name, func(m *v1alpha1.Machine) error { change(&m.Status); return nil })
+	check(w.t, err)
+	w.fleet.Put(m)
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mac(i int) string { return fmt.Sprintf("52:54:00:00:01:%02x", i) }
+
+func boot(w *liveWorld, i int) string {
+	return w.fleet.Booted(v1alpha1.Identifiers{MACs: []string{mac(i)}}, v1alpha1.BootRecord{Action: v1alpha1.BootDiscover, Reason: "new", MAC: mac(i), Address: "10.0.0.150"})
+}
+
+func TestAMachineFromItsFirstBootToReadyAndBack(t *testing.T) {
+	w := newLiveWorld(t)
+	subnet, profile, rule := rack(), &v1alpha1.Profile{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: v1alpha1.ProfileSpec{Image: "debian-12"}}, policy("all")
+	w.create(&subnet)
+	w.create(profile)
+
+	name := boot(w, 1)
+	m := w.phase(name, v1alpha1.PhaseDiscovering)
+	if len(m.Status.Boots) != 1 || m.Status.Boots[0].Reason != "new" || m.Spec.Identifiers.MACs[0] != mac(1) {
+		t.Fatalf("recorded as %+v, %+v", m.Spec, m.Status.Boots)
+	}
+	w.report(name, "SN-1", mac(1))
+	w.phase(name, v1alpha1.PhaseWaiting)
+
+	w.create(&rule)
+	m = w.wait(name, "enrolled", func(m *v1alpha1.Machine) bool { return m.Spec.Intent != nil && m.Status.Intent != nil })
+	if m.Spec.Hostname != "node-001" || m.Spec.Network.Address != "10.0.0.10" || m.Status.Intent.State != v1alpha1.IntentPending || m.Labels["rack"] != "r1" {
+		t.Fatalf("enrolled as %+v, %+v", m.Spec, m.Status.Intent)
+	}
+	w.phase(name, v1alpha1.PhaseApproved)
+	id := m.Spec.Intent.ID
+
+	w.act(name, func(s *v1alpha1.MachineStatus) {
+		s.Intent.State, s.Intent.Attempts, s.Intent.StartedAt = v1alpha1.IntentRunning, 1, new(metav1.Now())
+	})
+	w.fleet.Begun(name, id)
+	w.fleet.Progressed(name, id, []wire.Step{{Name: "image", State: wire.StateRunning, BytesDone: 43, BytesTotal: 100}}, nil)
+	m = w.wait(name, "installing with progress", func(m *v1alpha1.Machine) bool { return m.Status.CurrentStep == "image 43%" })
+	if m.Status.Phase != v1alpha1.PhaseInstalling || m.Status.Steps[0].BytesDone != 43 {
+		t.Errorf("installing: %+v", m.Status)
+	}
+	w.fleet.Progressed(name, id, []wire.Step{{Name: "image", State: wire.StateRunning, BytesDone: 99, BytesTotal: 100}}, nil)
+	w.wait(name, "further on", func(m *v1alpha1.Machine) bool { return m.Status.CurrentStep == "image 99%" })
+
+	w.act(name, func(s *v1alpha1.MachineStatus) {
+		s.Identity = &v1alpha1.IdentityStatus{KeyFingerprint: "sha256:x", IssuedAt: metav1.Now(), ExpiresAt: metav1.Now()}
+		s.Installed = &v1alpha1.InstalledStatus{IntentID: id, Image: "debian-12", Disk: "virtio-1", At: metav1.Now()}
+		s.Intent.State, s.Intent.FinishedAt = v1alpha1.IntentSucceeded, new(metav1.Now())
+	})
+	w.phase(name, v1alpha1.PhaseRebooting)
+	w.fleet.Beat(name, wire.Heartbeat{BootID: "b1", Kernel: "6.1", Addresses: []string{"10.0.0.10/24"}}, "10.0.0.10")
+	m = w.phase(name, v1alpha1.PhaseReady)
+	if m.Status.Node == nil || m.Status.Node.Kernel != "6.1" || m.Status.Address != "10.0.0.10" || !meta.IsStatusConditionTrue(m.Status.Conditions, v1alpha1.ConditionReady) {
+		t.Errorf("ready: %+v", m.Status)
+	}
+
+	w.restart()
+	w.fleet.Contacted(name, "10.0.0.10")
+	if m := w.phase(name, v1alpha1.PhaseReady); m.Spec.Intent.ID != id || m.Status.Intent.State != v1alpha1.IntentSucceeded || len(m.Status.Boots) != 1 {
+		t.Errorf("after a restart: %+v, %+v", m.Spec.Intent, m.Status)
+	}
+
+	w.edit(name, func(s *v1alpha1.MachineSpec) { s.Intent = &v1alpha1.Intent{ID: "bye", Action: v1alpha1.ActionRelease} })
+	w.phase(name, v1alpha1.PhaseReleasing)
+	w.wait(name, "about to be released", func(m *v1alpha1.Machine) bool { return slices.Equal(m.AcknowledgedIntents(), []string{id, "bye"}) })
+	w.act(name, func(s *v1alpha1.MachineStatus) {
+		s.Intent.State, s.Intent.FinishedAt = v1alpha1.IntentSucceeded, new(metav1.Now())
+		s.Identity, s.Installed, s.Node = nil, nil, nil
+	})
+	w.phase(name, v1alpha1.PhaseReleased)
+	m = w.wait(name, "no longer approved", func(m *v1alpha1.Machine) bool { return !m.Spec.Approved && m.Spec.Intent == nil })
+	w.restart()
+	w.report(name, "SN-1", mac(1))
+	if m := w.phase(name, v1alpha1.PhaseReleased); m.Spec.Approved || m.Spec.Intent != nil {
+		t.Errorf("a policy took a released machine again: %+v", m.Spec)
+	}
+	w.edit(name, func(s *v1alpha1.MachineSpec) { s.Approved = true })
+	m = w.wait(name, "due again", func(m *v1alpha1.Machine) bool { return m.Spec.Intent != nil })
+	if m.Spec.Intent.Action != v1alpha1.ActionInstall || m.Spec.Intent.RequestedBy != "approval" {
+		t.Errorf("approved again: %+v", m.Spec.Intent)
+	}
+}
+
+func TestMachinesThatArriveTogetherGetDifferentNamesAndAddresses(t *testing.T) {
+	w := newLiveWorld(t)
+	const n = 25
+	subnet := rack(func(s *v1alpha1.SubnetSpec) { s.Static = "10.0.0.10-10.0.0.60" })
+	rule := policy("all", func(s *v1alpha1.EnrollmentPolicySpec) { s.Limit = n })
+	w.create(&subnet)
+	w.create(&rule)
+	var wg sync.WaitGroup
+	for i := range n + 3 {
+		wg.Go(func() {
+			name := boot(w, i)
+			w.until(func() bool { _, ok := w.fleet.Get(name); return ok }, func() string { return name + " was not recorded" })
+			w.report(name, fmt.Sprintf("SN-%d", i), mac(i))
+		})
+	}
+	wg.Wait()
+	got := &v1alpha1.EnrollmentPolicy{}
+	w.until(func() bool {
+		check(t, w.client.Get(t.Context(), client.ObjectKey{Name: "all"}, got))
+		return got.Status.Enrolled == n && meta.IsStatusConditionTrue(got.Status.Conditions, "Exhausted")
+	}, func() string { return fmt.Sprintf("policy: %+v", got.Status) })
+	list := &v1alpha1.MachineList{}
+	check(t, w.client.List(t.Context(), list))
+	names, addresses := map[string]bool{}, map[string]bool{}
+	for _, m := range list.Items {
+		if m.Spec.Approved {
+			names[m.Spec.Hostname], addresses[m.Spec.Network.Address] = true, true
+		}
+	}
+	if len(names) != n || len(addresses) != n || len(list.Items) != n+3 {
+		t.Errorf("%d names and %d addresses for %d of %d machines", len(names), len(addresses), n, len(list.Items))
+	}
+}
+
+func TestHeldMachinesSayWhy(t *testing.T) {
+	w := newLiveWorld(t)
+	rule := policy("all")
+	w.create(&rule)
+	name := boot(w, 1)
+	w.until(func() bool { _, ok := w.fleet.Get(name); return ok }, func() string { return "not recorded" })
+	w.report(name, "SN-1", mac(1))
+	w.wait(name, "held", func(m *v1alpha1.Machine) bool {
+		return strings.Contains(m.Status.Message, "subnet rack does not exist")
+	})
+	subnet := rack()
+	w.create(&subnet)
+	w.wait(name, "enrolled once the subnet is there", func(m *v1alpha1.Machine) bool { return m.Spec.Intent != nil })
+}
+
+func TestSubnetsAndCatalog(t *testing.T) {
+	w := newLiveWorld(t)
+	subnet := rack()
+	w.create(&subnet)
+	w.until(func() bool { return w.plans.has("rack") }, func() string { return "DHCP was not told of the subnet" })
+	w.until(func() bool {
+		check(t, w.client.Get(t.Context(), client.ObjectKey{Name: "rack"}, &subnet))
+		return meta.IsStatusConditionTrue(subnet.Status.Conditions, v1alpha1.ConditionReady)
+	}, func() string { return fmt.Sprintf("subnet: %+v", subnet.Status) })
+	check(t, w.client.Delete(t.Context(), &subnet))
+	w.until(func() bool { return w.plans.has() }, func() string { return "DHCP still has a subnet that was deleted" })
+
+	digest := func(c string) string { return "sha256:" + strings.Repeat(c, 64) }
+	image := v1alpha1.Image{ObjectMeta: metav1.ObjectMeta{Name: "debian-12"}, Spec: v1alpha1.ImageSpec{
+		Family: v1alpha1.FamilyDebian, Arch: "amd64", Size: resource.MustParse("1Gi"), Index: digest("1"), Digest: digest("2"), Bundle: "default"}}
+	w.catalog.set(func(c *fakeCatalog) {
+		c.images = []v1alpha1.Image{image}
+		c.bundles = []v1alpha1.Bundle{{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: v1alpha1.BundleSpec{Digest: digest("3"), Size: resource.MustParse("2Gi"),
+			Contents: []v1alpha1.BundleContent{{Kind: "image", Name: "debian-12", Digest: digest("1"), Size: resource.MustParse("1Gi")}}}}}
+	})
+	available := func(want bool, index string) {
+		t.Helper()
+		got := &v1alpha1.Image{}
+		w.until(func() bool {
+			err := w.client.Get(t.Context(), client.ObjectKey{Name: "debian-12"}, got)
+			return err == nil && got.Spec.Index == index && len(got.Status.Conditions) > 0 && meta.IsStatusConditionTrue(got.Status.Conditions, "Available") == want
+		}, func() string { return fmt.Sprintf("image: %+v", got) })
+	}
+	available(true, digest("1"))
+	w.until(func() bool {
+		return w.client.Get(t.Context(), client.ObjectKey{Name: "default"}, &v1alpha1.Bundle{}) == nil
+	}, func() string { return "no Bundle" })
+	w.catalog.set(func(c *fakeCatalog) { c.images[0].Spec.Index = digest("4") })
+	available(true, digest("4"))
+	w.catalog.set(func(c *fakeCatalog) { c.missing = "its chunk index is gone" })
+	available(false, digest("4"))
+}
+
+func TestDeletedMachinesAreForgotten(t *testing.T) {
+	w := newLiveWorld(t)
+	name := boot(w, 1)
+	m := w.phase(name, v1alpha1.PhaseDiscovering)
+	check(t, w.client.Delete(t.Context(), m))
+	w.until(func() bool { _, ok := w.fleet.Get(name); return !ok }, func() string { return "the fleet still knows it" })
+	if again := boot(w, 1); again != name {
+		t.Errorf("booted again it is %q", again)
+	}
+	w.phase(name, v1alpha1.PhaseDiscovering)
+}
+
+func TestStoreStartsOverWhenItWasNotFastest(t *testing.T) {
+	w := newLiveWorld(t)
+	w.create(&v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			_, err := w.store.UpdateStatus(t.Context(), "a", func(m *v1alpha1.Machine) error {
+				m.Status.PastIntents = append(m.Status.PastIntents, fmt.Sprint(i))
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	m, err := w.store.Get(t.Context(), "a")
+	check(t, err)
+	if len(m.Status.PastIntents) != 10 {
+		t.Errorf("of ten writers' words these are left: %v", m.Status.PastIntents)
+	}
+}
+
+func TestStoreNeverTakesAnInterruptionForSuccess(t *testing.T) {
+	w := newLiveWorld(t)
+	w.create(&v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
+	ctx, cancel := context.WithCancel(t.Context())
+	m, err := w.store.UpdateStatus(ctx, "a", func(m *v1alpha1.Machine) error {
+		m.Status.PastIntents = []string{"1"}
+		cancel() // the machine went away while its word was being written
+		return nil
+	})
+	if err == nil || m != nil {
+		t.Errorf("got %v, %v, want an error", m, err)
+	}
+}
