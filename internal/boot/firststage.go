@@ -65,4 +65,6 @@ func ChooseFirstStage(request FirstStageRequest) FirstStage {
 
 // FirstStageFiles lists every name that ChooseFirstStage and the boot script can hand out, for the test
 // that proves each of them to be served.
-func FirstStageFiles() []string { return []string{fileBIOS, fileUEFI, fileUEFIFull, fileLocal, fileScript} }
+func FirstStageFiles() []string {
+	return []string{fileBIOS, fileUEFI, fileUEFIFull, fileLocal, fileScript}
+}
