@@ -3,18 +3,29 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
 
+	"coldrack.dev/internal/agent/console"
+	"coldrack.dev/internal/agent/discovery"
 	"coldrack.dev/internal/agent/inventory"
+	"coldrack.dev/internal/agent/node"
+	"coldrack.dev/internal/agent/pid1"
 	"coldrack.dev/internal/version"
 )
 
 const usage = `coldrack-agent is a machine's side of Coldrack.
 
-  coldrack-agent init        be the installer; this is what PID 1 of the discovery system runs
+  coldrack-agent init        be PID 1 of the discovery system
   coldrack-agent node        report to the server as an installed node; run by coldrack-agent.service
   coldrack-agent inventory   print as JSON what this machine consists of; writes nothing
   coldrack-agent version     print the version
@@ -30,26 +41,71 @@ const (
 func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
+	// The kernel starts /init with whatever words of its command line it did not understand.
+	if os.Getpid() == 1 || filepath.Base(args[0]) == "init" {
+		args = []string{args[0], "init"}
+	}
 	verb := ""
 	if len(args) == 2 {
 		verb = args[1]
 	}
+	var err error
 	switch verb {
+	case "init":
+		err = pid1.Run()
+	case pid1.Verb:
+		err = discover()
+	case "node":
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		err = node.Start(ctx, slog.NewTextHandler(stderr, nil), version.Get().Version)
 	case "inventory":
 		enc := json.NewEncoder(stdout)
 		enc.SetIndent("", "  ")
-		if err := enc.Encode(inventory.Host().Collect("")); err != nil {
-			fmt.Fprintln(stderr, "coldrack-agent:", err)
-			return exitFailed
-		}
-		return exitOK
+		err = enc.Encode(inventory.Host().Collect(""))
 	case "version":
 		fmt.Fprintln(stdout, "coldrack-agent", version.Get())
-		return exitOK
 	case "help", "-h", "--help":
 		fmt.Fprint(stdout, usage)
-		return exitOK
+	default:
+		fmt.Fprint(stderr, usage)
+		return exitUsage
 	}
-	fmt.Fprint(stderr, usage)
-	return exitUsage
+	if err != nil {
+		fmt.Fprintln(stderr, "coldrack-agent:", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+// discover is the installer, a child of PID 1. It returns nil when the machine shall restart.
+func discover() error {
+	con := console.Open()
+	defer con.Close()
+	log := slog.New(con.Handler(logFile()))
+	err := discovery.Start(context.Background(), con, log, version.Get().Version)
+	var reboot *discovery.Reboot
+	if !errors.As(err, &reboot) {
+		return err
+	}
+	if reboot.Wanted {
+		con.Good("%s", reboot.Reason)
+		return nil
+	}
+	con.Fail("%s", reboot.Reason)
+	con.Say("this machine boots again in %s", reboot.After.Round(time.Second))
+	time.Sleep(reboot.After)
+	return nil
+}
+
+// logFile keeps the whole log where a person with a shell on the machine finds it.
+func logFile() slog.Handler {
+	if err := os.MkdirAll("/run/coldrack", 0o755); err != nil {
+		return slog.DiscardHandler
+	}
+	f, err := os.OpenFile("/run/coldrack/agent.log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return slog.DiscardHandler
+	}
+	return slog.NewTextHandler(f, nil)
 }

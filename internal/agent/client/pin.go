@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -34,7 +33,15 @@ func PinOf(ca *x509.Certificate) Pin { return Pin{sha256.Sum256(ca.RawSubjectPub
 func (p Pin) String() string { return "sha256:" + hex.EncodeToString(p.sum[:]) }
 
 // ErrPin says that whoever answered is not the server that this machine was told to trust.
-var ErrPin = errors.New("the server's certificate does not come from the pinned CA")
+var ErrPin error = pinError{}
+
+type pinError struct{}
+
+func (pinError) Error() string { return "the server's certificate does not come from the pinned CA" }
+
+// Final keeps Retry from asking an impostor, or a server with a new CA, for ever: another boot brings the pin of
+// the server that answers it.
+func (pinError) Final() bool { return true }
 
 // verify accepts a chain only if a CA certificate in it has the pinned key and, taken as the only root,
 // vouches for the leaf under the name host. The server therefore sends its CA along with its leaf.

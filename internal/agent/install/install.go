@@ -24,6 +24,7 @@ import (
 	"coldrack.dev/internal/agent/content"
 	"coldrack.dev/internal/agent/gpt"
 	"coldrack.dev/internal/agent/identity"
+	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/target"
 	"coldrack.dev/internal/diskimage"
 	"coldrack.dev/internal/machineapi/wire"
@@ -138,10 +139,11 @@ func (i *Installer) act(intentID string, own []string, names []string) *act {
 	if i.Watch == nil {
 		i.Watch = func(wire.Step) {}
 	}
-	a := &act{
-		Installer: i, intentID: intentID, own: map[gpt.GUID]bool{},
-		tracker: newTracker(intentID, names, i.Server, i.Now, i.Watch),
-	}
+	tracker := newTracker(intentID, names, i.Server, i.Now, i.Watch)
+	// What is logged during the act goes to the server with its progress.
+	logged := *i
+	logged.Log = slog.New(journal.Handler(i.Log.Handler(), func(_ slog.Level, line string) { tracker.note(line) }))
+	a := &act{Installer: &logged, intentID: intentID, own: map[gpt.GUID]bool{}, tracker: tracker}
 	for _, id := range own {
 		a.own[gpt.Marker(id)] = true
 	}
@@ -206,11 +208,9 @@ func (a *act) runSteps(ctx context.Context, steps []step) error {
 				a.finish(s.name, wire.StateFailed, err.Error())
 			}
 			a.Log.Error("step failed", "step", s.name, "err", err)
-			a.note(s.name + " FAILED: " + err.Error())
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 		a.finish(s.name, wire.StateSucceeded, message)
-		a.note(strings.TrimSuffix(s.name+" done: "+message, ": "))
 		a.Log.Info("step is done", "step", s.name, "result", message)
 	}
 	return nil

@@ -1,0 +1,165 @@
+// Package node is the agent of an installed node: it reports to the server who is there and how it is, keeps
+// the node's certificate fresh, and restarts the node when the server has an intent for it.
+//
+// The node does not need it: whatever happens to the server or to this agent, the node keeps running.
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"coldrack.dev/internal/agent/client"
+	"coldrack.dev/internal/agent/identity"
+	"coldrack.dev/internal/agent/journal"
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+const (
+	defaultInterval = 30 * time.Second
+	longestInterval = 10 * time.Minute
+	// firstRetries come quickly: a node that has just started is waited for.
+	firstRetry = time.Second
+	lastRetry  = 30 * time.Second
+	renewRetry = 10 * time.Minute
+)
+
+// Server is the machine API as a node uses it.
+type Server interface {
+	Heartbeat(context.Context, wire.Heartbeat) (wire.HeartbeatResponse, error)
+	Renew(context.Context, wire.RenewRequest) (wire.IdentityResponse, error)
+}
+
+// Agent reports one node.
+type Agent struct {
+	Log    *slog.Logger
+	Lines  *journal.Ring // what the log has that was not reported
+	Server Server
+	// Use makes an identity the one that Server shows.
+	Use      func(identity.Node)
+	Identity identity.Node
+	Machine  string
+	// Root is "/" on a node.
+	Root string
+	// Look describes the node now.
+	Look func(context.Context) wire.Heartbeat
+	// Reboot restarts the node.
+	Reboot func(ctx context.Context, reason string) error
+	Now    func() time.Time
+	Sleep  func(context.Context, time.Duration)
+}
+
+// Run reports until ctx ends.
+func (a *Agent) Run(ctx context.Context) error {
+	a.Use(a.Identity)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.beat(ctx) })
+	g.Go(func() error { return a.keepIdentity(ctx) })
+	return g.Wait()
+}
+
+// beat sends heartbeats for ever.
+func (a *Agent) beat(ctx context.Context) error {
+	failures, wait := 0, time.Duration(0)
+	for ctx.Err() == nil {
+		lines, mark := a.Lines.Pending()
+		report := a.Look(ctx)
+		report.Log = lines
+		answer, err := a.Server.Heartbeat(ctx, report)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			failures++
+			// Doubling from a second; a server that refuses is asked at the usual pace, because only a
+			// person can change its mind.
+			wait = min(firstRetry<<min(failures-1, 10), lastRetry)
+			if !client.Transient(err) {
+				wait = lastRetry
+			}
+			a.tell(failures, err, wait)
+		default:
+			if failures > 0 {
+				a.Log.Info("the server answers again", "failures", failures)
+			}
+			failures = 0
+			a.Lines.Reported(mark)
+			wait = interval(answer.IntervalSeconds)
+			if answer.Reboot {
+				a.Log.Warn("the server asks for a reboot", "reason", answer.RebootReason)
+				if err := a.Reboot(ctx, answer.RebootReason); err != nil {
+					a.Log.Error("cannot reboot", "err", err)
+				}
+			}
+		}
+		// A tenth of jitter, so that a rack that was switched on at once does not report at once for ever.
+		a.Sleep(ctx, wait+rand.N(wait/10+time.Millisecond))
+	}
+	return nil
+}
+
+// tell logs the first failure and then ever fewer: a server may be away for days.
+func (a *Agent) tell(failures int, err error, wait time.Duration) {
+	if failures&(failures-1) == 0 {
+		a.Log.Warn("heartbeat failed", "err", err, "failures", failures, "again", wait)
+	}
+}
+
+func interval(seconds int) time.Duration {
+	if seconds <= 0 {
+		return defaultInterval
+	}
+	return min(time.Duration(seconds)*time.Second, longestInterval)
+}
+
+// keepIdentity has the certificate renewed when two thirds of its life are over, for a new key that is made
+// here. The old one stays in use until the new pair is safely on the disk.
+func (a *Agent) keepIdentity(ctx context.Context) error {
+	current := a.Identity
+	for ctx.Err() == nil {
+		if wait := current.RenewAt().Sub(a.Now()); wait > 0 {
+			// At most a day at once: the clock may be set meanwhile.
+			a.Sleep(ctx, min(wait, 24*time.Hour))
+			continue
+		}
+		next, err := a.renew(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				a.Log.Warn("cannot renew the node's certificate", "err", err, "expires", current.NotAfter, "again", renewRetry)
+				a.Sleep(ctx, renewRetry)
+			}
+			continue
+		}
+		current = next
+		a.Use(current)
+		a.Log.Info("renewed the node's certificate", "expires", current.NotAfter)
+	}
+	return nil
+}
+
+func (a *Agent) renew(ctx context.Context) (identity.Node, error) {
+	key, csr, err := client.NewKey(a.Machine)
+	if err != nil {
+		return identity.Node{}, err
+	}
+	answer, err := a.Server.Renew(ctx, wire.RenewRequest{CSR: csr})
+	if err != nil {
+		return identity.Node{}, err
+	}
+	b, err := identity.Encode(key, answer.Certificate)
+	if err != nil {
+		return identity.Node{}, err
+	}
+	next, err := identity.Decode(b)
+	if err != nil {
+		return next, err
+	}
+	if !next.NotAfter.After(a.Now()) {
+		return next, fmt.Errorf("the certificate that the server sent expired at %s already", next.NotAfter)
+	}
+	return next, identity.Save(a.Root, b)
+}

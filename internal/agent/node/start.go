@@ -1,0 +1,52 @@
+package node
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"coldrack.dev/internal/agent/identity"
+	"coldrack.dev/internal/agent/journal"
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+// keptLines of the log wait for a server that is away.
+const keptLines = 200
+
+// Start runs the node agent on this machine until ctx ends.
+func Start(ctx context.Context, logs slog.Handler, version string) error {
+	lines := journal.New(keptLines)
+	log := slog.New(journal.Handler(logs, func(level slog.Level, line string) {
+		lines.Add(time.Now().UTC().Format(time.RFC3339) + " " + level.String() + " " + line)
+	}))
+	settings, err := identity.LoadSettings("/")
+	if err != nil {
+		return err
+	}
+	server, err := settings.Client("coldrack-agent/" + version)
+	if err != nil {
+		return err
+	}
+	id, err := identity.Load("/")
+	if err != nil {
+		return err
+	}
+	// Ready means that this agent does its work, not that the server is there: a node must start without.
+	if err := Notify("READY=1"); err != nil {
+		log.Warn("cannot tell systemd that this service is up", "err", err)
+	}
+	log.Info("node agent started", "machine", settings.Machine, "server", settings.Server, "version", version, "certificate", id.NotAfter)
+	a := &Agent{
+		Log: log, Lines: lines, Server: server, Identity: id, Machine: settings.Machine, Root: "/",
+		Use:    func(n identity.Node) { server.Use(n.Certificate) },
+		Look:   func(ctx context.Context) wire.Heartbeat { return Look(ctx, "/", version) },
+		Reboot: Reboot, Now: time.Now,
+		Sleep: func(ctx context.Context, d time.Duration) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(d):
+			}
+		},
+	}
+	return a.Run(ctx)
+}
