@@ -218,7 +218,7 @@ func (s *Server) take(conn *net.UDPConn, packet []byte, local netip.Addr, remote
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if before := s.active[remote]; before != nil {
-		if before.raw == t.raw && !before.answered.Load() {
+		if before.isRepeated(t.raw, time.Now()) {
 			s.counters.repeated.Add(1) // the answer is on its way and will be sent again if need be
 			return
 		}

@@ -415,6 +415,63 @@ func TestARepeatedRequestStartsNoSecondTransfer(t *testing.T) {
 	}
 }
 
+func TestALateRepetitionDoesNotDisturbTheTransfer(t *testing.T) {
+	want := content(100 * 512)
+	conn := loopback(t)
+	server, _ := serve(t, conn, Options{FS: files(map[string][]byte{"f": want})})
+	c := newClient(t, conn.LocalAddr())
+	c.ignore = func(block uint64) bool {
+		if block == 50 {
+			c.conn.WriteToUDP(encodeRequest(opRead, "f", "octet"), c.server)
+		}
+		return false
+	}
+	got, err := c.get("f")
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if stats := server.Stats(); stats.Requests != 1 {
+		t.Errorf("stats %+v", stats)
+	}
+}
+
+func TestAClientThatStartsOverFromTheSamePortIsServedAnew(t *testing.T) {
+	conn := loopback(t)
+	server, reports := serve(t, conn, Options{FS: files(map[string][]byte{"f": content(2000), "g": content(700)})})
+	begin := func() *client {
+		c := newClient(t, conn.LocalAddr())
+		c.conn.WriteToUDP(encodeRequest(opRead, "f", "octet"), c.server)
+		_, from, err := c.conn.ReadFromUDP(make([]byte, 600))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.conn.WriteToUDP([]byte{0, opAck, 0, 1}, from)
+		c.conn.Read(make([]byte, 600)) // the second block: the server has taken the ACK
+		return c
+	}
+	c := begin()
+	if got, err := c.get("g"); err != nil || len(got) != 700 {
+		t.Errorf("another file: %d bytes, %v", len(got), err)
+	}
+	if report := <-reports; !errors.Is(report.Err, errSuperseded) {
+		t.Errorf("report %+v", report)
+	}
+	<-reports
+
+	c = begin()
+	server.mu.Lock()
+	for _, running := range server.active {
+		running.heard.Store(time.Now().Add(-quiet).UnixNano()) // as if it had been silent
+	}
+	server.mu.Unlock()
+	if got, err := c.get("f"); err != nil || len(got) != 2000 {
+		t.Errorf("the same file after a silence: %d bytes, %v", len(got), err)
+	}
+	if report := <-reports; !errors.Is(report.Err, errSuperseded) {
+		t.Errorf("report %+v", report)
+	}
+}
+
 func TestAClientThatOnlyAsksForTheSize(t *testing.T) {
 	conn := loopback(t)
 	_, reports := serve(t, conn, Options{FS: files(map[string][]byte{"f": content(2000)})})

@@ -44,6 +44,10 @@ const (
 	mostTimeout  = 4 * time.Second
 )
 
+// quiet is how long a client that is reading normally may take between two acknowledgements. A machine
+// that was reset takes longer to ask again.
+const quiet = 2 * time.Second
+
 // transfer serves one read request on its own socket.
 type transfer struct {
 	server  *Server
@@ -51,8 +55,8 @@ type transfer struct {
 	request request
 	raw     string // the request as received, to tell a repeated one from a new one
 	cancel  context.CancelCauseFunc
-	// answered is set once the client has acknowledged anything.
-	answered atomic.Bool
+	// heard is when the client last acknowledged something new, in Unix nanoseconds; 0 before that.
+	heard atomic.Int64
 
 	file    File
 	params  parameters
@@ -183,7 +187,6 @@ func (t *transfer) send(ctx context.Context) error {
 			}
 			switch t.window.ack(said.block) {
 			case finished:
-				t.answered.Store(true)
 				t.report.Bytes = t.report.Size
 				return nil
 			case advanced:
@@ -191,7 +194,7 @@ func (t *transfer) send(ctx context.Context) error {
 				if attempt == 0 && fresh && !hurried {
 					t.rtt.observe(now.Sub(sentAt))
 				}
-				t.answered.Store(true)
+				t.heard.Store(now.UnixNano())
 				t.report.Bytes = int64(max(t.window.base, 1)-1) * int64(t.params.blockSize)
 				progress, attempt = now, 0
 				if fresh || t.window.base == t.window.sent {
@@ -211,11 +214,19 @@ func (t *transfer) send(ctx context.Context) error {
 	}
 }
 
+// isRepeated tells whether a request that came while this transfer runs is only this one's once more: sent
+// again before our answer arrived, or late on the network. The same request from a client that has
+// gone quiet means that it has started over.
+func (t *transfer) isRepeated(raw string, now time.Time) bool {
+	heard := t.heard.Load()
+	return raw == t.raw && (heard == 0 || now.Sub(time.Unix(0, heard)) < quiet)
+}
+
 // ended interprets an error of the socket. A client that has closed its port after the last block was
 // sent has the file: only its last ACK was lost.
 func (t *transfer) ended(err error) error {
 	if errors.Is(err, unix.ECONNREFUSED) {
-		if t.window.base > 0 && t.window.sent == t.window.last+1 && t.answered.Load() {
+		if t.window.base > 0 && t.window.sent == t.window.last+1 && t.heard.Load() != 0 {
 			t.report.Bytes = t.report.Size
 			return nil
 		}
