@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"coldrack.dev/api/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 	rbac "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -34,6 +35,8 @@ type kubeadmConfiguration struct {
 	CertificatesDir      string            `json:"certificatesDir"`
 	ImageRepository      string            `json:"imageRepository"`
 	EncryptionAlgorithm  string            `json:"encryptionAlgorithm"`
+	CertificateValidity  metav1.Duration   `json:"certificateValidityPeriod"`
+	AuthorityValidity    metav1.Duration   `json:"caCertificateValidityPeriod"`
 	Networking           kubeadmNetworking `json:"networking"`
 	Etcd                 kubeadmEtcd       `json:"etcd"`
 	APIServer            kubeadmComponent  `json:"apiServer"`
@@ -117,7 +120,7 @@ func (r *renderer) bootstrapObjects() ([]runtime.Object, error) {
 			Rules: []rbac.PolicyRule{{Verbs: []string{"get"}, APIGroups: []string{""}, Resources: []string{"nodes"}}}},
 		bindClusterRole("kubeadm:get-nodes", "kubeadm:get-nodes", group(tokenGroup)),
 		bindClusterRole(adminsGroup, "cluster-admin", group(adminsGroup)),
-		// The binding of 1.36 also serves 1.35, where it adds nothing to what the group already has.
+		// Before 1.36, kubeadm made the API servers administrators instead.
 		bindClusterRole("kubeadm:apiserver-kubelet-client", "system:kubelet-api-admin", user("kube-apiserver-kubelet-client")),
 		configMap(kubePublic, "cluster-info", map[string]string{"kubeconfig": string(clusterInfo)}, nil),
 	}
@@ -149,20 +152,11 @@ func (r *renderer) kubeadmConfig() ([]byte, error) {
 		TypeMeta:    metav1.TypeMeta{APIVersion: "kubeadm.k8s.io/v1beta4", Kind: "ClusterConfiguration"},
 		ClusterName: r.cluster.Name, KubernetesVersion: spec.Version, ControlPlaneEndpoint: r.endpoint(),
 		CertificatesDir: pkiDir, ImageRepository: imageRepository, EncryptionAlgorithm: string(spec.PKI.KeyAlgorithm),
+		CertificateValidity: metav1.Duration{Duration: r.certificateTTL()}, AuthorityValidity: metav1.Duration{Duration: r.authorityTTL()},
 		Networking: kubeadmNetworking{spec.Network.DNSDomain, join(r.podCIDRs), join(r.serviceCIDRs)},
 	}
-	n := r.with("control-plane")[0]
-	names, addresses := r.apiServerNames(n)
-	for _, name := range names {
-		if name != n.Hostname {
-			config.APIServer.CertSANs = append(config.APIServer.CertSANs, name)
-		}
-	}
-	for _, address := range addresses {
-		if !slices.Contains(n.Addresses, address) {
-			config.APIServer.CertSANs = append(config.APIServer.CertSANs, address.String())
-		}
-	}
+	n := r.with(v1alpha1.RoleControlPlane)[0]
+	config.APIServer.CertSANs = r.extraAPIServerNames()
 	ours := func(flags flagSet, extra map[string]string, names ...string) []kubeadmArg {
 		differing := flagSet{}
 		for _, name := range names {
@@ -188,17 +182,17 @@ func (r *renderer) kubeadmConfig() ([]byte, error) {
 	config.ControllerManager.ExtraArgs = ours(r.managerFlags(n), spec.ControllerManager.ExtraArgs, "allocate-node-cidrs", "profiling",
 		"terminated-pod-gc-threshold", "tls-min-version", "tls-cipher-suites")
 	config.Scheduler.ExtraArgs = ours(r.schedulerFlags(n), spec.Scheduler.ExtraArgs, "profiling", "tls-min-version", "tls-cipher-suites")
-	if n.has("etcd") {
+	if n.has(v1alpha1.RoleEtcd) {
 		config.Etcd.Local = &kubeadmLocalEtcd{DataDir: etcdDataDir,
 			ExtraArgs: ours(r.etcdFlags(n), spec.Etcd.ExtraArgs, "cipher-suites", "initial-cluster-token", "quota-backend-bytes")}
 	} else {
 		config.Etcd.External = &kubeadmExternalEtcd{CAFile: pkiDir + "/etcd/ca.crt",
 			CertFile: pkiDir + "/apiserver-etcd-client.crt", KeyFile: pkiDir + "/apiserver-etcd-client.key"}
-		for _, member := range r.with("etcd") {
+		for _, member := range r.with(v1alpha1.RoleEtcd) {
 			config.Etcd.External.Endpoints = append(config.Etcd.External.Endpoints, urlOf(member.primary(), etcdClientPort))
 		}
 	}
-	if spec.Network.Proxy == "none" {
+	if spec.Network.Proxy == v1alpha1.ProxyNone {
 		config.Proxy = &kubeadmDisabled{true}
 	}
 	return encodeConfig(config)

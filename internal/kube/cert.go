@@ -2,6 +2,8 @@ package kube
 
 import (
 	"cmp"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
 	"io/fs"
 	"net/netip"
@@ -59,6 +61,46 @@ type CertificateRequest struct {
 	Rotated bool
 }
 
+// backdate makes a certificate valid on a machine whose clock is a little late.
+const backdate = 5 * time.Minute
+
+// Template is what the authority signs, without serial number and public key.
+func (c CertificateRequest) Template(now time.Time) *x509.Certificate {
+	template := &x509.Certificate{
+		Subject:               pkix.Name{CommonName: c.CommonName, Organization: c.Organizations},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(c.TTL),
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
+		BasicConstraintsValid: true,
+		DNSNames:              c.DNSNames,
+	}
+	for _, address := range c.IPAddresses {
+		template.IPAddresses = append(template.IPAddresses, address.AsSlice())
+	}
+	for _, usage := range c.Usages {
+		switch usage {
+		case UsageServer:
+			template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
+		case UsageClient:
+			template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
+		}
+	}
+	return template
+}
+
+// Template is what the authority signs itself with, without serial number and public key.
+func (a AuthoritySpec) Template(now time.Time) *x509.Certificate {
+	return &x509.Certificate{
+		Subject:               pkix.Name{CommonName: a.CommonName},
+		DNSNames:              []string{a.CommonName},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(a.TTL),
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageCertSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+}
+
 // certificateSpec is one line of the certificate table.
 type certificateSpec struct {
 	name          string
@@ -76,7 +118,7 @@ type certificateSpec struct {
 
 const nodeUserPrefix = "system:node:"
 
-func (r *renderer) certificateTable(rel release) []certificateSpec {
+func (r *renderer) certificateTable() []certificateSpec {
 	etcd := []v1alpha1.Role{v1alpha1.RoleEtcd}
 	controlPlane := []v1alpha1.Role{v1alpha1.RoleControlPlane}
 	both := []Usage{UsageServer, UsageClient}
@@ -85,7 +127,7 @@ func (r *renderer) certificateTable(rel release) []certificateSpec {
 		{name: "apiserver", authority: AuthorityKubernetes, commonName: "kube-apiserver", usages: server,
 			base: pkiDir + "/apiserver", names: r.apiServerNames, roles: controlPlane},
 		{name: "apiserver-kubelet-client", authority: AuthorityKubernetes, commonName: "kube-apiserver-kubelet-client",
-			organizations: rel.kubeletClientGroups, usages: client, base: pkiDir + "/apiserver-kubelet-client", roles: controlPlane},
+			usages: client, base: pkiDir + "/apiserver-kubelet-client", roles: controlPlane},
 		{name: "front-proxy-client", authority: AuthorityFrontProxy, commonName: "front-proxy-client", usages: client,
 			base: pkiDir + "/front-proxy-client", roles: controlPlane},
 		// etcd asks for client authentication on its own server certificate: its gRPC gateway uses it to
@@ -107,7 +149,7 @@ func (r *renderer) certificateTable(rel release) []certificateSpec {
 
 func (r *renderer) certificates(n *node) []CertificateRequest {
 	var requests []CertificateRequest
-	for _, spec := range r.certificateTable(n.release) {
+	for _, spec := range r.certificateTable() {
 		if !n.hasAny(spec.roles...) {
 			continue
 		}
@@ -133,33 +175,35 @@ func (r *renderer) certificates(n *node) []CertificateRequest {
 	return requests
 }
 
+// apiServerNames are kubeadm's, and what Coldrack adds to them.
 func (r *renderer) apiServerNames(n *node) ([]string, []netip.Addr) {
-	network := r.cluster.Spec.Network
 	names := []string{n.Hostname, "kubernetes", "kubernetes.default", "kubernetes.default.svc",
-		"kubernetes.default.svc." + network.DNSDomain, "localhost"}
+		"kubernetes.default.svc." + r.cluster.Spec.Network.DNSDomain}
 	var addresses []netip.Addr
 	for _, services := range r.serviceCIDRs {
-		addresses = append(addresses, services.Masked().Addr().Next())
+		addresses = append(addresses, services.Addr().Next())
 	}
 	addresses = append(addresses, n.Addresses...)
-	for _, listen := range r.loopbacks() {
-		addresses = append(addresses, listen)
-	}
-	add := func(name string) {
+	for _, name := range append([]string{r.endpointHost}, r.extraAPIServerNames()...) {
 		if address, err := netip.ParseAddr(name); err == nil {
 			addresses = append(addresses, address)
-		} else if name != "" {
+		} else {
 			names = append(names, name)
 		}
 	}
-	add(r.endpointHost)
-	if vip := r.cluster.Spec.Endpoint.VirtualIP; vip != nil {
-		add(vip.Address)
-	}
-	for _, extra := range r.cluster.Spec.Endpoint.ExtraSANs {
-		add(extra)
-	}
 	return unique(names), unique(addresses)
+}
+
+// extraAPIServerNames are those that kubeadm does not know by itself.
+func (r *renderer) extraAPIServerNames() []string {
+	names := []string{"localhost"}
+	for _, address := range r.loopbacks() {
+		names = append(names, address.String())
+	}
+	if vip := r.cluster.Spec.Endpoint.VirtualIP; vip != nil {
+		names = append(names, vip.Address)
+	}
+	return append(names, r.cluster.Spec.Endpoint.ExtraSANs...)
 }
 
 func etcdNames(n *node) ([]string, []netip.Addr) {
@@ -168,16 +212,12 @@ func etcdNames(n *node) ([]string, []netip.Addr) {
 }
 
 func (r *renderer) authorities() []AuthoritySpec {
-	ttl := 10 * 365 * 24 * time.Hour
-	if t := r.cluster.Spec.PKI.AuthorityTTL; t != nil {
-		ttl = t.Duration
-	}
 	var specs []AuthoritySpec
 	for _, a := range []struct {
 		authority  Authority
 		commonName string
 	}{{AuthorityKubernetes, "kubernetes"}, {AuthorityEtcd, "etcd-ca"}, {AuthorityFrontProxy, "front-proxy-ca"}} {
-		specs = append(specs, AuthoritySpec{a.authority, a.commonName, r.cluster.Spec.PKI.KeyAlgorithm, ttl})
+		specs = append(specs, AuthoritySpec{a.authority, a.commonName, r.cluster.Spec.PKI.KeyAlgorithm, r.authorityTTL()})
 	}
 	return specs
 }
@@ -211,6 +251,13 @@ func (r *renderer) certificateTTL() time.Duration {
 		return t.Duration
 	}
 	return 365 * 24 * time.Hour
+}
+
+func (r *renderer) authorityTTL() time.Duration {
+	if t := r.cluster.Spec.PKI.AuthorityTTL; t != nil {
+		return t.Duration
+	}
+	return 10 * 365 * 24 * time.Hour
 }
 
 func unique[T comparable](list []T) []T {

@@ -56,7 +56,7 @@ func (r *renderer) controlPlaneFiles(n *node) ([]File, error) {
 		File{Path: admissionFile, Mode: modeSecret, Content: admission},
 		File{Path: auditPolicyFile, Mode: modeSecret, Content: policy},
 		File{Path: encryptionFile, Mode: modeSecret, Secret: SecretEncryptionConfig},
-		File{Path: pkiDir + "/sa.pub", Mode: modePublic, Content: r.in.ServiceAccountKeys},
+		File{Path: pkiDir + "/sa.pub", Mode: modeSecret, Content: r.in.ServiceAccountKeys},
 		File{Path: pkiDir + "/sa.key", Mode: modeSecret, Secret: SecretServiceAccountKey},
 	), nil
 }

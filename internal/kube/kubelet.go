@@ -24,7 +24,7 @@ const (
 )
 
 // kubeletConfiguration is what all kubelets of the cluster have in common. kubeadm keeps it in the cluster
-// for machines that join by kubeadm.
+// for machines that join by kubeadm, which may have another runtime and other kernel settings.
 func (r *renderer) kubeletConfiguration() kubelet.KubeletConfiguration {
 	var dns []string
 	for _, address := range r.dnsAddresses {
@@ -38,20 +38,18 @@ func (r *renderer) kubeletConfiguration() kubelet.KubeletConfiguration {
 			Webhook:   kubelet.KubeletWebhookAuthentication{Enabled: to(true)},
 			Anonymous: kubelet.KubeletAnonymousAuthentication{Enabled: to(false)},
 		},
-		Authorization:            kubelet.KubeletAuthorization{Mode: kubelet.KubeletAuthorizationModeWebhook},
-		RotateCertificates:       true,
-		ServerTLSBootstrap:       true,
-		ClusterDNS:               dns,
-		ClusterDomain:            r.cluster.Spec.Network.DNSDomain,
-		CgroupDriver:             "systemd",
-		ContainerRuntimeEndpoint: criSocket,
-		HealthzBindAddress:       "127.0.0.1",
-		HealthzPort:              to(int32(10248)),
-		TLSMinVersion:            "VersionTLS12",
-		TLSCipherSuites:          strings.Split(tlsCipherSuites, ","),
-		SeccompDefault:           to(true),
-		ProtectKernelDefaults:    true,
-		EnableProfilingHandler:   to(false),
+		Authorization:          kubelet.KubeletAuthorization{Mode: kubelet.KubeletAuthorizationModeWebhook},
+		RotateCertificates:     true,
+		ServerTLSBootstrap:     true,
+		ClusterDNS:             dns,
+		ClusterDomain:          r.cluster.Spec.Network.DNSDomain,
+		CgroupDriver:           "systemd",
+		HealthzBindAddress:     "127.0.0.1",
+		HealthzPort:            to(int32(10248)),
+		TLSMinVersion:          "VersionTLS12",
+		TLSCipherSuites:        strings.Split(tlsCipherSuites, ","),
+		SeccompDefault:         to(true),
+		EnableProfilingHandler: to(false),
 		// A cluster whose machines all lost power must not wait five minutes for the next try of a component
 		// that could not find its peers at first.
 		CrashLoopBackOff: kubelet.CrashLoopBackOffConfig{MaxContainerRestartPeriod: &metav1.Duration{Duration: 30 * time.Second}},
@@ -73,6 +71,8 @@ var decidedKubeletFields = [...]string{
 func (r *renderer) machineKubeletConfiguration(n *node) ([]byte, error) {
 	config := r.kubeletConfiguration()
 	config.RegisterWithTaints = nodeTaints(n)
+	config.ContainerRuntimeEndpoint = criSocket
+	config.ProtectKernelDefaults = true // hostFiles set them
 	config.ResolverConfig = to("/etc/resolv.conf")
 	reserved := fmt.Sprintf("%dMi", reservedMemory(n.Memory)/mebibyte)
 	config.SystemReserved = map[string]string{"cpu": "100m", "memory": reserved}

@@ -20,9 +20,6 @@ type release struct {
 	flannelImage string
 	// containerd is the least version that the release is listed with.
 	containerd string
-	// kubeletClientGroups of the API server's certificate for kubelets. Since 1.36 a binding for its user
-	// alone replaces membership of the administrators.
-	kubeletClientGroups []string
 	// removed flags by component, each with what to do instead.
 	removed map[component]map[string]string
 }
@@ -62,14 +59,13 @@ func releases() map[int]release {
 	}
 	return map[int]release{
 		35: {
-			latest:              "v1.35.4",
-			etcdImage:           imageRepository + "/etcd:3.6.8-0",
-			coreDNSImage:        imageRepository + "/coredns/coredns:v1.13.1",
-			pauseImage:          imageRepository + "/pause:3.10.1",
-			flannelImage:        flannelImage,
-			containerd:          "2.1",
-			kubeletClientGroups: []string{adminsGroup},
-			removed:             removed,
+			latest:       "v1.35.4",
+			etcdImage:    imageRepository + "/etcd:3.6.8-0",
+			coreDNSImage: imageRepository + "/coredns/coredns:v1.13.1",
+			pauseImage:   imageRepository + "/pause:3.10.1",
+			flannelImage: flannelImage,
+			containerd:   "2.1",
+			removed:      removed,
 		},
 		36: {
 			latest:       "v1.36.3",

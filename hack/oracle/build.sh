@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Builds real kubeadm into the given file: what internal/kube renders is compared with what it generates.
+# usage: hack/oracle/build.sh bin/kubeadm
+set -euo pipefail
+out=$(realpath -m "$1")
+cd "$(dirname "$0")"
+version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
+minor=${version#v1.}
+minor=${minor%%.*}
+stamp=k8s.io/component-base/version
+mkdir -p "$(dirname "$out")"
+CGO_ENABLED=0 go build -trimpath -o "$out" \
+	-ldflags "-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=$minor -X $stamp.gitTreeState=clean" \
+	k8s.io/kubernetes/cmd/kubeadm
