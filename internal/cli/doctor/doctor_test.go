@@ -1,0 +1,202 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"coldrack.dev/test/netns"
+	"coldrack.dev/test/require"
+)
+
+func TestPorts(t *testing.T) {
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	free, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
+	me := fmt.Sprintf("(process %d)", os.Getpid())
+	tests := []struct {
+		name    string
+		port    Port
+		running server
+		state   State
+		found   string
+	}{
+		{"a free port", Port{"tcp4", free.Addr().String(), "x"}, server{}, OK, "free"},
+		{"a port in use names who has it", Port{"tcp4", taken.Addr().String(), "x"}, server{}, Fail, me},
+		{"the same for UDP", Port{"udp4", udp.LocalAddr().String(), "x"}, server{}, Fail, me},
+		{"a port of the running server is as it should be", Port{"tcp4", taken.Addr().String(), "x"}, server{pid: os.Getpid()}, OK, "in use by the running server"},
+		{"an address of another machine", Port{"tcp4", "192.0.2.77:7443", "x"}, server{}, Fail, "is no address of this machine"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got := ports([]Port{test.port}, test.running)[0]
+			if got.State != test.state || !strings.Contains(got.Found, test.found) {
+				t.Errorf("got %+v, want %s with %q", got, test.state, test.found)
+			}
+			if got.State == Fail && got.Do == "" {
+				t.Error("a failure without advice")
+			}
+		})
+	}
+}
+
+func TestRunningServerIsFoundByItsLock(t *testing.T) {
+	dir := t.TempDir()
+	if s := runningServer(dir); s.pid != 0 {
+		t.Errorf("an empty folder has a server: %d", s.pid)
+	}
+	path := filepath.Join(dir, "lock")
+	if err := os.WriteFile(path, []byte("4711\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s := runningServer(dir); s.pid != 0 {
+		t.Errorf("a lock that nobody holds is taken for a server: %d", s.pid)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if s := runningServer(dir); s.pid != 4711 {
+		t.Errorf("got process %d, want 4711", s.pid)
+	}
+}
+
+func TestInterfaces(t *testing.T) {
+	require.Need(t, "netns")
+	ns := netns.New(t)
+	other := netns.New(t)
+	check := func(wanted ...string) (r Result) {
+		t.Helper()
+		if err := ns.Do(func() error { r = interfaces(wanted); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := check(); r.State != Fail || !strings.Contains(r.Found, "none that is up") {
+		t.Errorf("a machine without a network: %+v", r)
+	}
+	netns.Veth(ns, "eth0", other, "eth0")
+	if r := check("eth0", "eth7"); r.State != Fail || r.Found != "eth0 has no IPv4 address; eth7 does not exist" {
+		t.Errorf("an interface without an address and one that is not there: %+v", r)
+	}
+	ns.Address("eth0", "10.20.0.1/24")
+	if r := check(); r.State != OK || r.Found != "eth0 10.20.0.1/24" {
+		t.Errorf("an interface with an address: %+v", r)
+	}
+}
+
+func TestProbeFindsAnotherDHCPServer(t *testing.T) {
+	t.Parallel()
+	require.Need(t, "netns", "dnsmasq")
+	server, rack := netns.New(t), netns.New(t)
+	netns.Veth(server, "eth0", rack, "eth0")
+	server.Address("eth0", "10.20.0.1/24")
+	rack.Address("eth0", "10.20.0.2/24")
+	const patience = 2 * time.Second
+	probe := func() (results []Result) {
+		t.Helper()
+		// Sockets belong to the namespace in which they are opened, so the whole probe happens there.
+		if err := server.Do(func() error {
+			i, err := net.InterfaceByName("eth0")
+			if err != nil {
+				return err
+			}
+			results = []Result{probeOn(context.Background(), *i, patience)}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return results
+	}
+	if r := probe()[0]; r.State != OK || r.Found != "nobody answers" {
+		t.Errorf("an empty segment: %+v", r)
+	}
+	dir := t.TempDir()
+	dnsmasq := exec.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--bind-interfaces",
+		"--dhcp-authoritative", "--no-ping", "--dhcp-range=10.20.0.50,10.20.0.60", "--log-facility=-", "--pid-file="+filepath.Join(dir, "pid"),
+		"--dhcp-leasefile="+filepath.Join(dir, "leases"))
+	var out strings.Builder
+	dnsmasq.Stdout, dnsmasq.Stderr = &out, &out
+	if err := rack.Start(dnsmasq); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dnsmasq.Process.Kill(); _ = dnsmasq.Wait() })
+	for !strings.Contains(rack.Run("cat", "/proc/net/udp"), ":0043 ") {
+		time.Sleep(20 * time.Millisecond)
+	}
+	r := probe()[0]
+	if r.State != Fail || !strings.Contains(r.Found, "10.20.0.2 offers 10.20.0.") {
+		t.Errorf("got %+v\ndnsmasq said:\n%s", r, out.String())
+	}
+	if leases, err := os.ReadFile(filepath.Join(dir, "leases")); err == nil && len(leases) > 0 {
+		t.Errorf("the probe took a lease: %s", leases)
+	}
+}
+
+func TestDiskChecks(t *testing.T) {
+	for _, dir := range []string{t.TempDir(), filepath.Join(t.TempDir(), "not", "there", "yet")} {
+		results := dataDir(dir)
+		if len(results) != 2 || results[1].State == Fail {
+			t.Errorf("%s: %+v", dir, results)
+		}
+		left, err := os.ReadDir(dir)
+		if err == nil && len(left) > 0 {
+			t.Errorf("the check left %v behind", left)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := dataDir(file); Worst(r) != Fail {
+		t.Errorf("a file in place of the folder: %+v", r)
+	}
+}
+
+func TestClock(t *testing.T) {
+	if r := clock(time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC)); r.State != Fail {
+		t.Errorf("a machine whose battery is empty: %+v", r)
+	}
+	if r := clock(time.Now()); r.State == Fail {
+		t.Errorf("now: %+v", r)
+	}
+}
+
+func TestWorst(t *testing.T) {
+	for _, test := range []struct {
+		states []State
+		want   State
+	}{{nil, OK}, {[]State{OK, OK}, OK}, {[]State{Warn, OK}, Warn}, {[]State{Fail, Warn}, Fail}, {[]State{Warn, Fail, OK}, Fail}} {
+		var results []Result
+		for _, s := range test.states {
+			results = append(results, Result{State: s})
+		}
+		if got := Worst(results); got != test.want {
+			t.Errorf("%v: got %s, want %s", test.states, got, test.want)
+		}
+	}
+}
