@@ -1,12 +1,12 @@
 package controlplane
 
 import (
+	"bufio"
 	"bytes"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"coldrack.dev/test/require"
 	"k8s.io/client-go/rest"
@@ -173,8 +173,8 @@ func TestKubectl(t *testing.T) {
 		k := k
 		k.t = t
 		watch := k.command("", words("get machines --watch -o name --request-timeout=20s")...)
-		var seen bytes.Buffer
-		watch.Stdout = &seen
+		seen, err := watch.StdoutPipe()
+		check(t, err)
 		check(t, watch.Start())
 		wait := k.command("", words("wait machine/a --for=condition=Ready --timeout=30s")...)
 		var waited bytes.Buffer
@@ -186,11 +186,8 @@ func TestKubectl(t *testing.T) {
 			t.Errorf("wait: %v: %s", err, waited.String())
 		}
 		k.ok("", []string{"wait", "machine/a", "--for=jsonpath={.status.phase}=Ready", "--timeout=30s"}, "condition met")
-		for deadline := time.Now().Add(30 * time.Second); strings.Count(seen.String(), "machine.coldrack.dev/a") == 0; {
-			if time.Now().After(deadline) {
-				t.Fatal("watch printed nothing")
-			}
-			time.Sleep(10 * time.Millisecond)
+		if line, err := bufio.NewReader(seen).ReadString('\n'); err != nil || line != "machine.coldrack.dev/a\n" {
+			t.Errorf("watch printed %q, %v", line, err)
 		}
 		check(t, watch.Process.Kill())
 		watch.Wait()
