@@ -499,6 +499,15 @@ func TestMountsBelowTheWorkFolderAreSeen(t *testing.T) {
 	}
 }
 
+func TestMemAvailable(t *testing.T) {
+	if got := memAvailable("MemTotal: 9 kB\nMemAvailable:   2048 kB\n"); got != 2<<20 {
+		t.Errorf("got %d bytes", got)
+	}
+	if got := memAvailable("MemTotal: 9 kB\n"); got != 0 {
+		t.Errorf("got %d bytes from a kernel that does not say", got)
+	}
+}
+
 func TestCommandsSayTheirLastWords(t *testing.T) {
 	c := command{log: slog.New(slog.DiscardHandler)}
 	if _, err := c.run(context.Background(), "no-such-program-here"); err == nil || !strings.Contains(err.Error(), "recipes/HOST-PACKAGES") {

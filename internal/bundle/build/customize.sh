@@ -19,11 +19,13 @@ rm -f "$root"/etc/ssh/ssh_host_* "$root"/var/lib/dbus/machine-id "$root"/var/lib
 # apply its presets over the units enabled above.
 : >"$root"/etc/machine-id
 
+# Not $root/tmp: mmdebstrap keeps the settings there that make its last call of apt clean this root,
+# and not the building machine.
 # The mirror of the building machine is of no use where the image runs.
 rm -rf "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/* "$root"/etc/apt/apt.conf.d/99mmdebstrap
 sed -i '/^force-unsafe-io$/d' "$root"/etc/dpkg/dpkg.cfg.d/99mmdebstrap
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old "$root"/var/cache/ldconfig \
-	"$root"/var/lib/dpkg/*-old "$root"/var/lib/systemd/deb-systemd-helper-* "$root"/tmp/* "$root"/var/tmp/* "$root"/run/*
+	"$root"/var/lib/dpkg/*-old "$root"/var/lib/systemd/deb-systemd-helper-* "$root"/var/tmp/* "$root"/run/*
 find "$root"/var/log -type f -delete
 find "$root"/usr -name __pycache__ -prune -exec rm -rf {} +
 

@@ -118,7 +118,7 @@ func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error 
 	)
 	cmd := command{
 		log: b.log,
-		env: []string{"TMPDIR=" + work, "SOURCE_DATE_EPOCH=" + strconv.FormatInt(b.recipe.SourceDate.Unix(), 10), "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin"},
+		env: []string{"SOURCE_DATE_EPOCH=" + strconv.FormatInt(b.recipe.SourceDate.Unix(), 10), "PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin"},
 		line: func(s string) {
 			// Of what it reports, only the phases that take long are for people.
 			if text, ok := strings.CutPrefix(s, "I: "); ok && strings.HasSuffix(text, "...") && !strings.HasPrefix(text, "finding ") {
@@ -126,8 +126,45 @@ func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error 
 			}
 		},
 	}
-	_, err = cmd.run(ctx, "mmdebstrap", args...)
+	temporary := filepath.Join(work, "tmp")
+	if err := os.Mkdir(temporary, 0o755); err != nil {
+		return err
+	}
+	cmd.env = append(cmd.env, "TMPDIR="+temporary)
+	if !b.rootFitsMemory(ctx) {
+		_, err = cmd.run(ctx, "mmdebstrap", args...)
+		return err
+	}
+	// In memory it takes two thirds of the time. The mount is in a namespace of its own, so that it
+	// goes away with the process, however that ends.
+	inMemory := `mount -t tmpfs -o size=` + strconv.Itoa(rootMemory) + `,mode=0755 tmpfs "$0" && exec mmdebstrap "$@"`
+	_, err = cmd.run(ctx, "unshare", append([]string{"--mount", "sh", "-c", inMemory, temporary}, args...)...)
 	return err
+}
+
+// rootMemory is what the root and its packages take at most while it is made, in bytes.
+const rootMemory = 2 << 30
+
+// rootFitsMemory says whether the machine has that much to spare, and lets us mount.
+func (b *builder) rootFitsMemory(ctx context.Context) bool {
+	raw, err := os.ReadFile("/proc/meminfo")
+	if err != nil || memAvailable(string(raw)) < 2*rootMemory {
+		return false
+	}
+	_, err = command{log: b.log}.run(ctx, "unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", b.workDir())
+	return err == nil
+}
+
+// memAvailable reads the text of /proc/meminfo; it returns bytes.
+func memAvailable(meminfo string) int64 {
+	for line := range strings.Lines(meminfo) {
+		f := strings.Fields(line)
+		if len(f) == 3 && f[0] == "MemAvailable:" && f[2] == "kB" {
+			n, _ := strconv.ParseInt(f[1], 10, 64) // 0 when it is no number
+			return n << 10
+		}
+	}
+	return 0
 }
 
 // quote makes one word of a shell command.
