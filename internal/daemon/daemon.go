@@ -149,6 +149,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 			machinesPath:           machineLogs(s.fleet),
 			"/coldrack/v1/bundles": s.importer,
 		},
+		Normalize:     fleet.Normalize,
 		Version:       version.Version,
 		EtcdEndpoints: cfg.EtcdEndpoints, EtcdCAFile: cfg.EtcdCAFile, EtcdCertFile: cfg.EtcdCertFile, EtcdKeyFile: cfg.EtcdKeyFile,
 		Kubeconfig: cfg.Kubeconfig,
