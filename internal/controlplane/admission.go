@@ -28,8 +28,7 @@ import (
 // objects, and of what it was before. Several servers over one etcd each enforce it on their own writes, so two
 // that contradict and arrive at the same moment at different servers can both pass; the controllers report those.
 type rules struct {
-	// normalize returns identifiers in the form in which equal ones are equal, without those that vendors put
-	// on many machines.
+	// normalize is Config.Normalize.
 	normalize func(v1alpha1.Identifiers) v1alpha1.Identifiers
 
 	// ready is closed when client and machines can be used.

@@ -54,9 +54,9 @@ type Config struct {
 	// (GET and HEAD), operators and admins may do the rest. A key that ends in "/" stands for everything
 	// below it. Keys must not begin with /api, /openapi, /healthz, /livez, /readyz, /metrics or /version.
 	Handlers map[string]http.Handler `json:"-"`
-	// Normalize returns a machine's identifiers in the form in which equal ones are equal, without those that
-	// vendors put on many machines, so that two Machines cannot claim the same one. Nil: they are compared as
-	// they are written.
+	// Normalize returns a machine's identifiers in the form in which equal ones are equal, those that vendors
+	// put on many machines emptied in their place, so that two Machines cannot claim the same one. Nil: they
+	// are compared as they are written.
 	Normalize func(v1alpha1.Identifiers) v1alpha1.Identifiers `json:"-"`
 	// Version is our own version, which /version shows as build metadata.
 	Version string
