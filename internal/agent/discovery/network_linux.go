@@ -20,13 +20,22 @@ import (
 	"coldrack.dev/internal/agent/console"
 )
 
-// How long the network is waited for.
+// Patience is how long the network is waited for.
+type Patience struct {
+	NIC     time.Duration // for the interface that booted to appear: its driver may load firmware
+	Carrier time.Duration // for a link: negotiation and spanning tree take seconds
+	Answer  time.Duration // for one answer of a DHCP server; asked four times
+	Again   time.Duration // before it all starts over
+}
+
+// UsualPatience suits real hardware.
+func UsualPatience() Patience {
+	return Patience{NIC: 20 * time.Second, Carrier: 15 * time.Second, Answer: 4 * time.Second, Again: 5 * time.Second}
+}
+
 const (
-	nicWait     = 20 * time.Second // for the interface that booted to appear: its driver may load firmware
-	carrierWait = 15 * time.Second // for a link: 802.3 negotiation and spanning tree take seconds
-	dhcpTry     = 4 * time.Second  // for one answer
-	dhcpTries   = 4
-	leastRenew  = 10 * time.Second
+	dhcpTries  = 4
+	leastRenew = 10 * time.Second
 )
 
 // Network brings one interface up and keeps its lease.
@@ -34,6 +43,9 @@ type Network struct {
 	Log     *slog.Logger
 	Console *console.Console
 	BootMAC string
+	Patience
+	// Interfaces lists those that may be used; Hardware on a machine.
+	Interfaces func() []netlink.Link
 
 	iface string
 	mu    sync.Mutex
@@ -74,7 +86,7 @@ func (n *Network) Up(ctx context.Context) error {
 		} else if !slices.ContainsFunc(links, hasCarrier) {
 			n.Console.Fail("no link on any interface: %s. Check the cables, and that the switch ports are enabled", nicTexts(links))
 		}
-		pause(ctx, 5*time.Second)
+		pause(ctx, n.Again)
 	}
 	return context.Cause(ctx)
 }
@@ -91,7 +103,7 @@ func pause(ctx context.Context, d time.Duration) {
 func (n *Network) waitForLinks(ctx context.Context) []netlink.Link {
 	began := time.Now()
 	for {
-		links := hardware()
+		links := n.Interfaces()
 		for _, l := range links {
 			if l.Attrs().Flags&net.FlagUp == 0 {
 				if err := netlink.LinkSetUp(l); err != nil {
@@ -104,10 +116,10 @@ func (n *Network) waitForLinks(ctx context.Context) []netlink.Link {
 		booted := len(links) > 0 && n.rank(links[0]) == 0
 		switch {
 		case booted && hasCarrier(links[0]),
-			waited > nicWait+carrierWait,
-			waited > nicWait && !booted && slices.ContainsFunc(links, hasCarrier),
-			waited > carrierWait && booted && slices.ContainsFunc(links, hasCarrier),
-			n.BootMAC == "" && slices.ContainsFunc(links, hasCarrier) && waited > 2*time.Second,
+			waited > n.NIC+n.Carrier,
+			waited > n.NIC && !booted && slices.ContainsFunc(links, hasCarrier),
+			waited > n.Carrier && booted && slices.ContainsFunc(links, hasCarrier),
+			n.BootMAC == "" && slices.ContainsFunc(links, hasCarrier) && waited > n.Carrier/8,
 			ctx.Err() != nil:
 			return links
 		}
@@ -123,8 +135,8 @@ func (n *Network) rank(l netlink.Link) int {
 	return 1
 }
 
-// hardware lists Ethernet interfaces with a device behind them.
-func hardware() []netlink.Link {
+// Hardware lists Ethernet interfaces with a device behind them.
+func Hardware() []netlink.Link {
 	all, err := netlink.LinkList()
 	if err != nil {
 		return nil
@@ -135,10 +147,7 @@ func hardware() []netlink.Link {
 	})
 }
 
-func hasCarrier(l netlink.Link) bool {
-	b, err := os.ReadFile("/sys/class/net/" + l.Attrs().Name + "/carrier")
-	return err == nil && strings.TrimSpace(string(b)) == "1"
-}
+func hasCarrier(l netlink.Link) bool { return l.Attrs().RawFlags&unix.IFF_LOWER_UP != 0 }
 
 func nicText(l netlink.Link) string {
 	return fmt.Sprintf("%s (%s)", l.Attrs().Name, l.Attrs().HardwareAddr)
@@ -155,12 +164,16 @@ func nicTexts(links []netlink.Link) string {
 // modifiers go with every message. The vendor class tells the server that this is neither firmware nor iPXE:
 // it needs an address and no boot file.
 func modifiers() []dhcpv4.Modifier {
-	return []dhcpv4.Modifier{dhcpv4.WithOption(dhcpv4.OptClassIdentifier("coldrack-agent"))}
+	return []dhcpv4.Modifier{
+		dhcpv4.WithOption(dhcpv4.OptClassIdentifier("coldrack-agent")),
+		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionInterfaceMTU, dhcpv4.OptionClasslessStaticRoute,
+			dhcpv4.OptionRenewTimeValue),
+	}
 }
 
 func (n *Network) try(ctx context.Context, l netlink.Link) error {
 	n.Console.Say("asking for an address on %s", nicText(l))
-	c, err := nclient4.New(l.Attrs().Name, nclient4.WithTimeout(dhcpTry), nclient4.WithRetry(dhcpTries))
+	c, err := nclient4.New(l.Attrs().Name, nclient4.WithTimeout(n.Answer), nclient4.WithRetry(dhcpTries))
 	if err != nil {
 		return err
 	}
@@ -265,7 +278,7 @@ func (n *Network) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c, err := nclient4.New(n.iface, nclient4.WithTimeout(dhcpTry), nclient4.WithRetry(2))
+	c, err := nclient4.New(n.iface, nclient4.WithTimeout(n.Answer), nclient4.WithRetry(2))
 	if err != nil {
 		return err
 	}

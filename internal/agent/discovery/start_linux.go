@@ -41,7 +41,7 @@ func Start(ctx context.Context, con *console.Console, log *slog.Logger, version 
 		return err
 	}
 	startDevices(ctx, con)
-	network := &Network{Log: log, Console: con, BootMAC: args.MAC}
+	network := &Network{Log: log, Console: con, BootMAC: args.MAC, Patience: UsualPatience(), Interfaces: Hardware}
 	if err := network.Up(ctx); err != nil {
 		return err
 	}
@@ -129,9 +129,21 @@ func boottimeClock(ctx context.Context, con *console.Console, boot, agent string
 	case err != nil:
 		con.Fail("clock: it is %s off and cannot be set: %v", off.Round(time.Second), err)
 	case off != 0:
-		con.Say("the clock was %s off and is set to the server's", off.Round(time.Second))
+		con.Say("the clock was %s and is set to the server's", offText(off))
 	}
 	return nil
+}
+
+// offText says how far and in which direction a clock was off.
+func offText(off time.Duration) string {
+	direction := "ahead"
+	if off < 0 {
+		direction = "behind"
+	}
+	if d := off.Abs(); d > 48*time.Hour {
+		return fmt.Sprintf("%d days %s", d/(24*time.Hour), direction)
+	}
+	return fmt.Sprintf("%s %s", off.Abs().Round(time.Second), direction)
 }
 
 // refineClock sets the clock from the authenticated server. Enrolment follows and reports any trouble.
@@ -142,7 +154,7 @@ func refineClock(ctx context.Context, con *console.Console, server *client.Clien
 		return
 	}
 	if off, err := setClock(t.Now.Add(time.Since(sent) / 2)); err == nil && off != 0 {
-		con.Say("the clock was corrected by %s from the authenticated server", off.Round(time.Second))
+		con.Say("the clock was %s and is corrected by the authenticated server", offText(off))
 	}
 }
 
