@@ -115,6 +115,8 @@ func TestKubectl(t *testing.T) {
 		k.fails("", words("auth can-i delete machines.coldrack.dev"), "no - this needs role operator, you have role viewer")
 		k.fails("", words("auth can-i get secrets.coldrack.dev"), "Secrets are only for admins")
 		k.ok("", words("auth can-i get /metrics"), "yes")
+		// Secrets are not of the category, so that it can be listed by everybody with a role.
+		k.ok("", words("get coldrack"), "No resources found")
 	})
 	t.Run("explain describes nested fields", func(t *testing.T) {
 		k := k
