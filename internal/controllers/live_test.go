@@ -12,11 +12,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -27,7 +30,7 @@ import (
 	"coldrack.dev/internal/pki"
 )
 
-// world is a real API with the parts of this package running against it.
+// liveWorld is a real API with the parts of this package running against it.
 type liveWorld struct {
 	t       *testing.T
 	plane   *controlplane.ControlPlane
@@ -94,14 +97,33 @@ func (c *fakeCatalog) set(change func(*fakeCatalog)) {
 }
 
 func testLog() *slog.Logger {
-	level := slog.LevelWarn
+	level := slog.LevelError + 1 // what is stopped in the middle of something complains
 	if os.Getenv("COLDRACK_TEST_DEBUG") != "" {
 		level = slog.LevelDebug
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
-func newLiveWorld(t *testing.T) *liveWorld {
+// TestLive runs everything that needs a real API against one, since a new one takes seconds.
+func TestLive(t *testing.T) {
+	plane := startPlane(t)
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, *liveWorld)
+	}{
+		{"a machine from its first boot to Ready, and back", fromFirstBootToReadyAndBack},
+		{"machines that arrive together get different names and addresses", arriveTogether},
+		{"a machine that is held says why", heldSaysWhy},
+		{"DHCP hears of valid subnets, and what was imported becomes Images and Bundles", subnetsAndCatalog},
+		{"a deleted machine is forgotten", deletedIsForgotten},
+		{"the store starts over when it was not the fastest", storeStartsOver},
+		{"the store never takes an interruption for success", storeInterrupted},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, newLiveWorld(t, plane)) })
+	}
+}
+
+func startPlane(t *testing.T) *controlplane.ControlPlane {
 	t.Helper()
 	dir := t.TempDir()
 	master, err := pki.OpenMasterKey(dir)
@@ -110,19 +132,35 @@ func newLiveWorld(t *testing.T) *liveWorld {
 	check(t, err)
 	cert, key, err := ca.NewServerPEM("test", nil, []net.IP{net.IPv4(127, 0, 0, 1)}, time.Hour)
 	check(t, err)
-	controlplane.SendKlogTo(testLog())
 	plane, err := controlplane.Start(t.Context(), controlplane.Config{
 		Logger: testLog(), DataDir: dir, Address: "127.0.0.1:0", ServingCert: cert, ServingKey: key, ClientCAs: ca.CertPEM(), Version: "v0.0.0-test",
 	})
 	check(t, err)
 	t.Cleanup(plane.Stop)
+	return plane
+}
+
+// newLiveWorld empties the API and starts a life of the server.
+func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane) *liveWorld {
+	t.Helper()
+	var err error
 	w := &liveWorld{t: t, plane: plane, catalog: &fakeCatalog{changed: make(chan struct{})}, plans: &planSink{}}
-	w.client, err = client.New(plane.RESTConfig(), client.Options{Scheme: w.scheme()})
+	w.client, err = client.New(w.config(), client.Options{Scheme: w.scheme()})
 	check(t, err)
+	for _, kind := range []client.Object{&v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}} {
+		check(t, w.client.DeleteAllOf(t.Context(), kind))
+	}
 	w.store = NewStore(w.client)
 	w.start()
 	t.Cleanup(func() { w.stop() })
 	return w
+}
+
+// config reaches the API without client-go's own limit of a few requests a second.
+func (w *liveWorld) config() *rest.Config {
+	config := w.plane.RESTConfig()
+	config.QPS = -1
+	return config
 }
 
 func (w *liveWorld) scheme() *runtime.Scheme {
@@ -135,7 +173,7 @@ func (w *liveWorld) scheme() *runtime.Scheme {
 func (w *liveWorld) start() {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cached, err := cache.New(w.plane.RESTConfig(), cache.Options{Scheme: w.scheme(), DefaultTransform: cache.TransformStripManagedFields()})
+	cached, err := cache.New(w.config(), cache.Options{Scheme: w.scheme(), DefaultTransform: cache.TransformStripManagedFields()})
 	check(w.t, err)
 	w.fleet = fleet.New(fleet.Options{Log: testLog()})
 	group, ctx := errgroup.WithContext(ctx)
@@ -194,7 +232,7 @@ func (w *liveWorld) wait(name, what string, until func(*v1alpha1.Machine) bool) 
 
 func (w *liveWorld) until(done func() bool, otherwise func() string) {
 	w.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			w.t.Fatal(otherwise())
 		}
@@ -244,8 +282,7 @@ func boot(w *liveWorld, i int) string {
 	return w.fleet.Booted(v1alpha1.Identifiers{MACs: []string{mac(i)}}, v1alpha1.BootRecord{Action: v1alpha1.BootDiscover, Reason: "new", MAC: mac(i), Address: "10.0.0.150"})
 }
 
-func TestAMachineFromItsFirstBootToReadyAndBack(t *testing.T) {
-	w := newLiveWorld(t)
+func fromFirstBootToReadyAndBack(t *testing.T, w *liveWorld) {
 	subnet, profile, rule := rack(), &v1alpha1.Profile{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: v1alpha1.ProfileSpec{Image: "debian-12"}}, policy("all")
 	w.create(&subnet)
 	w.create(profile)
@@ -317,8 +354,7 @@ func TestAMachineFromItsFirstBootToReadyAndBack(t *testing.T) {
 	}
 }
 
-func TestMachinesThatArriveTogetherGetDifferentNamesAndAddresses(t *testing.T) {
-	w := newLiveWorld(t)
+func arriveTogether(t *testing.T, w *liveWorld) {
 	const n = 25
 	subnet := rack(func(s *v1alpha1.SubnetSpec) { s.Static = "10.0.0.10-10.0.0.60" })
 	rule := policy("all", func(s *v1alpha1.EnrollmentPolicySpec) { s.Limit = n })
@@ -351,8 +387,7 @@ func TestMachinesThatArriveTogetherGetDifferentNamesAndAddresses(t *testing.T) {
 	}
 }
 
-func TestHeldMachinesSayWhy(t *testing.T) {
-	w := newLiveWorld(t)
+func heldSaysWhy(t *testing.T, w *liveWorld) {
 	rule := policy("all")
 	w.create(&rule)
 	name := boot(w, 1)
@@ -366,8 +401,7 @@ func TestHeldMachinesSayWhy(t *testing.T) {
 	w.wait(name, "enrolled once the subnet is there", func(m *v1alpha1.Machine) bool { return m.Spec.Intent != nil })
 }
 
-func TestSubnetsAndCatalog(t *testing.T) {
-	w := newLiveWorld(t)
+func subnetsAndCatalog(t *testing.T, w *liveWorld) {
 	subnet := rack()
 	w.create(&subnet)
 	w.until(func() bool { return w.plans.has("rack") }, func() string { return "DHCP was not told of the subnet" })
@@ -404,8 +438,7 @@ func TestSubnetsAndCatalog(t *testing.T) {
 	available(false, digest("4"))
 }
 
-func TestDeletedMachinesAreForgotten(t *testing.T) {
-	w := newLiveWorld(t)
+func deletedIsForgotten(t *testing.T, w *liveWorld) {
 	name := boot(w, 1)
 	m := w.phase(name, v1alpha1.PhaseDiscovering)
 	check(t, w.client.Delete(t.Context(), m))
@@ -416,8 +449,7 @@ func TestDeletedMachinesAreForgotten(t *testing.T) {
 	w.phase(name, v1alpha1.PhaseDiscovering)
 }
 
-func TestStoreStartsOverWhenItWasNotFastest(t *testing.T) {
-	w := newLiveWorld(t)
+func storeStartsOver(t *testing.T, w *liveWorld) {
 	w.create(&v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
 	var wg sync.WaitGroup
 	for i := range 10 {
@@ -439,8 +471,7 @@ func TestStoreStartsOverWhenItWasNotFastest(t *testing.T) {
 	}
 }
 
-func TestStoreNeverTakesAnInterruptionForSuccess(t *testing.T) {
-	w := newLiveWorld(t)
+func storeInterrupted(t *testing.T, w *liveWorld) {
 	w.create(&v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
 	ctx, cancel := context.WithCancel(t.Context())
 	m, err := w.store.UpdateStatus(ctx, "a", func(m *v1alpha1.Machine) error {
@@ -451,4 +482,10 @@ func TestStoreNeverTakesAnInterruptionForSuccess(t *testing.T) {
 	if err == nil || m != nil {
 		t.Errorf("got %v, %v, want an error", m, err)
 	}
+}
+
+func TestMain(m *testing.M) {
+	controlplane.SendKlogTo(testLog())
+	ctrl.SetLogger(logr.FromSlogHandler(testLog().Handler()))
+	os.Exit(m.Run())
 }
