@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -25,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
 	"sigs.k8s.io/yaml"
 )
 
@@ -36,7 +38,7 @@ var engines = map[Engine]func(t *testing.T) (start func() *ControlPlane){
 		return func() *ControlPlane { return startTest(t, cfg) }
 	},
 	EngineEtcd: func(t *testing.T) func() *ControlPlane {
-		endpoint := startRealEtcd(t)
+		endpoint, _ := startRealEtcd(t)
 		ca := newTestCA(t)
 		var first Config
 		return func() *ControlPlane {
@@ -70,8 +72,8 @@ func shareKey(t *testing.T, from, to Config) {
 	check(t, os.WriteFile(to.path(encryptionKeyFile), key, 0o600))
 }
 
-// startRealEtcd runs the etcd program.
-func startRealEtcd(t *testing.T) (endpoint string) {
+// startRealEtcd runs the etcd program. kill ends it as a power cut would.
+func startRealEtcd(t *testing.T) (endpoint string, kill func()) {
 	t.Helper()
 	require.Need(t, "etcd")
 	free := func() string {
@@ -87,10 +89,11 @@ func startRealEtcd(t *testing.T) (endpoint string) {
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	check(t, cmd.Start())
-	t.Cleanup(func() {
+	kill = sync.OnceFunc(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
+	t.Cleanup(kill)
 	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{client}, Logger: zap.NewNop()})
 	check(t, err)
 	defer etcd.Close()
@@ -98,7 +101,7 @@ func startRealEtcd(t *testing.T) (endpoint string) {
 	defer cancel()
 	_, err = etcd.Get(ctx, "x")
 	check(t, err)
-	return client
+	return client, kill
 }
 
 // startKubernetesLike runs, in another process, a Kubernetes-style API that knows Leases but none of our kinds, and
@@ -368,4 +371,23 @@ func TestOneServerLeadsAtATime(t *testing.T) {
 		next("a leads")
 		check(t, stopA())
 	})
+}
+
+func TestALeaderWhoseStoreVanishesStopsLeading(t *testing.T) {
+	t.Parallel()
+	endpoint, kill := startRealEtcd(t)
+	client, err := dialEtcd(context.Background(), storagebackend.TransportConfig{ServerList: []string{endpoint}}, "/x")
+	check(t, err)
+	defer client.Close()
+	elector := &etcdElector{client: client, prefix: "/x", identity: "a", log: testLogger()}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err = elector.campaign(ctx, "controllers", func(ctx context.Context) error {
+		kill()
+		<-ctx.Done() // once the lease must have run out
+		return nil
+	})
+	if !errors.Is(err, errLost) {
+		t.Errorf("got %v", err)
+	}
 }
