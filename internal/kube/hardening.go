@@ -81,7 +81,8 @@ func (r *renderer) authentication() ([]byte, error) {
 	for _, path := range paths {
 		config.Anonymous.Conditions = append(config.Anonymous.Conditions, apiserver.AnonymousAuthCondition{Path: path})
 	}
-	return encodeConfig(config)
+	// Not encodeConfig: an empty prefix of a claim is not the same as none.
+	return encodeObject(config)
 }
 
 // admission confines the pods of every namespace but kube-system.

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 	"sigs.k8s.io/yaml"
 )
@@ -39,6 +39,7 @@ type difference struct {
 // listed with its reason, and every listed difference must be there.
 func TestOracle(t *testing.T) {
 	require.Need(t, "netns", "kubeadm")
+	t.Parallel()
 	found := make([]bool, len(kubeadmDifferences))
 	for _, variant := range oracleVariants(t) {
 		t.Run(variant.name, func(t *testing.T) {
@@ -63,6 +64,7 @@ func TestOracle(t *testing.T) {
 // to be put in place of ours.
 func TestTakeover(t *testing.T) {
 	require.Need(t, "netns", "kubeadm")
+	t.Parallel()
 	found := make([]bool, len(takeoverDifferences))
 	for _, preset := range []v1alpha1.Topology{v1alpha1.TopologySmall, v1alpha1.TopologyProduction} {
 		t.Run(string(preset), func(t *testing.T) {
@@ -181,10 +183,10 @@ func runKubeadm(t *testing.T, config string, phases []string) facts {
 	if err := os.WriteFile(filepath.Join(root, "config.yaml"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	kubeadm := func(args ...string) []byte {
-		// Without a network, because kubeadm looks for the API server even when it only pretends.
-		command := exec.Command("unshare", slices.Concat([]string{"--net", "kubeadm"}, args, []string{"--config=/config.yaml", "--rootfs=" + root})...)
-		out, err := command.CombinedOutput()
+	// kubeadm looks for the API server even when it only pretends.
+	nowhere := netns.New(t)
+	kubeadm := func(args ...string) string {
+		out, err := nowhere.Try(t.Context(), slices.Concat([]string{"kubeadm"}, args, []string{"--config=/config.yaml", "--rootfs=" + root})...)
 		if err != nil {
 			t.Fatalf("kubeadm %s: %v\n%s\nwith\n%s", strings.Join(args, " "), err, out, config)
 		}
@@ -263,9 +265,9 @@ func (f facts) readRoot(t *testing.T, root string) {
 }
 
 // readDryRun collects the API objects that kubeadm would create.
-func (f facts) readDryRun(t *testing.T, out []byte) {
+func (f facts) readDryRun(t *testing.T, out string) {
 	t.Helper()
-	for _, action := range strings.Split(string(out), "[dryrun] Would perform action ")[1:] {
+	for _, action := range strings.Split(out, "[dryrun] Would perform action ")[1:] {
 		_, object, found := strings.Cut(action, "\n[dryrun] Attached object:\n")
 		if !strings.HasPrefix(action, "CREATE") || !found {
 			continue

@@ -1,0 +1,291 @@
+package kube
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/test/netns"
+	"coldrack.dev/test/require"
+)
+
+// TestEtcd runs real etcd with the flags and certificates of a plan: the members start in any order and become one
+// cluster, one loses power and comes back, and a further one joins.
+func TestEtcd(t *testing.T) {
+	require.Need(t, "netns", "etcd")
+	t.Parallel()
+	authority := newTestAuthority(t)
+	in := testInput(t, v1alpha1.TopologySmall, DefaultVersion(), func(in *Input) { in.Cluster.UID = "0b2f5a7e-1111-2222-3333-444455556666" })
+	plan, err := Render(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rack := netns.New(t)
+	rack.Bridge("br0")
+	machines := map[string]*etcdMachine{}
+	for i, m := range in.Machines {
+		machines[m.Name] = newEtcdMachine(t, rack, i, plan.Nodes[m.Name], authority)
+	}
+	names := []string{"machine-03", "machine-01", "machine-02"}
+	for _, name := range names {
+		machines[name].start(t)
+	}
+	for _, name := range names {
+		machines[name].awaitReady(t)
+	}
+	first := machines["machine-01"]
+	first.call(t, "/v3/kv/put", map[string]any{"key": []byte("question"), "value": []byte("answer")})
+
+	// Not all of them at once: each would first wait seven seconds for each of the others, to compare what they
+	// have (the feature gate InitialCorruptCheck).
+	third := machines["machine-03"]
+	third.kill()
+	third.start(t)
+	third.awaitReady(t)
+	reply := third.call(t, "/v3/kv/range", map[string]any{"key": []byte("question")})
+	if want := base64.StdEncoding.EncodeToString([]byte("answer")); !strings.Contains(reply, want) {
+		t.Fatalf("after the power cut the machine answers %s", reply)
+	}
+
+	// A fourth machine, for which somebody has announced a member.
+	in.Cluster.Spec.Etcd.AllowEvenMembers = true
+	in.Machines = append(in.Machines, Machine{Name: "machine-04", Hostname: "node-04", Group: in.Machines[0].Group,
+		Addresses: []netip.Addr{netip.MustParseAddr("10.20.0.14")}})
+	if in.Machines, err = Assign(in.Cluster, in.Groups, in.Machines, in.Machines[0].Etcd.InitialCluster); err != nil {
+		t.Fatal(err)
+	}
+	grown, err := Render(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if slices.Compare(etcdCommand(grown.Nodes[name]), etcdCommand(plan.Nodes[name])) != 0 {
+			t.Errorf("%s would be restarted because another machine came", name)
+		}
+	}
+	// etcd refuses until its members have seen each other for five seconds.
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		reply, err := first.try("/v3/cluster/member/add", map[string]any{"peerURLs": []string{"https://10.20.0.14:2380"}})
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("announce the fourth member: %v %s", err, reply)
+		}
+	}
+	fourth := newEtcdMachine(t, rack, 3, grown.Nodes["machine-04"], authority)
+	fourth.start(t)
+	fourth.awaitReady(t)
+	if reply := fourth.call(t, "/v3/kv/range", map[string]any{"key": []byte("question")}); !strings.Contains(reply, `"count":"1"`) {
+		t.Errorf("the machine that joined answers %s", reply)
+	}
+}
+
+func etcdCommand(n NodePlan) []string {
+	for _, pod := range n.StaticPods {
+		if pod.Name == string(componentEtcd) {
+			return pod.Pod.Spec.Containers[0].Command
+		}
+	}
+	return nil
+}
+
+// etcdMachine is a network namespace with the files that the plan gives to etcd.
+type etcdMachine struct {
+	ns      *netns.NS
+	plan    NodePlan
+	command []string
+	log     string
+	process *exec.Cmd
+	client  *http.Client
+}
+
+func newEtcdMachine(t *testing.T, rack *netns.NS, number int, plan NodePlan, authority *testAuthority) *etcdMachine {
+	t.Helper()
+	m := &etcdMachine{ns: netns.New(t), plan: plan}
+	rack.Plug("br0", fmt.Sprintf("port%d", number), m.ns, "eth0")
+	m.ns.Address("eth0", plan.Address.String()+"/24")
+
+	root := t.TempDir()
+	for _, c := range plan.Certificates {
+		if c.Authority == AuthorityEtcd {
+			authority.issue(t, root, c)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, pkiDir, "etcd/ca.crt"), authority.pem, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, argument := range etcdCommand(plan) {
+		flag, value, _ := strings.Cut(argument, "=")
+		if strings.HasPrefix(value, "/") {
+			argument = flag + "=" + root + value
+		}
+		m.command = append(m.command, argument)
+	}
+	m.log = filepath.Join(root, "log")
+	pair, err := tls.LoadX509KeyPair(root+pkiDir+"/apiserver-etcd-client.crt", root+pkiDir+"/apiserver-etcd-client.key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.client = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		TLSClientConfig:   &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: authority.pool},
+		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+			err = m.ns.Do(func() error {
+				conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+				return err
+			})
+			return conn, err
+		},
+	}}
+	t.Cleanup(m.kill)
+	return m
+}
+
+func (m *etcdMachine) start(t *testing.T) {
+	t.Helper()
+	log, err := os.OpenFile(m.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	m.process = exec.Command(m.command[0], m.command[1:]...)
+	m.process.Stdout, m.process.Stderr = log, log
+	if err := m.ns.Start(m.process); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *etcdMachine) kill() {
+	if m.process != nil {
+		_ = m.process.Process.Kill()
+		_ = m.process.Wait()
+		m.process = nil
+	}
+}
+
+// awaitReady asks as the plan's phase does.
+func (m *etcdMachine) awaitReady(t *testing.T) {
+	t.Helper()
+	i := slices.IndexFunc(m.plan.Phases, func(p Phase) bool { return p.Name == PhaseEtcd })
+	probe := m.plan.Phases[i].Probes[0]
+	deadline := time.Now().Add(time.Minute)
+	for {
+		response, err := m.client.Get(probe)
+		if err == nil {
+			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return
+			}
+			err = fmt.Errorf("%s", response.Status)
+		}
+		if time.Now().After(deadline) {
+			log, _ := os.ReadFile(m.log)
+			t.Fatalf("%s is not ready after a minute: %v\n%s", m.plan.Machine, err, log[max(0, len(log)-4000):])
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// call speaks to the member as an API server does, with an API server's certificate.
+func (m *etcdMachine) call(t *testing.T, path string, request map[string]any) string {
+	t.Helper()
+	reply, err := m.try(path, request)
+	if err != nil {
+		t.Fatalf("%s: %v %s", path, err, reply)
+	}
+	return reply
+}
+
+func (m *etcdMachine) try(path string, request map[string]any) (string, error) {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return "", err
+	}
+	response, err := m.client.Post(urlOf(netip.AddrFrom4([4]byte{127, 0, 0, 1}), etcdClientPort)+path, "application/json", bytes.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	reply, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s", response.Status)
+	}
+	return string(reply), err
+}
+
+// testAuthority signs what a plan requests.
+type testAuthority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  []byte
+	pool *x509.CertPool
+}
+
+func newTestAuthority(t *testing.T) *testAuthority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := AuthoritySpec{Authority: AuthorityEtcd, CommonName: "etcd-ca", TTL: time.Hour}.Template(time.Now())
+	template.SerialNumber = big.NewInt(1)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &testAuthority{cert: cert, key: key, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pool: x509.NewCertPool()}
+	a.pool.AddCert(cert)
+	return a
+}
+
+func (a *testAuthority) issue(t *testing.T, root string, c CertificateRequest) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := c.Template(time.Now())
+	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, block := range map[string]*pem.Block{c.CertPath: {Type: "CERTIFICATE", Bytes: der}, c.KeyPath: {Type: "PRIVATE KEY", Bytes: private}} {
+		if err := os.MkdirAll(filepath.Dir(root+path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(root+path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
