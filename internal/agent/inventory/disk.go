@@ -41,7 +41,7 @@ func (c Collector) disk(name string, links []string) wire.Disk {
 		ByID:       links,
 		Model:      first(strings.ReplaceAll(udev["ID_MODEL"], "_", " "), c.text(dir+"device/model")),
 		Vendor:     first(udev["ID_VENDOR"], c.text(dir+"device/vendor")),
-		Serial:     first(udev["ID_SERIAL_SHORT"], c.text(dir+"device/serial"), c.text(dir+"serial"), c.unitSerial(dir)),
+		Serial:     c.serial(dir, udev),
 		WWN:        wwn(first(udev["ID_WWN_WITH_EXTENSION"], udev["ID_WWN"], c.text(dir+"device/wwid"), c.text(dir+"wwid"))),
 		SizeBytes:  c.number(dir+"size") * sectorSize,
 		Rotational: c.text(dir+"queue/rotational") == "1",
@@ -123,6 +123,12 @@ func (c Collector) udev(id string) map[string]string {
 		}
 	}
 	return out
+}
+
+// serial is what the label on the disk says. For SCSI, udev's ID_SERIAL_SHORT is the world-wide name
+// instead, so it comes last.
+func (c Collector) serial(dir string, udev map[string]string) string {
+	return first(udev["ID_SCSI_SERIAL"], c.text(dir+"device/serial"), c.text(dir+"serial"), c.unitSerial(dir), udev["ID_SERIAL_SHORT"])
 }
 
 // unitSerial reads SCSI's vital product data page 0x80: four bytes of header, then the serial.
