@@ -25,6 +25,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -116,6 +117,21 @@ func ended(ctx context.Context, err error) error {
 		return nil
 	}
 	return err
+}
+
+// current returns the newest version of a Machine that this server knows: what the cache delivered, or what
+// it has written itself since. The informer tells this package and the fleet in no particular order, so the
+// fleet alone may be behind what woke a reconciler.
+func (d Deps) current(ctx context.Context, name string) (*v1alpha1.Machine, bool, error) {
+	cached := &v1alpha1.Machine{}
+	switch err := d.Cache.Get(ctx, client.ObjectKey{Name: name}, cached); {
+	case err == nil:
+		d.Fleet.Put(cached)
+	case !apierrors.IsNotFound(err):
+		return nil, false, fmt.Errorf("read machine %s: %w", name, err)
+	}
+	m, ok := d.Fleet.Get(name)
+	return m, ok, nil
 }
 
 // reconciler is one controller: what wakes it and what it does. Keys are names of objects, or "" where it

@@ -83,9 +83,9 @@ func (r *enrollment) reconcile(ctx context.Context, name string) (time.Duration,
 	if name == everything {
 		return 0, r.count(ctx, policies.Items)
 	}
-	m, ok := r.Fleet.Get(name)
-	if !ok || !concerned(m) {
-		return 0, nil
+	m, ok, err := r.current(ctx, name)
+	if err != nil || !ok || !concerned(m) {
+		return 0, err
 	}
 	subnets, err := NewPlans(r.Cache).Subnets(ctx)
 	if err != nil {

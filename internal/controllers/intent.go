@@ -27,11 +27,10 @@ func intentReconciler(d Deps) reconciler {
 }
 
 func (r *intents) reconcile(ctx context.Context, name string) (time.Duration, error) {
-	m, ok := r.Fleet.Get(name)
-	if !ok {
-		return 0, nil
+	m, ok, err := r.current(ctx, name)
+	if err != nil || !ok {
+		return 0, err
 	}
-	var err error
 	switch {
 	case acknowledge(m.DeepCopy(), r.Now()):
 		m, err = r.store.UpdateStatus(ctx, name, func(m *v1alpha1.Machine) error {

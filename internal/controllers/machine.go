@@ -60,10 +60,10 @@ func observations(known *fleet.Fleet) source.Source {
 }
 
 func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, error) {
-	m, ok := r.Fleet.Get(name)
-	if !ok {
+	m, ok, err := r.current(ctx, name)
+	if err != nil || !ok {
 		r.forget(name)
-		return 0, nil
+		return 0, err
 	}
 	now := r.Now()
 	next := m.DeepCopy()
@@ -78,7 +78,7 @@ func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, e
 	if wait := r.tooSoon(m, next, now); wait > 0 {
 		return wait, nil
 	}
-	err := r.Client.Status().Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{}))
+	err = r.Client.Status().Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{}))
 	switch {
 	case apierrors.IsNotFound(err):
 		r.forget(name)

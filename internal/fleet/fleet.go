@@ -9,6 +9,7 @@ package fleet
 
 import (
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -40,6 +41,7 @@ type Fleet struct {
 	index     *Index
 	live      map[string]*live
 	newcomers map[string]Newcomer
+	removed   map[string]time.Time // UIDs of machines that were deleted, and when
 	synced    chan struct{}
 	refused   time.Time // when the newcomer limit was last logged
 
@@ -54,7 +56,7 @@ func New(opts Options) *Fleet {
 	f := &Fleet{
 		log: opts.Log, now: opts.Now, maxNewcomers: opts.MaxNewcomers,
 		machines: map[string]*v1alpha1.Machine{}, index: NewIndex(), live: map[string]*live{},
-		newcomers: map[string]Newcomer{}, synced: make(chan struct{}),
+		newcomers: map[string]Newcomer{}, removed: map[string]time.Time{}, synced: make(chan struct{}),
 		dirty: newDirtySet(), arrived: newSignal(), changed: map[string]signal{}, any: newSignal(),
 	}
 	if f.log == nil {
@@ -110,8 +112,11 @@ func (f *Fleet) Put(m *v1alpha1.Machine) {
 func (f *Fleet) put(m *v1alpha1.Machine) (news bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if _, gone := f.removed[string(m.UID)]; gone {
+		return false
+	}
 	old := f.machines[m.Name]
-	if old != nil && older(m, old) {
+	if old != nil && !newer(m, old) {
 		return false
 	}
 	if old != nil && old.UID != m.UID {
@@ -125,10 +130,14 @@ func (f *Fleet) put(m *v1alpha1.Machine) (news bool) {
 }
 
 // Remove forgets a Machine that was deleted from the store. uid guards against the late news of a
-// deletion when the name is in use again; empty removes whatever is there.
+// deletion when the name is in use again; empty removes whatever is there. Whoever still holds a version of
+// the machine, read or written before the deletion, cannot bring it back with Put.
 func (f *Fleet) Remove(name string, uid string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if uid != "" {
+		f.buried(uid)
+	}
 	if m := f.machines[name]; m != nil && (uid == "" || string(m.UID) == uid) {
 		delete(f.machines, name)
 		delete(f.live, name)
@@ -137,16 +146,25 @@ func (f *Fleet) Remove(name string, uid string) {
 	}
 }
 
-// older says whether a is a version before b of the same object. Resource versions of one object can be
-// compared as numbers, in etcd and in any Kubernetes API server since 1.35; where they are not numbers,
-// the later delivery wins.
-func older(a, b *v1alpha1.Machine) bool {
+// buried remembers a deletion for longer than any request lasts.
+func (f *Fleet) buried(uid string) {
+	const keep, many = 10 * time.Minute, 1024
+	now := f.now()
+	f.removed[uid] = now
+	if len(f.removed) > many {
+		maps.DeleteFunc(f.removed, func(_ string, at time.Time) bool { return now.Sub(at) > keep })
+	}
+}
+
+// newer says whether a is to replace b. Resource versions of one object can be compared as numbers, in etcd
+// and in any Kubernetes API server since 1.35; where they are not numbers, the later delivery wins.
+func newer(a, b *v1alpha1.Machine) bool {
 	if a.UID != b.UID {
-		return a.CreationTimestamp.Before(&b.CreationTimestamp)
+		return !a.CreationTimestamp.Before(&b.CreationTimestamp)
 	}
 	va, errA := strconv.ParseUint(a.ResourceVersion, 10, 64)
 	vb, errB := strconv.ParseUint(b.ResourceVersion, 10, 64)
-	return errA == nil && errB == nil && va < vb
+	return errA != nil || errB != nil || va > vb
 }
 
 // Get returns the Machine of that name.

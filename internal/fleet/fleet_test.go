@@ -34,6 +34,14 @@ func TestFleetReadsItsOwnWrites(t *testing.T) {
 	if _, ok := f.Get("a"); ok {
 		t.Error("a deleted machine is still there")
 	}
+	f.Put(version(expected("a", v1alpha1.Identifiers{}), "", "11"))
+	if _, ok := f.Get("a"); ok {
+		t.Error("an answer that was on its way brought a deleted machine back")
+	}
+	f.Put(version(expected("a", v1alpha1.Identifiers{}), "2", "12"))
+	if _, ok := f.Get("a"); !ok {
+		t.Error("a new machine of the same name is not there")
+	}
 }
 
 func TestNewMachineOfTheSameNameStartsWithoutHistory(t *testing.T) {

@@ -59,6 +59,8 @@ type Live struct {
 	ConflictAt time.Time
 
 	pendingIdentity string
+	rebootIntent    string   // for which the node was last told to reboot
+	rebootBoots     []string // boot IDs that were told so
 	log             []LogLine
 }
 
@@ -342,6 +344,29 @@ func (f *Fleet) OfferIdentity(name, fingerprint string) {
 
 // OfferedIdentity is what OfferIdentity last remembered.
 func (f *Fleet) OfferedIdentity(name string) string { return f.Live(name).pendingIdentity }
+
+// maxReboots is how often a node is told to boot from the network for one intent.
+const maxReboots = 2
+
+// AskReboot says whether the node, running since the boot bootID, may be told to boot from the network for an
+// intent. A node that keeps coming back from its own disk would otherwise reboot for ever.
+func (f *Fleet) AskReboot(name, intentID, bootID string) bool {
+	ask := false
+	f.observe(name, func(l *live) bool {
+		if l.rebootIntent != intentID {
+			l.rebootIntent, l.rebootBoots = intentID, nil
+		}
+		switch {
+		case slices.Contains(l.rebootBoots, bootID):
+			ask = true
+		case len(l.rebootBoots) < maxReboots:
+			l.rebootBoots = append(slices.Clone(l.rebootBoots), bootID)
+			ask = true
+		}
+		return false
+	})
+	return ask
+}
 
 // Log adds a line about a machine.
 func (f *Fleet) Log(name string, lines ...string) {

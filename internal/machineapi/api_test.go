@@ -532,3 +532,26 @@ func TestNothingIsAnsweredBeforeTheMachinesAreRead(t *testing.T) {
 		t.Errorf("time: %v, %v", now, err)
 	}
 }
+
+func TestANodeIsNotSentAroundInCircles(t *testing.T) {
+	s := newServer(t)
+	_, node := s.installed(idsA, "i1")
+	s.approve(node.name, "i2", v1alpha1.ActionReinstall)
+	for _, step := range []struct {
+		boot string
+		want bool
+	}{{"b1", true}, {"b1", true}, {"b2", true}, {"b3", false}, {"b3", false}} {
+		beat, err := node.heartbeatOf(step.boot)
+		check(t, err)
+		if beat.Reboot != step.want {
+			t.Errorf("boot %s: told to reboot is %v", step.boot, beat.Reboot)
+		}
+	}
+	if blocked := s.fleet.Live(node.name).Blocked; !strings.Contains(blocked, "boot order") {
+		t.Errorf("blocked: %q", blocked)
+	}
+	s.approve(node.name, "i3", v1alpha1.ActionReinstall)
+	if beat, err := node.heartbeatOf("b4"); err != nil || !beat.Reboot {
+		t.Errorf("a new wish: %+v, %v", beat, err)
+	}
+}

@@ -29,10 +29,11 @@ func (a *API) assignment(ctx context.Context, c call) (any, error) {
 		// Taken before the look, so that a change in between is not missed.
 		machineChanged, planChanged := a.Fleet.Changed(c.peer.machine)
 		a.Fleet.Contacted(c.peer.machine, address(c.request))
-		answer, err := a.currentAssignment(ctx, c.peer.machine)
+		answer, blocked, err := a.currentAssignment(ctx, c.peer.machine)
 		if err != nil {
 			return nil, err
 		}
+		a.Fleet.Blocked(c.peer.machine, blocked)
 		if answer.Version != query.Get("version") {
 			return a.handOut(ctx, c.peer, answer)
 		}
@@ -50,26 +51,24 @@ func (a *API) assignment(ctx context.Context, c call) (any, error) {
 	}
 }
 
-// currentAssignment is what the machine shall do now.
-func (a *API) currentAssignment(ctx context.Context, name string) (wire.Assignment, error) {
+// currentAssignment is what the machine shall do now, and what keeps its intent from being carried out.
+func (a *API) currentAssignment(ctx context.Context, name string) (answer wire.Assignment, blocked string, err error) {
 	m, err := a.machine(ctx, name)
 	if err != nil {
-		return wire.Assignment{}, err
+		return answer, "", err
 	}
 	in := ingredients{machine: m}
 	intent := m.OpenIntent()
 	if intent != nil && intent.Action != v1alpha1.ActionRelease && m.Spec.Approved {
 		if in, err = a.gather(ctx, m); err != nil {
-			return wire.Assignment{}, err
+			return answer, "", err
 		}
 	}
-	answer := assign(in)
-	blocked := ""
+	answer = assign(in)
 	if intent != nil && answer.Action == wire.ActionWait {
 		blocked = answer.Message
 	}
-	a.Fleet.Blocked(name, blocked)
-	return answer, nil
+	return answer, blocked, nil
 }
 
 // handOut gives a plan away. From then on the machine's disk may carry the intent's mark, so the intent is

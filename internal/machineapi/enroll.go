@@ -19,6 +19,9 @@ import (
 // A machine that has an identity is refused unless an intent is open: whoever forges the identifiers of
 // an installed machine learns nothing about it and gets no certificate in its name.
 func (a *API) enroll(ctx context.Context, c call, in wire.EnrollRequest) (any, error) {
+	if !a.Nonces.Exists(in.Nonce) { // before any work is done for a stranger
+		return nil, refuse(http.StatusForbidden, wire.CodeUnknownNonce, "the nonce of this boot is unknown or older than %v; boot from the network again", nonceTTL)
+	}
 	public, err := pki.ParseCSR([]byte(in.CSR))
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "csr: %v", err)
@@ -29,7 +32,7 @@ func (a *API) enroll(ctx context.Context, c call, in wire.EnrollRequest) (any, e
 	}
 	binding, ok := a.Nonces.Peek(in.Nonce, key)
 	if !ok {
-		return nil, refuse(http.StatusForbidden, wire.CodeUnknownNonce, "the nonce of this boot is unknown, used or older than %v; boot from the network again", nonceTTL)
+		return nil, refuse(http.StatusForbidden, wire.CodeUnknownNonce, "the nonce of this boot was used already; boot from the network again")
 	}
 	ids := presented(in)
 	if err := sameMachine(binding, ids); err != nil {

@@ -26,18 +26,34 @@ func (a *API) heartbeat(ctx context.Context, c call, in wire.Heartbeat) (any, er
 	a.Fleet.Beat(m.Name, cut(in), address(c.request))
 	answer := wire.HeartbeatResponse{IntervalSeconds: max(int(a.HeartbeatInterval/time.Second), 1)}
 	if intent := m.OpenIntent(); intent != nil {
-		// A node leaves its system only for a plan that can be carried out.
-		next, err := a.currentAssignment(ctx, m.Name)
+		reason, err := a.rebootFor(ctx, m, intent, in.BootID)
 		if err != nil {
 			return nil, err
 		}
-		if next.Action == wire.ActionInstall || next.Action == wire.ActionRelease {
-			answer.Reboot = true
-			answer.RebootReason = fmt.Sprintf("%s was asked for (intent %s)", intent.Action, intent.ID)
-			a.Fleet.Log(m.Name, "told to boot from the network: "+answer.RebootReason)
-		}
+		answer.Reboot, answer.RebootReason = reason != "", reason
 	}
 	return answer, nil
+}
+
+// rebootFor says why the node shall boot from the network, or "" when it shall not: it leaves its system only
+// for a plan that can be carried out, and not again and again.
+func (a *API) rebootFor(ctx context.Context, m *v1alpha1.Machine, intent *v1alpha1.Intent, bootID string) (string, error) {
+	next, blocked, err := a.currentAssignment(ctx, m.Name)
+	if err != nil {
+		return "", err
+	}
+	ready := next.Action == wire.ActionInstall || next.Action == wire.ActionRelease
+	if ready && !a.Fleet.AskReboot(m.Name, intent.ID, text(bootID)) {
+		ready = false
+		blocked = fmt.Sprintf("node %s was told to boot from the network for intent %s and came back from its own disk: put the network before the disk in its firmware's boot order, then reboot it", m.Name, intent.ID)
+	}
+	a.Fleet.Blocked(m.Name, blocked)
+	if !ready {
+		return "", nil
+	}
+	reason := fmt.Sprintf("%s was asked for (intent %s)", intent.Action, intent.ID)
+	a.Fleet.Log(m.Name, "told to boot from the network: "+reason)
+	return reason, nil
 }
 
 func cut(in wire.Heartbeat) wire.Heartbeat {

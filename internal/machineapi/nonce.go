@@ -106,6 +106,14 @@ func (n *Nonces) remember(mac, nonce string) {
 	}
 }
 
+// Exists says whether a nonce was issued and is not too old, whoever used it.
+func (n *Nonces) Exists(nonce string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	entry, ok := n.issued[nonce]
+	return ok && n.now().Before(entry.until)
+}
+
 // Peek returns what a nonce was issued for, if the holder of this key may use it: nobody else has.
 func (n *Nonces) Peek(nonce, key string) (Binding, bool) {
 	n.mu.Lock()

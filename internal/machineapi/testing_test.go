@@ -363,8 +363,10 @@ func (a *agent) complete(intent string, state wire.State, message string) error 
 	return err
 }
 
-func (a *agent) heartbeat() (wire.HeartbeatResponse, error) {
-	return send[wire.HeartbeatResponse](a, "POST", wire.PathHeartbeat, wire.Heartbeat{BootID: "b", AgentVersion: "test"})
+func (a *agent) heartbeat() (wire.HeartbeatResponse, error) { return a.heartbeatOf("b") }
+
+func (a *agent) heartbeatOf(boot string) (wire.HeartbeatResponse, error) {
+	return send[wire.HeartbeatResponse](a, "POST", wire.PathHeartbeat, wire.Heartbeat{BootID: boot, AgentVersion: "test"})
 }
 
 // discovered is a machine in discovery.
