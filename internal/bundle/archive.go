@@ -183,7 +183,7 @@ func (a *archive) contents(check bool, trusted []ed25519.PublicKey) (*contents, 
 			return nil, err
 		}
 	}
-	c, err := readContents(index, func(d Descriptor, limit int64) ([]byte, error) {
+	c, err := readContents(index, true, func(d Descriptor, limit int64) ([]byte, error) {
 		if d.Size > limit {
 			return nil, fmt.Errorf("has %d bytes, want at most %d", d.Size, limit)
 		}

@@ -215,8 +215,9 @@ func (c *contents) size() int64 {
 }
 
 // readContents verifies index's whole tree except for the bytes of files, through fetch, which
-// returns at most limit bytes of a blob.
-func readContents(index []byte, fetch func(d Descriptor, limit int64) ([]byte, error)) (*contents, error) {
+// returns at most limit bytes of a blob. complete asks for every file that this version requires of
+// each kind; what a store holds was complete for the version that imported it.
+func readContents(index []byte, complete bool, fetch func(d Descriptor, limit int64) ([]byte, error)) (*contents, error) {
 	var im v1.IndexManifest
 	if err := decodeJSON(index, &im); err != nil {
 		return nil, fmt.Errorf("index.json: %w", err)
@@ -238,7 +239,7 @@ func readContents(index []byte, fetch func(d Descriptor, limit int64) ([]byte, e
 		}
 		c.info.Created = t.UTC()
 	}
-	r := treeReader{fetch: fetch, seen: map[string]int64{}}
+	r := treeReader{fetch: fetch, complete: complete, seen: map[string]int64{}}
 	names := map[string]bool{}
 	for i, d := range im.Manifests {
 		a, err := r.artifact(d)
@@ -267,9 +268,10 @@ func readContents(index []byte, fetch func(d Descriptor, limit int64) ([]byte, e
 }
 
 type treeReader struct {
-	fetch func(Descriptor, int64) ([]byte, error)
-	seen  map[string]int64 // digest to size
-	blobs []blobRef
+	fetch    func(Descriptor, int64) ([]byte, error)
+	complete bool
+	seen     map[string]int64 // digest to size
+	blobs    []blobRef
 }
 
 func (r *treeReader) artifact(d v1.Descriptor) (Artifact, error) {
@@ -322,11 +324,11 @@ func (r *treeReader) artifact(d v1.Descriptor) (Artifact, error) {
 	}
 	required, _ := requiredFiles(kind)
 	for _, title := range required {
-		if _, ok := a.Files[title]; !ok {
+		if _, ok := a.Files[title]; !ok && r.complete {
 			return a, fmt.Errorf("%s: has no file %q", words, title)
 		}
 	}
-	if kind == KindImage {
+	if kind == KindImage && r.complete {
 		if err := r.imageIndex(words, a); err != nil {
 			return a, err
 		}

@@ -692,6 +692,48 @@ func TestRotInTheStoreIsFoundByName(t *testing.T) {
 	}
 }
 
+func TestADamagedBundleDoesNotHideTheOthers(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	spec := sampleSpec(t, dir)
+	s := newStore(t)
+	var damaged Artifact
+	for _, name := range []string{"one", "two"} {
+		spec.Name = name
+		config := spec.Artifacts[3].Config.(SBOMConfig)
+		config.Name, spec.Artifacts[3].Name = name, name
+		spec.Artifacts[3].Config = config
+		path := filepath.Join(dir, name)
+		if _, err := Pack(ctx, spec, testKey(1), path, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Import(ctx, s, path, public(testKey(1)), nil); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if damaged, err = s.Artifact(KindSBOM, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hex, _ := digestHex(damaged.Digest)
+	if err := os.WriteFile(s.path("blobs", "sha256", hex), []byte("{}"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	again, err := OpenStore(s.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := again.Bundles(); len(b) != 1 || b[0].Name != "one" {
+		t.Errorf("bundles are %+v, want only the whole one", b)
+	}
+	if p := again.Problems(); len(p) != 1 || !strings.Contains(p[0].Error(), `sbom "two"`) {
+		t.Errorf("problems are %v", p)
+	}
+	if err := again.Check(ctx, nil); err == nil {
+		t.Error("Check finds nothing")
+	}
+}
+
 // FuzzArchive feeds hostile archives to everything that reads one before trust is established.
 func FuzzArchive(f *testing.F) {
 	for _, e := range [][]entry{

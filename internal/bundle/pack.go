@@ -44,7 +44,7 @@ func Pack(ctx context.Context, spec Spec, key ed25519.PrivateKey, out string, pr
 	if err != nil {
 		return Summary{}, fmt.Errorf("pack bundle %s: %w", spec.Name, err)
 	}
-	c, err := readContents(index, func(d Descriptor, limit int64) ([]byte, error) {
+	c, err := readContents(index, true, func(d Descriptor, limit int64) ([]byte, error) {
 		r, err := p.open(d)
 		if err != nil {
 			return nil, err

@@ -41,6 +41,7 @@ type Store struct {
 	stamp   fileStamp // of the index.json that catalog was read from
 	catalog []Artifact
 	bundles []Info
+	broken  []error
 }
 
 // fileStamp tells whether a file that is only ever replaced by rename is still the same one.
@@ -156,7 +157,7 @@ func (e *mismatchError) Error() string {
 func (s *Store) Artifacts() []Artifact {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_ = s.refresh() // on an error the last good catalog stands; OpenStore and Check report it
+	_ = s.refresh() // on an error the last good catalog stands; OpenStore reports it
 	return slices.Clone(s.catalog)
 }
 
@@ -184,12 +185,21 @@ func (s *Store) Bundles() []Info {
 	return slices.Clone(s.bundles)
 }
 
+// Problems says which imported bundles cannot be read and are therefore not in the catalog. Importing
+// such a bundle again repairs it once its damaged blobs are removed.
+func (s *Store) Problems() []error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = s.refresh()
+	return slices.Clone(s.broken)
+}
+
 // refresh reads index.json if it is another one than before. s.mu is held.
 func (s *Store) refresh() error {
 	var st unix.Stat_t
 	err := unix.Stat(s.path("index.json"), &st)
 	if errors.Is(err, unix.ENOENT) {
-		s.catalog, s.bundles, s.stamp = nil, nil, fileStamp{}
+		s.catalog, s.bundles, s.broken, s.stamp = nil, nil, nil, fileStamp{}
 		return nil
 	}
 	if err != nil {
@@ -205,15 +215,18 @@ func (s *Store) refresh() error {
 	}
 	var catalog []Artifact
 	var bundles []Info
+	var broken []error
 	for _, d := range im.Manifests {
+		// One damaged bundle must not take the others from the site.
 		c, err := s.readBundle(d)
 		if err != nil {
-			return err
+			broken = append(broken, err)
+			continue
 		}
 		catalog = append(catalog, c.artifacts...)
 		bundles = append(bundles, c.info)
 	}
-	s.catalog, s.bundles, s.stamp = catalog, bundles, stamp
+	s.catalog, s.bundles, s.broken, s.stamp = catalog, bundles, broken, stamp
 	return nil
 }
 
@@ -238,7 +251,7 @@ func (s *Store) readBundle(d v1.Descriptor) (*contents, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read imported bundle: %w", err)
 	}
-	c, err := readContents(index, s.readBlob)
+	c, err := readContents(index, false, s.readBlob)
 	if err != nil {
 		return nil, fmt.Errorf("read imported bundle %s: %w", d.Digest, err)
 	}
