@@ -75,7 +75,7 @@ func startEtcd(ctx context.Context, log *slog.Logger, dir string) (endpoint stri
 	cfg.BootstrapDefragThresholdMegabytes = 128
 	cfg.WarningUnaryRequestDuration = time.Second
 	// A single member elects itself; there is nobody whose vote could be slow.
-	cfg.TickMs, cfg.ElectionMs = 100, 500
+	cfg.TickMs, cfg.ElectionMs = 25, 125
 
 	server, err := openEtcd(cfg)
 	if err != nil {
