@@ -687,8 +687,14 @@ func TestRotInTheStoreIsFoundByName(t *testing.T) {
 	if err := s.Check(context.Background(), nil); !errors.As(err, &be) || be.File != FileInitrd {
 		t.Fatal(err)
 	}
-	if _, err := Export(context.Background(), s, "test", path, nil); !errors.As(err, &be) {
+	if _, err := Export(context.Background(), s, "test", filepath.Join(t.TempDir(), "rotten"), nil); !errors.As(err, &be) {
 		t.Fatalf("the rot was exported: %v", err)
+	}
+	if _, err := Import(context.Background(), s, path, trusted, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Check(context.Background(), nil); err != nil {
+		t.Errorf("importing again did not repair it: %v", err)
 	}
 }
 

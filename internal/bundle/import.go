@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +36,7 @@ func (a *archive) importInto(ctx context.Context, s *Store, trusted []ed25519.Pu
 	p := &tracker{report: progress, at: Progress{Bundle: c.info.Name, Total: c.size()}}
 	for _, b := range c.blobs {
 		p.file(b)
-		if s.hasSize(b.Descriptor) {
+		if s.intact(ctx, b.Descriptor) {
 			p.at.Skipped += b.Size
 			p.add(b.Size)
 			continue
@@ -77,15 +76,14 @@ func (a *archive) importBlob(ctx context.Context, s *Store, b blobRef, p *tracke
 	return nil
 }
 
-// hasSize is Has for one who knows the size: a file of another length is not the blob, whoever put
-// it there.
-func (s *Store) hasSize(d Descriptor) bool {
-	hex, err := digestHex(d.Digest)
+// intact says whether the store has a blob and it is still what it was: importing again repairs rot.
+func (s *Store) intact(ctx context.Context, d Descriptor) bool {
+	f, size, err := s.Open(d.Digest)
 	if err != nil {
 		return false
 	}
-	st, err := os.Stat(s.path("blobs", "sha256", hex))
-	return err == nil && st.Mode().IsRegular() && st.Size() == d.Size
+	defer func() { _ = f.Close() }()
+	return size == d.Size && checkBlob(ctx, f, blobRef{Descriptor: d}, &tracker{}) == nil
 }
 
 // Export writes an imported bundle, by name or digest, to an archive that is byte for byte the one

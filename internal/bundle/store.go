@@ -186,7 +186,7 @@ func (s *Store) Bundles() []Info {
 }
 
 // Problems says which imported bundles cannot be read and are therefore not in the catalog. Importing
-// such a bundle again repairs it once its damaged blobs are removed.
+// such a bundle again repairs it.
 func (s *Store) Problems() []error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
