@@ -95,7 +95,7 @@ func (a *app) intentCommand(action v1alpha1.IntentAction, cmd *cobra.Command) *c
 			return err
 		}
 		if destructive && !options.yes {
-			if err := a.confirm(machines, action); err != nil {
+			if err := a.confirm(ctx, machines, action); err != nil {
 				return err
 			}
 		}
@@ -150,7 +150,7 @@ func checkIntent(m *v1alpha1.Machine, action v1alpha1.IntentAction, replace bool
 }
 
 // confirm asks the person at the terminal, and refuses where there is none.
-func (a *app) confirm(machines []v1alpha1.Machine, action v1alpha1.IntentAction) error {
+func (a *app) confirm(ctx context.Context, machines []v1alpha1.Machine, action v1alpha1.IntentAction) error {
 	verb := strings.ToLower(string(action))
 	stdin, isFile := a.in.(*os.File)
 	if _, _, tty := terminal(a.err); !tty || !isFile || !isTerminal(stdin) {
@@ -168,11 +168,20 @@ func (a *app) confirm(machines []v1alpha1.Machine, action v1alpha1.IntentAction)
 	} else {
 		fmt.Fprintf(a.err, "Type the machine's name to %s it: ", verb)
 	}
-	answer, _ := bufio.NewReader(a.in).ReadString('\n')
-	if strings.TrimSpace(answer) != want {
-		return refusedError("not confirmed, nothing was done")
+	answer := make(chan string, 1)
+	go func() { // ends with its line or with the process
+		line, _ := bufio.NewReader(a.in).ReadString('\n')
+		answer <- strings.TrimSpace(line)
+	}()
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(a.err)
+	case line := <-answer:
+		if line == want {
+			return nil
+		}
 	}
-	return nil
+	return refusedError("not confirmed, nothing was done")
 }
 
 // writeIntents asks each machine for the act; it returns those that were asked, with their new intents.

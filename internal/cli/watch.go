@@ -77,7 +77,11 @@ func RenderWatch(s Snapshot, width, height int, now time.Time) string {
 }
 
 func watchHead(s Snapshot, machines []v1alpha1.Machine, now time.Time) []line {
-	title := fmt.Sprintf("coldrack %s   %s   %d machines", s.Server, now.UTC().Format("15:04:05 UTC"), len(machines))
+	noun := "machines"
+	if len(machines) == 1 {
+		noun = "machine"
+	}
+	title := fmt.Sprintf("coldrack %s   %s   %d %s", s.Server, now.UTC().Format("15:04:05 UTC"), len(machines), noun)
 	if s.Goal != "" {
 		title += "   waiting for " + s.Goal
 	}
