@@ -350,9 +350,13 @@ type InstalledStatus struct {
 // IdentityStatus describes the certificate of an installed node.
 type IdentityStatus struct {
 	// KeyFingerprint is "sha256:" and the hex SHA-256 of the public key (SubjectPublicKeyInfo).
-	KeyFingerprint string      `json:"keyFingerprint"`
-	IssuedAt       metav1.Time `json:"issuedAt"`
-	ExpiresAt      metav1.Time `json:"expiresAt"`
+	KeyFingerprint string `json:"keyFingerprint"`
+	// NextKeyFingerprint is the key of a renewed certificate that the node has not used yet. With its first
+	// use it becomes KeyFingerprint; until then both count, because the answer may have been lost.
+	// +optional
+	NextKeyFingerprint string      `json:"nextKeyFingerprint,omitempty"`
+	IssuedAt           metav1.Time `json:"issuedAt"`
+	ExpiresAt          metav1.Time `json:"expiresAt"`
 }
 
 // NodeStatus is what an installed node reports of itself.

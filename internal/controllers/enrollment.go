@@ -264,8 +264,11 @@ func matches(match v1alpha1.MachineMatch, m *v1alpha1.Machine, subnets []v1alpha
 func bootedIn(m *v1alpha1.Machine, subnets []v1alpha1.Subnet) string {
 	at := m.Status.Address
 	if lease := m.Status.Lease; lease != nil {
-		if lease.Subnet != "" {
-			return lease.Subnet
+		// DHCP knows segments by their CIDR, people by their name.
+		for _, s := range subnets {
+			if lease.Subnet != "" && (lease.Subnet == s.Name || lease.Subnet == s.Spec.CIDR) {
+				return s.Name
+			}
 		}
 		at = lease.Address
 	}

@@ -58,10 +58,9 @@ type Live struct {
 	Conflict   string
 	ConflictAt time.Time
 
-	pendingIdentity string
-	rebootIntent    string   // for which the node was last told to reboot
-	rebootBoots     []string // boot IDs that were told so
-	log             []LogLine
+	rebootIntent string   // for which the node was last told to reboot
+	rebootBoots  []string // boot IDs that were told so
+	log          []LogLine
 }
 
 // live is what the Fleet itself keeps.
@@ -332,18 +331,6 @@ func (f *Fleet) Conflicted(name, reason string) {
 		return changed
 	})
 }
-
-// OfferIdentity remembers the key for which a renewed certificate was issued. It becomes the machine's
-// identity when it is first used: had the answer been lost, the node would otherwise be shut out.
-func (f *Fleet) OfferIdentity(name, fingerprint string) {
-	f.observe(name, func(l *live) bool {
-		l.pendingIdentity = fingerprint
-		return false
-	})
-}
-
-// OfferedIdentity is what OfferIdentity last remembered.
-func (f *Fleet) OfferedIdentity(name string) string { return f.Live(name).pendingIdentity }
 
 // maxReboots is how often a node is told to boot from the network for one intent.
 const maxReboots = 2

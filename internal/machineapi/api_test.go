@@ -386,6 +386,7 @@ func TestRenewal(t *testing.T) {
 	renewed.cert = answer.Certificate
 	_, err = node.heartbeat() // had the answer been lost, the node would still be heard
 	check(t, err)
+	s.start()
 	_, err = renewed.heartbeat()
 	check(t, err)
 	if _, err := node.heartbeat(); code(err) != wire.CodeForbidden {

@@ -88,7 +88,7 @@ func (a *API) node(ctx context.Context, p peer) (*v1alpha1.Machine, error) {
 	if hasIdentity(m, p.fingerprint) {
 		return m, nil
 	}
-	if m.Status.Identity != nil && a.Fleet.OfferedIdentity(m.Name) == p.fingerprint {
+	if m.Status.Identity != nil && m.Status.Identity.NextKeyFingerprint == p.fingerprint {
 		return a.adopt(ctx, p)
 	}
 	return nil, refuse(http.StatusForbidden, wire.CodeForbidden,
@@ -102,16 +102,16 @@ func hasIdentity(m *v1alpha1.Machine, fingerprint string) bool {
 // adopt makes a renewed key the machine's identity, now that the node has shown that it holds it.
 func (a *API) adopt(ctx context.Context, p peer) (*v1alpha1.Machine, error) {
 	m, err := a.update(ctx, p.machine, func(m *v1alpha1.Machine) error {
-		if m.Status.Identity == nil {
-			return refuse(http.StatusForbidden, wire.CodeForbidden, "machine %s was released", m.Name)
+		identity := m.Status.Identity
+		if identity == nil || (identity.NextKeyFingerprint != p.fingerprint && identity.KeyFingerprint != p.fingerprint) {
+			return refuse(http.StatusForbidden, wire.CodeForbidden, "this key is not machine %s's identity any more", m.Name)
 		}
-		m.Status.Identity.KeyFingerprint = p.fingerprint
+		identity.KeyFingerprint, identity.NextKeyFingerprint = p.fingerprint, ""
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	a.Fleet.OfferIdentity(p.machine, "")
 	a.Log.Info("node uses its renewed key", "machine", p.machine, "key", p.fingerprint)
 	return m, nil
 }
@@ -133,14 +133,14 @@ func (a *API) renew(ctx context.Context, c call, in wire.RenewRequest) (any, err
 		if !hasIdentity(m, c.peer.fingerprint) {
 			return refuse(http.StatusForbidden, wire.CodeForbidden, "this key is not machine %s's identity any more", m.Name)
 		}
-		m.Status.Identity.IssuedAt, m.Status.Identity.ExpiresAt = identity.IssuedAt, identity.ExpiresAt
+		m.Status.Identity.IssuedAt, m.Status.Identity.ExpiresAt, m.Status.Identity.NextKeyFingerprint = identity.IssuedAt, identity.ExpiresAt, ""
+		if identity.KeyFingerprint != c.peer.fingerprint {
+			m.Status.Identity.NextKeyFingerprint = identity.KeyFingerprint
+		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
-	}
-	if identity.KeyFingerprint != c.peer.fingerprint {
-		a.Fleet.OfferIdentity(c.peer.machine, identity.KeyFingerprint)
 	}
 	a.Log.Info("renewed a node's certificate", "machine", c.peer.machine, "key", identity.KeyFingerprint)
 	return answer, nil
