@@ -53,7 +53,7 @@ func phase(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
 		return due(m, live)
 	case status != nil && status.State == v1alpha1.IntentFailed && !aliveSince(m, live, status, now, l):
 		return view{phase: v1alpha1.PhaseFailed, step: stepText(steps(m, live)),
-			message: fmt.Sprintf("%s failed: %s. To try again: coldrack reinstall %s", strings.ToLower(string(status.Action)), status.Message, m.Name)}
+			message: fmt.Sprintf("%s failed: %s. To try again: coldrack %s %s", strings.ToLower(string(status.Action)), status.Message, strings.ToLower(string(status.Action)), m.Name)}
 	case status != nil && status.Action == v1alpha1.ActionRelease && status.State == v1alpha1.IntentSucceeded && m.Status.Installed == nil && (!m.Spec.Approved || wasReleased(m)):
 		return view{phase: v1alpha1.PhaseReleased, message: fmt.Sprintf("wiped and free; delete it, or run: coldrack approve %s", m.Name)}
 	case m.Status.Installed != nil:

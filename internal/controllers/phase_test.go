@@ -118,7 +118,7 @@ func TestPhase(t *testing.T) {
 		{"installing, but nothing moves", newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(0), progress(11*time.Minute, 86)), v1alpha1.PhaseInstalling, "no progress for 11m", "image 43%"},
 		{"installing, and silent", newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(2*time.Minute), progress(2*time.Minute, 86)), v1alpha1.PhaseLost, "silent since", "image 43%"},
 		{"installing, reset, and booting again", newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(5*time.Minute), booted(3*time.Minute, v1alpha1.BootInstall), progress(5*time.Minute, 86)), v1alpha1.PhaseInstalling, "", "image 43%"},
-		{"the install failed", newScene(inventory, approved, wants("1", install), acknowledged("1", install, failed, 0), contact(0)), v1alpha1.PhaseFailed, "disk too small. To try again: coldrack reinstall a", ""},
+		{"the install failed", newScene(inventory, approved, wants("1", install), acknowledged("1", install, failed, 0), contact(0)), v1alpha1.PhaseFailed, "disk too small. To try again: coldrack install a", ""},
 		{"a new wish after a failure", newScene(inventory, approved, wants("2", install), acknowledged("1", install, failed, 0), contact(0)), v1alpha1.PhaseApproved, "about to begin", ""},
 		{"installed, not heard of yet", newScene(inventory, approved, wants("1", install), acknowledged("1", install, succeeded, 0), installed(time.Minute)), v1alpha1.PhaseRebooting, "waiting for the node", ""},
 		{"installed, and never heard of", newScene(inventory, approved, wants("1", install), acknowledged("1", install, succeeded, 0), installed(20*time.Minute)), v1alpha1.PhaseLost, "never reported", ""},

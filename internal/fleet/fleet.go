@@ -39,6 +39,7 @@ type Fleet struct {
 	mu        sync.RWMutex
 	machines  map[string]*v1alpha1.Machine
 	index     *Index
+	addresses owners // planned addresses, in canonical form
 	live      map[string]*live
 	newcomers map[string]Newcomer
 	removed   map[string]time.Time // UIDs of machines that were deleted, and when
@@ -55,7 +56,7 @@ type Fleet struct {
 func New(opts Options) *Fleet {
 	f := &Fleet{
 		log: opts.Log, now: opts.Now, maxNewcomers: opts.MaxNewcomers,
-		machines: map[string]*v1alpha1.Machine{}, index: NewIndex(), live: map[string]*live{},
+		machines: map[string]*v1alpha1.Machine{}, index: NewIndex(), addresses: owners{}, live: map[string]*live{},
 		newcomers: map[string]Newcomer{}, removed: map[string]time.Time{}, synced: make(chan struct{}),
 		dirty: newDirtySet(), arrived: newSignal(), changed: map[string]signal{}, any: newSignal(),
 	}
@@ -122,8 +123,12 @@ func (f *Fleet) put(m *v1alpha1.Machine) (news bool) {
 	if old != nil && old.UID != m.UID {
 		delete(f.live, m.Name) // deleted and made anew: nothing of the old one's life applies
 	}
+	if old != nil {
+		f.addresses.remove(plannedAddress(old), old.Name)
+	}
 	f.machines[m.Name] = m
 	f.index.Put(m)
+	f.addresses.add(plannedAddress(m), m.Name)
 	delete(f.newcomers, m.Name)
 	f.wake(m.Name)
 	return true
@@ -142,8 +147,21 @@ func (f *Fleet) Remove(name string, uid string) {
 		delete(f.machines, name)
 		delete(f.live, name)
 		f.index.Remove(name)
+		f.addresses.remove(plannedAddress(m), name)
 		f.wake(name)
 	}
+}
+
+// plannedAddress is the machine's address in canonical form, or nothing.
+func plannedAddress(m *v1alpha1.Machine) []string {
+	if m.Spec.Network == nil {
+		return nil
+	}
+	address, err := netip.ParseAddr(m.Spec.Network.Address)
+	if err != nil {
+		return nil
+	}
+	return []string{address.String()}
 }
 
 // buried remembers a deletion for longer than any request lasts.
@@ -240,23 +258,13 @@ func (f *Fleet) ByMAC(mac string) (Reservation, bool) {
 	return r, true
 }
 
-// AddressOwners are the names of all machines whose plan or installed node has that address.
+// AddressOwners are the names of all machines whose plan has that address.
 func (f *Fleet) AddressOwners(address string) []string {
-	want, err := netip.ParseAddr(address)
+	parsed, err := netip.ParseAddr(address)
 	if err != nil {
 		return nil
 	}
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	var owners []string
-	for name, m := range f.machines {
-		if m.Spec.Network == nil {
-			continue
-		}
-		if have, err := netip.ParseAddr(m.Spec.Network.Address); err == nil && have == want {
-			owners = append(owners, name)
-		}
-	}
-	slices.Sort(owners)
-	return owners
+	return f.addresses.of([]string{parsed.String()})
 }

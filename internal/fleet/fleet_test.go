@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -182,6 +183,12 @@ func TestReservation(t *testing.T) {
 	if owners := f.AddressOwners("10.0.0.7"); !slices.Equal(owners, []string{"a"}) {
 		t.Errorf("owners of 10.0.0.7: %v", owners)
 	}
+	m = m.DeepCopy()
+	m.Spec.Network.Address = "10.0.0.8"
+	f.Put(m)
+	if owners := f.AddressOwners("10.0.0.7"); len(owners) != 0 {
+		t.Errorf("an address that was given up still has owners: %v", owners)
+	}
 }
 
 func TestLogLinesCannotDriveATerminal(t *testing.T) {
@@ -196,5 +203,17 @@ func TestLogLinesCannotDriveATerminal(t *testing.T) {
 	}
 	if n := len(f.LogLines("a")); n != maxLogLines {
 		t.Errorf("%d lines kept, want %d", n, maxLogLines)
+	}
+}
+
+func BenchmarkByMAC(b *testing.B) {
+	f := New(Options{})
+	for i := range 10000 {
+		f.Put(expected(fmt.Sprint("m", i), v1alpha1.Identifiers{MACs: []string{fmt.Sprintf("52:54:00:%02x:%02x:00", i/256, i%256)}}))
+	}
+	for b.Loop() {
+		if _, ok := f.ByMAC("52:54:00:10:10:00"); !ok {
+			b.Fatal("not found")
+		}
 	}
 }

@@ -64,7 +64,7 @@ func (a *API) begin(ctx context.Context, name, intentID string) error {
 		status, now := m.Status.Intent, metav1.NewTime(a.Now())
 		if gaveUp = status.Attempts >= a.MaxAttempts; gaveUp {
 			status.State, status.FinishedAt = v1alpha1.IntentFailed, &now
-			status.Message = fmt.Sprintf("gave up after %d attempts that broke off without a reason; look at the machine's console, then: coldrack reinstall %s", status.Attempts, name)
+			status.Message = fmt.Sprintf("gave up after %d attempts that broke off without a reason; look at the machine's console", status.Attempts)
 			return nil
 		}
 		status.State, status.Message = v1alpha1.IntentRunning, ""

@@ -69,7 +69,8 @@ func idle(m *v1alpha1.Machine) wire.Assignment {
 	status := m.Status.Intent
 	switch {
 	case status != nil && status.State == v1alpha1.IntentFailed:
-		return wait("the last %s failed: %s; to try again: coldrack reinstall %s", strings.ToLower(string(status.Action)), status.Message, m.Name)
+		what := strings.ToLower(string(status.Action))
+		return wait("the last %s failed: %s; to try again: coldrack %s %s", what, status.Message, what, m.Name)
 	case m.Status.Installed != nil:
 		return wire.Assignment{Action: wire.ActionReboot, Message: "this machine is installed and boots from its disk"}
 	case status != nil && status.Action == v1alpha1.ActionRelease && !m.Spec.Approved:
