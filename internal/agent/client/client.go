@@ -29,8 +29,9 @@ const maxAnswer = 32 << 20
 // Client calls one server. It is safe for concurrent use.
 type Client struct {
 	base string
-	http *http.Client
-	cert atomic.Pointer[tls.Certificate]
+	opts Options
+	host string
+	http atomic.Pointer[http.Client]
 }
 
 // Options of a Client.
@@ -51,15 +52,20 @@ func New(o Options) (*Client, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	c := &Client{base: strings.TrimSuffix(u.String(), "/")}
-	host := u.Hostname()
+	c := &Client{base: strings.TrimSuffix(u.String(), "/"), opts: o, host: u.Hostname()}
+	c.http.Store(c.transport(nil))
+	return c, nil
+}
+
+// transport shows cert, which may be nil, on all its connections.
+func (c *Client) transport(cert *tls.Certificate) *http.Client {
+	o := c.opts
 	tr := &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
-		TLSHandshakeTimeout:   10 * time.Second,
-		IdleConnTimeout:       90 * time.Second,
-		ForceAttemptHTTP2:     true,
-		MaxIdleConnsPerHost:   2,
-		ResponseHeaderTimeout: 0, // the long poll answers late; each call has its own limit
+		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 10 * time.Second,
+		IdleConnTimeout:     90 * time.Second,
+		ForceAttemptHTTP2:   true,
+		MaxIdleConnsPerHost: 2,
 		// A server that lost its power answers nothing at all: only the ping finds out.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second},
 		TLSClientConfig: &tls.Config{
@@ -67,20 +73,19 @@ func New(o Options) (*Client, error) {
 			// The system's roots have no say; VerifyConnection does the whole verification.
 			InsecureSkipVerify: true,
 			VerifyConnection: func(cs tls.ConnectionState) error {
-				return o.Pin.verify(cs, host, o.CAs, o.Now())
+				return o.Pin.verify(cs, c.host, o.CAs, o.Now())
 			},
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				if cert := c.cert.Load(); cert != nil {
+				if cert != nil {
 					return cert, nil
 				}
 				return &tls.Certificate{}, nil
 			},
 		},
 	}
-	c.http = &http.Client{Transport: withAgent{tr, o.Agent}, CheckRedirect: func(*http.Request, []*http.Request) error {
-		return errors.New("the machine API does not redirect")
+	return &http.Client{Transport: withAgent{tr, o.Agent}, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return http.ErrUseLastResponse // the machine API does not redirect
 	}}
-	return c, nil
 }
 
 type withAgent struct {
@@ -99,10 +104,10 @@ func (w withAgent) CloseIdleConnections() {
 	}
 }
 
-// Use makes cert the client certificate of all further connections.
+// Use makes cert the client certificate of every call that begins after it returns. Connections that were
+// opened with another are not used again, even if a call is still under way on them.
 func (c *Client) Use(cert tls.Certificate) {
-	c.cert.Store(&cert)
-	c.http.CloseIdleConnections()
+	c.http.Swap(c.transport(&cert)).CloseIdleConnections()
 }
 
 // Error is the server's refusal.
@@ -185,7 +190,7 @@ func call[T any](ctx context.Context, c *Client, method, path string, limit time
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.http.Load().Do(req)
 	if err != nil {
 		return out, err
 	}

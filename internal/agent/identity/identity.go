@@ -3,7 +3,6 @@
 package identity
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
@@ -24,6 +23,8 @@ const (
 	// both at once or neither.
 	Dir      = "/var/lib/coldrack/agent"
 	NodeFile = "node.pem"
+	// NextFile is a renewed identity that the server has not been seen to accept yet.
+	NextFile = "node.pem.next"
 )
 
 // Settings say where the server is and how to know it.
@@ -104,9 +105,9 @@ func Decode(b []byte) (Node, error) {
 // RenewAt is when two thirds of the certificate's life are over.
 func (n Node) RenewAt() time.Time { return n.NotBefore.Add(n.NotAfter.Sub(n.NotBefore) * 2 / 3) }
 
-// Load reads the node's identity below root.
-func Load(root string) (Node, error) {
-	file := filepath.Join(root, Dir, NodeFile)
+// Load reads a node's identity from a file of Dir below root.
+func Load(root, name string) (Node, error) {
+	file := filepath.Join(root, Dir, name)
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return Node{}, fmt.Errorf("read the node's identity: %w", err)
@@ -118,27 +119,37 @@ func Load(root string) (Node, error) {
 	return n, nil
 }
 
-// Save replaces the node's identity below root, durably and at once.
-func Save(root string, b []byte) (err error) {
+// SaveNext writes a renewed identity beside the present one, durably.
+func SaveNext(root string, b []byte) error {
 	dir := filepath.Join(root, Dir)
-	if old, readErr := os.ReadFile(filepath.Join(dir, NodeFile)); readErr == nil && bytes.Equal(old, b) {
-		return nil
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	temp := filepath.Join(dir, NodeFile+".new")
+	temp := filepath.Join(dir, NextFile+".new")
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return err
+		return fmt.Errorf("save the node's next identity: %w", err)
 	}
 	_, err = f.Write(b)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("save the node's identity: %w", err)
+		return fmt.Errorf("save the node's next identity: %w", err)
 	}
-	if err := os.Rename(temp, filepath.Join(dir, NodeFile)); err != nil {
+	if err := os.Rename(temp, filepath.Join(dir, NextFile)); err != nil {
 		return err
 	}
+	return syncDir(dir)
+}
+
+// Promote makes the next identity the present one.
+func Promote(root string) error {
+	dir := filepath.Join(root, Dir)
+	if err := os.Rename(filepath.Join(dir, NextFile), filepath.Join(dir, NodeFile)); err != nil {
+		return fmt.Errorf("replace the node's identity: %w", err)
+	}
+	return syncDir(dir)
+}
+
+// Drop forgets the next identity.
+func Drop(root string) error { return os.Remove(filepath.Join(root, Dir, NextFile)) }
+
+func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -380,7 +380,7 @@ func lookAtNode(t *testing.T, l *lab, name string) {
 	if _, err := os.Stat(filepath.Join(dir, "etc/ssh/ssh_host_rsa_key")); err == nil {
 		t.Error("the image's SSH host key is still there")
 	}
-	if _, err := identity.Load(dir); err != nil {
+	if _, err := identity.Load(dir, identity.NodeFile); err != nil {
 		t.Error(err)
 	}
 	info, err := os.Stat(filepath.Join(dir, identity.Dir, identity.NodeFile))

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -42,7 +43,9 @@ type Agent struct {
 	// Use makes an identity the one that Server shows.
 	Use      func(identity.Node)
 	Identity identity.Node
-	Machine  string
+	// Next is a renewed identity from before a restart, nil if there is none.
+	Next    *identity.Node
+	Machine string
 	// Root is "/" on a node.
 	Root string
 	// Look describes the node now.
@@ -51,11 +54,18 @@ type Agent struct {
 	Reboot func(ctx context.Context, reason string) error
 	Now    func() time.Time
 	Sleep  func(context.Context, time.Duration)
+
+	mu      sync.Mutex // of Identity and Next, once Run has begun
+	settled chan struct{}
 }
 
 // Run reports until ctx ends.
 func (a *Agent) Run(ctx context.Context) error {
+	a.settled = make(chan struct{}, 1)
 	a.Use(a.Identity)
+	if a.Next != nil {
+		a.Use(*a.Next)
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.beat(ctx) })
 	g.Go(func() error { return a.keepIdentity(ctx) })
@@ -69,10 +79,14 @@ func (a *Agent) beat(ctx context.Context) error {
 		lines, mark := a.Lines.Pending()
 		report := a.Look(ctx)
 		report.Log = lines
+		next := a.next()
 		answer, err := a.Server.Heartbeat(ctx, report)
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case next != nil && client.Code(err) == wire.CodeForbidden:
+			a.settle(false)
+			continue
 		case err != nil:
 			failures++
 			// Doubling from a second; a server that refuses is asked at the usual pace, because only a
@@ -87,6 +101,9 @@ func (a *Agent) beat(ctx context.Context) error {
 				a.Log.Info("the server answers again", "failures", failures)
 			}
 			failures = 0
+			if next != nil {
+				a.settle(true)
+			}
 			a.Lines.Reported(mark)
 			wait = interval(answer.IntervalSeconds)
 			if answer.Reboot {
@@ -116,11 +133,53 @@ func interval(seconds int) time.Duration {
 	return min(time.Duration(seconds)*time.Second, longestInterval)
 }
 
+// next is the renewed identity that is on trial.
+func (a *Agent) next() *identity.Node {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.Next
+}
+
+// settle ends the trial of a renewed identity: the server accepted it, or knows nothing of it because it
+// was restarted after it had issued it. Until then both are on the disk, for the server takes the new key
+// from its first use on and the old one until then.
+func (a *Agent) settle(accepted bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var err error
+	if accepted {
+		a.Identity = *a.Next
+		err = identity.Promote(a.Root)
+		a.Log.Info("the node's renewed certificate is in use", "expires", a.Identity.NotAfter)
+	} else {
+		a.Use(a.Identity)
+		err = identity.Drop(a.Root)
+		a.Log.Warn("the server does not know the node's renewed certificate; back to the old one")
+	}
+	if err != nil {
+		a.Log.Error("cannot settle the node's identity on the disk", "err", err)
+	}
+	a.Next = nil
+	select {
+	case a.settled <- struct{}{}:
+	default:
+	}
+}
+
 // keepIdentity has the certificate renewed when two thirds of its life are over, for a new key that is made
-// here. The old one stays in use until the new pair is safely on the disk.
+// here.
 func (a *Agent) keepIdentity(ctx context.Context) error {
-	current := a.Identity
 	for ctx.Err() == nil {
+		if a.next() != nil {
+			select {
+			case <-a.settled:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		a.mu.Lock()
+		current := a.Identity
+		a.mu.Unlock()
 		if wait := current.RenewAt().Sub(a.Now()); wait > 0 {
 			// At most a day at once: the clock may be set meanwhile.
 			a.Sleep(ctx, min(wait, 24*time.Hour))
@@ -134,9 +193,10 @@ func (a *Agent) keepIdentity(ctx context.Context) error {
 			}
 			continue
 		}
-		current = next
-		a.Use(current)
-		a.Log.Info("renewed the node's certificate", "expires", current.NotAfter)
+		a.mu.Lock()
+		a.Next = &next
+		a.mu.Unlock()
+		a.Use(next)
 	}
 	return nil
 }
@@ -161,5 +221,5 @@ func (a *Agent) renew(ctx context.Context) (identity.Node, error) {
 	if !next.NotAfter.After(a.Now()) {
 		return next, fmt.Errorf("the certificate that the server sent expired at %s already", next.NotAfter)
 	}
-	return next, identity.Save(a.Root, b)
+	return next, identity.SaveNext(a.Root, b)
 }

@@ -27,9 +27,13 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 	if err != nil {
 		return err
 	}
-	id, err := identity.Load("/")
+	id, err := identity.Load("/", identity.NodeFile)
 	if err != nil {
 		return err
+	}
+	var next *identity.Node
+	if n, err := identity.Load("/", identity.NextFile); err == nil {
+		next = &n
 	}
 	// Ready means that this agent does its work, not that the server is there: a node must start without.
 	if err := Notify("READY=1"); err != nil {
@@ -37,7 +41,7 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 	}
 	log.Info("node agent started", "machine", settings.Machine, "server", settings.Server, "version", version, "certificate", id.NotAfter)
 	a := &Agent{
-		Log: log, Lines: lines, Server: server, Identity: id, Machine: settings.Machine, Root: "/",
+		Log: log, Lines: lines, Server: server, Identity: id, Next: next, Machine: settings.Machine, Root: "/",
 		Use:    func(n identity.Node) { server.Use(n.Certificate) },
 		Look:   func(ctx context.Context) wire.Heartbeat { return Look(ctx, "/", version) },
 		Reboot: Reboot, Now: time.Now,
