@@ -22,7 +22,7 @@ var phases = [...]v1alpha1.MachinePhase{
 }
 
 // Phases returns every phase, troubled ones first, then in the order of a machine's way.
-func Phases() []v1alpha1.MachinePhase { return phases[:] }
+func Phases() []v1alpha1.MachinePhase { return slices.Clone(phases[:]) }
 
 // patience is how long a machine may stay in a phase before a person should look. Phases that are not
 // listed may last for ever.
