@@ -132,7 +132,7 @@ func TestHeartbeatsThatSayNothingNewAreQuiet(t *testing.T) {
 		{"the first one is news", wire.Heartbeat{BootID: "1"}, 0, true},
 		{"the same again is not", wire.Heartbeat{BootID: "1"}, 30 * time.Second, false},
 		{"a failed unit is", wire.Heartbeat{BootID: "1", FailedUnits: []string{"x.service"}}, 30 * time.Second, true},
-		{"after a silence it is", wire.Heartbeat{BootID: "1", FailedUnits: []string{"x.service"}}, 2 * time.Minute, true},
+		{"the same again is not, even late", wire.Heartbeat{BootID: "1", FailedUnits: []string{"x.service"}}, 2 * time.Minute, false},
 		{"a reboot is", wire.Heartbeat{BootID: "2"}, 30 * time.Second, true},
 	}
 	for _, step := range steps {
@@ -141,6 +141,13 @@ func TestHeartbeatsThatSayNothingNewAreQuiet(t *testing.T) {
 		if got := dirty(); got != step.want {
 			t.Errorf("%s: dirty is %v", step.name, got)
 		}
+	}
+	m := expected("a", v1alpha1.Identifiers{})
+	m.Status.Phase = v1alpha1.PhaseLost
+	f.Put(m)
+	dirty()
+	if f.Beat("a", wire.Heartbeat{BootID: "2"}, "10.0.0.1"); !dirty() {
+		t.Error("a sign of life of a lost node is no news")
 	}
 	if at := f.Live("a").ReadyAt; !at.Equal(now) {
 		t.Errorf("ready since %v, want since the last reboot %v", at, now)

@@ -128,6 +128,12 @@ func (f *Fleet) changeLive(name string, change func(*live) (dirty bool)) bool {
 	return change(l)
 }
 
+// lost says whether people are told that the machine is silent; needs f.mu.
+func (f *Fleet) lost(name string) bool {
+	m := f.machines[name]
+	return m != nil && m.Status.Phase == v1alpha1.PhaseLost
+}
+
 // Booted records a boot that was answered, for the machine that ids belong to. A machine that is not
 // known becomes a Newcomer. It returns the machine's name: the one it has or is about to get, empty when
 // none can be told.
@@ -232,7 +238,7 @@ func (f *Fleet) Leased(mac, address, subnet string) {
 func (f *Fleet) Contacted(name, address string) {
 	f.observe(name, func(l *live) bool {
 		// A machine that comes back after a silence changes its phase.
-		dirty := f.now().Sub(l.ContactAt) > 30*time.Second || l.Address != address
+		dirty := f.now().Sub(l.ContactAt) > 30*time.Second || l.Address != address || f.lost(name)
 		l.ContactAt = f.now()
 		l.Address = address
 		return dirty
@@ -279,7 +285,7 @@ func (f *Fleet) Progressed(name, intentID string, steps []wire.Step, log []strin
 		}
 		l.IntentID, l.Steps, l.ContactAt, l.Blocked = intentID, next, now, ""
 		l.logged(now, log)
-		return changed
+		return changed || f.lost(name)
 	})
 }
 
@@ -306,7 +312,6 @@ func (f *Fleet) Beat(name string, beat wire.Heartbeat, address string) {
 	now := f.now()
 	f.observe(name, func(l *live) bool {
 		old := l.Heartbeat
-		quiet := now.Sub(l.HeartbeatAt)
 		changed := old == nil || old.BootID != beat.BootID || old.AgentVersion != beat.AgentVersion ||
 			old.OS != beat.OS || old.Kernel != beat.Kernel ||
 			!slices.Equal(old.Addresses, beat.Addresses) || !slices.Equal(old.FailedUnits, beat.FailedUnits)
@@ -319,7 +324,7 @@ func (f *Fleet) Beat(name string, beat wire.Heartbeat, address string) {
 		if !beat.Now.IsZero() {
 			l.ClockSkew = beat.Now.Sub(now)
 		}
-		return changed || quiet > time.Minute
+		return changed || f.lost(name)
 	})
 }
 
