@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -134,6 +135,7 @@ func startPlane(t *testing.T) *controlplane.ControlPlane {
 	check(t, err)
 	plane, err := controlplane.Start(t.Context(), controlplane.Config{
 		Logger: testLog(), DataDir: dir, Address: "127.0.0.1:0", ServingCert: cert, ServingKey: key, ClientCAs: ca.CertPEM(), Version: "v0.0.0-test",
+		EncryptionKey: bytes.Repeat([]byte{7}, 32),
 	})
 	check(t, err)
 	t.Cleanup(plane.Stop)
