@@ -40,7 +40,7 @@ demo-down:
 # The real programs that tests drive, built from Go modules.
 bin/kubectl: hack/tools/go.mod hack/tools/kubectl/main.go
 	@mkdir -p bin; echo "building kubectl"
-	@cd hack/tools && CGO_ENABLED=0 go build -trimpath -o ../../bin/kubectl ./kubectl
+	@cd hack/tools && CGO_ENABLED=0 go build -trimpath -o ../../bin/kubectl -ldflags "-s -w $(foreach f,gitVersion=v1.36.3 gitMajor=1 gitMinor=36,-X k8s.io/component-base/version.$(f))" ./kubectl
 bin/etcd: go.mod
 	@mkdir -p bin; echo "building etcd"
 	@CGO_ENABLED=0 go build -trimpath -o bin/etcd go.etcd.io/etcd/server/v3

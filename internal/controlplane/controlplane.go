@@ -50,6 +50,9 @@ type Config struct {
 	// ClientCAs are the certificates, PEM, that sign people's client certificates. The subject's common
 	// name is the user, its organizations are the groups.
 	ClientCAs []byte
+	// EncryptionKey, 32 bytes, is what Secrets are encrypted with in the store. Servers that share a store need
+	// the same one. Required except with Kubeconfig.
+	EncryptionKey []byte
 	// Handlers are served beside the API under the same authentication: anyone with a role may read
 	// (GET and HEAD), operators and admins may do the rest. A key that ends in "/" stands for everything
 	// below it. Keys must not begin with /api, /openapi, /healthz, /livez, /readyz, /metrics or /version.
@@ -102,6 +105,9 @@ func (c Config) validate() error {
 		if len(c.ServingCert) == 0 || len(c.ServingKey) == 0 {
 			errs = append(errs, errors.New("API certificate and key: missing"))
 		}
+		if len(c.EncryptionKey) != encryptionKeySize {
+			errs = append(errs, fmt.Errorf("encryption key: has %d bytes, must have %d", len(c.EncryptionKey), encryptionKeySize))
+		}
 		if len(c.ClientCAs) == 0 {
 			errs = append(errs, errors.New("client CA: missing"))
 		}
@@ -125,10 +131,9 @@ func (c Config) path(elem ...string) string {
 
 // Files below Config.DataDir that this package owns.
 const (
-	etcdDir           = "etcd"
-	encryptionKeyFile = "pki/encryption.key"
-	auditLogFile      = "audit/audit.log"
-	tokensFile        = "tokens.json"
+	etcdDir      = "etcd"
+	auditLogFile = "audit/audit.log"
+	tokensFile   = "tokens.json"
 )
 
 // TokensPath is where the bearer tokens of the server with this data directory are kept.

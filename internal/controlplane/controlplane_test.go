@@ -53,20 +53,9 @@ func TestStartFailsWithAnErrorThatSaysWhatToDo(t *testing.T) {
 			func(t *testing.T, cfg *Config) { cfg.Kubeconfig = filepath.Join(t.TempDir(), "nothing") },
 			[]string{"kubeconfig", "no such file"},
 		},
-		"the encryption key may be read by others": {
-			func(t *testing.T, cfg *Config) {
-				check(t, os.MkdirAll(cfg.path("pki"), 0o700))
-				check(t, os.WriteFile(cfg.path(encryptionKeyFile), nil, 0o644))
-				check(t, os.Chmod(cfg.path(encryptionKeyFile), 0o644))
-			},
-			[]string{"encryption.key", "chmod 600"},
-		},
 		"the encryption key is cut short": {
-			func(t *testing.T, cfg *Config) {
-				check(t, os.MkdirAll(cfg.path("pki"), 0o700))
-				check(t, os.WriteFile(cfg.path(encryptionKeyFile), []byte("AAAA\n"), 0o600))
-			},
-			[]string{"encryption.key", "32 bytes", "backup"},
+			func(_ *testing.T, cfg *Config) { cfg.EncryptionKey = cfg.EncryptionKey[:16] },
+			[]string{"encryption key", "16 bytes", "32"},
 		},
 		"the store is not a database": {
 			func(t *testing.T, cfg *Config) {

@@ -47,7 +47,6 @@ var engines = map[Engine]func(t *testing.T) (start func() *ControlPlane){
 			if first.DataDir == "" {
 				first = cfg
 			} else {
-				shareKey(t, first, cfg)
 			}
 			return startTest(t, cfg)
 		}
@@ -61,15 +60,6 @@ var engines = map[Engine]func(t *testing.T) (start func() *ControlPlane){
 			return startTest(t, Config{Logger: testLogger(), Kubeconfig: name})
 		}
 	},
-}
-
-// shareKey gives a server the encryption key of another one, as several servers of one store need it.
-func shareKey(t *testing.T, from, to Config) {
-	t.Helper()
-	key, err := os.ReadFile(from.path(encryptionKeyFile))
-	check(t, err)
-	check(t, os.MkdirAll(to.path("pki"), 0o700))
-	check(t, os.WriteFile(to.path(encryptionKeyFile), key, 0o600))
 }
 
 // startRealEtcd runs the etcd program. kill ends it as a power cut would.

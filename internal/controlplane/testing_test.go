@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -101,6 +102,7 @@ func testConfig(t testing.TB, ca *testCA) Config {
 	return Config{
 		Logger: testLogger(), DataDir: t.TempDir(), Address: "127.0.0.1:0",
 		ServingCert: cert, ServingKey: key, ClientCAs: ca.pem, Version: "v0.1.0-test",
+		EncryptionKey: bytes.Repeat([]byte{7}, encryptionKeySize),
 	}
 }
 

@@ -210,3 +210,25 @@ func (t *Tokens) change(edit func([]Token) ([]Token, error)) error {
 	}
 	return nil
 }
+
+// writeFileSync replaces a file by one of mode 0600 that is on disk, whole, when the call returns.
+func writeFileSync(name string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), name); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}

@@ -34,7 +34,7 @@ import (
 // sockets that machines talk to are served, because a known machine must never be taken for a stranger.
 // The stop goes the other way round.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	began := time.Now()
+	began, manager := time.Now(), takeNotifySocket()
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
@@ -92,11 +92,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		if err != nil {
 			return err
 		}
-		notifySystemd("READY=1")
+		manager.notify("READY=1")
 		log.Info("ready", "version", version.Version, "took", time.Since(began).Round(time.Millisecond),
 			"engine", string(s.plane.Engine()), "api", s.plane.Address(), "kubeconfig", kubeconfig)
 		<-ctx.Done()
-		notifySystemd("STOPPING=1")
+		manager.notify("STOPPING=1")
 		log.Info("stopping")
 		return nil
 	})
@@ -142,9 +142,14 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 	if err != nil {
 		return nil, err
 	}
+	encryptionKey, err := s.keys.master.Derive("secrets")
+	if err != nil {
+		return nil, err
+	}
 	return controlplane.Start(ctx, controlplane.Config{
 		Logger: s.log.With("part", "controlplane"), DataDir: cfg.DataDir, Address: cfg.APIAddress,
 		ServingCert: certPEM, ServingKey: keyPEM, ClientCAs: s.keys.people.CertPEM(),
+		EncryptionKey: encryptionKey,
 		Handlers: map[string]http.Handler{
 			machinesPath:           machineLogs(s.fleet),
 			"/coldrack/v1/bundles": s.importer,
@@ -231,13 +236,23 @@ func (s *server) greet() (string, error) {
 	return path, nil
 }
 
-// notifySystemd tells the service manager, if there is one, how far the server is (sd_notify(3)).
-func notifySystemd(state string) {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
+// systemd is the service manager, if there is one, that wants to hear how far the server is (sd_notify(3)).
+type systemd struct{ socket string }
+
+// takeNotifySocket reads the manager's address and takes it out of the environment: the API server's library
+// would otherwise report the whole process ready as soon as it alone is.
+func takeNotifySocket() systemd {
+	const variable = "NOTIFY_SOCKET"
+	socket := os.Getenv(variable)
+	_ = os.Unsetenv(variable)
+	return systemd{socket}
+}
+
+func (s systemd) notify(state string) {
+	if s.socket == "" {
 		return
 	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: s.socket, Net: "unixgram"})
 	if err != nil {
 		return // the service manager will say that it heard nothing
 	}
