@@ -117,17 +117,32 @@ func (c *Console) print(s string) {
 	}
 }
 
+// plain keeps a text from being anything but text to a terminal: firmware's consoles know ASCII only, and
+// what is shown may come from a server or a disk.
+func plain(s string) string {
+	s = strings.NewReplacer("…", "...", "●", "*").Replace(s)
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case r < ' ' || r > '~':
+			return '?'
+		}
+		return r
+	}, s)
+}
+
 // Say shows a line.
-func (c *Console) Say(format string, args ...any) { c.print(fmt.Sprintf(format, args...)) }
+func (c *Console) Say(format string, args ...any) { c.print(plain(fmt.Sprintf(format, args...))) }
 
 // Good shows a line about something that a person waited for.
 func (c *Console) Good(format string, args ...any) {
-	c.print("\x1b[1;32m" + fmt.Sprintf(format, args...) + "\x1b[0m")
+	c.print("\x1b[1;32m" + plain(fmt.Sprintf(format, args...)) + "\x1b[0m")
 }
 
 // Fail shows what went wrong, why, and what to do, so that it is seen from across the room.
 func (c *Console) Fail(format string, args ...any) {
-	c.print("\x1b[1;31mFAILED: " + fmt.Sprintf(format, args...) + "\x1b[0m")
+	c.print("\x1b[1;31mFAILED: " + plain(fmt.Sprintf(format, args...)) + "\x1b[0m")
 }
 
 // Step shows a step's transitions, and its progress now and then.
@@ -145,12 +160,12 @@ func (c *Console) Step(s wire.Step) {
 	}
 	switch s.State {
 	case wire.StateSucceeded:
-		c.Say("%-12s done  %s", s.Name, s.Message)
+		c.Say("%s", strings.TrimSpace(fmt.Sprintf("%-12s done  %s", s.Name, s.Message)))
 	case wire.StateFailed:
 		c.Fail("%s: %s", s.Name, s.Message)
 	case wire.StateRunning:
 		if s.BytesDone == 0 {
-			c.Say("%-12s ...   %s", s.Name, s.Message)
+			c.Say("%s", strings.TrimSpace(fmt.Sprintf("%-12s ...   %s", s.Name, s.Message)))
 			return
 		}
 		rate := ""
@@ -165,7 +180,7 @@ func (c *Console) Step(s wire.Step) {
 func (c *Console) Handler(next slog.Handler) slog.Handler {
 	return journal.Handler(next, func(l slog.Level, line string) {
 		if l >= slog.LevelWarn {
-			c.print(line)
+			c.print(plain(line))
 		}
 	})
 }

@@ -43,3 +43,13 @@ func TestStepsAreShownWhenTheyChange(t *testing.T) {
 		t.Errorf("shown:\n%s", got)
 	}
 }
+
+func TestWhatIsShownCannotSteerTheTerminal(t *testing.T) {
+	var out bytes.Buffer
+	c := New(&out)
+	c.Say("a\x1b[2Jb\nc ü …")
+	c.Close()
+	if got := out.String(); !strings.HasSuffix(got, "coldrack: a?[2Jb c ? ...\r\n") {
+		t.Errorf("shown %q", got)
+	}
+}

@@ -429,5 +429,5 @@ func (a *act) identity(ctx context.Context) (string, error) {
 		return "", err
 	}
 	sum := sha256.Sum256(n.Certificate.Leaf.RawSubjectPublicKeyInfo)
-	return fmt.Sprintf("key sha256:%x…, certificate until %s", sum[:6], n.NotAfter.UTC().Format(time.DateOnly)), nil
+	return fmt.Sprintf("key sha256:%x, certificate until %s", sum[:6], n.NotAfter.UTC().Format(time.DateOnly)), nil
 }
