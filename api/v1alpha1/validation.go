@@ -43,7 +43,7 @@ func ParseAddressRange(s string) (AddressRange, error) {
 	case first.Zone() != "" || last.Zone() != "":
 		return AddressRange{}, fmt.Errorf("the addresses must not name an interface")
 	case first.Is4In6() || last.Is4In6():
-		return AddressRange{}, fmt.Errorf("write IPv4 addresses without ::ffff:")
+		return AddressRange{}, fmt.Errorf("IPv4 addresses are written without the prefix ::ffff: here")
 	case first.Is4() != last.Is4():
 		return AddressRange{}, fmt.Errorf("one end is IPv4, the other IPv6")
 	case last.Less(first):

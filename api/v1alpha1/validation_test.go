@@ -39,7 +39,7 @@ func TestParseAddressRange(t *testing.T) {
 		"10.0.0.9-10.0.0.1":      "the last address 10.0.0.1 comes before the first, 10.0.0.9",
 		"10.0.0.1-fd00::1":       "one end is IPv4, the other IPv6",
 		"fe80::1%eth0-fe80::2":   "must not name an interface",
-		"::ffff:1.2.3.4-1.2.3.9": "without ::ffff:",
+		"::ffff:1.2.3.4-1.2.3.9": "without the prefix ::ffff:",
 	} {
 		r, err := ParseAddressRange(s)
 		got := r.String()

@@ -343,7 +343,7 @@ func fromFirstBootToReadyAndBack(t *testing.T, w *liveWorld) {
 		s.Identity, s.Installed, s.Node = nil, nil, nil
 	})
 	w.phase(name, v1alpha1.PhaseReleased)
-	m = w.wait(name, "no longer approved", func(m *v1alpha1.Machine) bool { return !m.Spec.Approved && m.Spec.Intent == nil })
+	w.wait(name, "no longer approved", func(m *v1alpha1.Machine) bool { return !m.Spec.Approved && m.Spec.Intent == nil })
 	w.restart()
 	w.report(name, "SN-1", mac(1))
 	if m := w.phase(name, v1alpha1.PhaseReleased); m.Spec.Approved || m.Spec.Intent != nil {

@@ -323,7 +323,6 @@ func TestAClientThatTakesNothingIsCutOff(t *testing.T) {
 
 func TestOneClientCannotTakeAllConnections(t *testing.T) {
 	base, server := serve(t, Options{MaxConnsPerClient: 3})
-	var held []net.Conn
 	for range 3 {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
 		if err != nil {
@@ -332,7 +331,6 @@ func TestOneClientCannotTakeAllConnections(t *testing.T) {
 		defer conn.Close()
 		io.WriteString(conn, "GET /time HTTP/1.1\r\nHost: x\r\n\r\n")
 		conn.Read(make([]byte, 100))
-		held = append(held, conn)
 	}
 	conn, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
 	if err != nil {

@@ -1,7 +1,6 @@
 package httpboot
 
 import (
-	"fmt"
 	"io"
 	"net/http"
 	"time"
@@ -12,7 +11,6 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, file File, modifie
 	defer file.Close()
 	info, err := file.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file", info.Name())
 		s.refuse(w, http.StatusNotFound, "no such file")
 		return
 	}

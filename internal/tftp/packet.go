@@ -71,7 +71,10 @@ func parseRequest(packet []byte) (request, error) {
 		return request{}, fmt.Errorf("%w: no usable transfer mode", errMalformed)
 	}
 	// Some PXE ROMs take DHCP option 67 for a zero-ended string and drag the End option's 0xff along.
-	req.name = strings.TrimRight(name, "\xff")
+	for strings.HasSuffix(name, "\xff") {
+		name = name[:len(name)-1]
+	}
+	req.name = name
 	req.mode = strings.ToLower(mode)
 	for len(rest) > 0 {
 		var key, value string

@@ -172,7 +172,7 @@ func (r *rack) bios(t *testing.T) {
 	r.await(name, "Waiting for approval", 5*time.Minute, phase(v1alpha1.PhaseWaiting))
 	r.kill()
 	r.serve()
-	m := r.await(name, "Waiting after the server was killed", 2*time.Minute, func(m *v1alpha1.Machine) bool {
+	r.await(name, "Waiting after the server was killed", 2*time.Minute, func(m *v1alpha1.Machine) bool {
 		return m.Status.Phase == v1alpha1.PhaseWaiting && m.Status.Inventory != nil && m.Status.Inventory.Firmware == "BIOS"
 	})
 	if sum(t, vm.DiskPath(0)) != untouched {
@@ -182,7 +182,7 @@ func (r *rack) bios(t *testing.T) {
 	// A profile that matches no disk is refused with a reason, on the console too, and nothing is written.
 	mark := vm.ConsoleMark()
 	r.run("approve", name, "--profile", "ambiguous")
-	m = r.await(name, "refused", 3*time.Minute, phase(v1alpha1.PhaseFailed))
+	m := r.await(name, "refused", 3*time.Minute, phase(v1alpha1.PhaseFailed))
 	if !strings.Contains(m.Status.Message, "no-such-bus") {
 		t.Errorf("the failure does not name the hint: %s", m.Status.Message)
 	}
