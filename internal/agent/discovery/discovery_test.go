@@ -8,7 +8,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -28,28 +27,28 @@ type story struct {
 	mu      sync.Mutex
 	calls   []string
 	refuse  map[string]wire.Error // by path
+	down    bool // every connection breaks
 	current wire.Assignment
 	changed chan struct{}
 	done    chan wire.Complete
 	address string
-	server  *httptest.Server
 }
 
 func newStory(t *testing.T) *story {
 	s := &story{t: t, refuse: map[string]wire.Error{}, changed: make(chan struct{}), done: make(chan wire.Complete, 10)}
-	s.up("127.0.0.1:0")
-	t.Cleanup(func() { s.server.Close() })
+	server := httptest.NewServer(s)
+	t.Cleanup(server.Close)
+	s.address = server.Listener.Addr().String()
 	return s
 }
 
-func (s *story) up(address string) {
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.address = l.Addr().String()
-	s.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: s}}
-	s.server.Start()
+// outage breaks all connections, those of polls that wait included, or ends that.
+func (s *story) outage(down bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.down = down
+	close(s.changed)
+	s.changed = make(chan struct{})
 }
 
 // assign changes what the machine shall do.
@@ -63,6 +62,10 @@ func (s *story) assign(a wire.Assignment) {
 
 func (s *story) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
+	if s.down {
+		s.mu.Unlock()
+		panic(http.ErrAbortHandler)
+	}
 	if n := len(s.calls); n == 0 || s.calls[n-1] != r.URL.Path {
 		s.calls = append(s.calls, r.URL.Path)
 	}
@@ -90,8 +93,11 @@ func (s *story) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *story) poll(r *http.Request) wire.Assignment {
 	for {
 		s.mu.Lock()
-		current, changed := s.current, s.changed
+		current, changed, down := s.current, s.changed, s.down
 		s.mu.Unlock()
+		if down {
+			panic(http.ErrAbortHandler)
+		}
 		if current.Version != r.URL.Query().Get("version") {
 			return current
 		}
@@ -315,11 +321,10 @@ func TestAServerThatRestartsIsWaitedFor(t *testing.T) {
 	s.assign(wire.Assignment{Version: "1", Action: wire.ActionWait, Message: "waiting for approval"})
 	shown, ended := s.begin(&acts{result: succeed})
 	shown.await(t, "waiting for approval")
-	s.server.CloseClientConnections()
-	s.server.Listener.Close()
+	s.outage(true)
 	shown.await(t, "the server is unreachable")
 	s.assign(install1("i1"))
-	s.up(s.address)
+	s.outage(false)
 	if r := ending(t, ended); !r.Wanted {
 		t.Errorf("the reboot is %+v", r)
 	}
