@@ -27,7 +27,7 @@ type story struct {
 	mu      sync.Mutex
 	calls   []string
 	refuse  map[string]wire.Error // by path
-	down    bool // every connection breaks
+	down    bool                  // every connection breaks
 	current wire.Assignment
 	changed chan struct{}
 	done    chan wire.Complete
