@@ -13,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
+
+	"coldrack.dev/internal/manifest"
 )
 
 func (a *app) applyCommand() *cobra.Command {
@@ -49,13 +51,13 @@ name stay as they are. All files are read before anything is sent, so that broke
 					if isTransport(err) {
 						return err
 					}
-					errs = append(errs, d.explain(err))
+					errs = append(errs, d.Explain(err))
 					continue
 				}
 				if dryRun {
 					outcome += " (dry run)"
 				}
-				fmt.Fprintf(a.out, "%s/%s %s\n", strings.ToLower(d.object.GetKind()), d.object.GetName(), outcome)
+				fmt.Fprintf(a.out, "%s/%s %s\n", strings.ToLower(d.Object.GetKind()), d.Object.GetName(), outcome)
 			}
 			return errors.Join(errs...)
 		},
@@ -68,17 +70,17 @@ name stay as they are. All files are read before anything is sent, so that broke
 }
 
 // apply sends one object and tells what came of it: created, configured or unchanged.
-func (g *generic) apply(ctx context.Context, d *document, dryRun, force bool) (string, error) {
-	resource, err := g.resourceFor(d.object)
+func (g *generic) apply(ctx context.Context, d *manifest.Document, dryRun, force bool) (string, error) {
+	resource, err := g.resourceFor(d.Object)
 	if err != nil {
 		return "", err
 	}
-	before, err := resource.Get(ctx, d.object.GetName(), metav1.GetOptions{})
+	before, err := resource.Get(ctx, d.Object.GetName(), metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return "", err
 	}
 	created := err != nil
-	body, err := toJSON(d.object)
+	body, err := toJSON(d.Object)
 	if err != nil {
 		return "", err
 	}
@@ -86,7 +88,7 @@ func (g *generic) apply(ctx context.Context, d *document, dryRun, force bool) (s
 	if dryRun {
 		options.DryRun = []string{metav1.DryRunAll}
 	}
-	after, err := resource.Patch(ctx, d.object.GetName(), types.ApplyPatchType, body, options)
+	after, err := resource.Patch(ctx, d.Object.GetName(), types.ApplyPatchType, body, options)
 	switch {
 	case apierrors.IsConflict(err):
 		return "", refusedError("%w\n  another tool set these fields; --force-conflicts takes them over", err)

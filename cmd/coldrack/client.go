@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -153,38 +152,6 @@ func (a *app) completeMachines(cmd *cobra.Command, args []string, prefix string)
 		}
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
-}
-
-// yamlFiles lists what -f names: a file, the YAML and JSON files of a folder in order, or "-".
-func yamlFiles(name string) ([]string, error) {
-	if name == "-" {
-		return []string{"-"}, nil
-	}
-	info, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if !info.IsDir() {
-		return []string{name}, nil
-	}
-	var files []string
-	err = filepath.WalkDir(name, func(path string, entry fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case entry.IsDir():
-			return nil
-		}
-		switch filepath.Ext(path) {
-		case ".yaml", ".yml", ".json":
-			files = append(files, path)
-		}
-		return nil
-	})
-	if err == nil && len(files) == 0 {
-		err = fmt.Errorf("%s holds no .yaml, .yml or .json file", name)
-	}
-	return files, err
 }
 
 // rawSerializer is for requests whose bodies are read as they come.

@@ -10,6 +10,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
+
+	"coldrack.dev/internal/manifest"
 )
 
 func (a *app) deleteCommand() *cobra.Command {
@@ -43,12 +45,12 @@ them, and the machine is unknown when it boots the next time. To wipe it first, 
 			}
 			var errs []error
 			for _, d := range documents {
-				resource, err := g.resourceFor(d.object)
+				resource, err := g.resourceFor(d.Object)
 				if err == nil {
-					err = remove(resource, strings.ToLower(d.object.GetKind()), d.object.GetName())
+					err = remove(resource, strings.ToLower(d.Object.GetKind()), d.Object.GetName())
 				}
 				if err != nil {
-					errs = append(errs, d.explain(err))
+					errs = append(errs, d.Explain(err))
 				}
 			}
 			if len(args) > 0 {
@@ -69,7 +71,7 @@ them, and the machine is unknown when it boots the next time. To wipe it first, 
 	return cmd
 }
 
-func (a *app) readIfAny(files []string) ([]*document, error) {
+func (a *app) readIfAny(files []string) ([]*manifest.Document, error) {
 	if len(files) == 0 {
 		return nil, nil
 	}

@@ -23,6 +23,7 @@ import (
 	"coldrack.dev/internal/controlplane"
 	"coldrack.dev/internal/fleet"
 	"coldrack.dev/internal/machineapi"
+	"coldrack.dev/internal/manifest"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/version"
 )
@@ -93,7 +94,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 			return err
 		}
 		manager.notify("READY=1")
-		log.Info("ready", "version", version.Version, "took", time.Since(began).Round(time.Millisecond),
+		log.Info("ready", "version", version.Get().Version, "took", time.Since(began).Round(time.Millisecond),
 			"engine", string(s.plane.Engine()), "api", s.plane.Address(), "kubeconfig", kubeconfig)
 		<-ctx.Done()
 		manager.notify("STOPPING=1")
@@ -155,14 +156,14 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 			"/coldrack/v1/bundles": s.importer,
 		},
 		Normalize:     fleet.Normalize,
-		Version:       version.Version,
+		Version:       version.Get().Version,
 		EtcdEndpoints: cfg.EtcdEndpoints, EtcdCAFile: cfg.EtcdCAFile, EtcdCertFile: cfg.EtcdCertFile, EtcdKeyFile: cfg.EtcdKeyFile,
 		Kubeconfig: cfg.Kubeconfig,
 	})
 }
 
 // start brings up what needs the API, in order, as tasks of the group.
-func (s *server) start(ctx context.Context, group *errgroup.Group, set []manifest) error {
+func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manifest.Document) error {
 	scheme := runtime.NewScheme()
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
 		return err

@@ -1,113 +1,53 @@
 package daemon
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
-	"sigs.k8s.io/yaml"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/manifest"
 )
 
-// manifest is one object of one document of a file.
-type manifest struct {
-	source string // file and document, for errors
-	object *unstructured.Unstructured
-}
-
-// readManifests reads YAML files, and all *.yaml, *.yml and *.json files of folders, in order of name.
-// It reports every broken document, not only the first.
-func readManifests(paths []string) ([]manifest, error) {
-	var files []string
+// readManifests reads the set-up of this server. It reports every broken document, not only the first.
+func readManifests(paths []string) ([]*manifest.Document, error) {
 	for _, path := range paths {
-		info, err := os.Stat(path)
-		if err != nil {
-			return nil, fmt.Errorf("manifests: %w", err)
+		if path == "-" {
+			return nil, errors.New("manifests: the server does not read its standard input; name files or folders")
 		}
-		if !info.IsDir() {
-			files = append(files, path)
-			continue
-		}
-		var found []string
-		for _, pattern := range []string{"*.yaml", "*.yml", "*.json"} {
-			matches, err := filepath.Glob(filepath.Join(path, pattern))
-			if err != nil {
-				return nil, fmt.Errorf("manifests in %s: %w", path, err)
-			}
-			found = append(found, matches...)
-		}
-		slices.Sort(found)
-		files = append(files, found...)
 	}
-	var all []manifest
+	all, err := manifest.Read(paths, nil)
+	if err != nil {
+		return nil, fmt.Errorf("manifests: %w", err)
+	}
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
 	var errs []error
-	for _, file := range files {
-		content, err := os.ReadFile(file)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("manifests: %w", err))
-			continue
+	for _, d := range all {
+		kind := d.Object.GroupVersionKind()
+		if kind.GroupVersion() != v1alpha1.GroupVersion {
+			errs = append(errs, fmt.Errorf("manifests: %s: line %d: apiVersion: %q: must be %s",
+				d.Place(), d.Line("apiVersion"), d.Object.GetAPIVersion(), v1alpha1.GroupVersion))
+		} else if !scheme.Recognizes(kind) {
+			errs = append(errs, fmt.Errorf("manifests: %s: line %d: kind: %q: there is no such kind in %s",
+				d.Place(), d.Line("kind"), kind.Kind, v1alpha1.GroupVersion))
 		}
-		some, err := parseManifests(file, content)
-		all = append(all, some...)
-		errs = append(errs, err)
 	}
 	return all, errors.Join(errs...)
 }
 
-func parseManifests(file string, content []byte) ([]manifest, error) {
-	var all []manifest
-	var errs []error
-	reader := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(content)))
-	for number := 1; ; number++ {
-		document, err := reader.Read()
-		if errors.Is(err, io.EOF) {
-			return all, errors.Join(errs...)
-		}
-		source := fmt.Sprintf("%s, document %d", file, number)
-		if err != nil {
-			return all, errors.Join(append(errs, fmt.Errorf("%s: %w", source, err))...)
-		}
-		asJSON, err := yaml.YAMLToJSONStrict(document)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", source, err))
-			continue
-		}
-		if trimmed := bytes.TrimSpace(asJSON); len(trimmed) == 0 || bytes.Equal(trimmed, []byte("null")) {
-			continue
-		}
-		object := &unstructured.Unstructured{}
-		if err := object.UnmarshalJSON(asJSON); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", source, err))
-			continue
-		}
-		switch {
-		case object.GroupVersionKind().GroupVersion() != v1alpha1.GroupVersion:
-			errs = append(errs, fmt.Errorf("%s: apiVersion: %q: must be %s", source, object.GetAPIVersion(), v1alpha1.GroupVersion))
-		case object.GetName() == "":
-			errs = append(errs, fmt.Errorf("%s: metadata.name: missing", source))
-		default:
-			all = append(all, manifest{source: source, object: object})
-		}
-	}
-}
-
 // applyManifests applies the set-up of this server, with server-side apply and a field manager of its own:
 // a restart puts back what the files say and leaves what people added.
-func applyManifests(ctx context.Context, config *rest.Config, manifests []manifest) error {
-	if len(manifests) == 0 {
+func applyManifests(ctx context.Context, config *rest.Config, set []*manifest.Document) error {
+	if len(set) == 0 {
 		return nil
 	}
 	client, err := dynamic.NewForConfig(config)
@@ -115,12 +55,12 @@ func applyManifests(ctx context.Context, config *rest.Config, manifests []manife
 		return err
 	}
 	var errs []error
-	for _, m := range manifests {
-		resource := v1alpha1.GroupVersion.WithResource(plural(m.object.GetKind()))
-		_, err := client.Resource(resource).Apply(ctx, m.object.GetName(), m.object,
+	for _, d := range set {
+		resource := v1alpha1.GroupVersion.WithResource(plural(d.Object.GetKind()))
+		_, err := client.Resource(resource).Apply(ctx, d.Object.GetName(), d.Object,
 			metav1.ApplyOptions{FieldManager: "coldrack-manifests", Force: true})
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %s %s: %w", m.source, m.object.GetKind(), m.object.GetName(), err))
+			errs = append(errs, d.Explain(err))
 		}
 	}
 	return errors.Join(errs...)

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +17,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
+
+	"coldrack.dev/internal/manifest/yamlerr"
 )
 
 // Option describes one field to Bind.
@@ -179,7 +180,7 @@ func (s *Set) loadFile(name string, text []byte) []error {
 	}
 	var document yaml.Node
 	if err := yaml.Unmarshal(text, &document); err != nil {
-		return []error{fmt.Errorf("%s: %s", name, YAMLProblem(err))}
+		return []error{fmt.Errorf("%s: %s", name, yamlerr.Text(err))}
 	}
 	if len(document.Content) == 0 {
 		return nil // only comments
@@ -220,24 +221,6 @@ func (s *Set) loadFile(name string, text []byte) []error {
 	}
 	return errs
 }
-
-// YAMLProblem is a syntax error of package yaml with the right line. The package counts lines from 0 in
-// errors of its parser and from 1 in those of its scanner.
-func YAMLProblem(err error) string {
-	text := strings.TrimPrefix(err.Error(), "yaml: ")
-	match := yamlLine.FindStringSubmatch(text)
-	if match == nil {
-		return text
-	}
-	line, convErr := strconv.Atoi(match[1])
-	if convErr != nil {
-		return text
-	}
-	return fmt.Sprintf("line %d: %s", line+1, match[2])
-}
-
-// yamlLine matches errors of the parser only.
-var yamlLine = regexp.MustCompile(`^line (\d+): (did not find expected (?:<document start>|node content|'-' indicator|key|',' or).*)$`)
 
 // texts turns a node of the file into what set takes.
 func (f *field) texts(node *yaml.Node) ([]string, error) {
