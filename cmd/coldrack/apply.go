@@ -51,7 +51,7 @@ name stay as they are. All files are read before anything is sent, so that broke
 					if isTransport(err) {
 						return err
 					}
-					errs = append(errs, d.Explain(err))
+					errs = append(errs, explainFor(d, err))
 					continue
 				}
 				if dryRun {

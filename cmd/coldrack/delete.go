@@ -50,7 +50,7 @@ them, and the machine is unknown when it boots the next time. To wipe it first, 
 					err = remove(resource, strings.ToLower(d.Object.GetKind()), d.Object.GetName())
 				}
 				if err != nil {
-					errs = append(errs, d.Explain(err))
+					errs = append(errs, explainFor(d, err))
 				}
 			}
 			if len(args) > 0 {

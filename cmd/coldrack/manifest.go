@@ -19,6 +19,11 @@ func (a *app) readManifests(names []string) ([]*manifest.Document, error) {
 	return documents, err
 }
 
+// explainFor says what the server has against an object of a file.
+func explainFor(d *manifest.Document, err error) error {
+	return &codedError{exitCode(err), d.Explain(err)}
+}
+
 // toJSON encodes an object for a patch.
 func toJSON(object *unstructured.Unstructured) ([]byte, error) {
 	return runtime.Encode(unstructured.UnstructuredJSONScheme, object)
