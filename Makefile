@@ -11,7 +11,7 @@ BUNDLE  := build/default.bundle.tar
 export PATH := $(CURDIR)/bin:$(PATH)
 # What tests may rely on here, after `make setup`; where one of these is missing they fail instead of skipping.
 TOOLS := root netns qemu kubectl etcd curl tftp udhcpc dhclient dnsmasq nft setpriv losetup sgdisk mtype \
-	fsck.vfat blkid mkfs.ext4 e2fsck resize2fs tune2fs
+	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs
 space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))

@@ -33,6 +33,8 @@ metadata: {name: default}
 spec:
   image: debian-12
   console: ["ttyS0,115200"]
+  sshKeys: [%[2]q]
+  timezone: Europe/Berlin
   files:
   - {path: /etc/motd, content: "installed by coldrack\n"}
 ---
@@ -47,7 +49,7 @@ apiVersion: coldrack.dev/v1alpha1
 kind: EnrollmentPolicy
 metadata: {name: hands-off}
 spec:
-  match: {serial: %q}
+  match: {serial: %[1]q}
   approve: true
   hostname: "node-{index:02}"
   profile: default
@@ -57,9 +59,11 @@ spec:
 // TestFromPowerOnToReady is two stories on one server, one after the other: the second one kills the server.
 func TestFromPowerOnToReady(t *testing.T) {
 	// The second machine's serial is known only once the lab exists; it follows from its name alone.
-	r := newRack(t, lab.Options{Machines: 2, Firmware: lab.Mixed}, fmt.Sprintf(rackYAML, "later"))
+	key, public := sshKey(t)
+	r := newRack(t, lab.Options{Machines: 2, Firmware: lab.Mixed}, fmt.Sprintf(rackYAML, "later", public))
+	r.sshKey = key
 	policy := filepath.Join(r.dir, "policy.yaml")
-	if err := os.WriteFile(policy, fmt.Appendf(nil, rackYAML, r.lab.Machine(2).Spec().Serial), 0o600); err != nil {
+	if err := os.WriteFile(policy, fmt.Appendf(nil, rackYAML, r.lab.Machine(2).Spec().Serial, public), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r.run("apply", "-f", policy)
@@ -105,6 +109,20 @@ func (r *rack) uefi(t *testing.T) {
 	}
 	if m.Status.Node == nil || !slices.Contains(m.Status.Node.Addresses, "10.77.0.10/24") || len(m.Status.Node.FailedUnits) > 0 {
 		t.Errorf("the node reports %+v, want address 10.77.0.10/24 and no failed units", m.Status.Node)
+	}
+
+	// A person looks around on the node.
+	for command, want := range map[string]string{
+		"hostname":                         "node-01",
+		"cat /etc/motd":                    "installed by coldrack",
+		"date +%Z":                         "CE",
+		"ip -o -4 addr show to 10.77.0.10": "valid_lft forever", // static, not leased
+		"stat -c %a /var/lib/coldrack/agent/node.pem": "600",
+		"findmnt -no FSTYPE,OPTIONS /":                "ext4 rw",
+	} {
+		if out := r.ssh("10.77.0.10", command); !strings.Contains(out, want) {
+			t.Errorf("%s on the node says %q, want %q", command, out, want)
+		}
 	}
 
 	// The next boot goes to the disk.
@@ -260,6 +278,11 @@ func (r *rack) bios(t *testing.T) {
 // awaitConsole waits for a text on the machine's own console.
 func (r *rack) awaitConsole(vm *lab.Machine, mark int64, text string) {
 	r.t.Helper()
+	r.awaitConsoleWithin(vm, mark, text, 30*time.Second)
+}
+
+func (r *rack) awaitConsoleWithin(vm *lab.Machine, mark int64, text string, within time.Duration) {
+	r.t.Helper()
 	for began := time.Now(); ; time.Sleep(300 * time.Millisecond) {
 		content, err := os.ReadFile(vm.ConsoleLog())
 		if err != nil {
@@ -268,7 +291,7 @@ func (r *rack) awaitConsole(vm *lab.Machine, mark int64, text string) {
 		if strings.Contains(lab.Printable(content[mark:]), text) {
 			return
 		}
-		if time.Since(began) > 30*time.Second {
+		if time.Since(began) > within {
 			r.t.Errorf("the console of %s does not say %q", vm.Name(), text)
 			return
 		}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,8 +33,11 @@ type rack struct {
 	dir     string
 	bin     string // folder of coldrack and coldrack-agent
 	bundle  string
+	api     string // address of people's API
 	lab     *lab.Lab
 	machine map[string]*lab.Machine // Machine object's name to virtual machine
+
+	sshKey string // private key file whose public half is in the profile
 
 	mu      sync.Mutex
 	server  *exec.Cmd
@@ -42,8 +46,6 @@ type rack struct {
 	started time.Time
 	ready   []time.Duration // of each start, until the API answered as admin
 }
-
-const apiAddress = "127.0.0.1:17743"
 
 func root(t *testing.T) string {
 	t.Helper()
@@ -70,7 +72,17 @@ func newRack(t *testing.T, options lab.Options, objects string) *rack {
 	}
 	r := &rack{t: t, dir: dir, bin: filepath.Join(root(t), "bin"), bundle: bundlePath,
 		machine: map[string]*lab.Machine{}, log: filepath.Join(dir, "server.log"), started: time.Now()}
-	options.Dir, options.Name = filepath.Join(dir, "lab"), "e2e"
+	// A port that is free, and a lab of that name: several racks may stand side by side.
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.api = free.Addr().String()
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(r.api)
+	options.Dir, options.Name = filepath.Join(dir, "lab"), "e2e-"+port
 	t.Cleanup(func() {
 		if t.Failed() {
 			r.show()
@@ -90,12 +102,10 @@ func newRack(t *testing.T, options lab.Options, objects string) *rack {
 	for _, m := range r.lab.Machines() {
 		r.machine["m-"+strings.ReplaceAll(m.MAC().String(), ":", "")] = m
 	}
-	manifest := filepath.Join(dir, "rack.yaml")
-	if err := os.WriteFile(manifest, []byte(objects), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	r.serve()
-	r.run("apply", "-f", manifest)
+	if objects != "" {
+		r.apply(objects)
+	}
 	t.Logf("%d machines, accelerator %s, server ready after %s", len(r.machine), accelerator, r.ready[0].Round(time.Millisecond))
 	return r
 }
@@ -116,7 +126,7 @@ func (r *rack) serve() {
 	}
 	defer log.Close()
 	command := exec.Command(filepath.Join(r.bin, "coldrack"), "serve",
-		"--data-dir", filepath.Join(r.dir, "data"), "--api-address", apiAddress,
+		"--data-dir", filepath.Join(r.dir, "data"), "--api-address", r.api,
 		"--boot-netns", r.lab.Namespace(), "--bundles", r.bundle, "--trusted-keys", r.publicKey(),
 		"--heartbeat-interval", "5s")
 	command.Stdout, command.Stderr = log, log
@@ -164,6 +174,9 @@ func (r *rack) kill() {
 
 // publicKey is beside the bundle's signing key in the build cache.
 func (r *rack) publicKey() string {
+	if path := os.Getenv("COLDRACK_E2E_KEY"); path != "" {
+		return path
+	}
 	return filepath.Join(filepath.Dir(r.bundle), "cache", "bundle.pub")
 }
 
@@ -358,4 +371,34 @@ func newest(m *v1alpha1.Machine) v1alpha1.BootRecord {
 
 func after(m *v1alpha1.Machine, moment time.Time) bool {
 	return newest(m).At.After(moment.Add(-time.Second)) // status has whole seconds
+}
+
+// sshKey makes a key pair for logging in to installed nodes.
+func sshKey(t *testing.T) (privateFile, public string) {
+	t.Helper()
+	require.Need(t, "ssh", "ssh-keygen")
+	privateFile = filepath.Join(t.TempDir(), "key")
+	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "e2e", "-f", privateFile).CombinedOutput(); err != nil {
+		t.Fatalf("ssh-keygen: %v: %s", err, out)
+	}
+	content, err := os.ReadFile(privateFile + ".pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return privateFile, strings.TrimSpace(string(content))
+}
+
+// ssh runs a command as root on an installed node, from inside the lab.
+func (r *rack) ssh(address, command string) string {
+	r.t.Helper()
+	var out []byte
+	err := r.lab.Do(func() (err error) {
+		out, err = exec.Command("ssh", "-i", r.sshKey, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no",
+			"-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=60", "root@"+address, command).CombinedOutput()
+		return err
+	})
+	if err != nil {
+		r.t.Errorf("ssh root@%s %s: %v: %s", address, command, err, out)
+	}
+	return string(out)
 }
