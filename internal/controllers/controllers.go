@@ -23,7 +23,6 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -37,6 +36,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/liblog"
 )
 
 // SubnetSink is told the IP plans that are valid, all of them, whenever one changes.
@@ -152,7 +152,7 @@ func run(ctx context.Context, d Deps, r reconciler) error {
 		MaxConcurrentReconciles: max(r.workers, 1),
 		CacheSyncTimeout:        time.Minute,
 		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](50*time.Millisecond, 30*time.Second),
-		Logger:                  logr.FromSlogHandler(d.Log.Handler()),
+		Logger:                  liblog.Kubernetes(d.Log),
 		Reconciler: reconcile.Func(func(ctx context.Context, request reconcile.Request) (reconcile.Result, error) {
 			again, err := r.do(ctx, request.Name)
 			return reconcile.Result{RequeueAfter: again}, err

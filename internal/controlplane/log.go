@@ -3,62 +3,20 @@ package controlplane
 import (
 	"context"
 	"log/slog"
-	"slices"
-	"strings"
 	"sync/atomic"
 
-	"github.com/go-logr/logr"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"k8s.io/klog/v2"
+
+	"coldrack.dev/internal/liblog"
 )
 
 // SendKlogTo makes the Kubernetes libraries, which log through one logger per process, write to log: what they
 // call information becomes debug. A process calls it once, before anything else of this package.
 func SendKlogTo(log *slog.Logger) {
-	klog.SetLoggerWithOptions(logr.FromSlogHandler(demoted{log.Handler()}), klog.ContextualLogger(true))
+	klog.SetLoggerWithOptions(liblog.Kubernetes(log), klog.ContextualLogger(true))
 }
-
-// demoted passes records on: what is below warning as debug, what a client caused by going away as debug too, and
-// a failed login, of which the library makes an error of its own, as a warning.
-type demoted struct{ next slog.Handler }
-
-// goneAway are parts of messages about a client that did not wait for its answer.
-var goneAway = []string{"http: Handler timeout", "; CANCEL", "context canceled", "client disconnected"}
-
-func demote(r slog.Record) slog.Level {
-	if r.Level < slog.LevelWarn || r.Message == "Post-timeout activity" {
-		return slog.LevelDebug
-	}
-	level := r.Level
-	if r.Message == "Unable to authenticate the request" {
-		level = slog.LevelWarn
-	}
-	r.Attrs(func(a slog.Attr) bool {
-		if a.Key == "err" && slices.ContainsFunc(goneAway, func(part string) bool { return strings.Contains(a.Value.String(), part) }) {
-			level = slog.LevelDebug
-		}
-		return true
-	})
-	return level
-}
-
-func (d demoted) Enabled(ctx context.Context, level slog.Level) bool {
-	if level < slog.LevelWarn {
-		return level >= slog.LevelInfo && d.next.Enabled(ctx, slog.LevelDebug)
-	}
-	return d.next.Enabled(ctx, level)
-}
-
-func (d demoted) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level = demote(r); !d.next.Enabled(ctx, r.Level) {
-		return nil
-	}
-	return d.next.Handle(ctx, r)
-}
-
-func (d demoted) WithAttrs(attrs []slog.Attr) slog.Handler { return demoted{d.next.WithAttrs(attrs)} }
-func (d demoted) WithGroup(name string) slog.Handler       { return demoted{d.next.WithGroup(name)} }
 
 // zapTo returns a zap logger, as etcd wants one, that writes to log. What etcd calls information becomes
 // debug, and so does everything while stopping is set: etcd reports the close of each of its sockets as an

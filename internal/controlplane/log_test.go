@@ -8,8 +8,9 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/go-logr/logr"
 	"go.uber.org/zap"
+
+	"coldrack.dev/internal/liblog"
 )
 
 func TestLibrariesAreQuiet(t *testing.T) {
@@ -21,7 +22,7 @@ func TestLibrariesAreQuiet(t *testing.T) {
 		}
 		return a
 	}}))
-	kubernetes := logr.FromSlogHandler(demoted{log.Handler()})
+	kubernetes := liblog.Kubernetes(log)
 	var stopping atomic.Bool
 	etcd := zapTo(log, &stopping)
 	for name, test := range map[string]struct {

@@ -10,7 +10,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/runtime"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -22,6 +21,7 @@ import (
 	"coldrack.dev/internal/controllers"
 	"coldrack.dev/internal/controlplane"
 	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/liblog"
 	"coldrack.dev/internal/machineapi"
 	"coldrack.dev/internal/manifest"
 	"coldrack.dev/internal/pki"
@@ -40,7 +40,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	controlplane.SendKlogTo(log)
-	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
+	ctrl.SetLogger(liblog.Kubernetes(log))
 
 	lock, err := lockDataDir(cfg)
 	if err != nil {
