@@ -12,7 +12,8 @@ type DHCPMode string
 const (
 	// DHCPServer answers with addresses and boot files.
 	DHCPServer DHCPMode = "server"
-	// DHCPProxy answers with boot files only, beside the site's own DHCP server.
+	// DHCPProxy will answer with boot files only, beside the site's own DHCP server. ValidateSubnet refuses it
+	// until it does.
 	DHCPProxy DHCPMode = "proxy"
 	// DHCPOff never answers.
 	DHCPOff DHCPMode = "off"

@@ -105,6 +105,9 @@ func ValidateSubnet(s *Subnet, others []Subnet) field.ErrorList {
 		errs = append(errs, field.Invalid(spec.Child("static"), s.Spec.Static,
 			fmt.Sprintf("overlaps with spec.discovery, %s: an installed node and a machine that boots could get the same address", discovery)))
 	}
+	if s.Spec.DHCP == DHCPProxy {
+		errs = append(errs, field.Invalid(spec.Child("dhcp"), s.Spec.DHCP, "is not supported yet: use server, or off where another DHCP server hands out our boot files"))
+	}
 	if s.Spec.DHCP == DHCPServer && s.Spec.Discovery == "" {
 		errs = append(errs, field.Required(spec.Child("discovery"), "in DHCP mode server: the range for machines that are not known yet"))
 	}

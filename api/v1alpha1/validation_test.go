@@ -126,6 +126,7 @@ func TestValidateSubnet(t *testing.T) {
 		"a pool with the broadcast address":      {SubnetSpec{CIDR: "10.20.0.0/24", Discovery: "10.20.0.9-10.20.0.255"}, []string{"contains the broadcast address, 10.20.0.255"}},
 		"a pool up to the end of all addresses":  {SubnetSpec{CIDR: "255.255.255.0/24", Discovery: "255.255.255.9-255.255.255.255"}, []string{"broadcast"}},
 		"pools that overlap":                     {SubnetSpec{CIDR: "10.20.0.0/24", Discovery: "10.20.0.9-10.20.0.20", Static: "10.20.0.20-10.20.0.30"}, []string{"spec.static: Invalid value: \"10.20.0.20-10.20.0.30\": overlaps with spec.discovery"}},
+		"DHCP beside the site's own server":      {SubnetSpec{CIDR: "10.20.0.0/24", DHCP: DHCPProxy}, []string{`spec.dhcp: Invalid value: "proxy": is not supported yet: use server, or off`}},
 		"a DHCP server without a pool":           {SubnetSpec{CIDR: "10.20.0.0/24", DHCP: DHCPServer}, []string{"spec.discovery: Required value"}},
 		"a DNS server by name":                   {SubnetSpec{CIDR: "10.20.0.0/24", DNS: []string{"10.0.0.1", "dns.example.net"}}, []string{"spec.dns[1]"}},
 		"a time server that is nothing":          {SubnetSpec{CIDR: "10.20.0.0/24", NTP: []string{"not a host"}}, []string{"spec.ntp[0]"}},

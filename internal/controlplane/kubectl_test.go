@@ -205,10 +205,10 @@ func TestKubectl(t *testing.T) {
 		}
 		apply := words("apply -f -")
 		k.fails("kind: [", apply, "error converting YAML")
-		k.fails(subnet("x", "cidr: 10.20.0.128/25, dhcp: proxy"), apply, `The Subnet "x" is invalid`, "spec.cidr", "overlaps with 10.20.0.0/24 of Subnet rack-1")
+		k.fails(subnet("x", "cidr: 10.20.0.128/25, dhcp: 'off'"), apply, `The Subnet "x" is invalid`, "spec.cidr", "overlaps with 10.20.0.0/24 of Subnet rack-1")
 		k.fails(subnet("x", "cidr: 10.30.0.0/24, discovery: 10.30.0.10-10.30.0.20, static: 10.30.0.15-10.30.0.30"), apply, "spec.static", "overlaps with spec.discovery")
-		k.fails(subnet("x", "cidr: 10.30.0.0/24, gateway: 10.31.0.1, dhcp: proxy"), apply, "spec.gateway must lie within spec.cidr")
-		k.fails(subnet("x", "cidr: nonsense, dhcp: proxy"), apply, "spec.cidr must be a network such as 10.20.0.0/24")
+		k.fails(subnet("x", "cidr: 10.30.0.0/24, gateway: 10.31.0.1, dhcp: 'off'"), apply, "spec.gateway must lie within spec.cidr")
+		k.fails(subnet("x", "cidr: nonsense, dhcp: 'off'"), apply, "spec.cidr must be a network such as 10.20.0.0/24")
 		k.fails(subnet("x", "cidr: 10.30.0.0/24, dhcp: maybe"), apply, `Unsupported value: "maybe"`)
 		k.fails(subnet("x", "cdir: 10.30.0.0/24"), apply, `unknown field "spec.cdir"`)
 		k.fails(machine("b", `identifiers: {macs: ["52:54:00:00:00:01"]}`), apply, "spec.identifiers.macs[0]", "belongs to Machine a already")
