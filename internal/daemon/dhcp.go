@@ -125,11 +125,21 @@ func (d dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
 	config := d.base
 	for _, subnet := range subnets {
 		plan, err := dhcpSubnet(subnet)
-		if err != nil {
-			d.log.Error("DHCP does not serve a subnet", "subnet", subnet.Name, "err", err)
+		if err == nil && !plan.CIDR.Addr().Is4() {
 			continue
 		}
-		config.Subnets = append(config.Subnets, plan)
+		if err == nil {
+			// Together with those that are good already, since two of them may contradict each other; a bad
+			// one must not keep the others from their machines.
+			candidate := config
+			candidate.Subnets = append(slices.Clone(config.Subnets), plan)
+			if err = candidate.Validate(); err == nil {
+				config = candidate
+			}
+		}
+		if err != nil {
+			d.log.Error("DHCP does not serve a subnet, machines in it get no answer", "subnet", subnet.Name, "err", err)
+		}
 	}
 	if err := d.server.SetConfig(config); err != nil {
 		d.log.Error("DHCP goes on with its previous subnets", "err", err)
@@ -166,6 +176,10 @@ func dhcpSubnet(subnet v1alpha1.Subnet) (plan dhcp.Subnet, err error) {
 	}{"dns": {spec.DNS, &plan.DNS}, "ntp": {spec.NTP, &plan.NTP}, "relays": {spec.Relays, &plan.Relays}} {
 		for i, text := range list.texts {
 			address, err := netip.ParseAddr(text)
+			if err != nil && field == "ntp" || err == nil && !address.Is4() {
+				// Installed nodes are told of it; DHCPv4 has room for IPv4 addresses only.
+				continue
+			}
 			if err != nil {
 				return plan, fmt.Errorf("spec.%s[%d]: %w", field, i, err)
 			}
