@@ -27,6 +27,10 @@ func limitsFor(heartbeat time.Duration, watching time.Time) limits {
 	return limits{watching: watching, silent: 3 * heartbeat, still: 10 * time.Minute, boot: 15 * time.Minute}
 }
 
+// quiet is how long nothing may be heard of a machine in discovery, which asks for its assignment at least
+// once a minute.
+func (l limits) quiet() time.Duration { return max(l.silent, 3*time.Minute) }
+
 // view is what a person sees of a machine's way.
 type view struct {
 	phase   v1alpha1.MachinePhase
@@ -50,7 +54,7 @@ func phase(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
 	case running:
 		return acting(m, live, now, l)
 	case intent != nil:
-		return due(m, live)
+		return due(m, live, now, l)
 	case status != nil && status.State == v1alpha1.IntentFailed && !aliveSince(m, live, status, now, l):
 		return view{phase: v1alpha1.PhaseFailed, step: stepText(steps(m, live)),
 			message: fmt.Sprintf("%s failed: %s. To try again: coldrack %s %s", strings.ToLower(string(status.Action)), status.Message, strings.ToLower(string(status.Action)), m.Name)}
@@ -63,7 +67,7 @@ func phase(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
 }
 
 // due is a machine whose intent has not begun.
-func due(m *v1alpha1.Machine, live fleet.Live) view {
+func due(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
 	intent := m.OpenIntent()
 	v := view{phase: v1alpha1.PhaseApproved}
 	if intent.Action == v1alpha1.ActionRelease {
@@ -75,8 +79,10 @@ func due(m *v1alpha1.Machine, live fleet.Live) view {
 		v.message = cmp.Or(live.Held, live.Blocked)
 	case live.Heartbeat != nil && m.Status.Installed != nil:
 		v.message = fmt.Sprintf("%s is due; the node boots from the network at its next heartbeat", what)
-	case live.Session != "":
+	case now.Sub(live.ContactAt) < l.quiet():
+		// By contact and not by session: sessions go on over a restart of the server, which forgets them.
 		v.message = fmt.Sprintf("%s is due; the machine is about to begin", what)
+		v.until = live.ContactAt.Add(l.quiet())
 	default:
 		v.message = fmt.Sprintf("%s is due; power the machine on and let it boot from the network", what)
 	}
@@ -183,8 +189,7 @@ func discovering(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) 
 		v.message = live.Held
 	}
 	heard := latest(live.ContactAt, l.watching)
-	// A machine in discovery asks for its assignment at least once a minute.
-	quiet := max(l.silent, 3*time.Minute)
+	quiet := l.quiet()
 	if now.Sub(heard) >= quiet {
 		v.message += fmt.Sprintf(" (not heard of since %s)", stamp(live.ContactAt, l.watching))
 	} else {

@@ -110,6 +110,8 @@ func TestPhase(t *testing.T) {
 		{"approved, not planned yet", newScene(inventory, approved, contact(0)), v1alpha1.PhaseApproved, "being planned", ""},
 		{"approved, without an address", newScene(inventory, approved, contact(0), held("no subnet")), v1alpha1.PhaseApproved, "no subnet", ""},
 		{"an install is due and the machine is there", newScene(inventory, approved, contact(0), wants("1", install)), v1alpha1.PhaseApproved, "about to begin", ""},
+		{"an install is due and the machine is there since before the server's restart", newScene(inventory, approved, contact(time.Minute), func(s *scene) { s.live.Session = "" }, wants("1", install)), v1alpha1.PhaseApproved, "about to begin", ""},
+		{"an install is due and the machine was switched off", newScene(inventory, approved, contact(time.Hour), wants("1", install)), v1alpha1.PhaseApproved, "power the machine on", ""},
 		{"an install is due and the machine is off", newScene(inventory, approved, wants("1", install)), v1alpha1.PhaseApproved, "power the machine on", ""},
 		{"an install is due and its profile is missing", newScene(inventory, approved, contact(0), wants("1", install), blocked("profile x does not exist")), v1alpha1.PhaseApproved, "profile x", ""},
 		{"an install without approval", newScene(inventory, contact(0), wants("1", install)), v1alpha1.PhaseWaiting, "not approved", ""},
