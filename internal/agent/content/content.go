@@ -70,7 +70,7 @@ func (e *MissingError) Error() string {
 type DigestError struct{ What, Want, Got string }
 
 func (e *DigestError) Error() string {
-	return fmt.Sprintf("%s arrived damaged twice: digest is %s, want %s; the server's copy or something between it and this machine alters data. On the server: coldrack bundle verify", e.What, e.Got, e.Want)
+	return fmt.Sprintf("%s arrived damaged twice: digest is %s, want %s; the server's copy is damaged, or something between it and this machine alters data. To repair the copy: coldrack bundle import --again FILE", e.What, e.Got, e.Want)
 }
 
 // Get fetches a whole blob of at most limit bytes. Trouble of the network is waited out.

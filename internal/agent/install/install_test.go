@@ -420,7 +420,7 @@ func TestWhatIsOnTheDiskDecidesAboutTheWipe(t *testing.T) {
 		wipe    string
 		refused string
 	}{
-		"a file system of somebody else":         {before: format, wipe: "RefuseForeign", refused: "holds data that Coldrack did not write: ext2/3/4. Nothing was changed. If it may go: set wipe: Always in the profile, then: coldrack reinstall n1"},
+		"a file system of somebody else":         {before: format, wipe: "RefuseForeign", refused: "holds data that Coldrack did not write: ext2/3/4. Nothing was changed. If it may go: set wipe: Always in the profile"},
 		"a file system that may go":              {before: format, wipe: "Always"},
 		"another machine's disk of Coldrack":     {before: mark("intent-9"), wipe: "RefuseForeign", refused: "gpt partition table " + gpt.Marker("intent-9").String()},
 		"our own earlier install":                {before: mark("intent-1"), wipe: "RefuseForeign"},

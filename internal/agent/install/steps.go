@@ -168,8 +168,8 @@ func (a *act) wipe(ctx context.Context) (string, error) {
 	case a.plan.Wipe == "Always":
 		a.Log.Warn("overwriting foreign data as the profile says", "disk", a.disk.name, "found", found.lines())
 	default:
-		return "", fmt.Errorf("disk %s holds data that Coldrack did not write: %s. Nothing was changed. If it may go: set wipe: Always in the profile, then: coldrack reinstall %s",
-			describe(a.choice), strings.Join(found.lines(), "; "), a.plan.Machine)
+		return "", fmt.Errorf("disk %s holds data that Coldrack did not write: %s. Nothing was changed. If it may go: set wipe: Always in the profile",
+			describe(a.choice), strings.Join(found.lines(), "; "))
 	}
 	how, err := a.erase(ctx, a.disk, found.Report)
 	if err != nil {
