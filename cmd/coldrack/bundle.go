@@ -269,12 +269,14 @@ func (a *app) bundleImportCommand() *cobra.Command {
 		server  serverFlags
 		trust   []string
 		offline bool
+		again   bool
 	)
 	cmd := &cobra.Command{
 		Use:   "import FILE",
 		Short: "Bring a bundle into the server",
 		Long: `Send a bundle to the server, which checks it and makes all of it visible at once. An import that was
-interrupted goes on where it was when it is started again.
+interrupted goes on where it was when it is started again. A bundle that the server has is not sent;
+--again has all of it checked and what is damaged on the server's disk replaced.
 
 --offline writes into the data folder on this machine instead, whether the server runs or not; a server
 that does not run makes the Images known when it starts.`,
@@ -286,7 +288,7 @@ that does not run makes the Images known when it starts.`,
 				if len(trust) > 0 {
 					return usageError("--trust goes with --offline; the server decides itself whom it trusts (`coldrack bundle trust`)")
 				}
-				return a.uploadBundle(cmd.Context(), args[0])
+				return a.uploadBundle(cmd.Context(), args[0], again)
 			}
 			cfg, err := server.load(a)
 			if err != nil {
@@ -312,6 +314,7 @@ that does not run makes the Images known when it starts.`,
 	a.addConnectionFlag(cmd)
 	server.addFlags(cmd)
 	cmd.Flags().BoolVar(&offline, "offline", false, "write into the data folder on this machine")
+	cmd.Flags().BoolVar(&again, "again", false, "send the bundle even if the server has it, to repair its copy")
 	cmd.Flags().StringArrayVar(&trust, "trust", nil, "with --offline: file with a public key to accept; may be repeated")
 	return cmd
 }

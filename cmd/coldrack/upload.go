@@ -58,7 +58,8 @@ func (u *uploader) request(ctx context.Context, method string, body io.Reader, q
 	return http.NewRequestWithContext(ctx, method, target.String(), body)
 }
 
-func (a *app) uploadBundle(ctx context.Context, path string) error {
+// uploadBundle sends the archive at path; again says to do so even if the server has it.
+func (a *app) uploadBundle(ctx context.Context, path string, again bool) error {
 	// What is no bundle is refused before gigabytes are sent.
 	summary, err := bundle.Inspect(path)
 	if err != nil {
@@ -74,8 +75,8 @@ func (a *app) uploadBundle(ctx context.Context, path string) error {
 	}
 	if imported, err := a.alreadyImported(ctx, summary.Digest); err != nil {
 		return err
-	} else if imported {
-		fmt.Fprintf(a.out, "bundle %s (%s) is imported already\n", summary.Name, summary.Digest)
+	} else if imported && !again {
+		fmt.Fprintf(a.out, "bundle %s (%s) is imported already; --again repairs a damaged copy\n", summary.Name, summary.Digest)
 		return nil
 	}
 	client, err := rest.HTTPClientFor(config)
