@@ -223,10 +223,12 @@ func (d *Discovery) follow(ctx context.Context) error {
 	version, shown := "", ""
 	for {
 		var next wire.Assignment
-		asked := time.Now()
+		asked, wait := time.Now(), pollWait
 		err := d.retry(ctx, "ask what to do", func(ctx context.Context) error {
 			var err error
-			next, err = d.Server.Assignment(ctx, version, pollWait)
+			if next, err = d.Server.Assignment(ctx, version, wait); err != nil {
+				wait = 0 // a server that is back shall say so at once, and not when the poll ends
+			}
 			return err
 		})
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -98,7 +99,7 @@ func (s *story) poll(r *http.Request) wire.Assignment {
 		if down {
 			panic(http.ErrAbortHandler)
 		}
-		if current.Version != r.URL.Query().Get("version") {
+		if current.Version != r.URL.Query().Get("version") || r.URL.Query().Get("wait") == "0" {
 			return current
 		}
 		select {
@@ -157,8 +158,8 @@ func (p plain) Inventory(ctx context.Context, in wire.Inventory) error {
 	_, err := post[wire.Empty](ctx, p, wire.PathInventory, in)
 	return err
 }
-func (p plain) Assignment(ctx context.Context, version string, _ time.Duration) (wire.Assignment, error) {
-	return post[wire.Assignment](ctx, p, wire.PathAssignment+"?version="+version, nil)
+func (p plain) Assignment(ctx context.Context, version string, wait time.Duration) (wire.Assignment, error) {
+	return post[wire.Assignment](ctx, p, wire.PathAssignment+"?version="+version+"&wait="+strconv.Itoa(int(wait.Seconds())), nil)
 }
 func (p plain) Complete(ctx context.Context, in wire.Complete) error {
 	_, err := post[wire.Empty](ctx, p, wire.PathComplete, in)
@@ -323,12 +324,12 @@ func TestAServerThatRestartsIsWaitedFor(t *testing.T) {
 	shown.await(t, "waiting for approval")
 	s.outage(true)
 	shown.await(t, "the server is unreachable")
-	s.assign(install1("i1"))
 	s.outage(false)
+	shown.await(t, "the server answers again") // though it has nothing new to say
+	s.assign(install1("i1"))
 	if r := ending(t, ended); !r.Wanted {
 		t.Errorf("the reboot is %+v", r)
 	}
-	shown.await(t, "the server answers again")
 	if strings.Count(strings.Join(s.calls, " "), wire.PathEnroll) != 1 {
 		t.Errorf("enrolled again: %v", s.calls)
 	}
