@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -338,6 +340,17 @@ func (r *rack) curl(path string) string {
 // blank says whether a disk holds nothing but zeros.
 func blank(t *testing.T, path string) bool {
 	t.Helper()
+	found := false
+	extents(t, path, func(int64, []byte) bool {
+		found = true
+		return false
+	})
+	return !found
+}
+
+// extents shows every mebibyte of a disk that is not all zeros, until each returns false.
+func extents(t *testing.T, path string, each func(offset int64, content []byte) bool) {
+	t.Helper()
 	file, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -345,19 +358,22 @@ func blank(t *testing.T, path string) bool {
 	defer file.Close()
 	// Sparse: only what was ever written has data.
 	buffer, zeros := make([]byte, 1<<20), make([]byte, 1<<20)
-	for offset := int64(0); ; {
+	for offset := int64(0); ; offset += int64(len(buffer)) {
 		data, err := syscall.Seek(int(file.Fd()), offset, 3 /* SEEK_DATA */)
-		if err != nil {
-			return true // no data from here on
-		}
-		n, err := file.ReadAt(buffer, data)
-		if !bytes.Equal(buffer[:n], zeros[:n]) {
-			return false
+		if errors.Is(err, syscall.ENXIO) {
+			return // no data from here on
 		}
 		if err != nil {
-			return true
+			t.Fatal(err)
 		}
-		offset = data + int64(n)
+		offset = data - data%int64(len(buffer))
+		n, err := file.ReadAt(buffer, offset)
+		if err != nil && !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(buffer[:n], zeros[:n]) && !each(offset, buffer[:n]) {
+			return
+		}
 	}
 }
 
