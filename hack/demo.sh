@@ -70,7 +70,7 @@ $machines nodes are Ready after $((SECONDS - started)) seconds. Look around:
   coldrack machines describe NAME         # what it is and how its install went
   coldrack explain-boot NAME              # what it was told to boot, and why
   coldrack reinstall NAME --yes --wait    # once more
-  kubectl --kubeconfig \$COLDRACK_KUBECONFIG get machines --watch
+  kubectl --kubeconfig \$COLDRACK_KUBECONFIG get machines --watch   # make bin/kubectl builds one
   coldrack lab console NAME -f --name demo --state-dir $state/lab
   make demo-down                          # stop and remove everything
 END

@@ -19,6 +19,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machineapi/wire"
 )
 
 // machines folds what the fleet observed into status.
@@ -138,6 +139,7 @@ func fold(m *v1alpha1.Machine, live fleet.Live, twins []fleet.Twin, now time.Tim
 	}
 	s.Steps = steps(m, live)
 	foldNode(m, live)
+	s.Steps = endReboot(s.Steps, s.Intent, s.Node)
 	if live.Address != "" {
 		s.Address = live.Address
 	}
@@ -148,6 +150,24 @@ func fold(m *v1alpha1.Machine, live fleet.Live, twins []fleet.Twin, now time.Tim
 	s.Message, s.CurrentStep = v.message, v.step
 	foldConditions(m, live, twins, now)
 	return v.until
+}
+
+// endReboot ends the last step of an act, which the machine itself cannot report: an install's when the node
+// was heard of from its disk; a release has none, because the machine stays in discovery.
+func endReboot(steps []v1alpha1.Step, intent *v1alpha1.IntentStatus, node *v1alpha1.NodeStatus) []v1alpha1.Step {
+	last := len(steps) - 1
+	if last < 0 || steps[last].Name != wire.StepReboot || steps[last].State != v1alpha1.StepRunning ||
+		intent == nil || intent.State != v1alpha1.IntentSucceeded {
+		return steps
+	}
+	steps = slices.Clone(steps)
+	switch {
+	case intent.Action == v1alpha1.ActionRelease:
+		steps[last].State, steps[last].StartedAt, steps[last].Message = v1alpha1.StepSkipped, nil, "stays in discovery"
+	case node != nil && node.ReadyAt != nil && intent.FinishedAt != nil && !node.ReadyAt.Before(intent.FinishedAt):
+		steps[last].State, steps[last].FinishedAt = v1alpha1.StepSucceeded, new(metav1.NewMicroTime(node.ReadyAt.Time))
+	}
+	return steps
 }
 
 // mergeBoots puts together what this server answered and what was recorded before, newest first.

@@ -251,3 +251,36 @@ func TestAcknowledge(t *testing.T) {
 		t.Error("and it is still open")
 	}
 }
+
+func TestEndReboot(t *testing.T) {
+	finished := metav1.NewTime(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC))
+	later := metav1.NewTime(finished.Add(40 * time.Second))
+	earlier := metav1.NewTime(finished.Add(-time.Hour))
+	done := func(action v1alpha1.IntentAction, state v1alpha1.IntentState) *v1alpha1.IntentStatus {
+		return &v1alpha1.IntentStatus{ID: "1", Action: action, State: state, FinishedAt: &finished}
+	}
+	tests := map[string]struct {
+		intent *v1alpha1.IntentStatus
+		node   *v1alpha1.NodeStatus
+		want   v1alpha1.StepState
+	}{
+		"the node was heard of from its disk":            {done(v1alpha1.ActionInstall, v1alpha1.IntentSucceeded), &v1alpha1.NodeStatus{ReadyAt: &later}, v1alpha1.StepSucceeded},
+		"the node has not been heard of":                 {done(v1alpha1.ActionInstall, v1alpha1.IntentSucceeded), nil, v1alpha1.StepRunning},
+		"only the earlier installation was heard of":     {done(v1alpha1.ActionReinstall, v1alpha1.IntentSucceeded), &v1alpha1.NodeStatus{ReadyAt: &earlier}, v1alpha1.StepRunning},
+		"a released machine stays in discovery":          {done(v1alpha1.ActionRelease, v1alpha1.IntentSucceeded), nil, v1alpha1.StepSkipped},
+		"the intent is still running":                    {done(v1alpha1.ActionInstall, v1alpha1.IntentRunning), &v1alpha1.NodeStatus{ReadyAt: &later}, v1alpha1.StepRunning},
+		"what a failure left behind is no business here": {done(v1alpha1.ActionInstall, v1alpha1.IntentFailed), nil, v1alpha1.StepRunning},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			steps := []v1alpha1.Step{{Name: "identity", State: v1alpha1.StepSucceeded}, {Name: "reboot", State: v1alpha1.StepRunning}}
+			got := endReboot(steps, test.intent, test.node)
+			if got[1].State != test.want || (test.want == v1alpha1.StepSucceeded) != (got[1].FinishedAt != nil) {
+				t.Errorf("got %+v, want %s", got[1], test.want)
+			}
+			if steps[1].State != v1alpha1.StepRunning {
+				t.Error("the caller's steps were changed")
+			}
+		})
+	}
+}
