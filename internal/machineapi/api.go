@@ -239,6 +239,9 @@ func (a *API) serve(route route, w http.ResponseWriter, r *http.Request) (any, e
 	}
 	if c.peer.kind == kindSession {
 		if err := a.checkSession(r.Context(), c.peer); err != nil {
+			if errors.Is(err, errSessionEnded) {
+				a.twoSystems(c.peer.machine, r)
+			}
 			return nil, err
 		}
 	}

@@ -369,6 +369,9 @@ func TestAnOldSessionEndsWhenTheMachineBootsAgain(t *testing.T) {
 	if _, err := old.assignment(); code(err) != wire.CodeForbidden {
 		t.Errorf("the session of the boot before still gets plans: %v", err)
 	}
+	if conflict := s.fleet.Live(now.name).Conflict; !strings.Contains(conflict, "two running systems") {
+		t.Errorf("a system that goes on beside the new one is not told of: %q", conflict)
+	}
 	_, err := now.assignment()
 	check(t, err)
 	s.clock.add(sessionTTL + time.Hour)

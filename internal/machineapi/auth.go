@@ -2,6 +2,8 @@ package machineapi
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -72,6 +74,18 @@ func (p peer) may(need access) error {
 	return refuse(http.StatusForbidden, wire.CodeForbidden, "a %s certificate of machine %s does not open this path", p.kind, p.machine)
 }
 
+// errSessionEnded is the refusal of a session after which the machine enrolled again.
+var errSessionEnded = errors.New("this session has ended")
+
+// twoSystems records that a session is still used although its machine has enrolled again. A system that was
+// reset asks nothing any more, so there are two at once: a clone, or a board that gives every machine the same
+// identifiers. Each ends the other's session, and neither would ever get through an install.
+func (a *API) twoSystems(name string, r *http.Request) {
+	a.Log.Warn("two running systems have one machine's identifiers", "machine", name, "from", address(r), "other", a.Fleet.Live(name).Address)
+	a.Fleet.Conflicted(name, fmt.Sprintf("two running systems, at %s and %s, have the identifiers of machine %s: switch one off, and look for a clone or a MAC address that is used twice",
+		address(r), a.Fleet.Live(name).Address, name))
+}
+
 // checkSession refuses a session when the machine has enrolled again since: there is one running system
 // on a machine at a time, and an old session must not profit from an intent that was written later.
 // After a restart of the server any session that has not expired counts until the machine boots again.
@@ -80,7 +94,8 @@ func (a *API) checkSession(ctx context.Context, p peer) error {
 		return err
 	}
 	if current := a.Fleet.Live(p.machine).Session; current != "" && current != p.fingerprint {
-		return refuse(http.StatusForbidden, wire.CodeForbidden, "machine %s has booted and enrolled again since; this session has ended", p.machine)
+		return fmt.Errorf("%w: %w", errSessionEnded,
+			refuse(http.StatusForbidden, wire.CodeForbidden, "machine %s has booted and enrolled again since; this session has ended", p.machine))
 	}
 	return nil
 }
