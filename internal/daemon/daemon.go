@@ -73,10 +73,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		defer sockets.close()
 	}
 
+	machines := fleet.New(fleet.Options{Log: log.With("part", "fleet")})
 	s := &server{
 		cfg: cfg, log: log, keys: keys, sockets: sockets,
 		content: content{store: store}, importer: newImporter(cfg, store, log),
-		fleet: fleet.New(fleet.Options{Log: log.With("part", "fleet")}),
+		fleet: machines, metrics: newMetrics(machines),
 	}
 	if s.plane, err = s.startControlPlane(ctx); err != nil {
 		return err
@@ -116,6 +117,7 @@ type server struct {
 	content  content
 	importer *importer
 	fleet    *fleet.Fleet
+	metrics  *metrics
 	plane    *controlplane.ControlPlane
 }
 
@@ -154,6 +156,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		Handlers: map[string]http.Handler{
 			machinesPath:           machineLogs(s.fleet),
 			"/coldrack/v1/bundles": s.importer,
+			metricsPath:            s.metrics.handler(s.log),
 		},
 		Normalize:     fleet.Normalize,
 		Version:       version.Get().Version,

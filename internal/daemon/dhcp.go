@@ -210,6 +210,7 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 	if err != nil {
 		return nil, err
 	}
+	s.metrics.watchDHCP(server.Stats)
 	group.Go(func() error { return server.Serve(ctx) })
 	for _, name := range interfaces {
 		group.Go(func() error {

@@ -33,6 +33,7 @@ type booter struct {
 	cfg     Config
 	caPin   string
 	log     *slog.Logger
+	metrics *metrics
 }
 
 // reachedAt is the address by which a machine reaches this server: the configured one, else the one that
@@ -82,6 +83,7 @@ func (b *booter) script(request boot.Request, local netip.Addr) (string, error) 
 		record.MAC = request.MACs[0]
 	}
 	name := b.fleet.Booted(ids, record)
+	b.metrics.boots.WithLabelValues(string(plan.Action)).Inc()
 
 	target := boot.Target{Machine: name, LocalURL: b.bootURL(local) + "/" + bundle.FileLocal, RetryURL: b.bootURL(local) + "/boot.ipxe"}
 	switch plan.Action {

@@ -16,16 +16,21 @@ import (
 	"coldrack.dev/internal/tftp"
 )
 
+func (s *server) newBooter(nonces *machineapi.Nonces) *booter {
+	return &booter{
+		fleet: s.fleet, nonces: nonces, content: s.content, cfg: s.cfg,
+		caPin: s.keys.machines.Fingerprint(), log: s.log.With("part", "boot"), metrics: s.metrics,
+	}
+}
+
 // serveBoot serves everything that machines talk to, as tasks of the group.
 func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *machineapi.Nonces,
 	store *controllers.Store, plans *controllers.Plans) (controllers.SubnetSink, error) {
-	answers := &booter{
-		fleet: s.fleet, nonces: nonces, content: s.content, cfg: s.cfg,
-		caPin: s.keys.machines.Fingerprint(), log: s.log.With("part", "boot"),
-	}
+	answers := s.newBooter(nonces)
 	web := httpboot.New(httpboot.Options{
 		Files: s.content, Content: answers, Scripts: answers, Log: s.log.With("part", "http"),
 	})
+	s.metrics.watchHTTP(web.Stats)
 	group.Go(func() error { return web.Serve(ctx, s.sockets.http) })
 
 	files := tftp.New(tftp.Options{
@@ -38,6 +43,7 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 			return conn, err
 		},
 	})
+	s.metrics.watchTFTP(files.Stats)
 	group.Go(func() error { return files.Serve(ctx, s.sockets.tftp) })
 
 	api := machineapi.New(machineapi.Options{

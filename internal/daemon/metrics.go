@@ -1,0 +1,149 @@
+package daemon
+
+import (
+	"log/slog"
+	"net/http"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/dhcp"
+	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/httpboot"
+	"coldrack.dev/internal/tftp"
+	"coldrack.dev/internal/version"
+)
+
+const metricsPath = "/coldrack/v1/metrics"
+
+// metrics are what Prometheus reads of this server. The API server's own are beside them, at /metrics.
+type metrics struct {
+	registry *prometheus.Registry
+	boots    *prometheus.CounterVec
+}
+
+func newMetrics(machines *fleet.Fleet) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		boots: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "coldrack_boots_total", Help: "Boots that were answered, by what the machine was told to do.",
+		}, []string{"action"}),
+	}
+	// Alerts need to see nothing as 0.
+	for _, action := range []v1alpha1.BootAction{
+		v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease, v1alpha1.BootLocalDisk, v1alpha1.BootRefuse,
+	} {
+		m.boots.WithLabelValues(string(action))
+	}
+	m.registry.MustRegister(m.boots, samples(func(s sink) {
+		s.gauge("coldrack_build_info", "This build; always 1.", 1, "version", version.Get().Version)
+		byPhase := map[v1alpha1.MachinePhase]int{
+			v1alpha1.PhaseExpected: 0, v1alpha1.PhaseDiscovering: 0, v1alpha1.PhaseWaiting: 0, v1alpha1.PhaseApproved: 0,
+			v1alpha1.PhaseInstalling: 0, v1alpha1.PhaseRebooting: 0, v1alpha1.PhaseReady: 0, v1alpha1.PhaseLost: 0,
+			v1alpha1.PhaseFailed: 0, v1alpha1.PhaseReleasing: 0, v1alpha1.PhaseReleased: 0,
+		}
+		for _, machine := range machines.List() {
+			phase := machine.Status.Phase
+			if phase == "" {
+				phase = v1alpha1.PhaseExpected // no controller has looked at it yet
+			}
+			byPhase[phase]++
+		}
+		for phase, n := range byPhase {
+			s.gauge("coldrack_machines", "Machines, by phase.", n, "phase", string(phase))
+		}
+	}))
+	return m
+}
+
+func (m *metrics) handler(log *slog.Logger) http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)})
+}
+
+func (m *metrics) watchDHCP(stats func() dhcp.Stats) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := stats()
+		const messages = "DHCP messages, by direction and type."
+		for kind, n := range now.Received {
+			s.counter("coldrack_dhcp_messages_total", messages, n, "direction", "received", "type", kind)
+		}
+		for kind, n := range now.Sent {
+			s.counter("coldrack_dhcp_messages_total", messages, n, "direction", "sent", "type", kind)
+		}
+		for reason, n := range map[string]uint64{
+			"malformed": now.Malformed, "no_subnet": now.NoSubnet, "pool_exhausted": now.Exhausted,
+			"lease_not_stored": now.Unstored, "send_error": now.SendErrors,
+		} {
+			s.counter("coldrack_dhcp_unanswered_total", "DHCP messages without an answer, by reason.", n, "reason", reason)
+		}
+		s.counter("coldrack_dhcp_conflicts_total", "Addresses found in use by a client they were not given to.", now.Conflicts)
+		s.counter("coldrack_dhcp_foreign_servers_total", "Signs of another DHCP server on the segment.", now.ForeignServer)
+		s.counter("coldrack_dhcp_store_failures_total", "Failed writes of the lease store.", now.StoreFailures)
+		for _, subnet := range now.Subnets {
+			for state, n := range map[string]int{
+				"leased": subnet.Leased, "held": subnet.Held, "quarantined": subnet.Quarantined,
+				"free": max(subnet.Size-subnet.Leased-subnet.Held-subnet.Quarantined, 0),
+			} {
+				s.gauge("coldrack_dhcp_pool_addresses", "Addresses of a discovery range, by state.", n, "subnet", subnet.Name, "state", state)
+			}
+		}
+	}))
+}
+
+func (m *metrics) watchTFTP(stats func() tftp.Stats) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := stats()
+		for outcome, n := range map[string]uint64{
+			"completed": now.Completed, "aborted": now.Aborted, "failed": now.Failed, "refused": now.Refused, "malformed": now.Malformed,
+		} {
+			s.counter("coldrack_tftp_requests_total", "TFTP requests that ended, by outcome.", n, "outcome", outcome)
+		}
+		s.counter("coldrack_tftp_sent_bytes_total", "Bytes that TFTP clients acknowledged.", now.Bytes)
+		s.counter("coldrack_tftp_retransmits_total", "TFTP blocks that were sent again.", now.Retransmits)
+		s.gauge("coldrack_tftp_transfers", "TFTP transfers that are running.", now.Active)
+	}))
+}
+
+func (m *metrics) watchHTTP(stats func() httpboot.Stats) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := stats()
+		s.counter("coldrack_boot_http_requests_total", "Requests to the boot HTTP server.", now.Requests)
+		s.counter("coldrack_boot_http_errors_total", "Requests to the boot HTTP server that failed, by class of status.", now.BadRequest, "class", "4xx")
+		s.counter("coldrack_boot_http_errors_total", "Requests to the boot HTTP server that failed, by class of status.", now.Failed, "class", "5xx")
+		s.counter("coldrack_boot_http_sent_bytes_total", "Bytes of files that the boot HTTP server sent.", now.Bytes)
+		s.counter("coldrack_boot_http_refused_connections_total", "Connections closed because their client had too many.", now.TooMany)
+		s.gauge("coldrack_boot_http_connections", "Open connections to the boot HTTP server.", now.Conns)
+	}))
+}
+
+// samples reads present values whenever Prometheus asks. It describes none of them beforehand, since labels
+// such as subnets come and go.
+type samples func(sink)
+
+// Describe implements prometheus.Collector.
+func (samples) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (read samples) Collect(out chan<- prometheus.Metric) { read(out) }
+
+type sink chan<- prometheus.Metric
+
+func (s sink) counter(name, help string, value uint64, labels ...string) {
+	s.put(prometheus.CounterValue, name, help, float64(value), labels)
+}
+
+func (s sink) gauge(name, help string, value int, labels ...string) {
+	s.put(prometheus.GaugeValue, name, help, float64(value), labels)
+}
+
+// put takes labels as names and values in turn.
+func (s sink) put(kind prometheus.ValueType, name, help string, value float64, labels []string) {
+	var names, values []string
+	for i := 0; i+1 < len(labels); i += 2 {
+		// Prometheus refuses the whole answer over one value that is not UTF-8.
+		names, values = append(names, labels[i]), append(values, strings.ToValidUTF8(labels[i+1], "_"))
+	}
+	s <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, names, nil), kind, value, values...)
+}
