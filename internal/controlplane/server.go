@@ -117,7 +117,7 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 	case errors.Is(err, syscall.EADDRINUSE):
 		_, port, _ := net.SplitHostPort(address)
 		return nil, fmt.Errorf("listen on %s: port %s is in use; stop the program that holds it "+
-			"(ss -ltnp 'sport = :%s' shows it) or choose another API address", address, port, port)
+			"(ss -ltnp 'sport = :%s' shows it) or choose another API address with --api-address", address, port, port)
 	case errors.Is(err, syscall.EACCES):
 		return nil, fmt.Errorf("listen on %s: this user may not open the port; choose one above 1023", address)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
