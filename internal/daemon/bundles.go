@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"coldrack.dev/internal/bundle"
 )
 
@@ -193,8 +195,12 @@ func (i *importer) spool(r *http.Request, path string) (status int, err error) {
 	if _, err := file.Seek(offset, io.SeekStart); err != nil {
 		return http.StatusInternalServerError, err
 	}
-	if _, err := io.Copy(file, r.Body); err != nil {
-		return http.StatusInsufficientStorage, fmt.Errorf("store the upload: %w; run the import again, it goes on where this one ended", errors.Join(err, file.Sync()))
+	switch _, err := io.Copy(file, r.Body); {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return http.StatusInsufficientStorage, fmt.Errorf("the server's disk is full: make room below %s, then run the import again, it goes on where this one ended: %w",
+			i.cfg.DataDir, errors.Join(err, file.Sync()))
+	case err != nil:
+		return http.StatusBadRequest, fmt.Errorf("receive the upload: %w; run the import again, it goes on where this one ended", errors.Join(err, file.Sync()))
 	}
 	return http.StatusOK, file.Sync()
 }

@@ -3,13 +3,16 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -192,6 +196,33 @@ func TestServer(t *testing.T) {
 			t.Errorf("errors in the log of the second life:\n%s", text)
 		}
 	})
+}
+
+func TestUploadToAFullDisk(t *testing.T) {
+	require.Need(t, "root")
+	cfg := testConfig(t)
+	uploads := cfg.path("uploads")
+	check(t, os.MkdirAll(uploads, 0o700))
+	status, said := make(chan int, 1), make(chan error, 1)
+	go func() {
+		// A mount namespace of this thread alone, which ends with the goroutine: nothing is left behind.
+		runtime.LockOSThread()
+		err := errors.Join(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
+			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount("small", uploads, "tmpfs", 0, "size=16k"))
+		code := 0
+		if err == nil {
+			body := bytes.NewReader(make([]byte, 1<<20))
+			code, err = newImporter(cfg, nil, discard()).spool(httptest.NewRequest(http.MethodPut, "/?name=big", body), cfg.path("uploads", "big"))
+		}
+		status <- code
+		said <- err
+	}()
+	code, err := <-status, <-said
+	if code != http.StatusInsufficientStorage || err == nil {
+		t.Fatalf("status %d: %v", code, err)
+	}
+	wantAll(t, err.Error(), "disk is full", cfg.DataDir, "run the import again")
 }
 
 // cut is the end of a line that broke.
