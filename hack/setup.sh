@@ -21,7 +21,3 @@ if ! { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install -
 	echo "setup: apt-get failed; is a Debian mirror configured and reachable?" >&2
 	exit 1
 fi
-# Servers that packages start by themselves would take the ports that tests use.
-for service in isc-dhcp-server tftpd-hpa dnsmasq nginx kea-dhcp4-server; do
-	service "$service" stop >/dev/null 2>&1 || true
-done
