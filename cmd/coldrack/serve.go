@@ -82,7 +82,9 @@ SIGINT and SIGTERM end the server gracefully; a second one ends it at once.`,
 				_, err := io.WriteString(a.out, set.YAML())
 				return err
 			}
-			return daemon.Run(cmd.Context(), cfg, a.logger(cfg))
+			log := a.logger(cfg)
+			daemon.TakeLibraryLogs(log)
+			return daemon.Run(cmd.Context(), cfg, log)
 		},
 	}
 	if bindErr == nil {

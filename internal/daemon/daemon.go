@@ -28,6 +28,13 @@ import (
 	"coldrack.dev/internal/version"
 )
 
+// TakeLibraryLogs makes the libraries that log through one logger per process write to log. A process calls it
+// once, before Run.
+func TakeLibraryLogs(log *slog.Logger) {
+	controlplane.SendKlogTo(log)
+	ctrl.SetLogger(liblog.Kubernetes(log))
+}
+
 // Run starts the server and serves until ctx ends. It returns nil after a graceful stop.
 //
 // The order of the start is the order of need: state nobody else may touch, keys, content, the API that
@@ -39,9 +46,6 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	controlplane.SendKlogTo(log)
-	ctrl.SetLogger(liblog.Kubernetes(log))
-
 	lock, err := lockDataDir(cfg)
 	if err != nil {
 		return err

@@ -34,6 +34,11 @@ func check(t testing.TB, err error) {
 	}
 }
 
+func TestMain(m *testing.M) {
+	TakeLibraryLogs(discard())
+	m.Run()
+}
+
 // within is how long tests wait for what a server does by itself.
 const within = 30 * time.Second
 
