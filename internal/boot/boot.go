@@ -45,17 +45,26 @@ type Plan struct {
 	Local LocalMethod
 }
 
-// LocalMethod is a way from iPXE to the machine's own disk.
+// LocalMethod is a way from iPXE to the machine's own disk: a small GRUB that finds the disk by its label and
+// starts the boot loader on it.
 type LocalMethod string
 
 const (
-	// LocalSANBoot hands over to the first BIOS drive. On BIOS, leaving iPXE often ends in a boot loop or
-	// a prompt, because many BIOSes do not go on to the next boot device.
-	LocalSANBoot LocalMethod = "sanboot"
-	// LocalChain loads a small GRUB that starts the disk's own boot loader. On UEFI, leaving iPXE may end in
-	// the firmware's setup screen, and iPXE's sanboot cannot start a local disk there.
-	LocalChain LocalMethod = "chain"
+	// LocalBIOS is for BIOS. Leaving iPXE often ends there in a boot loop or a prompt, because many BIOSes do not
+	// go on to the next boot device, and iPXE's sanboot would start the first drive, whatever is on it.
+	LocalBIOS LocalMethod = "bios"
+	// LocalUEFI is for UEFI. Leaving iPXE may end there in the firmware's setup screen, and iPXE's sanboot
+	// cannot start a local disk at all.
+	LocalUEFI LocalMethod = "uefi"
 )
+
+// LocalFile is the name below the boot server of what BootLocalDisk loads.
+func (p Plan) LocalFile() string {
+	if p.Local == LocalBIOS {
+		return fileLocalBIOS
+	}
+	return fileLocal
+}
 
 // Decide returns what the machine that sent the request boots. machine is nil when nothing that is
 // known matches the request.
@@ -66,9 +75,9 @@ const (
 func Decide(request Request, machine *v1alpha1.Machine, policy Policy) Plan {
 	plan := decide(machine)
 	if plan.Action == v1alpha1.BootLocalDisk {
-		plan.Local = LocalChain
+		plan.Local = LocalUEFI
 		if request.Platform == PlatformBIOS {
-			plan.Local = LocalSANBoot
+			plan.Local = LocalBIOS
 		}
 		return plan
 	}

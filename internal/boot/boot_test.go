@@ -76,9 +76,9 @@ func TestDecideWithoutContent(t *testing.T) {
 }
 
 func TestLocalDiskByFirmware(t *testing.T) {
-	for platform, want := range map[Platform]LocalMethod{PlatformBIOS: LocalSANBoot, PlatformUEFI: LocalChain} {
-		if plan := Decide(Request{Platform: platform}, machine(installed), Policy{}); plan.Local != want {
-			t.Errorf("%s: got %s, want %s", platform, plan.Local, want)
+	for platform, want := range map[Platform]string{PlatformBIOS: "local.lkrn", PlatformUEFI: "local.efi"} {
+		if plan := Decide(Request{Platform: platform}, machine(installed), Policy{}); plan.LocalFile() != want {
+			t.Errorf("%s: got %s, want %s", platform, plan.LocalFile(), want)
 		}
 	}
 }
@@ -119,11 +119,9 @@ func TestScript(t *testing.T) {
 		lacking []string
 	}{
 		{"discovery loads our kernel", Plan{Action: v1alpha1.BootDiscover, Reason: "new"},
-			[]string{"kernel --name vmlinuz http://10.0.0.1/k initrd=initrd.img coldrack.nonce=abc", "initrd --name initrd.img http://10.0.0.1/i", "chain --replace http://10.0.0.1/boot.ipxe"}, []string{"sanboot", "local.efi"}},
-		{"a BIOS machine hands over to its first drive", Plan{Action: v1alpha1.BootLocalDisk, Local: LocalSANBoot, Reason: "installed"},
-			[]string{"sanboot --no-describe --drive 0x80"}, []string{"kernel", "nonce"}},
-		{"a UEFI machine starts its disk through a small GRUB", Plan{Action: v1alpha1.BootLocalDisk, Local: LocalChain, Reason: "installed"},
-			[]string{"chain http://10.0.0.1/local.efi || goto failed"}, []string{"kernel", "sanboot", "nonce"}},
+			[]string{"kernel --name vmlinuz http://10.0.0.1/k initrd=initrd.img coldrack.nonce=abc", "initrd --name initrd.img http://10.0.0.1/i", "chain --replace http://10.0.0.1/boot.ipxe"}, []string{"local.efi"}},
+		{"an installed machine starts its disk through a small GRUB", Plan{Action: v1alpha1.BootLocalDisk, Local: LocalUEFI, Reason: "installed"},
+			[]string{"chain http://10.0.0.1/local.efi || goto failed"}, []string{"kernel", "nonce"}},
 		{"a refusal says why and asks again", Plan{Action: v1alpha1.BootRefuse, Reason: "no bundle"},
 			[]string{"no bundle", "sleep 30"}, []string{"kernel", "nonce"}},
 		{"a reason cannot become a command", Plan{Action: v1alpha1.BootRefuse, Reason: "x || shell\nshell ${net0/mac} && reboot"},

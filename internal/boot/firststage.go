@@ -29,6 +29,7 @@ const (
 	fileScript      = "boot.ipxe"
 	fileUEFIFull    = "ipxe.efi"
 	fileLocal       = "local.efi"
+	fileLocalBIOS   = "local.lkrn"
 	contentNotBuilt = "no first stage for it is in the bundle"
 )
 
@@ -66,5 +67,5 @@ func ChooseFirstStage(request FirstStageRequest) FirstStage {
 // FirstStageFiles lists every name that ChooseFirstStage and the boot script can hand out, for the test
 // that proves each of them to be served.
 func FirstStageFiles() []string {
-	return []string{fileBIOS, fileUEFI, fileUEFIFull, fileLocal, fileScript}
+	return []string{fileBIOS, fileUEFI, fileUEFIFull, fileLocal, fileLocalBIOS, fileScript}
 }

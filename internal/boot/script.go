@@ -14,7 +14,7 @@ type Target struct {
 	InitrdURL string
 	// Args are the kernel arguments, each without white space.
 	Args []string
-	// LocalURL is the boot loader for LocalChain.
+	// LocalURL is that of the plan's LocalFile.
 	LocalURL string
 	// RetryURL is chained to when anything fails.
 	RetryURL string
@@ -38,11 +38,7 @@ func Script(plan Plan, target Target) (string, error) {
 	line("echo Coldrack: %s: %s: %s", printable(name), printable(string(plan.Action)), printable(plan.Reason))
 	switch plan.Action {
 	case v1alpha1.BootLocalDisk:
-		if plan.Local == LocalSANBoot {
-			line("sanboot --no-describe --drive 0x80 || goto failed")
-		} else {
-			line("chain %s || goto failed", target.LocalURL)
-		}
+		line("chain %s || goto failed", target.LocalURL)
 	case v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease:
 		// UEFI kernels find the initramfs by the name in initrd=; BIOS ignores it.
 		line("kernel --name vmlinuz %s initrd=initrd.img %s || goto failed", target.KernelURL, strings.Join(target.Args, " "))

@@ -49,6 +49,7 @@ const (
 	FileIPXE     = "ipxe.efi"      // bootloaders: iPXE for UEFI x64 with its own drivers
 	FileSNPOnly  = "snponly.efi"   // bootloaders: iPXE for UEFI x64 on the firmware's driver
 	FileLocal    = "local.efi"     // bootloaders: GRUB that starts an installed disk on UEFI, see internal/diskboot
+	FileLocalPC  = "local.lkrn"    // bootloaders: the same for BIOS
 	FileBootImg  = "boot.img"      // bootloaders: GRUB's first sector, see internal/diskboot
 	FileCoreImg  = "core.img"      // bootloaders: GRUB for the BIOS boot partition, see internal/diskboot
 	FileShim     = "shimx64.efi"   // bootloaders: signed shim, EFI/BOOT/BOOTX64.EFI on the disk
@@ -65,7 +66,7 @@ func requiredFiles(k Kind) ([]string, bool) {
 	case KindNetboot:
 		return []string{FileKernel, FileInitrd}, true
 	case KindBootloaders:
-		return []string{FileUndionly, FileIPXE, FileSNPOnly, FileLocal, FileBootImg, FileCoreImg, FileShim, FileGRUB}, true
+		return []string{FileUndionly, FileIPXE, FileSNPOnly, FileLocal, FileLocalPC, FileBootImg, FileCoreImg, FileShim, FileGRUB}, true
 	case KindSBOM:
 		return []string{FileSBOM}, true
 	default:

@@ -42,7 +42,7 @@ func (c content) netboot() (kernel, initrd bundle.Descriptor, ok bool) {
 }
 
 // firstStages are the files that firmware and iPXE may load by name.
-var firstStages = []string{bundle.FileUndionly, bundle.FileSNPOnly, bundle.FileIPXE, bundle.FileLocal}
+var firstStages = []string{bundle.FileUndionly, bundle.FileSNPOnly, bundle.FileIPXE, bundle.FileLocal, bundle.FileLocalPC}
 
 // Open returns a first stage by its name, for TFTP.
 func (c content) Open(_ context.Context, name string, _ netip.AddrPort) (tftp.File, error) {

@@ -298,9 +298,6 @@ func (r *bootRack) everyScript(t *testing.T) {
 					r.get(t, address)
 				}
 				want := map[v1alpha1.BootAction]int{v1alpha1.BootDiscover: 3, v1alpha1.BootInstall: 3, v1alpha1.BootRelease: 3, v1alpha1.BootRefuse: 1, v1alpha1.BootLocalDisk: 2}[machine.want]
-				if machine.want == v1alpha1.BootLocalDisk && platform == boot.PlatformBIOS {
-					want = 1 // the disk is reached without us
-				}
 				if len(named) != want {
 					t.Errorf("the script names %d files, want %d:\n%s", len(named), want, script)
 				}

@@ -85,7 +85,7 @@ func (b *booter) script(request boot.Request, local netip.Addr) (string, error) 
 	name := b.fleet.Booted(ids, record)
 	b.metrics.boots.WithLabelValues(string(plan.Action)).Inc()
 
-	target := boot.Target{Machine: name, LocalURL: b.bootURL(local) + "/" + bundle.FileLocal, RetryURL: b.bootURL(local) + "/boot.ipxe"}
+	target := boot.Target{Machine: name, LocalURL: b.bootURL(local) + "/" + plan.LocalFile(), RetryURL: b.bootURL(local) + "/boot.ipxe"}
 	switch plan.Action {
 	case v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease:
 		target.KernelURL = b.contentURL(local, kernel.Digest)

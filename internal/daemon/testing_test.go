@@ -88,7 +88,7 @@ func sampleBundle(t testing.TB) (path, keyPath string) {
 		{Kind: bundle.KindNetboot, Name: "discovery", Config: bundle.NetbootConfig{Name: "discovery", Arch: "amd64", KernelVersion: "6.1.0", AgentVersion: "v0"},
 			Files: files(bundle.FileKernel, bundle.FileInitrd)},
 		{Kind: bundle.KindBootloaders, Name: "amd64", Config: bundle.BootloadersConfig{Name: "amd64", Arch: "amd64"},
-			Files: files(bundle.FileUndionly, bundle.FileIPXE, bundle.FileSNPOnly, bundle.FileLocal, bundle.FileBootImg, bundle.FileCoreImg, bundle.FileShim, bundle.FileGRUB)},
+			Files: files(bundle.FileUndionly, bundle.FileIPXE, bundle.FileSNPOnly, bundle.FileLocal, bundle.FileLocalPC, bundle.FileBootImg, bundle.FileCoreImg, bundle.FileShim, bundle.FileGRUB)},
 	}}, key, path, nil)
 	check(t, err)
 	keyPath = filepath.Join(dir, "key.pub")

@@ -69,6 +69,24 @@ func LocalModules() []string {
 	return []string{"part_gpt", "fat", "search", "search_label", "chain", "normal", "test", "echo", "sleep", "minicmd", "boot"}
 }
 
+// LocalBIOSConfig is built into local.lkrn, the same for BIOS. It starts the disk with the label whichever drive the
+// BIOS counts it as: iPXE's sanboot knows only drive numbers, and the first drive may be another disk.
+const LocalBIOSConfig = `search --no-floppy --label ` + Label + ` --set=root
+regexp --set=1:disk '^(hd[0-9]+)' "$root"
+if [ -n "$disk" ]; then
+    chainloader (${disk})+1
+    boot
+fi
+echo "Coldrack: no disk that this BIOS shows carries an installed system. Starting over."
+sleep 30
+reboot
+`
+
+// LocalBIOSModules are built into local.lkrn.
+func LocalBIOSModules() []string {
+	return append([]string{"biosdisk", "regexp", "reboot"}, LocalModules()...)
+}
+
 // SectorSize is the sector size of disks that a BIOS can start from; the formats below know no other.
 const SectorSize = 512
 

@@ -35,7 +35,8 @@ func (b *builder) bootloaders(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("bootloaders: %w", err)
 	}
-	inputs := []any{r, pkgs, diskboot.CoreModules(), diskboot.Prefix, diskboot.LocalModules(), diskboot.LocalConfig}
+	inputs := []any{r, pkgs, diskboot.CoreModules(), diskboot.Prefix, diskboot.LocalModules(), diskboot.LocalConfig,
+		diskboot.LocalBIOSModules(), diskboot.LocalBIOSConfig}
 	return b.steps.run(ctx, "bootloaders", inputs, func(ctx context.Context, dir string) error {
 		if err := b.apt.download(ctx, names, pkgs); err != nil {
 			return err
@@ -58,7 +59,10 @@ func (b *builder) bootloaders(ctx context.Context) (string, error) {
 		if err := b.coreImage(ctx, t, filepath.Join(dir, bundle.FileCoreImg)); err != nil {
 			return err
 		}
-		if err := b.localImage(ctx, t, filepath.Join(dir, bundle.FileLocal)); err != nil {
+		if err := b.localImage(ctx, t, "x86_64-efi", diskboot.LocalConfig, diskboot.LocalModules(), filepath.Join(dir, bundle.FileLocal)); err != nil {
+			return err
+		}
+		if err := b.localBIOSImage(ctx, t, filepath.Join(dir, bundle.FileLocalPC)); err != nil {
 			return err
 		}
 		versions := map[string]string{}
@@ -116,16 +120,33 @@ func (b *builder) coreImage(ctx context.Context, t *tree, out string) error {
 	return nil
 }
 
-// localImage makes the GRUB that iPXE chains to on UEFI, with its whole configuration inside.
-func (b *builder) localImage(ctx context.Context, t *tree, out string) error {
-	config := t.path("local.cfg")
-	if err := os.WriteFile(config, []byte(diskboot.LocalConfig), 0o644); err != nil {
+// localImage makes a GRUB that iPXE chains to, with its whole configuration inside.
+func (b *builder) localImage(ctx context.Context, t *tree, format, config string, modules []string, out string) error {
+	file := t.path("local.cfg")
+	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		return err
 	}
-	args := append([]string{"-O", "x86_64-efi", "-d", t.path("usr/lib/grub/x86_64-efi"), "-p", "/", "-c", config, "-o", out},
-		diskboot.LocalModules()...)
+	args := append([]string{"-O", format, "-d", t.path("usr/lib/grub/" + format), "-p", "/", "-c", file, "-o", out}, modules...)
 	_, err := t.run(ctx, command{log: b.log}, "usr/bin/grub-mkimage", args...)
 	return err
+}
+
+// localBIOSImage makes one that iPXE can start as if it were a Linux kernel: unlike a PXE program, it gets the machine
+// without iPXE's drivers and hooks.
+func (b *builder) localBIOSImage(ctx context.Context, t *tree, out string) error {
+	core := t.path("local.img")
+	if err := b.localImage(ctx, t, "i386-pc", diskboot.LocalBIOSConfig, diskboot.LocalBIOSModules(), core); err != nil {
+		return err
+	}
+	var image []byte
+	for _, part := range []string{t.path("usr/lib/grub/i386-pc/lnxboot.img"), core} {
+		content, err := os.ReadFile(part)
+		if err != nil {
+			return err
+		}
+		image = append(image, content...)
+	}
+	return os.WriteFile(out, image, 0o644)
 }
 
 func readPackages(file string) ([]pkg, error) {

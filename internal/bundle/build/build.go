@@ -195,7 +195,7 @@ func (b *builder) spec(agent agentInfo, p products) (bundle.Spec, error) {
 		return bundle.Spec{}, err
 	}
 	var loaders []bundle.FileSpec
-	for _, title := range []string{bundle.FileUndionly, bundle.FileIPXE, bundle.FileSNPOnly, bundle.FileLocal, bundle.FileBootImg, bundle.FileCoreImg, bundle.FileShim, bundle.FileGRUB} {
+	for _, title := range []string{bundle.FileUndionly, bundle.FileIPXE, bundle.FileSNPOnly, bundle.FileLocal, bundle.FileLocalPC, bundle.FileBootImg, bundle.FileCoreImg, bundle.FileShim, bundle.FileGRUB} {
 		loaders = append(loaders, bundle.FileSpec{Title: title, Path: filepath.Join(p.loaders, title)})
 	}
 	return bundle.Spec{Name: r.Name, Created: created, Artifacts: []bundle.ArtifactSpec{
