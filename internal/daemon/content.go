@@ -57,7 +57,11 @@ func (c content) openFirstStage(name string) (*os.File, error) {
 	if !ok {
 		return nil, fmt.Errorf("%s: no bundle with boot loaders has been imported: %w", name, fs.ErrNotExist)
 	}
-	file, _, err := c.store.Open(artifact.Files[name].Digest)
+	loader, ok := artifact.Files[name]
+	if !ok {
+		return nil, fmt.Errorf("%s: bundle %s is of an older version and has none; build and import a new one: %w", name, artifact.Bundle.Name, fs.ErrNotExist)
+	}
+	file, _, err := c.store.Open(loader.Digest)
 	return file, err
 }
 
