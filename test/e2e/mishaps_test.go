@@ -156,7 +156,7 @@ func TestMishaps(t *testing.T) {
 	r.await(name, "writing the image", 2*time.Minute, during("image", 1))
 	mark = vm.ConsoleMark()
 	r.cutNetwork(vm, func() { r.awaitConsoleWithin(vm, mark, "cannot fetch image debian-12 at byte", time.Minute) })
-	m = r.await(name, "getting on", time.Minute, moved(r.get(name)))
+	r.await(name, "getting on", time.Minute, moved(r.get(name)))
 	mark = vm.ConsoleMark()
 	r.kill()
 	r.awaitConsole(vm, mark, "cannot fetch image debian-12 at byte")
