@@ -109,9 +109,10 @@ func (b *booter) script(request boot.Request, local netip.Addr) (string, error) 
 
 // consoleArgs make the discovery system talk on the screen and on the first serial port, which is where
 // serial-over-LAN usually is. The serial one comes last, so that it is the kernel's primary console; the
-// kernel itself only says what went wrong, since a serial line is slow.
+// kernel itself only says what went wrong, since a serial line is slow. A kernel that cannot go on, for want of
+// memory before the agent could say so, starts the machine again after a minute: it asks anew and is seen.
 func consoleArgs() []string {
-	return []string{"console=tty0", "console=ttyS0,115200", "quiet", "loglevel=4"}
+	return []string{"console=tty0", "console=ttyS0,115200", "quiet", "loglevel=4", "panic=60"}
 }
 
 func (b *booter) contentURL(local netip.Addr, digest string) string {
