@@ -56,7 +56,7 @@ func TestSecretsAreEncryptedAtRest(t *testing.T) {
 	_, err := resource(t, c.RESTConfig(), "secrets").Create(ctx, secret, metav1.CreateOptions{})
 	check(t, err)
 	_, err = resource(t, c.RESTConfig(), "subnets").Create(ctx, object("Subnet", "plain", map[string]any{
-		"spec": map[string]any{"cidr": "10.0.0.0/24", "dhcp": "proxy"}}), metav1.CreateOptions{})
+		"spec": map[string]any{"cidr": "10.0.0.0/24", "dhcp": "off"}}), metav1.CreateOptions{})
 	check(t, err)
 
 	raw := rawValue(t, cfg, "/coldrack/coldrack.dev/secrets/bmc")
