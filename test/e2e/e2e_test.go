@@ -118,7 +118,7 @@ func (r *rack) uefi(t *testing.T) {
 		"date +%Z":                         "CE",
 		"ip -o -4 addr show to 10.77.0.10": "valid_lft forever", // static, not leased
 		"stat -c %a /var/lib/coldrack/agent/node.pem": "600",
-		"findmnt -no FSTYPE,OPTIONS /":                "ext4 rw",
+		"findmnt -rno FSTYPE,OPTIONS /":               "ext4 rw",
 	} {
 		if out := r.ssh("10.77.0.10", command); !strings.Contains(out, want) {
 			t.Errorf("%s on the node says %q, want %q", command, out, want)
