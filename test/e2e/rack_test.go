@@ -404,17 +404,25 @@ func sshKey(t *testing.T) (privateFile, public string) {
 	return privateFile, strings.TrimSpace(string(content))
 }
 
-// ssh runs a command as root on an installed node, from inside the lab.
+// ssh runs a command as root on an installed node, from inside the lab. A node may be Ready before its SSH
+// server is: the first start makes the host keys.
 func (r *rack) ssh(address, command string) string {
 	r.t.Helper()
-	var out []byte
-	err := r.lab.Do(func() (err error) {
-		out, err = exec.Command("ssh", "-i", r.sshKey, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no",
-			"-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=60", "root@"+address, command).CombinedOutput()
-		return err
-	})
-	if err != nil {
-		r.t.Errorf("ssh root@%s %s: %v: %s", address, command, err, out)
+	for began := time.Now(); ; time.Sleep(time.Second) {
+		var out []byte
+		err := r.lab.Do(func() (err error) {
+			out, err = exec.Command("ssh", "-i", r.sshKey, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no",
+				"-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=60", "root@"+address, command).CombinedOutput()
+			return err
+		})
+		var exit *exec.ExitError
+		const sshItself = 255 // every other code is the command's
+		if errors.As(err, &exit) && exit.ExitCode() == sshItself && time.Since(began) < 2*time.Minute {
+			continue
+		}
+		if err != nil {
+			r.t.Errorf("ssh root@%s %s: %v: %s", address, command, err, out)
+		}
+		return string(out)
 	}
-	return string(out)
 }
