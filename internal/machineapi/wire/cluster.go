@@ -1,0 +1,176 @@
+package wire
+
+import "time"
+
+// Paths of the machine API for a node that belongs to a Kubernetes cluster. The node certificate opens them.
+const (
+	PathNode        = "/v1/node"             // GET ?version=V&wait=SECONDS -> NodeAssignment (long poll)
+	PathCertificate = "/v1/node/certificate" // POST CertificateRequest -> CertificateResponse
+	PathPhases      = "/v1/node/phases"      // POST PhaseReport -> Empty
+)
+
+// NodeAssignment answers "what must I have for my cluster?".
+type NodeAssignment struct {
+	// Version changes whenever the rest does; the long poll returns at once when the caller's differs.
+	Version string `json:"version"`
+	// Message is for the node's log, for example why there is no plan yet.
+	Message string `json:"message,omitempty"`
+	// Paused: finish the phase that is running and begin no other.
+	Paused bool `json:"paused,omitempty"`
+	// Plan is absent on a machine that belongs to no cluster. A node that has one already keeps running what
+	// it has: leaving a cluster is an intent of its own.
+	Plan *NodePlan `json:"plan,omitempty"`
+}
+
+// NodePlan is everything that a machine must have to be a node of its cluster. The same plan carried out again
+// changes nothing.
+type NodePlan struct {
+	Cluster  string `json:"cluster"`
+	NodeName string `json:"nodeName"`
+	// KubernetesVersion that the kubelet runs, for example v1.36.3.
+	KubernetesVersion string `json:"kubernetesVersion"`
+	// Address is the node's primary address.
+	Address string `json:"address"`
+
+	Programs     []Program         `json:"programs,omitempty"`
+	Files        []NodeFile        `json:"files,omitempty"` // static pods' manifests included
+	Units        []NodeUnit        `json:"units,omitempty"`
+	Certificates []NodeCertificate `json:"certificates,omitempty"`
+	Kubeconfigs  []NodeKubeconfig  `json:"kubeconfigs,omitempty"`
+	Routes       []NodeRoute       `json:"routes,omitempty"`
+	LoadBalancer *LoadBalancer     `json:"loadBalancer,omitempty"`
+	Phases       []Phase           `json:"phases"`
+}
+
+// Program is an executable file that comes from the content store.
+type Program struct {
+	Name string `json:"name"`
+	Path string `json:"path"` // absolute; mode 0755, owner root
+	// Content is what is fetched from /content/: the file compressed with zstd.
+	Content Content `json:"content"`
+	// Digest and Size of the file itself, by which one that is there already is known.
+	Digest  string `json:"digest"`
+	Size    int64  `json:"size"`
+	Version string `json:"version,omitempty"`
+}
+
+// NodeFile is a file, folder or symbolic link, owned by root.
+type NodeFile struct {
+	Path string `json:"path"`
+	// Mode holds the permission bits.
+	Mode    uint32 `json:"mode"`
+	Dir     bool   `json:"dir,omitempty"`
+	Link    string `json:"link,omitempty"`
+	Content []byte `json:"content,omitempty"`
+	// Secret content must not show up in a log or a difference.
+	Secret bool `json:"secret,omitempty"`
+	// Once: written only where there is nothing; the node changes it by itself afterwards.
+	Once bool `json:"once,omitempty"`
+}
+
+// NodeUnit is a systemd unit that is enabled and running. Content is empty where a package brings the unit.
+type NodeUnit struct {
+	Name    string            `json:"name"`
+	Content []byte            `json:"content,omitempty"`
+	DropIns map[string][]byte `json:"dropIns,omitempty"`
+}
+
+// NodeCertificate is a certificate that the node must have. The node makes the key and asks for the certificate
+// by Name; what the certificate says is decided by the server alone.
+type NodeCertificate struct {
+	Name string `json:"name"`
+	// KeyAlgorithm: ECDSA-P256, ECDSA-P384, RSA-2048, RSA-3072 or RSA-4096.
+	KeyAlgorithm string `json:"keyAlgorithm"`
+	// CertPath and KeyPath are equal where both are in one file, certificate first. Keys have mode 0600.
+	CertPath string `json:"certPath"`
+	CertMode uint32 `json:"certMode"`
+	KeyPath  string `json:"keyPath"`
+	// What the certificate will say, so that the node finds out that one it has does not fit any more.
+	CommonName    string   `json:"commonName"`
+	Organizations []string `json:"organizations,omitempty"`
+	DNSNames      []string `json:"dnsNames,omitempty"`
+	IPAddresses   []string `json:"ipAddresses,omitempty"`
+	// Authority is the PEM certificate of the issuer; a certificate of another issuer does not fit.
+	Authority string `json:"authority"`
+	// Restart are the static pods that read the certificate only once and are restarted after a renewal.
+	Restart []string `json:"restart,omitempty"`
+	// Rotated: renewed by its own user; it is requested only where there is none.
+	Rotated bool `json:"rotated,omitempty"`
+}
+
+// NodeKubeconfig is a kubeconfig that the node writes around one of its certificates.
+type NodeKubeconfig struct {
+	Path    string `json:"path"`
+	Server  string `json:"server"`
+	Cluster string `json:"cluster"`
+	User    string `json:"user"`
+	// Authority is the PEM certificate that the server is verified with.
+	Authority string `json:"authority"`
+	// Certificate is the Name of a NodeCertificate.
+	Certificate string `json:"certificate"`
+	// Embed puts certificate and key into the file; otherwise it refers to their files.
+	Embed bool `json:"embed,omitempty"`
+}
+
+// NodeRoute sends packets for a network to another node. The agent owns every route of its protocol number.
+type NodeRoute struct {
+	To  string `json:"to"`  // prefix
+	Via string `json:"via"` // address
+}
+
+// LoadBalancer is the node's own way to all API servers.
+type LoadBalancer struct {
+	Listen   string   `json:"listen"`   // address:port
+	Backends []string `json:"backends"` // address:port
+	// Authority is the PEM certificate that the backends are verified with when their health is checked.
+	Authority string `json:"authority"`
+}
+
+// Phase is one named part of a node's bring-up; it may begin when those in After are done. What is done, in
+// this order: programs (in the phase "content"), files, certificates, kubeconfigs, units, routes, load
+// balancer, probes.
+type Phase struct {
+	Name         string   `json:"name"`
+	After        []string `json:"after,omitempty"`
+	Reason       string   `json:"reason"`
+	Files        []string `json:"files,omitempty"`        // paths
+	Certificates []string `json:"certificates,omitempty"` // names
+	Kubeconfigs  []string `json:"kubeconfigs,omitempty"`  // paths
+	Units        []string `json:"units,omitempty"`
+	Routes       bool     `json:"routes,omitempty"`
+	LoadBalancer bool     `json:"loadBalancer,omitempty"`
+	// Probes are URLs that must answer with 200. The server's certificate is not verified: what is asked
+	// is this node's own loopback or address.
+	Probes []string `json:"probes,omitempty"`
+}
+
+// PhaseContent is the phase that brings the programs.
+const PhaseContent = "content"
+
+// PhaseReport tells how far a node is. It replaces what was reported before.
+type PhaseReport struct {
+	Cluster string `json:"cluster"`
+	// Version of the assignment that is carried out.
+	Version string `json:"version"`
+	// Phases in the plan's order. Message of a running phase says what it waits for, of a failed one why.
+	Phases []Step `json:"phases"`
+	// Certificates by name, with their expiry.
+	Certificates map[string]time.Time `json:"certificates,omitempty"`
+	// Done is true when every phase has succeeded for this version.
+	Done bool `json:"done,omitempty"`
+	// KubernetesVersion of the kubelet that is installed.
+	KubernetesVersion string `json:"kubernetesVersion,omitempty"`
+}
+
+// CertificateRequest asks for one of the plan's certificates.
+type CertificateRequest struct {
+	Cluster string `json:"cluster"`
+	Name    string `json:"name"`
+	CSR     string `json:"csr"` // PEM, PKCS #10; only its public key is used
+}
+
+// CertificateResponse carries it.
+type CertificateResponse struct {
+	Certificate string    `json:"certificate"` // PEM, leaf first
+	ExpiresAt   time.Time `json:"expiresAt"`
+}
