@@ -91,3 +91,14 @@ func ListenPacket(ctx context.Context, namespace, network, address string) (net.
 	})
 	return conn, err
 }
+
+// Dial is net.Dialer.DialContext inside the namespace, with Listen's condition.
+func Dial(ctx context.Context, namespace, network, address string) (net.Conn, error) {
+	var conn net.Conn
+	err := Do(namespace, func() (err error) {
+		var dialer net.Dialer
+		conn, err = dialer.DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}

@@ -43,6 +43,26 @@ func TestASocketStaysInTheNamespaceItWasOpenedIn(t *testing.T) {
 	}
 }
 
+func TestAConnectionIsMadeInsideTheNamespace(t *testing.T) {
+	ns := netnstest.New(t)
+	ns.Address("lo", "192.0.2.1/32")
+	listener, err := netns.Listen(context.Background(), ns.Path(), "tcp4", "192.0.2.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	conn, err := netns.Dial(context.Background(), ns.Path(), "tcp4", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := netns.Dial(ended, ns.Path(), "tcp4", listener.Addr().String()); !errors.Is(err, context.Canceled) {
+		t.Errorf("a cancelled dial says %v", err)
+	}
+}
+
 func TestDoComesHomeAndHandsErrorsOn(t *testing.T) {
 	ns := netnstest.New(t)
 	before, err := os.Readlink("/proc/thread-self/ns/net")
