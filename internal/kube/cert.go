@@ -211,6 +211,13 @@ func etcdNames(n *node) ([]string, []netip.Addr) {
 	return unique([]string{n.Hostname, "localhost"}), unique(addresses)
 }
 
+// Authorities says how a cluster's authorities are made. They are made before there is anything to render.
+func Authorities(cluster *v1alpha1.Cluster) []AuthoritySpec {
+	c := cluster.DeepCopy()
+	c.Default()
+	return (&renderer{cluster: c}).authorities()
+}
+
 func (r *renderer) authorities() []AuthoritySpec {
 	var specs []AuthoritySpec
 	for _, a := range []struct {

@@ -127,7 +127,9 @@ type NodePlan struct {
 // Plan is what a whole cluster must have.
 type Plan struct {
 	// Nodes by machine name.
-	Nodes       map[string]NodePlan
+	Nodes map[string]NodePlan
+	// Endpoint is the URL of the API for people and machines outside.
+	Endpoint    string
 	Authorities []AuthoritySpec
 	// Objects in the order in which they are applied.
 	Objects []Object

@@ -48,7 +48,7 @@ func Render(in Input) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("render cluster %s: %w", in.Cluster.Name, err)
 	}
-	plan := &Plan{Nodes: map[string]NodePlan{}, Authorities: r.authorities(), Requirements: r.requirements()}
+	plan := &Plan{Nodes: map[string]NodePlan{}, Endpoint: "https://" + r.endpoint(), Authorities: r.authorities(), Requirements: r.requirements()}
 	for _, n := range r.nodes {
 		if plan.Nodes[n.Name], err = r.node(n); err != nil {
 			return nil, fmt.Errorf("render machine %s of cluster %s: %w", n.Name, in.Cluster.Name, err)

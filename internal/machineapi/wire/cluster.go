@@ -31,6 +31,9 @@ type NodePlan struct {
 	KubernetesVersion string `json:"kubernetesVersion"`
 	// Address is the node's primary address.
 	Address string `json:"address"`
+	// ContentURL is the boot listener's base URL as the node reaches it, for example http://10.20.0.1:7080.
+	// A Content is below it at /content/sha256/HEX. It may change without another Version.
+	ContentURL string `json:"contentURL"`
 
 	Programs     []Program         `json:"programs,omitempty"`
 	Files        []NodeFile        `json:"files,omitempty"` // static pods' manifests included
