@@ -274,10 +274,15 @@ func (a *archive) verify(ctx context.Context, trusted []ed25519.PublicKey, progr
 	}
 	// The chunks of an image must be what its index says, not only the blob as a whole.
 	for _, art := range c.artifacts {
-		if art.Kind == KindImage {
-			if err := a.verifyChunks(ctx, art); err != nil {
-				return nil, fmt.Errorf("%s %q: %w", art.Kind, art.Name, err)
-			}
+		var err error
+		switch art.Kind {
+		case KindImage:
+			err = a.verifyChunks(ctx, art)
+		case KindPrograms:
+			err = a.verifyPrograms(ctx, art)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s %q: %w", art.Kind, art.Name, err)
 		}
 	}
 	return c, nil

@@ -2,8 +2,9 @@
 //
 // A bundle is one plain tar archive that holds an OCI image layout: an index, the manifests it lists,
 // and blobs named by their digest. Each manifest is one artifact (an operating-system image, the
-// discovery netboot, boot loaders, a software bill of materials): a small JSON config and files
-// whose names are in the annotation org.opencontainers.image.title. Beside the index lies its Ed25519
+// discovery netboot, boot loaders, programs for nodes, a software bill of materials): a small JSON
+// config and files whose names are in the annotation org.opencontainers.image.title. Container images
+// are artifacts, too, in their own usual form. Beside the index lies its Ed25519
 // signature; as everything else is reached through digests, the signature covers the whole archive.
 //
 // A Store is a directory in the same layout. What is imported becomes visible all at once, after
@@ -35,6 +36,8 @@ const (
 	KindNetboot     Kind = "netboot"     // the discovery and installation system; config NetbootConfig
 	KindBootloaders Kind = "bootloaders" // network boot loaders, and those written to disks; config BootloadersConfig
 	KindSBOM        Kind = "sbom"        // software bill of materials, SPDX JSON; config SBOMConfig
+	KindPrograms    Kind = "programs"    // programs that nodes run outside containers; config ProgramsConfig
+	KindContainer   Kind = "container"   // an OCI image, named by its full reference with tag; config as OCI defines it
 )
 
 // Titles of the files of each kind.
@@ -69,6 +72,8 @@ func requiredFiles(k Kind) ([]string, bool) {
 		return []string{FileUndionly, FileIPXE, FileSNPOnly, FileLocal, FileLocalPC, FileBootImg, FileCoreImg, FileShim, FileGRUB}, true
 	case KindSBOM:
 		return []string{FileSBOM}, true
+	case KindPrograms:
+		return nil, true // those that its config names
 	default:
 		return nil, false
 	}
@@ -107,20 +112,43 @@ type SBOMConfig struct {
 	Format string `json:"format"` // "SPDX-2.3"
 }
 
+// ProgramsConfig describes an artifact of KindPrograms.
+type ProgramsConfig struct {
+	Name string `json:"name"`
+	// Kubernetes is the version that these programs make a node of, for example "v1.36.3"; empty where they
+	// go with any.
+	Kubernetes string        `json:"kubernetes,omitempty"`
+	Programs   []ProgramFile `json:"programs"`
+}
+
+// ProgramFile is an executable file of a node.
+type ProgramFile struct {
+	Name    string `json:"name"`              // for example "kubelet" or "cni-bridge"
+	Path    string `json:"path"`              // on the node, absolute
+	Version string `json:"version,omitempty"` // as the program says it, for example "v1.36.3"
+	Digest  string `json:"digest"`            // of the file itself
+	Size    int64  `json:"size"`              // of the file itself, in bytes
+	File    string `json:"file"`              // title of the layer: the file as one zstd stream
+}
+
 // Artifact is one thing a bundle holds.
 type Artifact struct {
 	Kind   Kind                  `json:"kind"`
 	Name   string                `json:"name"`
 	Digest string                `json:"digest"` // of the manifest: the artifact's identity
 	Config json.RawMessage       `json:"config"` // of the type that Kind names
-	Files  map[string]Descriptor `json:"files"`  // by title
+	Files  map[string]Descriptor `json:"files"`  // by title; layers of a container are layer-0, layer-1, ...
 	Bundle Info                  `json:"bundle"` // where it came from
+	// Manifest is the blob that Digest names.
+	Manifest Descriptor `json:"-"`
 }
 
 // Descriptor names a blob.
 type Descriptor struct {
 	Digest string `json:"digest"` // "sha256:<hex>"
 	Size   int64  `json:"size"`   // bytes
+	// MediaType of what belongs to a container image; empty otherwise.
+	MediaType string `json:"mediaType,omitempty"`
 }
 
 // Info identifies a bundle.
@@ -181,7 +209,7 @@ func parseArtifactType(s string) (Kind, error) {
 		name, ok = strings.CutSuffix(name, artifactTypeSuffix)
 	}
 	if _, known := requiredFiles(Kind(name)); !ok || !known {
-		return "", fmt.Errorf("artifact type %q is unknown; this version of coldrack knows image, netboot, bootloaders and sbom of v1", s)
+		return "", fmt.Errorf("artifact type %q is unknown; this version of coldrack knows image, netboot, bootloaders, programs and sbom of v1", s)
 	}
 	return Kind(name), nil
 }
@@ -276,6 +304,9 @@ type treeReader struct {
 }
 
 func (r *treeReader) artifact(d v1.Descriptor) (Artifact, error) {
+	if d.ArtifactType == "" {
+		return r.container(d)
+	}
 	kind, err := parseArtifactType(d.ArtifactType)
 	if err != nil {
 		return Artifact{}, err
@@ -292,7 +323,7 @@ func (r *treeReader) artifact(d v1.Descriptor) (Artifact, error) {
 	if err != nil {
 		return a, err
 	}
-	a.Digest = ref.Digest
+	a.Digest, a.Manifest = ref.Digest, ref.Descriptor
 	var m v1.Manifest
 	if err := decodeJSON(raw, &m); err != nil {
 		return a, fmt.Errorf("%s: manifest: %w", words, err)
@@ -332,6 +363,11 @@ func (r *treeReader) artifact(d v1.Descriptor) (Artifact, error) {
 	if kind == KindImage && r.complete {
 		if err := r.imageIndex(words, a); err != nil {
 			return a, err
+		}
+	}
+	if kind == KindPrograms {
+		if err := checkPrograms(a); err != nil {
+			return a, fmt.Errorf("%s: config: %w", words, err)
 		}
 	}
 	return a, nil

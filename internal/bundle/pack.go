@@ -28,6 +28,8 @@ type ArtifactSpec struct {
 	Name   string
 	Config any // the kind's config type
 	Files  []FileSpec
+	// Image is the whole of a KindContainer; it has neither Config nor Files.
+	Image v1.Image
 }
 
 // FileSpec is a file of an artifact; its content is at Path.
@@ -63,10 +65,11 @@ func Pack(ctx context.Context, spec Spec, key ed25519.PrivateKey, out string, pr
 	return c.summary(), nil
 }
 
-// source is the content of a blob: bytes made here, or a file.
+// source is the content of a blob: bytes made here, a file, or a layer of a container image.
 type source struct {
 	bytes []byte
 	path  string
+	layer v1.Layer
 }
 
 type packer struct {
@@ -77,6 +80,9 @@ func (p *packer) open(d Descriptor) (io.ReadCloser, error) {
 	s, ok := p.content[d.Digest]
 	if !ok {
 		return nil, fmt.Errorf("blob %s: %w", d.Digest, ErrNotFound)
+	}
+	if s.layer != nil {
+		return s.layer.Compressed()
 	}
 	if s.path == "" {
 		return io.NopCloser(bytes.NewReader(s.bytes)), nil
@@ -103,6 +109,9 @@ func (p *packer) index(ctx context.Context, spec Spec) ([]byte, error) {
 }
 
 func (p *packer) artifact(ctx context.Context, a ArtifactSpec) (v1.Descriptor, error) {
+	if a.Kind == KindContainer {
+		return p.container(a)
+	}
 	config, err := p.json(a.Config, types.MediaType(configMediaType(a.Kind)))
 	if err != nil {
 		return v1.Descriptor{}, err

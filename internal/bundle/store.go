@@ -247,7 +247,7 @@ func (s *Store) readIndex() (v1.IndexManifest, error) {
 
 // readBundle reads the tree of one imported bundle, by its descriptor in the store's index.
 func (s *Store) readBundle(d v1.Descriptor) (*contents, error) {
-	index, err := s.readBlob(Descriptor{d.Digest.String(), d.Size}, maxIndexSize)
+	index, err := s.readBlob(Descriptor{Digest: d.Digest.String(), Size: d.Size}, maxIndexSize)
 	if err != nil {
 		return nil, fmt.Errorf("read imported bundle: %w", err)
 	}
