@@ -1,0 +1,41 @@
+package kube
+
+import "coldrack.dev/api/v1alpha1"
+
+// Preview is what would happen to one cluster if it and its groups were as somebody proposes.
+type Preview struct {
+	Cluster string `json:"cluster"`
+	// Exists is false for a cluster that is new.
+	Exists bool `json:"exists"`
+	// Problems are why nothing would happen until somebody does something.
+	Problems []string `json:"problems,omitempty"`
+	// Warnings are worth reading and hinder nothing.
+	Warnings []string `json:"warnings,omitempty"`
+	// Machines of the cluster, by group and name.
+	Machines []PreviewMachine `json:"machines,omitempty"`
+	// Missing is what no imported bundle contains.
+	Missing []string `json:"missing,omitempty"`
+	Changes Changes  `json:"changes"`
+}
+
+// PreviewMachine is a machine that the cluster has, or would get.
+type PreviewMachine struct {
+	Machine string          `json:"machine"`
+	Group   string          `json:"group"`
+	Roles   []v1alpha1.Role `json:"roles"`
+	Address string          `json:"address,omitempty"`
+	// Why this machine, in a few words.
+	Why string `json:"why"`
+	// Install is what has to happen before the machine can be a node; empty when it is installed.
+	Install string `json:"install,omitempty"`
+}
+
+// Empty is true when nothing would happen.
+func (p *Preview) Empty() bool {
+	for _, m := range p.Machines {
+		if m.Install != "" {
+			return false
+		}
+	}
+	return p.Exists && len(p.Problems) == 0 && p.Changes.Empty()
+}
