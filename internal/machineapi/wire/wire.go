@@ -295,6 +295,9 @@ type Step struct {
 	BytesDone  int64      `json:"bytesDone,omitempty"`
 	BytesTotal int64      `json:"bytesTotal,omitempty"`
 	Message    string     `json:"message,omitempty"`
+	// Reason is one sentence on what a node's phase is for, and Attempts how often it was begun.
+	Reason   string `json:"reason,omitempty"`
+	Attempts int    `json:"attempts,omitempty"`
 }
 
 // Progress reports all steps of the running act; it replaces what was reported before.
