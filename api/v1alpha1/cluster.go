@@ -338,16 +338,30 @@ type UpgradeSpec struct {
 	AllowDowntime bool `json:"allowDowntime,omitempty"`
 }
 
+// ClusterFinalizer keeps a deleted Cluster until none of its machines runs any more, because its status is
+// the only record of what was decided for them.
+const ClusterFinalizer = "coldrack.dev/cluster"
+
+// AnnotationAbandon with value "true" lets a deleted Cluster go although machines of it may still run.
+const AnnotationAbandon = "coldrack.dev/abandon"
+
 // ClusterPhase is how far a cluster has come.
 type ClusterPhase string
 
 const (
-	ClusterPending   ClusterPhase = "Pending"
-	ClusterInvalid   ClusterPhase = "Invalid"
-	ClusterBringUp   ClusterPhase = "BringUp"
-	ClusterReady     ClusterPhase = "Ready"
-	ClusterRolling   ClusterPhase = "Rolling"
-	ClusterDegraded  ClusterPhase = "Degraded"
+	// ClusterPending: waits for machines.
+	ClusterPending ClusterPhase = "Pending"
+	// ClusterInvalid: cannot be carried out as it is written; nodes keep what they have.
+	ClusterInvalid ClusterPhase = "Invalid"
+	// ClusterBringUp: its machines become nodes for the first time.
+	ClusterBringUp ClusterPhase = "BringUp"
+	// ClusterReady: every node is ready.
+	ClusterReady ClusterPhase = "Ready"
+	// ClusterRolling: a change is on its way through the nodes.
+	ClusterRolling ClusterPhase = "Rolling"
+	// ClusterDegraded: was Ready, and a node is not.
+	ClusterDegraded ClusterPhase = "Degraded"
+	// ClusterReleasing: was deleted and waits for its machines to be released.
 	ClusterReleasing ClusterPhase = "Releasing"
 )
 
@@ -389,6 +403,16 @@ type ClusterStatus struct {
 type ClusterNode struct {
 	Machine string `json:"machine"`
 	Group   string `json:"group"`
+	// NodeName is the name of the Node object and of the machine's host.
+	// +optional
+	NodeName string `json:"nodeName,omitempty"`
+	// Addresses of the node, the primary one first.
+	// +optional
+	// +listType=atomic
+	Addresses []string `json:"addresses,omitempty"`
+	// Version of Kubernetes that the machine is to run.
+	// +optional
+	Version string `json:"version,omitempty"`
 	// PodCIDRs of the node, one of each family.
 	// +optional
 	// +listType=atomic
@@ -396,6 +420,16 @@ type ClusterNode struct {
 	// Etcd is set on machines with an etcd member.
 	// +optional
 	Etcd *EtcdMember `json:"etcd,omitempty"`
+
+	// Ready is what the cluster's own API says of the node.
+	// +optional
+	Ready bool `json:"ready,omitempty"`
+	// ReadyChangedAt is when Ready became what it is.
+	// +optional
+	ReadyChangedAt *metav1.Time `json:"readyChangedAt,omitempty"`
+	// Message says why the node is not ready.
+	// +optional
+	Message string `json:"message,omitempty"`
 }
 
 // EtcdMember records how a member came into its cluster.

@@ -272,6 +272,9 @@ type MachineStatus struct {
 	// Node is what the installed node's agent reports.
 	// +optional
 	Node *NodeStatus `json:"node,omitempty"`
+	// Kubernetes is how far the machine is as a node of its cluster.
+	// +optional
+	Kubernetes *KubernetesStatus `json:"kubernetes,omitempty"`
 	// Inventory is what the machine consists of, as discovery reported it.
 	// +optional
 	Inventory *Inventory `json:"inventory,omitempty"`
@@ -380,6 +383,33 @@ type NodeStatus struct {
 	// +optional
 	// +listType=atomic
 	FailedUnits []string `json:"failedUnits,omitempty"`
+}
+
+// KubernetesStatus is what a machine reports of itself as a node of a Kubernetes cluster.
+type KubernetesStatus struct {
+	Cluster string `json:"cluster"`
+	// Node is the name of the Node object.
+	// +optional
+	Node string `json:"node,omitempty"`
+	// +optional
+	// +listType=atomic
+	Roles []Role `json:"roles,omitempty"`
+	// Version of the kubelet that is installed.
+	// +optional
+	Version string `json:"version,omitempty"`
+	// Phases of the node's bring-up, in order.
+	// +optional
+	// +listType=atomic
+	Phases []Step `json:"phases,omitempty"`
+	// Done is true when every phase has succeeded for what the machine is to have now.
+	// +optional
+	Done bool `json:"done,omitempty"`
+	// Message says why a machine that belongs to a cluster is not told what to do, or why a phase failed.
+	// +optional
+	Message string `json:"message,omitempty"`
+	// CertificatesExpireAt is when the first of the node's certificates expires.
+	// +optional
+	CertificatesExpireAt *metav1.Time `json:"certificatesExpireAt,omitempty"`
 }
 
 // BootAction is what a booting machine is told to do.
