@@ -20,6 +20,13 @@ const (
 	tokenGroup = "system:bootstrappers:kubeadm:default-node-token"
 	nodesGroup = "system:nodes"
 
+	// GroupAdmin, GroupOperator and GroupViewer are the groups in people's certificates: everything, the built-in
+	// role edit, the built-in role view. GroupBreakGlass needs no authorization at all, and works when that is broken.
+	GroupAdmin      = adminsGroup
+	GroupOperator   = "coldrack:operator"
+	GroupViewer     = "coldrack:viewer"
+	GroupBreakGlass = "system:masters"
+
 	kubeSystem       = metav1.NamespaceSystem
 	kubePublic       = metav1.NamespacePublic
 	kubeadmConfigMap = "kubeadm-config"
@@ -106,6 +113,7 @@ func (r *renderer) bootstrapObjects() ([]runtime.Object, error) {
 	if err != nil {
 		return nil, err
 	}
+	read := []string{"get", "list", "watch"}
 	objects := []runtime.Object{
 		configMap(kubeSystem, kubeadmConfigMap, map[string]string{"ClusterConfiguration": string(kubeadm)}, nil),
 		readConfigMap(kubeSystem, "kubeadm:nodes-kubeadm-config", kubeadmConfigMap),
@@ -123,6 +131,16 @@ func (r *renderer) bootstrapObjects() ([]runtime.Object, error) {
 		// Before 1.36, kubeadm made the API servers administrators instead.
 		bindClusterRole("kubeadm:apiserver-kubelet-client", "system:kubelet-api-admin", user("kube-apiserver-kubelet-client")),
 		configMap(kubePublic, "cluster-info", map[string]string{"kubeconfig": string(clusterInfo)}, nil),
+		// What the certificates of people who are no admins may do. The built-in roles know nothing outside namespaces.
+		bindClusterRole(GroupViewer, "view", group(GroupViewer)),
+		bindClusterRole(GroupOperator, "edit", group(GroupOperator)),
+		&rbac.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: objectMeta("", "coldrack:view-cluster", nil),
+			Rules: []rbac.PolicyRule{
+				{Verbs: read, APIGroups: []string{""}, Resources: []string{"nodes", "namespaces", "persistentvolumes"}},
+				{Verbs: read, APIGroups: []string{"storage.k8s.io"}, Resources: []string{"storageclasses"}},
+				{Verbs: read, APIGroups: []string{"apiextensions.k8s.io"}, Resources: []string{"customresourcedefinitions"}},
+			}},
+		bindClusterRole("coldrack:view-cluster", "coldrack:view-cluster", group(GroupViewer), group(GroupOperator)),
 	}
 	if r.cluster.Spec.Security.TokenDiscovery {
 		objects = append(objects,

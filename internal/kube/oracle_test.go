@@ -590,6 +590,7 @@ var kubeadmDifferences = []difference{
 	// What kubeadm uploads.
 	{"+", `object \S+Binding .* subjects \d apiGroup`, "the API server fills it in"},
 	{"+", `object ClusterRoleBinding kubeadm:cluster-admins .*`, "kubeadm makes it, too, but with its own client that a dry run does not show"},
+	{"+", `object ClusterRole(Binding)? coldrack:(viewer|operator|view-cluster) .*`, "people of Coldrack's roles viewer and operator get certificates of these groups"},
 	{"-", `object Role(Binding)? kubeadm:bootstrap-signer-clusterinfo .*`, "hardened by default; spec.security.tokenDiscovery brings it back"},
 	{"-", `object Secret bootstrap-token-.*`, "tokens are made when somebody asks for one"},
 	{"-", `object ConfigMap (kubelet-config|kube-proxy) metadata annotations kubeadm.kubernetes.io/component-config.hash`, "it marks what kubeadm may replace by its own defaults"},
