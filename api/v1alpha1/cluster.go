@@ -65,17 +65,21 @@ type ClusterSpec struct {
 	Topology Topology `json:"topology,omitempty"`
 	// Endpoint at which people and machines outside the cluster reach the API.
 	// +optional
+	// +kubebuilder:default={}
 	Endpoint ClusterEndpoint `json:"endpoint,omitempty"`
 	// Network of pods and services.
 	// +optional
+	// +kubebuilder:default={}
 	Network ClusterNetwork `json:"network,omitempty"`
 	// PKI says how keys and certificates are made.
 	// +optional
+	// +kubebuilder:default={}
 	PKI ClusterPKI `json:"pki,omitempty"`
 	// +optional
 	Etcd ClusterEtcd `json:"etcd,omitempty"`
 	// Security beyond what is always on.
 	// +optional
+	// +kubebuilder:default={}
 	Security ClusterSecurity `json:"security,omitempty"`
 	// +optional
 	APIServer APIServerSpec `json:"apiServer,omitempty"`
@@ -94,6 +98,7 @@ type ClusterSpec struct {
 	Registries []RegistryMirror `json:"registries,omitempty"`
 	// Upgrade says how changes roll through the cluster.
 	// +optional
+	// +kubebuilder:default={}
 	Upgrade UpgradeSpec `json:"upgrade,omitempty"`
 	// Paused stops every controller of this cluster after the step that is running.
 	// +optional

@@ -625,3 +625,31 @@ func ValidatePlacement(groups []MachineGroup, machines []Machine) field.ErrorLis
 	}
 	return errs
 }
+
+// ValidateClusterChange refuses to change what running nodes and pods rest on, once the cluster has nodes. What
+// was left open before counts as its default.
+func ValidateClusterChange(c, old *Cluster) field.ErrorList {
+	if len(old.Status.Nodes) == 0 {
+		return nil
+	}
+	is, was := c.DeepCopy(), old.DeepCopy()
+	is.Default()
+	was.Default()
+	at := field.NewPath("spec", "network")
+	var errs field.ErrorList
+	for _, f := range []struct {
+		name, why string
+		is, was   any
+	}{
+		{"podCIDRs", "every running pod has an address of it", strings.Join(is.Spec.Network.PodCIDRs, ","), strings.Join(was.Spec.Network.PodCIDRs, ",")},
+		{"serviceCIDRs", "every service has an address of it", strings.Join(is.Spec.Network.ServiceCIDRs, ","), strings.Join(was.Spec.Network.ServiceCIDRs, ",")},
+		{"dnsDomain", "certificates and running pods contain it", is.Spec.Network.DNSDomain, was.Spec.Network.DNSDomain},
+		{"nodeMaskIPv4", "every node has a network of that size", is.Spec.Network.NodeMaskIPv4, was.Spec.Network.NodeMaskIPv4},
+		{"nodeMaskIPv6", "every node has a network of that size", is.Spec.Network.NodeMaskIPv6, was.Spec.Network.NodeMaskIPv6},
+	} {
+		if f.is != f.was {
+			errs = append(errs, field.Invalid(at.Child(f.name), f.is, fmt.Sprintf("cannot be changed from %v while the cluster has nodes: %s", f.was, f.why)))
+		}
+	}
+	return errs
+}

@@ -276,3 +276,31 @@ func TestPlacingManyMachinesIsQuick(t *testing.T) {
 		t.Errorf("a %d, b %d, c %d: %v", len(placed["a"]), len(placed["b"]), len(placed["c"]), err)
 	}
 }
+
+func TestValidateClusterChange(t *testing.T) {
+	open := &Cluster{}
+	written := &Cluster{Spec: ClusterSpec{Network: ClusterNetwork{PodCIDRs: []string{"10.244.0.0/16"}}}}
+	other := &Cluster{Spec: ClusterSpec{Network: ClusterNetwork{PodCIDRs: []string{"10.40.0.0/16"}, NodeMaskIPv4: 25}}}
+	for _, test := range []struct {
+		name    string
+		is, was *Cluster
+		nodes   int
+		want    []string
+	}{
+		{"what was left open may be written down", written, open, 1, nil},
+		{"what was left open counts as its default", other, open, 1, []string{"spec.network.podCIDRs", "spec.network.nodeMaskIPv4"}},
+		{"before there are nodes, everything may change", other, written, 0, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			was := test.was.DeepCopy()
+			was.Status.Nodes = make([]ClusterNode, test.nodes)
+			var fields []string
+			for _, err := range ValidateClusterChange(test.is, was) {
+				fields = append(fields, err.Field)
+			}
+			if !slices.Equal(fields, test.want) {
+				t.Errorf("got %v, want %v", fields, test.want)
+			}
+		})
+	}
+}
