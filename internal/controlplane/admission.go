@@ -182,6 +182,20 @@ func (r *rules) Validate(ctx context.Context, a admission.Attributes, _ admissio
 			}
 			return v1alpha1.ValidateEnrollmentPolicy(p), nil
 		})
+	case "clusters":
+		errs, err = checkTyped(a, &v1alpha1.Cluster{}, func(c, old *v1alpha1.Cluster) (field.ErrorList, error) {
+			if old != nil && equality.Semantic.DeepEqual(c.Spec, old.Spec) {
+				return nil, nil
+			}
+			return r.checkCluster(ctx, c, old)
+		})
+	case "machinegroups":
+		errs, err = checkTyped(a, &v1alpha1.MachineGroup{}, func(g, old *v1alpha1.MachineGroup) (field.ErrorList, error) {
+			if old != nil && equality.Semantic.DeepEqual(g.Spec, old.Spec) {
+				return nil, nil
+			}
+			return r.checkMachineGroup(ctx, g)
+		})
 	}
 	if err != nil {
 		return err
@@ -328,6 +342,60 @@ func (r *rules) checkSubnet(ctx context.Context, a admission.Attributes, s *v1al
 		r.remember("subnets", s.Name, admitted{subnet: s})
 	}
 	return errs, nil
+}
+
+// checkCluster refuses what is wrong whatever else is written: the cluster by itself, and against subnets and other
+// clusters. What its groups, machines and bundles make of it is only warned of, because those may come in any order;
+// the cluster's controller reports it in status and does nothing as long as it is so.
+func (r *rules) checkCluster(ctx context.Context, c, old *v1alpha1.Cluster) (field.ErrorList, error) {
+	if err := r.wait(ctx); err != nil {
+		return nil, err
+	}
+	var subnets v1alpha1.SubnetList
+	var clusters v1alpha1.ClusterList
+	var groups v1alpha1.MachineGroupList
+	if err := r.list(ctx, map[string]runtime.Object{"subnets": &subnets, "clusters": &clusters, "machinegroups": &groups}); err != nil {
+		return nil, err
+	}
+	facts := v1alpha1.ClusterFacts{Subnets: subnets.Items, Clusters: clusters.Items}
+	errs := v1alpha1.ValidateCluster(c, facts)
+	if old != nil {
+		errs = append(errs, v1alpha1.ValidateClusterChange(c, old)...)
+	}
+	if own := groupsOf(c.Name, groups.Items); len(errs) == 0 && len(own) > 0 {
+		facts.Groups = own
+		warnAll(ctx, v1alpha1.ValidateCluster(c, facts))
+	}
+	return errs, nil
+}
+
+func (r *rules) checkMachineGroup(ctx context.Context, g *v1alpha1.MachineGroup) (field.ErrorList, error) {
+	if err := r.wait(ctx); err != nil {
+		return nil, err
+	}
+	r.warnUnknown(ctx, "spec.cluster", "clusters", g.Spec.Cluster)
+	r.warnUnknown(ctx, "spec.profile", "profiles", g.Spec.Profile)
+	return v1alpha1.ValidateMachineGroup(g), nil
+}
+
+func groupsOf(cluster string, all []v1alpha1.MachineGroup) []v1alpha1.MachineGroup {
+	return slices.DeleteFunc(all, func(g v1alpha1.MachineGroup) bool { return g.Spec.Cluster != cluster })
+}
+
+// warnAll tells the person what hinders, without refusing the object for it.
+func warnAll(ctx context.Context, errs field.ErrorList) {
+	for _, err := range errs {
+		warning.AddWarning(ctx, "", err.Error())
+	}
+}
+
+func (r *rules) list(ctx context.Context, into map[string]runtime.Object) error {
+	for resource, list := range into {
+		if err := r.client.Get().Resource(resource).Do(ctx).Into(list); err != nil {
+			return fmt.Errorf("read %s: %w", resource, err)
+		}
+	}
+	return nil
 }
 
 // remember counts an object as existing for a moment. Requires mu.

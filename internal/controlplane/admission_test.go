@@ -13,6 +13,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 )
@@ -121,5 +122,88 @@ func TestWhatIsServedBesideTheAPINeedsARoleToo(t *testing.T) {
 	cfg.Handlers = map[string]http.Handler{"/apis/mine": nil}
 	if _, err := Start(ctx, cfg); err == nil || !strings.Contains(err.Error(), "belong to the API") {
 		t.Errorf("a path of the API: %v", err)
+	}
+}
+
+// warnings collects what the server warns of.
+type warnings struct {
+	mu    sync.Mutex
+	texts []string
+}
+
+func (w *warnings) HandleWarningHeader(_ int, _, text string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.texts = append(w.texts, text)
+}
+
+func (w *warnings) take() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	text := strings.Join(w.texts, "\n")
+	w.texts = nil
+	return text
+}
+
+func TestClustersAndGroups(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	c := startTest(t, testConfig(t, newTestCA(t)))
+	config, warned := c.RESTConfig(), &warnings{}
+	config.WarningHandler = warned
+	kinds := map[string]string{"Subnet": "subnets", "Cluster": "clusters", "MachineGroup": "machinegroups"}
+
+	cluster := func(name, version string, more ...string) *unstructured.Unstructured {
+		spec := map[string]any{"version": version}
+		for i := 0; i < len(more); i += 2 {
+			switch more[i] {
+			case "topology":
+				spec["topology"] = more[i+1]
+			case "virtualIP":
+				spec["endpoint"] = map[string]any{"virtualIP": map[string]any{"address": more[i+1]}}
+			default:
+				spec["network"] = map[string]any{more[i]: []any{more[i+1]}}
+			}
+		}
+		return object("Cluster", name, map[string]any{"spec": spec})
+	}
+	group := func(name, cluster string, replicas int64, roles ...any) *unstructured.Unstructured {
+		return object("MachineGroup", name, map[string]any{"spec": map[string]any{"cluster": cluster, "replicas": replicas, "roles": roles}})
+	}
+	for _, step := range []struct {
+		name   string
+		object *unstructured.Unstructured
+		// want is part of the refusal; empty: accepted.
+		want, warning string
+	}{
+		{"a subnet for machines", object("Subnet", "rack", map[string]any{"spec": map[string]any{"cidr": "10.20.0.0/24", "dhcp": "off"}}), "", ""},
+		{"a group may come before its cluster", group("lab-all", "lab", 3, "etcd", "control-plane", "worker"), "", `spec.cluster: there is no cluster "lab" yet`},
+		{"the cluster of that group", cluster("lab", "v1.36.3", "topology", "small"), "", ""},
+		{"a version that is none", cluster("x", "1.36"), "spec.version", ""},
+		{"pods with addresses of machines", cluster("x", "v1.36.3", "podCIDRs", "10.20.0.0/16"), "overlaps with 10.20.0.0/24 of Subnet rack", ""},
+		{"services with addresses of pods", cluster("x", "v1.36.3", "serviceCIDRs", "10.244.128.0/20"), "overlaps with spec.network.podCIDRs[0], 10.244.0.0/16", ""},
+		{"a virtual IP that is nobody's neighbour", cluster("x", "v1.36.3", "virtualIP", "192.0.2.1"), "lies in no Subnet", ""},
+		{"a virtual IP", cluster("vip", "v1.36.3", "virtualIP", "10.20.0.5"), "", ""},
+		{"the virtual IP of another cluster", cluster("x", "v1.36.3", "virtualIP", "10.20.0.5"), "is the virtual IP of Cluster vip", ""},
+		{"a role that there is not", group("x", "lab", 1, "master"), "spec.roles", ""},
+		{"a group before a cluster that it makes even", group("even-all", "even", 2, "etcd", "control-plane", "worker"), "", "no cluster"},
+		{"what its groups make of a cluster is only warned of", cluster("even", "v1.36.3"), "", "the groups want 2 etcd members"},
+	} {
+		warned.take()
+		_, err := resource(t, config, kinds[step.object.GetKind()]).Create(ctx, step.object, metav1.CreateOptions{})
+		switch {
+		case step.want == "" && err != nil:
+			t.Errorf("%s: %v", step.name, err)
+		case step.want != "" && (!apierrors.IsInvalid(err) || !strings.Contains(err.Error(), step.want)):
+			t.Errorf("%s: want a refusal with %q, got %v", step.name, step.want, err)
+		}
+		if text := warned.take(); !strings.Contains(text, step.warning) || step.warning == "" && text != "" {
+			t.Errorf("%s: want the warning %q, got %q", step.name, step.warning, text)
+		}
+	}
+	stored, err := resource(t, config, "clusters").Get(ctx, "lab", metav1.GetOptions{})
+	check(t, err)
+	if plugin, _, _ := unstructured.NestedString(stored.Object, "spec", "network", "plugin"); plugin != "routed" {
+		t.Errorf("the API fills in no default network: %v", stored.Object["spec"])
 	}
 }
