@@ -379,6 +379,9 @@ type NodeStatus struct {
 	// +optional
 	// +listType=atomic
 	Addresses []string `json:"addresses,omitempty"`
+	// Interface that has the node's address, as the installed system names it.
+	// +optional
+	Interface string `json:"interface,omitempty"`
 	// FailedUnits are systemd units that failed.
 	// +optional
 	// +listType=atomic

@@ -199,6 +199,9 @@ func foldNode(m *v1alpha1.Machine, live fleet.Live) {
 	if !beat.BootedAt.IsZero() {
 		node.BootedAt = new(metav1.NewTime(beat.BootedAt.Truncate(time.Second)))
 	}
+	if n := m.Spec.Network; n != nil {
+		node.Interface = beat.Interfaces[n.Address]
+	}
 	node.ReadyAt = new(metav1.NewTime(live.ReadyAt.Truncate(time.Second)))
 	if was := m.Status.Node; was != nil && was.BootID == node.BootID {
 		// The server was restarted, not the node; and a boot time computed from an uptime wavers.

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -314,7 +315,7 @@ func (f *Fleet) Beat(name string, beat wire.Heartbeat, address string) {
 		old := l.Heartbeat
 		changed := old == nil || old.BootID != beat.BootID || old.AgentVersion != beat.AgentVersion ||
 			old.OS != beat.OS || old.Kernel != beat.Kernel ||
-			!slices.Equal(old.Addresses, beat.Addresses) || !slices.Equal(old.FailedUnits, beat.FailedUnits)
+			!slices.Equal(old.Addresses, beat.Addresses) || !maps.Equal(old.Interfaces, beat.Interfaces) || !slices.Equal(old.FailedUnits, beat.FailedUnits)
 		if old == nil || old.BootID != beat.BootID {
 			l.ReadyAt = now
 		}

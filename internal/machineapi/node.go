@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
@@ -60,6 +61,14 @@ func cut(in wire.Heartbeat) wire.Heartbeat {
 	in.AgentVersion, in.OS, in.Kernel, in.BootID = text(in.AgentVersion), text(in.OS), text(in.Kernel), text(in.BootID)
 	in.Addresses = texts(in.Addresses, maxAddresses)
 	in.FailedUnits = texts(in.FailedUnits, maxFailedUnits)
+	interfaces := map[string]string{}
+	for _, prefix := range in.Addresses {
+		address, _, _ := strings.Cut(prefix, "/")
+		if name, ok := in.Interfaces[address]; ok {
+			interfaces[address] = text(name)
+		}
+	}
+	in.Interfaces = interfaces
 	return in
 }
 

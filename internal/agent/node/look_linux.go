@@ -20,13 +20,15 @@ import (
 
 // Look describes the running system below root ("/").
 func Look(ctx context.Context, root, version string) wire.Heartbeat {
+	list, interfaces := addresses()
 	return wire.Heartbeat{
 		AgentVersion: version,
 		OS:           prettyName(filepath.Join(root, "etc/os-release")),
 		Kernel:       release(),
 		BootID:       text(filepath.Join(root, "proc/sys/kernel/random/boot_id")),
 		BootedAt:     bootedAt(filepath.Join(root, "proc/stat")),
-		Addresses:    addresses(),
+		Addresses:    list,
+		Interfaces:   interfaces,
 		FailedUnits:  failedUnits(ctx),
 		Now:          time.Now().UTC(),
 	}
@@ -80,13 +82,13 @@ func bootedAt(stat string) time.Time {
 	return time.Time{}
 }
 
-// addresses with prefix length, without those that are of no use to others.
-func addresses() []string {
-	var out []string
+// addresses with prefix length, without those that are of no use to others, and the interface of each.
+func addresses() (out []string, interfaces map[string]string) {
 	ifaces, err := net.Interfaces()
 	if err != nil {
-		return nil
+		return nil, nil
 	}
+	interfaces = map[string]string{}
 	for _, i := range ifaces {
 		if i.Flags&net.FlagLoopback != 0 {
 			continue
@@ -98,11 +100,12 @@ func addresses() []string {
 		for _, a := range list {
 			if n, ok := a.(*net.IPNet); ok && !n.IP.IsLinkLocalUnicast() && !n.IP.IsLoopback() {
 				out = append(out, n.String())
+				interfaces[n.IP.String()] = i.Name
 			}
 		}
 	}
 	slices.Sort(out)
-	return slices.Compact(out)
+	return slices.Compact(out), interfaces
 }
 
 func failedUnits(ctx context.Context) []string {

@@ -351,7 +351,9 @@ type Heartbeat struct {
 	BootID       string    `json:"bootID"`
 	BootedAt     time.Time `json:"bootedAt"`
 	Addresses    []string  `json:"addresses,omitempty"` // with prefix length
-	FailedUnits  []string  `json:"failedUnits,omitempty"`
+	// Interfaces says by address, without prefix length, which interface has it.
+	Interfaces  map[string]string `json:"interfaces,omitempty"`
+	FailedUnits []string          `json:"failedUnits,omitempty"`
 	// Now is the node's clock, from which the server tells a skew.
 	Now time.Time `json:"now"`
 	// Log holds new lines of the agent's log since the last report.
