@@ -56,7 +56,7 @@ A lab needs root and QEMU (Debian: qemu-system-x86 ovmf ipxe-qemu). Machines go 
 	}
 	cmd.PersistentFlags().StringVar(&place.name, "name", "lab", "name of the lab; its network namespace is coldrack-NAME")
 	cmd.PersistentFlags().StringVar(&place.stateDir, "state-dir", place.stateDir, "folder of all labs, one folder each [$COLDRACK_LAB_DIR]")
-	cmd.AddCommand(a.labUpCommand(&place), a.labPsCommand(&place), a.labConsoleCommand(&place), a.labPowerCommand(&place), a.labDownCommand(&place))
+	cmd.AddCommand(a.labUpCommand(&place), a.labPsCommand(&place), a.labConsoleCommand(&place), a.labPowerCommand(&place), a.labForwardCommand(&place), a.labDownCommand(&place))
 	return cmd
 }
 
@@ -409,6 +409,45 @@ func (a *app) labPowerCommand(place *labPlace) *cobra.Command {
 	cmd.Flags().StringVar(&impersonate, "impersonate", "", "claim MAC addresses, UUID and serial number of this machine")
 	_ = cmd.RegisterFlagCompletionFunc("impersonate", place.complete())
 	return cmd
+}
+
+func (a *app) labForwardCommand(place *labPlace) *cobra.Command {
+	return &cobra.Command{
+		Use:   "forward LISTEN TARGET...",
+		Short: "Make a TCP port of the lab's machines reachable from this host",
+		Long: `Make a TCP port of the lab's machines reachable from this host, until the command is interrupted. This host has
+no route into the lab. LISTEN is an address and port of this host, or a port of its loopback address; each connection
+goes to the first TARGET that accepts it.`,
+		Example: `  coldrack lab forward 16443 10.77.0.10:6443      # a cluster's API, at https://127.0.0.1:16443`,
+		Args:    cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			listen := args[0]
+			if !strings.Contains(listen, ":") {
+				listen = "127.0.0.1:" + listen
+			}
+			if _, err := netip.ParseAddrPort(listen); err != nil {
+				return usageError("LISTEN %q: write a port, or address:port", args[0])
+			}
+			var targets []netip.AddrPort
+			for _, text := range args[1:] {
+				target, err := netip.ParseAddrPort(text)
+				if err != nil {
+					return usageError("TARGET %q: write address:port", text)
+				}
+				targets = append(targets, target)
+			}
+			l, err := place.open()
+			if err != nil {
+				return err
+			}
+			listener, err := net.Listen("tcp", listen)
+			if err != nil {
+				return fmt.Errorf("forward: %w", err)
+			}
+			fmt.Fprintf(a.err, "%s leads to %s of lab %s\n", listener.Addr(), strings.Join(args[1:], ", "), l.Name())
+			return l.Forward(cmd.Context(), listener, targets)
+		},
+	}
 }
 
 func (a *app) labConsoleCommand(place *labPlace) *cobra.Command {

@@ -71,7 +71,7 @@ func (c content) ImageFiles(image *v1alpha1.Image) (index wire.Content, boot wir
 	var loaders bundle.Artifact
 	for _, artifact := range c.store.Artifacts() {
 		if artifact.Kind == bundle.KindImage && artifact.Files[bundle.FileImageIndex].Digest == image.Spec.Index {
-			index = wire.Content(artifact.Files[bundle.FileImageIndex])
+			index = contentOf(artifact.Files[bundle.FileImageIndex])
 			loaders = c.loadersOf(artifact.Bundle.Digest)
 		}
 	}
@@ -85,12 +85,14 @@ func (c content) ImageFiles(image *v1alpha1.Image) (index wire.Content, boot wir
 		}
 	}
 	return index, wire.BootFiles{
-		BIOSBoot: wire.Content(loaders.Files[bundle.FileBootImg]),
-		BIOSCore: wire.Content(loaders.Files[bundle.FileCoreImg]),
-		Shim:     wire.Content(loaders.Files[bundle.FileShim]),
-		GRUB:     wire.Content(loaders.Files[bundle.FileGRUB]),
+		BIOSBoot: contentOf(loaders.Files[bundle.FileBootImg]),
+		BIOSCore: contentOf(loaders.Files[bundle.FileCoreImg]),
+		Shim:     contentOf(loaders.Files[bundle.FileShim]),
+		GRUB:     contentOf(loaders.Files[bundle.FileGRUB]),
 	}, nil
 }
+
+func contentOf(d bundle.Descriptor) wire.Content { return wire.Content{Digest: d.Digest, Size: d.Size} }
 
 func (c content) loadersOf(bundleDigest string) bundle.Artifact {
 	for _, artifact := range c.store.Artifacts() {
