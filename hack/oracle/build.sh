@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds real kubeadm into the given file: what internal/kube renders is compared with what it generates.
+# Builds a real program of Kubernetes into the given file; its name says which. What internal/kube renders is compared
+# with what kubeadm generates; internal/kubeapi is tested against kube-apiserver.
 # usage: hack/oracle/build.sh bin/kubeadm
 set -euo pipefail
 out=$(realpath -m "$1")
@@ -11,4 +12,4 @@ stamp=k8s.io/component-base/version
 mkdir -p "$(dirname "$out")"
 CGO_ENABLED=0 go build -trimpath -o "$out" \
 	-ldflags "-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=$minor -X $stamp.gitTreeState=clean" \
-	k8s.io/kubernetes/cmd/kubeadm
+	"k8s.io/kubernetes/cmd/$(basename "$out")"
