@@ -17,6 +17,7 @@ func Describe(m *v1alpha1.Machine, now time.Time) string {
 	d.summary(m)
 	d.wanted(m)
 	d.installed(m)
+	d.kubernetes(m.Status.Kubernetes)
 	d.inventory(m.Status.Inventory)
 	d.steps(m)
 	d.conditions(m.Status.Conditions)
@@ -125,6 +126,19 @@ func (d *description) installed(m *v1alpha1.Machine) {
 		d.field("  Addresses", "%s", strings.Join(n.Addresses, ", "))
 		d.field("  Failed units", "%s", strings.Join(n.FailedUnits, ", "))
 	}
+}
+
+func (d *description) kubernetes(k *v1alpha1.KubernetesStatus) {
+	if k == nil {
+		return
+	}
+	fmt.Fprintln(d, "\nKubernetes")
+	d.field("  Cluster", "%s", k.Cluster)
+	d.field("  Node", "%s", k.Node)
+	d.field("  Roles", "%s", roleText(k.Roles))
+	d.field("  Kubelet", "%s", k.Version)
+	d.field("  Message", "%s", k.Message)
+	d.table("Phases of the bring-up", stepTable(k.Phases, d.now))
 }
 
 func (d *description) inventory(inv *v1alpha1.Inventory) {

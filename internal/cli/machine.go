@@ -131,6 +131,9 @@ func Bar(fraction float64, width int) string {
 
 // stepCell is the step column of a table.
 func stepCell(m *v1alpha1.Machine) string {
+	if k := m.Status.Kubernetes; k != nil && !k.Done && m.Status.Phase == v1alpha1.PhaseReady {
+		return PhasesOf(k.Phases).String()
+	}
 	p, ok := ProgressOf(m)
 	if !ok || !acting(m) {
 		if acting(m) {
@@ -154,14 +157,15 @@ func acting(m *v1alpha1.Machine) bool {
 func MachineTable(machines []v1alpha1.Machine, now time.Time, wide bool) *Table {
 	t := &Table{Header: []string{"NAME", "PHASE", "STEP", "ADDRESS", "RACK", "SERIAL", "SINCE", "MESSAGE"}}
 	if wide {
-		t.Header = []string{"NAME", "PHASE", "STEP", "ADDRESS", "RACK", "SERIAL", "SINCE", "HOSTNAME", "PROFILE", "IMAGE",
+		t.Header = []string{"NAME", "PHASE", "STEP", "ADDRESS", "RACK", "SERIAL", "SINCE", "HOSTNAME", "CLUSTER", "ROLES", "PROFILE", "IMAGE",
 			"MODEL", "CPUS", "MEMORY", "DISKS", "FIRMWARE", "INTENT", "MESSAGE"}
 	}
 	for i := range machines {
 		m := &machines[i]
 		row := []string{m.Name, PhaseOf(m), stepCell(m), AddressOf(m), rack(m.Spec.Location), serial(m), since(m, now)}
 		if wide {
-			row = append(row, m.Spec.Hostname, m.Spec.Profile, installedImage(m))
+			cluster, roles := membership(m)
+			row = append(row, m.Spec.Hostname, cluster, roles, m.Spec.Profile, installedImage(m))
 			row = append(row, hardware(m.Status.Inventory)...)
 			row = append(row, intentCell(m))
 		}
@@ -286,6 +290,12 @@ func message(m *v1alpha1.Machine, now time.Time) string {
 	if text := Stuck(m, now); text != "" {
 		return text
 	}
+	if k := m.Status.Kubernetes; k != nil && !k.Done && m.Status.Phase == v1alpha1.PhaseReady {
+		if failed := PhasesOf(k.Phases).Failed; failed != nil {
+			return failed.Name + ": " + failed.Message
+		}
+		return orElse(k.Message, m.Status.Message)
+	}
 	return m.Status.Message
 }
 
@@ -294,6 +304,14 @@ func rack(l v1alpha1.Location) string {
 		return fmt.Sprintf("%s/%d", l.Rack, l.Unit)
 	}
 	return l.Rack
+}
+
+// membership is the machine's cluster and what it does there.
+func membership(m *v1alpha1.Machine) (cluster, roles string) {
+	if k := m.Status.Kubernetes; k != nil {
+		return k.Cluster, roleText(k.Roles)
+	}
+	return "", ""
 }
 
 func serial(m *v1alpha1.Machine) string {

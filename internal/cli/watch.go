@@ -61,19 +61,7 @@ func RenderWatch(s Snapshot, width, height int, now time.Time) string {
 		}
 	}
 
-	lines = lines[:min(len(lines), max(height, 1))]
-	var b strings.Builder
-	for i, l := range lines {
-		if i > 0 {
-			b.WriteByte('\n')
-		}
-		text := fit(l.text, width)
-		if s.Color && l.color != "" {
-			text = l.color + text + colorReset
-		}
-		b.WriteString(text)
-	}
-	return b.String()
+	return paint(lines, width, height, s.Color)
 }
 
 func watchHead(s Snapshot, machines []v1alpha1.Machine, now time.Time) []line {
