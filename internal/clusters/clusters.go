@@ -1,0 +1,375 @@
+// Package clusters turns what is recorded of Kubernetes clusters into what each machine is handed out: it decides
+// which machines a cluster gets (Decide), keeps the plan of every cluster rendered in memory (Set), and signs the
+// certificates that a plan names, and no others.
+//
+// It trusts records only. A machine is a node when Cluster.status.nodes says so, which is written before anything
+// acts on it; keys are read from the cluster's Secret, which is written before anything uses them and never
+// replaced. So several servers, and one after a restart, hand out the same.
+package clusters
+
+import (
+	"cmp"
+	"crypto"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+// Programs knows what nodes run.
+type Programs interface {
+	// Programs of a version of Kubernetes. The error says what is missing and what to do.
+	Programs(kubernetes string) ([]wire.Program, error)
+}
+
+// Options of a Set.
+type Options struct {
+	Programs Programs
+	// Registry is the content store that nodes pull images from; nil when there is none.
+	Registry *kube.Registry
+	Log      *slog.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// Set holds the plan of every cluster. It is safe for concurrent use.
+type Set struct {
+	Options
+
+	mu       sync.Mutex
+	clusters map[string]*cluster
+	memberOf map[string]string // machine → cluster
+	changed  chan struct{}
+}
+
+// cluster is one cluster of a Set. Its plan belongs to input and material, and is replaced as a whole.
+type cluster struct {
+	input    kube.Input
+	secret   map[string][]byte
+	material *Material
+	plan     *kube.Plan
+	nodes    map[string]v1alpha1.ClusterNode
+	paused   bool
+	// problem is why the newest input has no plan.
+	problem string
+	// assignments by machine, made when they are asked for.
+	assignments map[string]wire.NodeAssignment
+}
+
+// New returns an empty Set.
+func New(opts Options) *Set {
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Set{Options: opts, clusters: map[string]*cluster{}, memberOf: map[string]string{}, changed: make(chan struct{})}
+}
+
+// Record is what the store holds of one cluster.
+type Record struct {
+	Cluster *v1alpha1.Cluster
+	// Groups that name the cluster.
+	Groups []v1alpha1.MachineGroup
+	// Machines that status.nodes names, as far as they exist.
+	Machines []v1alpha1.Machine
+	// Secret with the cluster's keys; nil when there is none yet.
+	Secret *v1alpha1.Secret
+}
+
+// Settled says whether what is written was checked and found good. Until then nodes keep what they have.
+func (r Record) Settled() bool {
+	c := r.Cluster
+	if c.Status.ObservedGeneration != c.Generation || c.Status.Phase == v1alpha1.ClusterInvalid {
+		return false
+	}
+	for i := range r.Groups {
+		if r.Groups[i].Status.ObservedGeneration != r.Groups[i].Generation {
+			return false
+		}
+	}
+	return true
+}
+
+// Put takes in a cluster as it is recorded now. It renders only what has changed for nodes. A record that cannot
+// be rendered leaves the plan of before in place, and Problem says why.
+func (s *Set) Put(r Record) {
+	name := r.Cluster.Name
+	s.mu.Lock()
+	was := s.clusters[name]
+	s.mu.Unlock()
+	next := s.take(r, was)
+	if next == was {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clusters[name] = next
+	for machine, of := range s.memberOf {
+		if of == name {
+			delete(s.memberOf, machine)
+		}
+	}
+	for machine := range next.nodes {
+		s.memberOf[machine] = name
+	}
+	s.wake()
+}
+
+// Remove forgets a cluster that no longer exists.
+func (s *Set) Remove(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.clusters[name] == nil {
+		return
+	}
+	delete(s.clusters, name)
+	for machine, of := range s.memberOf {
+		if of == name {
+			delete(s.memberOf, machine)
+		}
+	}
+	s.wake()
+}
+
+// Refresh asks for the programs of all plans again, after an import.
+func (s *Set) Refresh() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.clusters {
+		c.assignments = map[string]wire.NodeAssignment{}
+	}
+	s.wake()
+}
+
+// wake needs s.mu.
+func (s *Set) wake() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// take returns was itself when nothing has changed for anybody.
+func (s *Set) take(r Record, was *cluster) *cluster {
+	next := &cluster{paused: r.Cluster.Spec.Paused, nodes: map[string]v1alpha1.ClusterNode{}, assignments: map[string]wire.NodeAssignment{}}
+	for _, n := range r.Cluster.Status.Nodes {
+		next.nodes[n.Machine] = decided(n)
+	}
+	if was != nil {
+		next.input, next.secret, next.material, next.plan = was.input, was.secret, was.material, was.plan
+	}
+	next.problem = s.fill(next, r)
+	if was != nil && was.plan == next.plan && was.material == next.material && was.paused == next.paused && was.problem == next.problem &&
+		reflect.DeepEqual(was.nodes, next.nodes) {
+		return was
+	}
+	if next.problem != "" && (was == nil || was.problem != next.problem) {
+		s.Log.Warn("a cluster has no new plan", "cluster", r.Cluster.Name, "reason", next.problem)
+	}
+	return next
+}
+
+// decided is a node without what changes by itself.
+func decided(n v1alpha1.ClusterNode) v1alpha1.ClusterNode {
+	n.Ready, n.ReadyChangedAt, n.Message = false, nil, ""
+	return n
+}
+
+// fill makes material and plan from the record, or says why they stay as they are.
+func (s *Set) fill(c *cluster, r Record) (problem string) {
+	if r.Secret == nil {
+		return fmt.Sprintf("cluster %s has no keys yet", r.Cluster.Name)
+	}
+	if !belongs(r.Secret, r.Cluster) {
+		return foreignKeys(r.Cluster.Name)
+	}
+	if c.material == nil || !reflect.DeepEqual(c.secret, r.Secret.Data) {
+		material, err := ParseMaterial(r.Secret)
+		if err != nil {
+			return err.Error()
+		}
+		c.material, c.secret = material, r.Secret.Data
+	}
+	if len(r.Cluster.Status.Nodes) == 0 {
+		return fmt.Sprintf("cluster %s waits for machines", r.Cluster.Name)
+	}
+	if !r.Settled() {
+		return fmt.Sprintf("the newest change of cluster %s is not in effect", r.Cluster.Name)
+	}
+	input := s.input(r, c.material.Certificates(), c.material.serviceAccountPublic)
+	if c.plan != nil && reflect.DeepEqual(c.input, input) {
+		return ""
+	}
+	began := s.Now()
+	plan, err := kube.Render(input)
+	if err != nil {
+		return err.Error()
+	}
+	c.input, c.plan = input, plan
+	s.Log.Info("rendered a cluster", "cluster", r.Cluster.Name, "nodes", len(plan.Nodes), "took", s.Now().Sub(began).Round(time.Millisecond))
+	return ""
+}
+
+// belongs says whether keys were made for this very cluster.
+func belongs(secret *v1alpha1.Secret, cluster *v1alpha1.Cluster) bool {
+	return secret.Annotations[AnnotationClusterUID] == string(cluster.UID)
+}
+
+func foreignKeys(name string) string {
+	return fmt.Sprintf("Secret %s holds the keys of an earlier cluster %s, which are not used for a new one: whoever had access then would have it now. "+
+		"To make new ones, delete that Secret; to take the old cluster up again, annotate it with %s of the new Cluster's metadata.uid", SecretName(name), name, AnnotationClusterUID)
+}
+
+// input of the renderer. It holds nothing that changes without meaning for a node, so that inputs can be compared.
+func (s *Set) input(r Record, authorities map[kube.Authority][]byte, serviceAccount []byte) kube.Input {
+	in := kube.Input{
+		Cluster:     &v1alpha1.Cluster{Spec: *r.Cluster.Spec.DeepCopy()},
+		Authorities: authorities, ServiceAccountKeys: serviceAccount, Registry: s.Registry,
+	}
+	in.Cluster.Name = r.Cluster.Name
+	in.Cluster.Spec.Version, in.Cluster.Spec.Paused = version(r.Cluster), false
+	for _, g := range r.Groups {
+		group := v1alpha1.MachineGroup{Spec: *g.Spec.DeepCopy()}
+		group.Name = g.Name
+		// How many there are follows from the machines.
+		group.Spec.Replicas, group.Spec.Rollout = nil, v1alpha1.RolloutBudget{}
+		in.Groups = append(in.Groups, group)
+	}
+	slices.SortFunc(in.Groups, func(a, b v1alpha1.MachineGroup) int { return cmp.Compare(a.Name, b.Name) })
+	machines := map[string]*v1alpha1.Machine{}
+	for i := range r.Machines {
+		machines[r.Machines[i].Name] = &r.Machines[i]
+	}
+	for _, n := range r.Cluster.Status.Nodes {
+		in.Machines = append(in.Machines, kubeMachine(n, machines[n.Machine]))
+	}
+	slices.SortFunc(in.Machines, func(a, b kube.Machine) int { return cmp.Compare(a.Name, b.Name) })
+	return in
+}
+
+// View is a cluster as its own API is to be made.
+type View struct {
+	// Plan that nodes are given; nil when there is none yet. It is shared and must not be changed.
+	Plan *kube.Plan
+	// Authority is the PEM certificate that the cluster's API servers are verified with; empty without keys.
+	Authority []byte
+	// APIServers are the addresses of the machines that run one.
+	APIServers []netip.AddrPort
+	Paused     bool
+	// Problem is why the newest record has no plan, or empty.
+	Problem string
+}
+
+// View of a cluster at this moment, and a channel that is closed when something has changed since.
+func (s *Set) View(name string) (View, bool, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.clusters[name]
+	if c == nil {
+		return View{}, false, s.changed
+	}
+	v := View{Plan: c.plan, Paused: c.paused, Problem: c.problem}
+	if c.material != nil {
+		v.Authority = c.material.authorities[kube.AuthorityKubernetes].certPEM()
+	}
+	if c.plan != nil {
+		for _, n := range c.plan.Nodes {
+			v.APIServers = n.LoadBalancer.Backends
+			break
+		}
+	}
+	return v, true, s.changed
+}
+
+// ErrRefused is what a machine or person asked for and may not have.
+var ErrRefused = errors.New("refused")
+
+func refuse(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrRefused, fmt.Sprintf(format, args...))
+}
+
+// Sign signs one of the certificates that the machine's plan names. Of the request nothing but the public key is
+// used.
+func (s *Set) Sign(machine, clusterName, certificate string, public crypto.PublicKey) (certPEM []byte, leaf *x509.Certificate, err error) {
+	s.mu.Lock()
+	of := s.memberOf[machine]
+	c := s.clusters[of]
+	s.mu.Unlock()
+	if of == "" || of != clusterName || c == nil {
+		return nil, nil, refuse("machine %s is no node of cluster %q", machine, clusterName)
+	}
+	plan, planned := kube.NodePlan{}, false
+	if c.plan != nil {
+		plan, planned = c.plan.Nodes[machine]
+	}
+	if !planned || c.material == nil {
+		return nil, nil, refuse("there is no plan for machine %s: %s", machine, cmp.Or(c.problem, "it has just come into the cluster"))
+	}
+	i := slices.IndexFunc(plan.Certificates, func(r kube.CertificateRequest) bool { return r.Name == certificate })
+	if i < 0 {
+		return nil, nil, refuse("machine %s is not to have a certificate %q; its roles are %s", machine, certificate, rolesOf(plan.Roles))
+	}
+	request := plan.Certificates[i]
+	if is := algorithmOf(public); is != string(request.KeyAlgorithm) {
+		return nil, nil, refuse("the key for certificate %s is %s and must be %s", certificate, is, request.KeyAlgorithm)
+	}
+	leaf, err = c.material.authorities[request.Authority].issue(request.Template(s.Now()), public)
+	if err != nil {
+		return nil, nil, fmt.Errorf("sign certificate %s of machine %s: %w", certificate, machine, err)
+	}
+	return encode("CERTIFICATE", leaf.Raw), leaf, nil
+}
+
+func rolesOf(roles []v1alpha1.Role) string {
+	var list []string
+	for _, r := range roles {
+		list = append(list, string(r))
+	}
+	return strings.Join(list, ", ")
+}
+
+// clientBackdate tolerates an API server whose clock runs behind.
+const clientBackdate = 5 * time.Minute
+
+// ClientCertificate signs a certificate by which a person or a program is known to a cluster's API as user with
+// groups. The API asks nobody whether it still counts, so it should be short-lived. With the groups
+// "system:masters" it opens everything, whatever RBAC says: that is for breaking glass, and for this server until
+// it has made the first role bindings.
+func (s *Set) ClientCertificate(clusterName, user string, groups []string, ttl time.Duration, public crypto.PublicKey) (certPEM []byte, leaf *x509.Certificate, err error) {
+	s.mu.Lock()
+	c := s.clusters[clusterName]
+	s.mu.Unlock()
+	switch {
+	case c == nil:
+		return nil, nil, refuse("there is no cluster %q", clusterName)
+	case c.material == nil:
+		return nil, nil, refuse("cluster %s has no keys yet: %s", clusterName, c.problem)
+	case user == "":
+		return nil, nil, refuse("a certificate must name a user")
+	case ttl <= 0:
+		return nil, nil, refuse("a certificate must be valid for some time, and not for %s", ttl)
+	}
+	now := s.Now()
+	leaf, err = c.material.authorities[kube.AuthorityKubernetes].issue(&x509.Certificate{
+		Subject:   pkix.Name{CommonName: user, Organization: groups},
+		NotBefore: now.Add(-clientBackdate), NotAfter: now.Add(ttl),
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		BasicConstraintsValid: true,
+	}, public)
+	if err != nil {
+		return nil, nil, fmt.Errorf("sign certificate of %s for cluster %s: %w", user, clusterName, err)
+	}
+	return encode("CERTIFICATE", leaf.Raw), leaf, nil
+}

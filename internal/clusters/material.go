@@ -1,0 +1,256 @@
+package clusters
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/kube"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// SecretType is the type of the Secret that holds a cluster's keys.
+const SecretType = "coldrack.dev/cluster-keys"
+
+// AnnotationClusterUID on that Secret names the Cluster that the keys were made for. Keys of an earlier cluster
+// of the same name are not taken for a new one's: its people could otherwise enter.
+const AnnotationClusterUID = "coldrack.dev/cluster-uid"
+
+// SecretName is the name of the Secret that holds a cluster's keys.
+func SecretName(cluster string) string { return "cluster-" + cluster }
+
+// Names within the Secret are kubeadm's.
+const (
+	fileServiceAccountKey    = "sa.key"
+	fileServiceAccountPublic = "sa.pub"
+	fileEncryptionKey        = "encryption.key"
+)
+
+// encryptionKeyName is what the stored Secrets of the cluster say they are encrypted with.
+const encryptionKeyName = "coldrack-1"
+
+// authority is a certificate authority with its key.
+type authority struct {
+	cert *x509.Certificate
+	key  crypto.Signer
+}
+
+func (a authority) certPEM() []byte { return encode("CERTIFICATE", a.cert.Raw) }
+
+// Material are the keys of one cluster. They stay in this process, apart from the service-account key and the key
+// that Secrets are encrypted with, which its control-plane machines get.
+type Material struct {
+	authorities          map[kube.Authority]authority
+	serviceAccountKey    []byte // PEM
+	serviceAccountPublic []byte // PEM
+	encryptionKey        []byte // 32 bytes
+}
+
+// NewMaterial makes all keys of a cluster.
+func NewMaterial(cluster *v1alpha1.Cluster, now time.Time) (*Material, error) {
+	m := &Material{authorities: map[kube.Authority]authority{}, encryptionKey: make([]byte, 32)}
+	var algorithm v1alpha1.KeyAlgorithm
+	for _, spec := range kube.Authorities(cluster) {
+		algorithm = spec.KeyAlgorithm
+		key, err := newKey(algorithm)
+		if err != nil {
+			return nil, fmt.Errorf("make key of authority %s: %w", spec.Authority, err)
+		}
+		template := spec.Template(now)
+		cert, err := sign(template, template, key.Public(), key)
+		if err != nil {
+			return nil, fmt.Errorf("sign authority %s: %w", spec.Authority, err)
+		}
+		m.authorities[spec.Authority] = authority{cert, key}
+	}
+	key, err := newKey(algorithm)
+	if err != nil {
+		return nil, fmt.Errorf("make service-account key: %w", err)
+	}
+	if m.serviceAccountKey, err = encodeKey(key); err != nil {
+		return nil, fmt.Errorf("service-account key: %w", err)
+	}
+	if m.serviceAccountPublic, err = encodePublicKey(key.Public()); err != nil {
+		return nil, fmt.Errorf("service-account key: %w", err)
+	}
+	if _, err := rand.Read(m.encryptionKey); err != nil {
+		return nil, fmt.Errorf("make encryption key: %w", err)
+	}
+	return m, nil
+}
+
+// Secret is the material as it is stored.
+func (m *Material) Secret(cluster *v1alpha1.Cluster) (*v1alpha1.Secret, error) {
+	secret := &v1alpha1.Secret{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: SecretName(cluster.Name), Annotations: map[string]string{AnnotationClusterUID: string(cluster.UID)},
+		},
+		Type: SecretType,
+		Data: map[string][]byte{
+			fileServiceAccountKey: m.serviceAccountKey, fileServiceAccountPublic: m.serviceAccountPublic,
+			fileEncryptionKey: []byte(base64.StdEncoding.EncodeToString(m.encryptionKey)),
+		},
+	}
+	for name, a := range m.authorities {
+		key, err := encodeKey(a.key)
+		if err != nil {
+			return nil, fmt.Errorf("key of authority %s: %w", name, err)
+		}
+		secret.Data[string(name)+".crt"], secret.Data[string(name)+".key"] = a.certPEM(), key
+	}
+	return secret, nil
+}
+
+// ParseMaterial reads what Secret wrote. Everything must be there and belong together: a half of it would make
+// nodes that do not trust each other.
+func ParseMaterial(secret *v1alpha1.Secret) (*Material, error) {
+	m := &Material{authorities: map[kube.Authority]authority{}}
+	fail := func(name string, err error) (*Material, error) {
+		return nil, fmt.Errorf("Secret %s: data[%s]: %w; restore it from a backup", secret.Name, name, err) //nolint:staticcheck // a kind's name
+	}
+	for _, name := range []kube.Authority{kube.AuthorityKubernetes, kube.AuthorityEtcd, kube.AuthorityFrontProxy} {
+		block, _ := pem.Decode(secret.Data[string(name)+".crt"])
+		if block == nil || block.Type != "CERTIFICATE" {
+			return fail(string(name)+".crt", errors.New("is no PEM certificate"))
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return fail(string(name)+".crt", err)
+		}
+		key, err := parseKey(secret.Data[string(name)+".key"])
+		if err != nil {
+			return fail(string(name)+".key", err)
+		}
+		if public, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) || !cert.IsCA {
+			return fail(string(name)+".key", errors.New("is not the key of the authority's certificate beside it"))
+		}
+		m.authorities[name] = authority{cert, key}
+	}
+	key, err := parseKey(secret.Data[fileServiceAccountKey])
+	if err != nil {
+		return fail(fileServiceAccountKey, err)
+	}
+	m.serviceAccountKey = secret.Data[fileServiceAccountKey]
+	// Further public keys may stand in the file, for the time of a rotation; it must begin with the key's own.
+	own, err := encodePublicKey(key.Public())
+	if err != nil {
+		return fail(fileServiceAccountKey, err)
+	}
+	m.serviceAccountPublic = secret.Data[fileServiceAccountPublic]
+	if block, _ := pem.Decode(m.serviceAccountPublic); block == nil || string(encode("PUBLIC KEY", block.Bytes)) != string(own) {
+		return fail(fileServiceAccountPublic, fmt.Errorf("does not begin with the public key of %s", fileServiceAccountKey))
+	}
+	if m.encryptionKey, err = base64.StdEncoding.DecodeString(string(secret.Data[fileEncryptionKey])); err != nil || len(m.encryptionKey) != 32 {
+		return fail(fileEncryptionKey, errors.New("is not 32 bytes in base64"))
+	}
+	return m, nil
+}
+
+// Certificates are the PEM certificates of the authorities.
+func (m *Material) Certificates() map[kube.Authority][]byte {
+	certificates := map[kube.Authority][]byte{}
+	for name, a := range m.authorities {
+		certificates[name] = a.certPEM()
+	}
+	return certificates
+}
+
+// secret is the content that a plan only names.
+func (m *Material) secret(ref kube.SecretRef) ([]byte, error) {
+	switch ref {
+	case kube.SecretServiceAccountKey:
+		return m.serviceAccountKey, nil
+	case kube.SecretEncryptionConfig:
+		return kube.EncryptionConfig([]kube.EncryptionKey{{Name: encryptionKeyName, Secret: base64.StdEncoding.EncodeToString(m.encryptionKey)}})
+	}
+	return nil, fmt.Errorf("a plan names secret %q, which there is none of", ref)
+}
+
+func newKey(algorithm v1alpha1.KeyAlgorithm) (crypto.Signer, error) {
+	switch algorithm {
+	case "ECDSA-P256":
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case "ECDSA-P384":
+		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case "RSA-2048":
+		return rsa.GenerateKey(rand.Reader, 2048)
+	case "RSA-3072":
+		return rsa.GenerateKey(rand.Reader, 3072)
+	case "RSA-4096":
+		return rsa.GenerateKey(rand.Reader, 4096)
+	}
+	return nil, fmt.Errorf("unknown key algorithm %q", algorithm)
+}
+
+// algorithmOf names the algorithm of a public key as a Cluster does.
+func algorithmOf(public crypto.PublicKey) string {
+	switch key := public.(type) {
+	case *ecdsa.PublicKey:
+		return fmt.Sprintf("ECDSA-P%d", key.Curve.Params().BitSize)
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA-%d", key.N.BitLen())
+	}
+	return fmt.Sprintf("%T", public)
+}
+
+func encodeKey(key crypto.Signer) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	return encode("PRIVATE KEY", der), err
+}
+
+func encodePublicKey(key crypto.PublicKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(key)
+	return encode("PUBLIC KEY", der), err
+}
+
+func parseKey(text []byte) (crypto.Signer, error) {
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "PRIVATE KEY" {
+		return nil, errors.New("is no PEM private key (PKCS #8)")
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	key, ok := parsed.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("is a %T, which cannot sign", parsed)
+	}
+	return key, nil
+}
+
+func encode(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
+
+// sign signs a template with a fresh serial number.
+func sign(template, parent *x509.Certificate, public crypto.PublicKey, key crypto.Signer) (*x509.Certificate, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	template.SerialNumber = serial.Add(serial, big.NewInt(1)) // RFC 5280, 4.1.2.2: positive
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// issue signs a leaf, which never outlives its authority.
+func (a authority) issue(template *x509.Certificate, public crypto.PublicKey) (*x509.Certificate, error) {
+	if template.NotAfter.After(a.cert.NotAfter) {
+		template.NotAfter = a.cert.NotAfter
+	}
+	return sign(template, a.cert, public, a.key)
+}

@@ -1,0 +1,163 @@
+package clusters
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+// Node is what a machine must have for its cluster, and a channel that is closed when that may have become
+// something else. Take it before anything that a change shall not be missed of. The answer is shared and must
+// not be changed; its plan has no ContentURL.
+func (s *Set) Node(machine string) (wire.NodeAssignment, <-chan struct{}) {
+	s.mu.Lock()
+	changed := s.changed
+	of := s.memberOf[machine]
+	c := s.clusters[of]
+	if c == nil {
+		s.mu.Unlock()
+		return versioned(wire.NodeAssignment{Message: "this machine belongs to no cluster"}), changed
+	}
+	if have, ok := c.assignments[machine]; ok {
+		s.mu.Unlock()
+		return have, changed
+	}
+	assignments := c.assignments
+	s.mu.Unlock()
+
+	made := versioned(s.assignment(of, c, machine))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	assignments[machine] = made // of the state that was looked at; a newer one has another map
+	return made, changed
+}
+
+func (s *Set) assignment(name string, c *cluster, machine string) wire.NodeAssignment {
+	out := wire.NodeAssignment{Paused: c.paused}
+	wait := func(reason string) wire.NodeAssignment {
+		out.Message = reason
+		return out
+	}
+	if c.plan == nil || c.material == nil {
+		return wait(c.problem)
+	}
+	node, ok := c.plan.Nodes[machine]
+	if !ok {
+		return wait(cmp.Or(c.problem, fmt.Sprintf("cluster %s has no plan for this machine yet", name)))
+	}
+	programs, err := s.Programs.Programs(node.Version)
+	if err != nil {
+		return wait(err.Error())
+	}
+	plan, err := nodePlan(name, node, c.material)
+	if err != nil {
+		s.Log.Error("a machine's plan cannot be handed out", "cluster", name, "machine", machine, "err", err)
+		return wait(err.Error())
+	}
+	plan.Programs = programs
+	out.Plan = plan
+	if c.paused {
+		out.Message = fmt.Sprintf("cluster %s is paused: spec.paused", name)
+	}
+	return out
+}
+
+// versioned gives an assignment a version that stands for its content.
+func versioned(a wire.NodeAssignment) wire.NodeAssignment {
+	hash := sha256.New()
+	_ = json.NewEncoder(hash).Encode(a) // a hash takes everything, and the type has nothing that cannot be encoded
+	a.Version = hex.EncodeToString(hash.Sum(nil)[:12])
+	return a
+}
+
+// nodePlan is a rendered plan as it is handed out, with its secrets in place.
+func nodePlan(cluster string, n kube.NodePlan, m *Material) (*wire.NodePlan, error) {
+	authorities := m.Certificates()
+	out := &wire.NodePlan{
+		Cluster: cluster, NodeName: n.NodeName, KubernetesVersion: n.Version, Address: n.Address.String(),
+		LoadBalancer: &wire.LoadBalancer{
+			Listen: n.LoadBalancer.Listen.String(), Backends: texts(n.LoadBalancer.Backends),
+			Authority: string(authorities[kube.AuthorityKubernetes]),
+		},
+	}
+	for _, f := range n.Files {
+		file, err := nodeFile(f, n, m)
+		if err != nil {
+			return nil, err
+		}
+		out.Files = append(out.Files, file)
+	}
+	for _, pod := range n.StaticPods {
+		file, err := nodeFile(pod.File, n, m)
+		if err != nil {
+			return nil, err
+		}
+		out.Files = append(out.Files, file)
+	}
+	for _, u := range n.Units {
+		out.Units = append(out.Units, wire.NodeUnit{Name: u.Name, Content: u.Content, DropIns: u.DropIns})
+	}
+	for _, c := range n.Certificates {
+		out.Certificates = append(out.Certificates, wire.NodeCertificate{
+			Name: c.Name, KeyAlgorithm: string(c.KeyAlgorithm), CertPath: c.CertPath, CertMode: uint32(c.CertMode.Perm()), KeyPath: c.KeyPath,
+			CommonName: c.CommonName, Organizations: c.Organizations, DNSNames: c.DNSNames, IPAddresses: texts(c.IPAddresses),
+			Authority: string(authorities[c.Authority]), Restart: c.Restart, Rotated: c.Rotated,
+		})
+	}
+	for _, k := range n.Kubeconfigs {
+		out.Kubeconfigs = append(out.Kubeconfigs, wire.NodeKubeconfig{
+			Path: k.Path, Server: k.Server, Cluster: k.Cluster, User: k.User,
+			Authority: string(authorities[kube.AuthorityKubernetes]), Certificate: k.Certificate, Embed: k.Embed,
+		})
+	}
+	for _, r := range n.Routes {
+		out.Routes = append(out.Routes, wire.NodeRoute{To: r.To.String(), Via: r.Via.String()})
+	}
+	for _, p := range n.Phases {
+		phase := wire.Phase{
+			Name: string(p.Name), Reason: p.Reason, Files: p.Files, Certificates: p.Certificates, Kubeconfigs: p.Kubeconfigs,
+			Units: p.Units, Routes: p.Routes, LoadBalancer: p.LoadBalancer, Probes: p.Probes,
+		}
+		for _, name := range p.After {
+			phase.After = append(phase.After, string(name))
+		}
+		out.Phases = append(out.Phases, phase)
+	}
+	return out, nil
+}
+
+func nodeFile(f kube.File, n kube.NodePlan, m *Material) (wire.NodeFile, error) {
+	out := wire.NodeFile{
+		Path: f.Path, Mode: uint32(f.Mode.Perm()), Dir: f.Mode&fs.ModeDir != 0, Link: f.Link, Content: f.Content, Once: f.Once,
+	}
+	if f.Secret == "" {
+		return out, nil
+	}
+	// The renderer gives no other machine such a file; here it would be given away.
+	if !slices.Contains(n.Roles, v1alpha1.RoleControlPlane) {
+		return out, fmt.Errorf("the plan of machine %s has secret %s at %s, and the machine is not of the control plane", n.Machine, f.Secret, f.Path)
+	}
+	content, err := m.secret(f.Secret)
+	if err != nil {
+		return out, fmt.Errorf("%s of machine %s: %w", f.Path, n.Machine, err)
+	}
+	out.Content, out.Secret = content, true
+	return out, nil
+}
+
+func texts[T netip.Addr | netip.AddrPort](list []T) []string {
+	var out []string
+	for _, item := range list {
+		out = append(out, fmt.Sprint(item))
+	}
+	return out
+}
