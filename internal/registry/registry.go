@@ -134,12 +134,13 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 			r.log.Error("cannot serve a container image", "remote", request.RemoteAddr, "path", clip(request.URL.Path), "ns", clip(request.URL.Query().Get("ns")), "err", err)
 		}
 	}
-	if refused != nil && !counted.begun {
+	cutOff := err != nil && counted.begun
+	if refused != nil && !cutOff {
 		refused.write(counted, request)
 	}
 	r.counters.bytes.Add(uint64(counted.content))
 	switch {
-	case counted.status >= 500 || counted.begun && err != nil:
+	case counted.status >= 500 || cutOff:
 		r.counters.failed.Add(1)
 	case counted.status >= 400:
 		r.counters.badRequest.Add(1)
@@ -150,7 +151,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		attrs = append(attrs, "reason", refused.message)
 	}
 	r.log.Debug("container image request", attrs...)
-	if counted.begun && err != nil {
+	if cutOff {
 		// The headers have promised more. Only a connection that breaks tells the client that it is not whole.
 		panic(http.ErrAbortHandler)
 	}

@@ -32,6 +32,9 @@ const (
 	maxDownloads = 8
 )
 
+// retries bridge a hiccup. Nodes ask again by themselves after longer ones.
+var retries = remote.Backoff{Duration: 100 * time.Millisecond, Factor: 3, Jitter: 0.1, Steps: 3}
+
 // upstream fetches what the content does not have from other registries, as anybody, without credentials. Two requests
 // for one thing fetch it once. A fetch goes on when its client goes away: the node will ask again.
 type upstream struct {
@@ -198,7 +201,7 @@ func (u *upstream) fetchManifest(s source, reference string) (digest string, err
 	if err != nil {
 		return "", err
 	}
-	found, err := remote.Get(parsed, remote.WithContext(ctx), remote.WithTransport(u.transport))
+	found, err := remote.Get(parsed, remote.WithContext(ctx), remote.WithTransport(u.transport), remote.WithRetryBackoff(retries))
 	if err != nil {
 		return "", err
 	}
@@ -314,7 +317,7 @@ func (u *upstream) openBlob(s source, digest string) (io.ReadCloser, int64, erro
 	if !ok {
 		return nil, 0, fmt.Errorf("%s is no digest", digest)
 	}
-	layer, err := remote.Layer(parsed, remote.WithContext(u.ctx), remote.WithTransport(u.transport))
+	layer, err := remote.Layer(parsed, remote.WithContext(u.ctx), remote.WithTransport(u.transport), remote.WithRetryBackoff(retries))
 	if err != nil {
 		return nil, 0, err
 	}
