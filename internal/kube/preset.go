@@ -21,10 +21,16 @@ type PresetOptions struct {
 	// Servers is how many machines hold etcd: 1 for laptop and development, 3 or 5 for the others. 0: the
 	// preset's own number.
 	Servers int
+	// ControlPlanes is how many machines of the production preset hold the control plane. 0: the preset's own number.
+	ControlPlanes int
 	// Workers is how many machines only run workloads. -1: the preset's own number.
 	Workers int
-	// VirtualIP of the API.
-	VirtualIP string
+	// VirtualIP of the API, or Host: a name or address at which people reach it.
+	VirtualIP, Host string
+	// Plugin of the network. Default: routed.
+	Plugin v1alpha1.NetworkPlugin
+	// PodCIDR and ServiceCIDR. Default: kubeadm's.
+	PodCIDR, ServiceCIDR string
 }
 
 // poolLabel tells a Machine's purpose in the production preset.
@@ -74,7 +80,7 @@ func presetGroups(preset v1alpha1.Topology, o PresetOptions) ([]presetGroup, err
 		return []presetGroup{
 			{"etcd", "Machines that hold nothing but the cluster's memory. With three, one may fail; with five, two. Fast disks matter here.",
 				number(o.Servers, 3), []v1alpha1.Role{etcd}, "etcd"},
-			{"control", "Machines with the API servers, schedulers and controllers.", 2, []v1alpha1.Role{controlPlane}, "control-plane"},
+			{"control", "Machines with the API servers, schedulers and controllers.", number(o.ControlPlanes, 2), []v1alpha1.Role{controlPlane}, "control-plane"},
 			{"workers", "Machines for workloads. Make more such groups for other hardware.", workers(3), []v1alpha1.Role{worker}, "worker"},
 		}, nil
 	}
@@ -94,8 +100,10 @@ func Preset(preset v1alpha1.Topology, o PresetOptions) (*v1alpha1.Cluster, []v1a
 		Spec: v1alpha1.ClusterSpec{
 			Version: cmp.Or(o.Version, DefaultVersion()), Topology: preset,
 			Network: v1alpha1.ClusterNetwork{
-				PodCIDRs: []string{"10.244.0.0/16"}, ServiceCIDRs: []string{"10.96.0.0/16"}, DNSDomain: "cluster.local",
-				Plugin: v1alpha1.NetworkRouted, Proxy: v1alpha1.ProxyNFTables,
+				PodCIDRs:     []string{cmp.Or(o.PodCIDR, "10.244.0.0/16")},
+				ServiceCIDRs: []string{cmp.Or(o.ServiceCIDR, "10.96.0.0/16")},
+				DNSDomain:    "cluster.local",
+				Plugin:       cmp.Or(o.Plugin, v1alpha1.NetworkRouted), Proxy: v1alpha1.ProxyNFTables,
 			},
 			Security: v1alpha1.ClusterSecurity{PodSecurity: "baseline"},
 			Upgrade:  v1alpha1.UpgradeSpec{Strategy: v1alpha1.UpgradeRolling},
@@ -110,6 +118,7 @@ func Preset(preset v1alpha1.Topology, o PresetOptions) (*v1alpha1.Cluster, []v1a
 		}
 		cluster.Spec.Endpoint.VirtualIP = &v1alpha1.VirtualIP{Address: o.VirtualIP}
 	}
+	cluster.Spec.Endpoint.Host = o.Host
 	var machines []v1alpha1.MachineGroup
 	for _, g := range groups {
 		group := v1alpha1.MachineGroup{
@@ -146,13 +155,7 @@ func PresetYAML(preset v1alpha1.Topology, o PresetOptions) ([]byte, error) {
 	line("  version: %s", cluster.Spec.Version)
 	line("  # Groups that contradict the topology are refused; \"custom\" allows whatever can work.")
 	line("  topology: %s", preset)
-	if o.VirtualIP != "" {
-		line("  endpoint:\n    # One of the control-plane machines carries this address at any time. It must be nobody else's.")
-		line("    virtualIP:\n      address: %q", o.VirtualIP)
-	} else {
-		line("  # endpoint:\n  #   # An address that one of the control-plane machines carries at any time. It must be nobody else's.")
-		line("  #   virtualIP:\n  #     address: 10.20.0.5\n  #   # A DNS name for the API, if there is one.\n  #   host: api.example.org")
-	}
+	presetEndpoint(line, o)
 	line("  network:")
 	line("    # Addresses of pods and services. They must not overlap with anything that the machines talk to,")
 	line("    # and cannot be changed later. Every machine takes a /24 of the first.")
@@ -192,4 +195,22 @@ func PresetYAML(preset v1alpha1.Topology, o PresetOptions) ([]byte, error) {
 		}
 	}
 	return []byte(b.String()), nil
+}
+
+// presetEndpoint writes how people reach the API, or shows how that would be written.
+func presetEndpoint(line func(string, ...any), o PresetOptions) {
+	if o.VirtualIP == "" && o.Host == "" {
+		line("  # endpoint:\n  #   # An address that one of the control-plane machines carries at any time. It must be nobody else's.")
+		line("  #   virtualIP:\n  #     address: 10.20.0.5\n  #   # A DNS name for the API, if there is one.\n  #   host: api.example.org")
+		return
+	}
+	line("  endpoint:")
+	if o.VirtualIP != "" {
+		line("    # One of the control-plane machines carries this address at any time. It must be nobody else's.")
+		line("    virtualIP:\n      address: %q", o.VirtualIP)
+	}
+	if o.Host != "" {
+		line("    # The name or address at which people and machines outside reach the API.")
+		line("    host: %q", o.Host)
+	}
 }

@@ -21,6 +21,9 @@ func TestPresets(t *testing.T) {
 		{"small with five", v1alpha1.TopologySmall, PresetOptions{Name: "lab", Servers: 5, Workers: -1, VirtualIP: "10.20.0.5"}, []string{"lab-all 5"}},
 		{"development", v1alpha1.TopologyDevelopment, PresetOptions{Name: "dev", Workers: 7, Version: "v1.35.4"}, []string{"dev-control 1", "dev-workers 7"}},
 		{"development without workers of its own would have nowhere to run pods", v1alpha1.TopologyDevelopment, PresetOptions{Name: "dev", Workers: -1}, []string{"dev-control 1", "dev-workers 2"}},
+		{"production of another size and network", v1alpha1.TopologyProduction, PresetOptions{Name: "rack", Servers: 5, ControlPlanes: 3, Workers: 1,
+			Host: "api.example.org", VirtualIP: "10.20.0.5", Plugin: v1alpha1.NetworkFlannel, PodCIDR: "10.128.0.0/14", ServiceCIDR: "172.30.0.0/16"},
+			[]string{"rack-etcd 5", "rack-control 3", "rack-workers 1"}},
 		{"production", v1alpha1.TopologyProduction, PresetOptions{Name: "rack", Workers: -1, VirtualIP: "fd00::5"}, []string{"rack-etcd 3", "rack-control 2", "rack-workers 3"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -7,7 +7,9 @@ type Preview struct {
 	Cluster string `json:"cluster"`
 	// Exists is false for a cluster that is new.
 	Exists bool `json:"exists"`
-	// Problems are why nothing would happen until somebody does something.
+	// Invalid is what can never work as it is written, each with its field.
+	Invalid []string `json:"invalid,omitempty"`
+	// Problems are what it waits for, for example machines.
 	Problems []string `json:"problems,omitempty"`
 	// Warnings are worth reading and hinder nothing.
 	Warnings []string `json:"warnings,omitempty"`
@@ -37,5 +39,5 @@ func (p *Preview) Empty() bool {
 			return false
 		}
 	}
-	return p.Exists && len(p.Problems) == 0 && p.Changes.Empty()
+	return p.Exists && len(p.Invalid)+len(p.Problems) == 0 && p.Changes.Empty()
 }
