@@ -55,6 +55,10 @@ type Live struct {
 	// ClockSkew of the node at its last heartbeat; positive when it is ahead.
 	ClockSkew time.Duration
 
+	// Bringup is the node's last report on how it becomes a node of its cluster, nil if none came since the
+	// server started.
+	Bringup *Bringup
+
 	// Conflict is why the machine was last not recognised, and ConflictAt when.
 	Conflict   string
 	ConflictAt time.Time
@@ -326,6 +330,38 @@ func (f *Fleet) Beat(name string, beat wire.Heartbeat, address string) {
 			l.ClockSkew = beat.Now.Sub(now)
 		}
 		return changed || f.lost(name)
+	})
+}
+
+// Bringup is how far a node is with what its cluster wants of it.
+type Bringup struct {
+	Cluster string
+	// Version of the assignment that is carried out.
+	Version string
+	Phases  []v1alpha1.Step
+	Done    bool
+	// KubernetesVersion of the kubelet that is installed.
+	KubernetesVersion string
+	// CertificatesExpireAt is when the first of the certificates expires; zero when there is none.
+	CertificatesExpireAt time.Time
+}
+
+// BroughtUp records how far a node is. Only what a person would see makes the machine dirty.
+func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
+	next := &Bringup{
+		Cluster: printable(report.Cluster, 64), Version: printable(report.Version, 64), Phases: Steps(report.Phases), Done: report.Done,
+		KubernetesVersion: printable(report.KubernetesVersion, 64),
+	}
+	for _, at := range report.Certificates {
+		if next.CertificatesExpireAt.IsZero() || at.Before(next.CertificatesExpireAt) {
+			next.CertificatesExpireAt = at
+		}
+	}
+	f.observe(name, func(l *live) bool {
+		old := l.Bringup
+		l.Bringup = next
+		return old == nil || old.Cluster != next.Cluster || old.Done != next.Done || old.KubernetesVersion != next.KubernetesVersion ||
+			!old.CertificatesExpireAt.Equal(next.CertificatesExpireAt) || !slices.EqualFunc(old.Phases, next.Phases, equalSteps)
 	})
 }
 

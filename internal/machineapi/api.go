@@ -62,6 +62,15 @@ type Signer interface {
 	CertPEM() []byte
 }
 
+// Clusters knows what machines must have as nodes of a Kubernetes cluster, and signs what they need for it.
+type Clusters interface {
+	// Node is what the machine must have, and a channel that is closed when that may have changed.
+	Node(machine string) (wire.NodeAssignment, <-chan struct{})
+	// Sign signs one of the certificates that the machine's plan names. An error that is clusters.ErrRefused is
+	// for the machine.
+	Sign(machine, cluster, certificate string, public crypto.PublicKey) (certPEM []byte, leaf *x509.Certificate, err error)
+}
+
 // Options are what an API needs; every field without a default must be set.
 type Options struct {
 	Fleet   *fleet.Fleet
@@ -70,6 +79,10 @@ type Options struct {
 	Content Content
 	Signer  Signer
 	Nonces  *Nonces
+	// Clusters may be nil where there are none.
+	Clusters Clusters
+	// BootURL is the boot listener's base URL for a machine that has reached this server at local.
+	BootURL func(local netip.Addr) string
 	Log     *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
@@ -167,6 +180,9 @@ func (a *API) routes() []route {
 		{post, wire.PathIdentity, sessions, 64 << 10, body(a.identity)},
 		{post, wire.PathComplete, sessions, 256 << 10, body(a.complete)},
 		{post, wire.PathHeartbeat, nodes, 256 << 10, body(a.heartbeat)},
+		{get, wire.PathNode, nodes, 0, a.nodeAssignment},
+		{post, wire.PathCertificate, nodes, 64 << 10, body(a.nodeCertificate)},
+		{post, wire.PathPhases, nodes, 256 << 10, body(a.phases)},
 		{post, wire.PathRenew, sessionsAndNodes, 64 << 10, body(a.renew)},
 	}
 }

@@ -18,12 +18,11 @@ const maxWait = 60 * time.Second
 
 // assignment answers as soon as it is another than the caller knows, or when the wait is over.
 func (a *API) assignment(ctx context.Context, c call) (any, error) {
-	query := c.request.URL.Query()
-	seconds, err := strconv.ParseFloat(query.Get("wait"), 64)
-	if query.Get("wait") != "" && (err != nil || !(seconds >= 0 && seconds < 1e6)) {
-		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "wait: %q is not a number of seconds", query.Get("wait"))
+	version, wait, err := longPoll(c.request)
+	if err != nil {
+		return nil, err
 	}
-	deadline := time.NewTimer(min(time.Duration(seconds*float64(time.Second)), maxWait))
+	deadline := time.NewTimer(wait)
 	defer deadline.Stop()
 	for {
 		// Taken before the look, so that a change in between is not missed.
@@ -34,7 +33,7 @@ func (a *API) assignment(ctx context.Context, c call) (any, error) {
 			return nil, err
 		}
 		a.Fleet.Blocked(c.peer.machine, blocked)
-		if answer.Version != query.Get("version") {
+		if answer.Version != version {
 			return a.handOut(ctx, c.peer, answer)
 		}
 		select {
@@ -49,6 +48,16 @@ func (a *API) assignment(ctx context.Context, c call) (any, error) {
 		case <-planChanged:
 		}
 	}
+}
+
+// longPoll reads the version that the caller knows and how long it waits for another.
+func longPoll(r *http.Request) (version string, wait time.Duration, err error) {
+	query := r.URL.Query()
+	seconds, err := strconv.ParseFloat(query.Get("wait"), 64)
+	if query.Get("wait") != "" && (err != nil || !(seconds >= 0 && seconds < 1e6)) {
+		return "", 0, refuse(http.StatusBadRequest, wire.CodeBadRequest, "wait: %q is not a number of seconds", query.Get("wait"))
+	}
+	return query.Get("version"), min(time.Duration(seconds*float64(time.Second)), maxWait), nil
 }
 
 // currentAssignment is what the machine shall do now, and what keeps its intent from being carried out.

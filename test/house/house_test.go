@@ -51,7 +51,6 @@ var rules = []forbidden{
 	{"internal/clusters", module + "internal/machineapi$", true, "siblings meet in daemon only; the wire's words are shared"},
 	{"internal/clusters", module + "internal/controllers", true, "engines do not know the controllers"},
 	{"internal/clusters", module + "internal/bundle", true, "siblings meet in daemon only"},
-	{"internal/machineapi", module + "internal/clusters", true, "siblings meet in daemon only"},
 	{"internal/dhcp", module + "api/", true, "protocol servers have no product knowledge"},
 	{"internal/tftp", module + "api/", true, "protocol servers have no product knowledge"},
 	{"internal/httpboot", module + "api/", true, "protocol servers have no product knowledge"},
