@@ -350,6 +350,23 @@ const ClusterFinalizer = "coldrack.dev/cluster"
 // AnnotationAbandon with value "true" lets a deleted Cluster go although machines of it may still run.
 const AnnotationAbandon = "coldrack.dev/abandon"
 
+// Conditions of a Cluster.
+const (
+	// ConditionBroughtUp: every node was ready at one time. It never becomes false again.
+	ConditionBroughtUp = "BroughtUp"
+	// ConditionValid: the cluster as it is written can be carried out.
+	ConditionValid = "Valid"
+)
+
+// Steps of a cluster's bring-up, in order.
+const (
+	ClusterStepMachines     = "machines"      // its machines are installed
+	ClusterStepEtcd         = "etcd"          // every etcd member is part of a majority
+	ClusterStepControlPlane = "control-plane" // every API server answers
+	ClusterStepObjects      = "objects"       // what every cluster contains was applied
+	ClusterStepNodes        = "nodes"         // every node is ready
+)
+
 // ClusterPhase is how far a cluster has come.
 type ClusterPhase string
 
@@ -393,6 +410,12 @@ type ClusterStatus struct {
 	// +listType=map
 	// +listMapKey=machine
 	Nodes []ClusterNode `json:"nodes,omitempty"`
+	// ForeignNodes are machines that joined by other means, as with "kubeadm join", and the networks that their
+	// pods were given.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	ForeignNodes []ForeignNode `json:"foreignNodes,omitempty"`
 	// Steps of the running or last operation, in order.
 	// +optional
 	// +listType=atomic
@@ -435,6 +458,13 @@ type ClusterNode struct {
 	// Message says why the node is not ready.
 	// +optional
 	Message string `json:"message,omitempty"`
+}
+
+// ForeignNode is a node that is none of Coldrack's machines.
+type ForeignNode struct {
+	Name string `json:"name"`
+	// +listType=atomic
+	PodCIDRs []string `json:"podCIDRs"`
 }
 
 // EtcdMember records how a member came into its cluster.

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -262,6 +263,9 @@ func (s *Set) input(r Record, authorities map[kube.Authority][]byte, serviceAcco
 type View struct {
 	// Plan that nodes are given; nil when there is none yet. It is shared and must not be changed.
 	Plan *kube.Plan
+	// Cluster and Machines are what the plan was rendered from, shared like it.
+	Cluster  *v1alpha1.Cluster
+	Machines []kube.Machine
 	// Authority is the PEM certificate that the cluster's API servers are verified with; empty without keys.
 	Authority []byte
 	// APIServers are the addresses of the machines that run one.
@@ -284,12 +288,35 @@ func (s *Set) View(name string) (View, bool, <-chan struct{}) {
 		v.Authority = c.material.authorities[kube.AuthorityKubernetes].certPEM()
 	}
 	if c.plan != nil {
+		v.Cluster, v.Machines = c.input.Cluster, c.input.Machines
 		for _, n := range c.plan.Nodes {
 			v.APIServers = n.LoadBalancer.Backends
 			break
 		}
 	}
 	return v, true, s.changed
+}
+
+// Names of all clusters, and a channel that is closed when something has changed since.
+func (s *Set) Names() ([]string, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.clusters)), s.changed
+}
+
+// Member says what a machine is in which cluster.
+func (s *Set) Member(machine string) (clusterName, nodeName string, roles []v1alpha1.Role, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	of := s.memberOf[machine]
+	c := s.clusters[of]
+	if c == nil {
+		return "", "", nil, false
+	}
+	if c.plan != nil {
+		roles = c.plan.Nodes[machine].Roles
+	}
+	return of, c.nodes[machine].NodeName, roles, true
 }
 
 // ErrRefused is what a machine or person asked for and may not have.
@@ -337,6 +364,22 @@ func rolesOf(roles []v1alpha1.Role) string {
 		list = append(list, string(r))
 	}
 	return strings.Join(list, ", ")
+}
+
+// SignTemplate signs what the caller has checked, with the cluster's Kubernetes authority. It sets serial number
+// and issuer, and lets nothing outlive the authority.
+func (s *Set) SignTemplate(clusterName string, template *x509.Certificate, public crypto.PublicKey) (certPEM []byte, err error) {
+	s.mu.Lock()
+	c := s.clusters[clusterName]
+	s.mu.Unlock()
+	if c == nil || c.material == nil {
+		return nil, refuse("cluster %q has no keys", clusterName)
+	}
+	leaf, err := c.material.authorities[kube.AuthorityKubernetes].issue(template, public)
+	if err != nil {
+		return nil, fmt.Errorf("sign certificate of %s for cluster %s: %w", template.Subject.CommonName, clusterName, err)
+	}
+	return encode("CERTIFICATE", leaf.Raw), nil
 }
 
 // clientBackdate tolerates an API server whose clock runs behind.

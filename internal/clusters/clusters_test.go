@@ -225,6 +225,25 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+func TestForeignNodesGetNetworksThatNobodyElseHas(t *testing.T) {
+	s := rack(t, "a", v1alpha1.TopologyDevelopment, 2)
+	recordInto(t, &s)
+	guest, err := DecideForeign(s.Cluster, "guest")
+	check(t, err)
+	s.Cluster.Status.ForeignNodes = []v1alpha1.ForeignNode{guest}
+	again, err := DecideForeign(s.Cluster, "guest")
+	check(t, err)
+	other, err := DecideForeign(s.Cluster, "other")
+	check(t, err)
+	s.Machines = append(s.Machines, machine("a-004", "10.0.0.44"))
+	s.Groups[1].Spec.Replicas = new(int32(3))
+	recordInto(t, &s)
+	if guest.PodCIDRs[0] != "10.244.3.0/24" || again.PodCIDRs[0] != guest.PodCIDRs[0] || other.PodCIDRs[0] != "10.244.4.0/24" ||
+		len(s.Cluster.Status.Nodes) != 4 || s.Cluster.Status.Nodes[3].PodCIDRs[0] != "10.244.4.0/24" {
+		t.Errorf("guest %v, then %v, other %v, a machine of ours then %+v", guest, again, other, s.Cluster.Status.Nodes)
+	}
+}
+
 func recordInto(t testing.TB, s *Situation) {
 	t.Helper()
 	d, err := Decide(*s)

@@ -77,21 +77,55 @@ func Decide(s Situation) (Decision, error) {
 	for _, n := range slices.Concat(kept, added) {
 		all = append(all, kubeMachine(n, machines[n.Machine]))
 	}
-	assigned, err := kube.Assign(s.Cluster, own, all, nil)
+	assigned, err := kube.Assign(s.Cluster, own, append(all, foreign(s.Cluster.Status.ForeignNodes)...), nil)
 	if err != nil {
 		return d, err
 	}
 	nodes := slices.Concat(kept, added)
-	for i, m := range assigned {
-		nodes[i].PodCIDRs = nil
-		for _, p := range m.PodCIDRs {
-			nodes[i].PodCIDRs = append(nodes[i].PodCIDRs, p.String())
-		}
-		nodes[i].Etcd = m.Etcd
+	for i := range nodes {
+		nodes[i].PodCIDRs, nodes[i].Etcd = prefixTexts(assigned[i].PodCIDRs), assigned[i].Etcd
 	}
 	slices.SortFunc(nodes, func(a, b v1alpha1.ClusterNode) int { return strings.Compare(a.Machine, b.Machine) })
 	d.Nodes = nodes
 	return d, nil
+}
+
+// foreign nodes as the renderer would take them, were they its business: with networks and nothing else.
+func foreign(nodes []v1alpha1.ForeignNode) []kube.Machine {
+	var machines []kube.Machine
+	for _, n := range nodes {
+		machines = append(machines, kubeMachine(v1alpha1.ClusterNode{Machine: "foreign node " + n.Name, PodCIDRs: n.PodCIDRs}, nil))
+	}
+	return machines
+}
+
+func prefixTexts(prefixes []netip.Prefix) []string {
+	var texts []string
+	for _, p := range prefixes {
+		texts = append(texts, p.String())
+	}
+	return texts
+}
+
+// DecideForeign gives a node that is none of our machines the networks of its pods, or those that it has.
+func DecideForeign(cluster *v1alpha1.Cluster, name string) (v1alpha1.ForeignNode, error) {
+	for _, n := range cluster.Status.ForeignNodes {
+		if n.Name == name {
+			return n, nil
+		}
+	}
+	var machines []kube.Machine
+	for _, n := range cluster.Status.Nodes {
+		machines = append(machines, kubeMachine(n, nil))
+	}
+	node := v1alpha1.ForeignNode{Name: name}
+	machines = append(machines, foreign(append(slices.Clone(cluster.Status.ForeignNodes), node))...)
+	assigned, err := kube.Assign(cluster, nil, machines, nil)
+	if err != nil {
+		return node, err
+	}
+	node.PodCIDRs = prefixTexts(assigned[len(assigned)-1].PodCIDRs)
+	return node, nil
 }
 
 func ownGroups(cluster string, groups []v1alpha1.MachineGroup) []v1alpha1.MachineGroup {
