@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -92,15 +93,17 @@ func TestWhatIsServedBesideTheAPINeedsARoleToo(t *testing.T) {
 	ctx := context.Background()
 	ca := newTestCA(t)
 	cfg := testConfig(t, ca)
-	cfg.Handlers = map[string]http.Handler{"/beside/": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "%s %s", r.Method, r.URL.Path)
-	})}
+	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		Remark(r, "coldrack.dev/test", "remarked")
+		fmt.Fprintf(w, "%s %s by %s, %s", r.Method, r.URL.Path, PersonOf(r).Name, PersonOf(r).Role)
+	})
+	cfg.Handlers = map[string]http.Handler{"/beside/": echo, "/coldrack/v1/plan": echo}
 	c := startTest(t, cfg)
-	ask := func(method string, groups ...string) string {
+	ask := func(method, path string, groups ...string) string {
 		config := ca.person(t, c.Address(), "p", groups...)
 		client, err := rest.HTTPClientFor(config)
 		check(t, err)
-		r, err := http.NewRequestWithContext(ctx, method, config.Host+"/beside/x", nil)
+		r, err := http.NewRequestWithContext(ctx, method, config.Host+path, nil)
 		check(t, err)
 		response, err := client.Do(r)
 		check(t, err)
@@ -110,14 +113,22 @@ func TestWhatIsServedBesideTheAPINeedsARoleToo(t *testing.T) {
 		return fmt.Sprint(response.StatusCode, " ", string(body))
 	}
 	for _, test := range []struct{ got, want string }{
-		{ask("GET", GroupViewer), "200 GET /beside/x"},
-		{ask("POST", GroupViewer), "403 "},
-		{ask("POST", GroupOperator), "200 POST /beside/x"},
-		{ask("GET"), "403 "},
+		{ask("GET", "/beside/x", GroupViewer), "200 GET /beside/x by p, coldrack:viewer"},
+		{ask("POST", "/beside/x", GroupViewer), "403 "},
+		{ask("POST", "/beside/x", GroupOperator), "200 POST /beside/x by p, coldrack:operator"},
+		{ask("GET", "/beside/x"), "403 "},
+		{ask("POST", "/coldrack/v1/plan", GroupViewer), "200 POST /coldrack/v1/plan"},
+		{ask("PUT", "/coldrack/v1/plan", GroupViewer), "403 "},
+		{ask("POST", "/coldrack/v1/plan"), "403 "},
 	} {
 		if !strings.HasPrefix(test.got, test.want) {
 			t.Errorf("got %q, want %q", test.got, test.want)
 		}
+	}
+	log, err := os.ReadFile(cfg.path(auditLogFile))
+	check(t, err)
+	if !strings.Contains(string(log), `"coldrack.dev/test":"remarked"`) {
+		t.Errorf("what a handler remarks is not in the audit log:\n%s", log)
 	}
 	cfg.Handlers = map[string]http.Handler{"/apis/mine": nil}
 	if _, err := Start(ctx, cfg); err == nil || !strings.Contains(err.Error(), "belong to the API") {

@@ -81,7 +81,7 @@ func needs(a authorizer.Attributes) role {
 		switch {
 		case get && under(a.GetPath(), healthPaths...), get && somebody && under(a.GetPath(), aboutPaths...):
 			return roleNone
-		case get:
+		case get, a.GetVerb() == "post" && under(a.GetPath(), askPaths...):
 			return roleViewer
 		case under(a.GetPath(), aboutPaths...):
 			return roleAdmin
