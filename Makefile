@@ -10,7 +10,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 BUNDLE  := build/default.bundle.tar
 export PATH := $(CURDIR)/bin:$(PATH)
 # What tests may rely on here, after `make setup`; where one of these is missing they fail instead of skipping.
-TOOLS := root netns qemu kubectl etcd curl tftp udhcpc dhclient dnsmasq nft setpriv losetup sgdisk mtype \
+TOOLS := root netns qemu kubectl etcd curl skopeo tftp udhcpc dhclient dnsmasq nft setpriv losetup sgdisk mtype \
 	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs
 space := $(subst ,, )
 comma := ,

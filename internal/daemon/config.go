@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"coldrack.dev/internal/registry"
 )
 
 // Config is everything `coldrack serve` can be told. Every field is a flag, an environment variable and
@@ -57,6 +59,12 @@ type Config struct {
 	// those in DataDir/trusted-keys.
 	TrustedKeys []string `json:"trustedKeys,omitempty"`
 
+	// RegistryUpstreams are registries that container images are fetched from when no bundle has them:
+	// host names, http://HOST for plain HTTP. None: nothing is fetched.
+	RegistryUpstreams []string `json:"registryUpstreams,omitempty"`
+	// RegistryCacheGiB bounds what is kept of them.
+	RegistryCacheGiB int `json:"registryCacheGib"`
+
 	// HeartbeatInterval that installed nodes are told.
 	HeartbeatInterval time.Duration `json:"heartbeatInterval"`
 	// LogLevel is debug, info, warn or error; LogFormat text or json.
@@ -72,6 +80,7 @@ func DefaultConfig() Config {
 		BootPort:          7080,
 		MachinePort:       7444,
 		TFTPPort:          69,
+		RegistryCacheGiB:  20,
 		HeartbeatInterval: 30 * time.Second,
 		LogLevel:          "info",
 		LogFormat:         "text",
@@ -107,6 +116,14 @@ func (c Config) Validate() error {
 	}
 	if (c.EtcdCertFile == "") != (c.EtcdKeyFile == "") {
 		errs = append(errs, errors.New("etcdCertFile and etcdKeyFile go together"))
+	}
+	for _, upstream := range c.RegistryUpstreams {
+		if err := registry.CheckUpstream(upstream); err != nil {
+			bad("registryUpstreams", upstream, "must be the host of a registry as in images' names, for example docker.io")
+		}
+	}
+	if c.RegistryCacheGiB < 1 {
+		bad("registryCacheGib", c.RegistryCacheGiB, "must be at least 1")
 	}
 	if c.HeartbeatInterval < time.Second {
 		bad("heartbeatInterval", c.HeartbeatInterval, "must be at least 1s")

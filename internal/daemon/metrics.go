@@ -12,6 +12,7 @@ import (
 	"coldrack.dev/internal/dhcp"
 	"coldrack.dev/internal/fleet"
 	"coldrack.dev/internal/httpboot"
+	"coldrack.dev/internal/registry"
 	"coldrack.dev/internal/tftp"
 	"coldrack.dev/internal/version"
 )
@@ -115,6 +116,20 @@ func (m *metrics) watchHTTP(stats func() httpboot.Stats) {
 		s.counter("coldrack_boot_http_sent_bytes_total", "Bytes of files that the boot HTTP server sent.", now.Bytes)
 		s.counter("coldrack_boot_http_refused_connections_total", "Connections closed because their client had too many.", now.TooMany)
 		s.gauge("coldrack_boot_http_connections", "Open connections to the boot HTTP server.", now.Conns)
+	}))
+}
+
+func (m *metrics) watchRegistry(stats func() registry.Stats) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := stats()
+		s.counter("coldrack_registry_requests_total", "Requests for container images.", now.Requests)
+		s.counter("coldrack_registry_errors_total", "Requests for container images that failed, by class of status.", now.BadRequest, "class", "4xx")
+		s.counter("coldrack_registry_errors_total", "Requests for container images that failed, by class of status.", now.Failed, "class", "5xx")
+		s.counter("coldrack_registry_sent_bytes_total", "Bytes of container images that were sent.", now.Bytes)
+		s.counter("coldrack_registry_upstream_fetches_total", "Manifests and blobs fetched from upstream registries, by outcome.", now.UpstreamFetches, "outcome", "completed")
+		s.counter("coldrack_registry_upstream_fetches_total", "Manifests and blobs fetched from upstream registries, by outcome.", now.UpstreamFailures, "outcome", "failed")
+		s.counter("coldrack_registry_upstream_received_bytes_total", "Bytes that came from upstream registries.", now.UpstreamBytes)
+		s.gauge("coldrack_registry_cache_bytes", "Bytes in the cache of upstream registries.", int(now.Cached))
 	}))
 }
 

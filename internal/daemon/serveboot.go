@@ -52,7 +52,14 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	})
 	certificates := &machineCertificates{authority: s.keys.machines, now: time.Now}
 	config := machineapi.TLSConfig(certificates.get, s.keys.machines.Pool())
+	images, err := newRegistry(s.cfg, s.content.store, s.log)
+	if err != nil {
+		return nil, err
+	}
+	s.metrics.watchRegistry(images.Stats)
+	group.Go(func() error { return images.Run(ctx) })
 	machines := api.Server(config)
+	machines.Handler = withRegistry(images, api)
 	group.Go(func() error {
 		if err := machines.ServeTLS(s.sockets.machine, "", ""); ctx.Err() == nil {
 			return fmt.Errorf("machine API: %w", err)

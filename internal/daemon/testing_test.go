@@ -89,6 +89,7 @@ func sampleBundle(t testing.TB) (path, keyPath string) {
 			Files: files(bundle.FileKernel, bundle.FileInitrd)},
 		{Kind: bundle.KindBootloaders, Name: "amd64", Config: bundle.BootloadersConfig{Name: "amd64", Arch: "amd64"},
 			Files: files(bundle.FileUndionly, bundle.FileIPXE, bundle.FileSNPOnly, bundle.FileLocal, bundle.FileLocalPC, bundle.FileBootImg, bundle.FileCoreImg, bundle.FileShim, bundle.FileGRUB)},
+		{Kind: bundle.KindContainer, Name: sampleImage, Image: containerImage(t)},
 	}}, key, path, nil)
 	check(t, err)
 	keyPath = filepath.Join(dir, "key.pub")

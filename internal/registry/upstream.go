@@ -61,14 +61,25 @@ type source struct{ host, name string }
 
 func (s source) String() string { return s.host + "/" + s.name }
 
+// CheckUpstream tells whether an entry of Options.Upstreams is one.
+func CheckUpstream(text string) error {
+	_, _, err := parseUpstream(text)
+	return err
+}
+
+func parseUpstream(text string) (host string, plain bool, err error) {
+	bare, plain := strings.CutPrefix(text, "http://")
+	host, err = parseHost(bare)
+	return host, plain, err
+}
+
 func newUpstream(opts Options, counters *counters) (*upstream, error) {
 	u := &upstream{
 		hosts: map[string]bool{}, log: opts.Log, now: opts.Now, counters: counters,
 		slots: make(chan struct{}, maxDownloads), downloads: map[string]*download{},
 	}
 	for _, text := range opts.Upstreams {
-		bare, plain := strings.CutPrefix(text, "http://")
-		host, err := parseHost(bare)
+		host, plain, err := parseUpstream(text)
 		if err != nil {
 			return nil, fmt.Errorf("registry upstream: %w", err)
 		}
