@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"time"
 
-	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/kube"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -24,7 +23,7 @@ type Options struct {
 	// identifiers, and lets no certificate outlive itself. It returns PEM, leaf first.
 	Sign func(template *x509.Certificate, public crypto.PublicKey) ([]byte, error)
 	// Report is called with the whole state whenever something of it has changed; not concurrently, and it
-	// must return soon. The state belongs to the callee.
+	// must return soon and not alter the state.
 	Report func(State)
 	Log    *slog.Logger
 }
@@ -34,11 +33,13 @@ type Wanted struct {
 	Objects []kube.Object
 	// Nodes are the machines of the cluster.
 	Nodes []Node
-	// Reserved are names and addresses that no foreign node may have: those that API servers answer to, and
-	// the hostnames of machines that are not in this cluster.
+	// Reserved are names and addresses that no foreign node may have: those that API servers answer to. The
+	// caller adds the hostnames of machines that are not, or no longer, in this cluster.
 	Reserved []string
 	// ReservedNetworks are the networks of pods and services, in which no node may have an address.
 	ReservedNetworks []netip.Prefix
+
+	index map[string]*Node
 }
 
 // Node is one of the cluster's machines, as a node.
@@ -51,11 +52,6 @@ type Node struct {
 	Labels    map[string]string
 	Taints    []corev1.Taint
 	PodCIDRs  []netip.Prefix
-}
-
-// WantedBy collects what a plan wants. machines are those that it was rendered from.
-func WantedBy(cluster *v1alpha1.Cluster, plan *kube.Plan, machines []kube.Machine) (Wanted, error) {
-	return wantedBy(cluster, plan, machines)
 }
 
 // State is what a Runner knows of its cluster.

@@ -11,7 +11,8 @@ import (
 	"coldrack.dev/internal/kube"
 )
 
-func wantedBy(cluster *v1alpha1.Cluster, plan *kube.Plan, machines []kube.Machine) (Wanted, error) {
+// WantedBy collects what a plan wants. machines are those that it was rendered from.
+func WantedBy(cluster *v1alpha1.Cluster, plan *kube.Plan, machines []kube.Machine) (Wanted, error) {
 	c := cluster.DeepCopy()
 	c.Default()
 	w := Wanted{Objects: plan.Objects}
