@@ -40,7 +40,7 @@ func (a *app) bundleBuildCommand() *cobra.Command {
 	var options build.Options
 	var verbose bool
 	cmd := &cobra.Command{
-		Use:   "build -f RECIPE_FOLDER -o FILE",
+		Use:   "build -f RECIPE_FOLDER... -o FILE",
 		Short: "Build a bundle from a recipe",
 		Long: `Build a bundle from the recipe.yaml of a folder, with Debian packages from the mirror that this
 machine's apt is configured with. Finished steps are kept in the cache, so that an interrupted build
@@ -48,7 +48,7 @@ goes on where it was.`,
 		Example: `  coldrack bundle build -f recipes/default --agent bin/coldrack-agent -o default.bundle.tar`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if options.RecipeDir == "" || options.Out == "" {
+			if len(options.RecipeDirs) == 0 || options.Out == "" {
 				return usageError("name the recipe's folder with -f and the archive with -o")
 			}
 			if options.CacheDir == "" {
@@ -82,7 +82,7 @@ goes on where it was.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVarP(&options.RecipeDir, "recipe", "f", "", "folder with recipe.yaml")
+	flags.StringArrayVarP(&options.RecipeDirs, "recipe", "f", nil, "folder with recipe.yaml; may be repeated for one bundle of several recipes")
 	flags.StringVarP(&options.Out, "out", "o", "", "archive to write")
 	flags.StringVar(&options.CacheDir, "cache", "", "folder for downloads and finished steps (default: in the user's cache folder)")
 	flags.StringVar(&options.KeyPath, "key", "", "signing key, made when there is none (default: bundle.key in the cache)")

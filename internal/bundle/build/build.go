@@ -1,25 +1,26 @@
-// Package build makes a bundle from a recipe, out of Debian packages and a coldrack-agent binary.
+// Package build makes a bundle from recipes, out of Debian packages, Go modules, released files and a
+// coldrack-agent binary.
 //
 // Packages come from the mirror that the building machine's apt is configured with, and apt checks
 // their signatures; nothing is taken from what is installed there. Each step's product is kept by
 // the hash of its inputs (its part of the recipe, the resolved package versions, the products it
-// builds on), so that a build after a change of the agent only joins and packs.
+// builds on), so that a build after a change of the agent only joins and packs. Go programs are built with
+// the modules that the go.sum of a recipe pins, from where this machine's Go gets modules.
 package build
 
 import (
 	"context"
-	"crypto/sha256"
 	"debug/buildinfo"
 	"debug/elf"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,11 +31,13 @@ import (
 
 // Options say what to build, from what, and where to.
 type Options struct {
-	RecipeDir string // folder with recipe.yaml
-	Out       string // the archive to write
-	CacheDir  string // products of steps and downloads; may be deleted at any time
-	KeyPath   string // signing key, made if there is none; CacheDir/bundle.key if empty
-	AgentPath string // a statically linked coldrack-agent for linux/amd64
+	// RecipeDirs are folders with a recipe.yaml each; their products go into one bundle, which has the name
+	// of the first.
+	RecipeDirs []string
+	Out        string // the archive to write
+	CacheDir   string // products of steps and downloads; may be deleted at any time
+	KeyPath    string // signing key, made if there is none; CacheDir/bundle.key if empty
+	AgentPath  string // a statically linked coldrack-agent for linux/amd64; needed for a netboot system
 	// AgentVersion overrides what the binary says of itself.
 	AgentVersion string
 	// Refresh fetches package lists even if they are young.
@@ -53,12 +56,27 @@ type Result struct {
 	Elapsed       time.Duration
 }
 
+// builder makes the products of one recipe.
 type builder struct {
 	opt    Options
 	recipe Recipe
+	dir    string // of the recipe
 	log    *slog.Logger
 	apt    *apt
 	steps  *steps
+	// retryAfter is the first pause between two tries of a download; each further one is twice as long.
+	retryAfter time.Duration
+}
+
+// product is what a recipe adds to a bundle.
+type product struct {
+	artifacts []bundle.ArtifactSpec
+	bill      []part
+}
+
+func (p *product) add(a bundle.ArtifactSpec, bill part) {
+	p.artifacts = append(p.artifacts, a)
+	p.bill = append(p.bill, bill)
 }
 
 // Build makes the bundle. It may be interrupted and run again; finished steps are kept. Two builds
@@ -68,21 +86,21 @@ func Build(ctx context.Context, opt Options) (Result, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	recipe, err := LoadRecipe(opt.RecipeDir)
-	if err != nil {
-		return Result{}, err
-	}
-	agent, err := readAgent(opt.AgentPath, opt.AgentVersion)
-	if err != nil {
-		return Result{}, err
-	}
+	var err error
 	if opt.CacheDir, err = filepath.Abs(opt.CacheDir); err != nil {
 		return Result{}, fmt.Errorf("build bundle: %w", err)
 	}
-	if opt.RecipeDir, err = filepath.Abs(opt.RecipeDir); err != nil {
-		return Result{}, fmt.Errorf("build bundle: %w", err)
-	}
 	work := &steps{dir: opt.CacheDir, report: opt.Progress, name: "packages", begun: begun}
+	builders, err := loadBuilders(opt, work)
+	if err != nil {
+		return Result{}, err
+	}
+	var agent artefact
+	if slices.ContainsFunc(builders, func(b *builder) bool { return b.recipe.Netboot != nil }) {
+		if agent, err = readAgent(opt.AgentPath, opt.AgentVersion); err != nil {
+			return Result{}, err
+		}
+	}
 	unlock, err := lockCache(ctx, opt.CacheDir, work.detail)
 	if err != nil {
 		return Result{}, err
@@ -95,13 +113,13 @@ func Build(ctx context.Context, opt Options) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	b := &builder{opt: opt, recipe: recipe, log: opt.Log, steps: work}
-	spec, err := b.all(ctx, agent)
+	bundleName := builders[0].recipe.Name
+	spec, err := buildAll(ctx, builders, agent)
 	if err != nil {
-		return Result{}, fmt.Errorf("build bundle %s: %w", recipe.Name, err)
+		return Result{}, fmt.Errorf("build bundle %s: %w", bundleName, err)
 	}
-	b.steps.name, b.steps.begun = "pack", time.Now()
-	b.steps.event(Started, "", 0)
+	work.name, work.begun = "pack", time.Now()
+	work.event(Started, "", 0)
 	summary, err := bundle.Pack(ctx, spec, key, opt.Out, nil)
 	if err != nil {
 		return Result{}, fmt.Errorf("build bundle: %w", err)
@@ -110,110 +128,251 @@ func Build(ctx context.Context, opt Options) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("build bundle: %w", err)
 	}
-	b.steps.event(Done, opt.Out, st.Size())
+	work.event(Done, opt.Out, st.Size())
 	return Result{
 		Summary: summary, Path: opt.Out, ArchiveSize: st.Size(),
 		PublicKeyPath: bundle.PublicKeyPath(opt.KeyPath), KeyCreated: created, Elapsed: time.Since(begun),
 	}, nil
 }
 
-// all runs the steps in the order of their needs and says what the bundle consists of.
-func (b *builder) all(ctx context.Context, agent agentInfo) (bundle.Spec, error) {
-	// What an interrupted build left half done.
-	if err := errors.Join(removeWork(b.workDir()), os.MkdirAll(b.workDir(), 0o755)); err != nil {
-		return bundle.Spec{}, err
+// loadBuilders reads the recipes and checks that they go together.
+func loadBuilders(opt Options, work *steps) ([]*builder, error) {
+	if len(opt.RecipeDirs) == 0 {
+		return nil, errors.New("build bundle: no recipe was given")
 	}
-	defer func() { _ = removeWork(b.workDir()) }()
-	b.steps.name, b.steps.begun = "packages", time.Now()
-	b.steps.event(Started, "", 0)
-	var err error
-	if b.apt, err = newApt(ctx, filepath.Join(b.opt.CacheDir, "apt"), b.recipe.Apt, b.log, b.steps.detail); err != nil {
-		return bundle.Spec{}, err
+	var builders []*builder
+	owner := map[string]string{} // artifact to recipe
+	for _, dir := range opt.RecipeDirs {
+		recipe, err := LoadRecipe(dir)
+		if err != nil {
+			return nil, err
+		}
+		if dir, err = filepath.Abs(dir); err != nil {
+			return nil, fmt.Errorf("build bundle: %w", err)
+		}
+		for _, artifact := range recipe.artifacts() {
+			if other, twice := owner[artifact]; twice {
+				return nil, fmt.Errorf("recipes %s and %s both make %s; a bundle holds one of a name, build two bundles", other, recipe.Name, artifact)
+			}
+			owner[artifact] = recipe.Name
+		}
+		builders = append(builders, &builder{opt: opt, recipe: recipe, dir: dir, log: opt.Log, steps: work, retryAfter: time.Second})
 	}
-	if err := b.apt.update(ctx, b.opt.Refresh); err != nil {
-		return bundle.Spec{}, err
-	}
-	b.steps.event(Done, "", 0)
+	return builders, nil
+}
 
-	base, err := b.netbootBase(ctx)
+// artifacts lists what a recipe makes, in the words of messages.
+func (r *Recipe) artifacts() []string {
+	var all []string
+	if r.Image != nil {
+		all = append(all, "image "+r.Image.Name)
+	}
+	if r.Netboot != nil {
+		all = append(all, "netboot "+r.Netboot.Name)
+	}
+	if r.Bootloaders != nil {
+		all = append(all, "bootloaders "+r.Bootloaders.Name)
+	}
+	if r.Programs != nil {
+		all = append(all, "programs "+r.Programs.Name)
+	}
+	for _, c := range r.Containers {
+		all = append(all, "container "+c.Image)
+	}
+	return all
+}
+
+// buildAll runs the steps of every recipe, and says what the bundle consists of.
+func buildAll(ctx context.Context, builders []*builder, agent artefact) (bundle.Spec, error) {
+	first := builders[0]
+	// What an interrupted build left half done.
+	if err := errors.Join(removeWork(first.workDir()), os.MkdirAll(first.workDir(), 0o755)); err != nil {
+		return bundle.Spec{}, err
+	}
+	defer func() { _ = removeWork(first.workDir()) }()
+	packages, err := openApt(ctx, builders)
 	if err != nil {
 		return bundle.Spec{}, err
+	}
+	spec := bundle.Spec{Name: first.recipe.Name, Created: first.recipe.SourceDate}
+	if packages != nil {
+		if date := packages.date(); !date.IsZero() {
+			spec.Created = date
+		}
+	}
+	var bill []part
+	for _, b := range builders {
+		b.apt = packages
+		p, err := b.all(ctx, agent)
+		if err != nil {
+			return bundle.Spec{}, fmt.Errorf("recipe %s: %w", b.recipe.Name, err)
+		}
+		spec.Artifacts = append(spec.Artifacts, p.artifacts...)
+		bill = append(bill, p.bill...)
+	}
+	content, err := sbom(spec.Name, spec.Created, bill)
+	if err != nil {
+		return bundle.Spec{}, err
+	}
+	file := filepath.Join(first.opt.CacheDir, bundle.FileSBOM)
+	if err := os.WriteFile(file, content, 0o644); err != nil {
+		return bundle.Spec{}, err
+	}
+	spec.Artifacts = append(spec.Artifacts, bundle.ArtifactSpec{
+		Kind: bundle.KindSBOM, Name: spec.Name, Config: bundle.SBOMConfig{Name: spec.Name, Format: "SPDX-2.3"},
+		Files: []bundle.FileSpec{{Title: bundle.FileSBOM, Path: file}},
+	})
+	return spec, nil
+}
+
+// openApt prepares the package lists, or returns nil where no recipe needs packages.
+func openApt(ctx context.Context, builders []*builder) (*apt, error) {
+	var wanted *Recipe
+	for _, b := range builders {
+		if b.recipe.Apt == nil {
+			continue
+		}
+		if wanted != nil && !reflect.DeepEqual(wanted.Apt, b.recipe.Apt) {
+			return nil, fmt.Errorf("recipes %s and %s have different apt sections; one bundle has packages of one state of Debian", wanted.Name, b.recipe.Name)
+		}
+		wanted = &b.recipe
+	}
+	if wanted == nil {
+		return nil, nil
+	}
+	b := builders[0]
+	b.steps.name, b.steps.begun = "packages", time.Now()
+	b.steps.event(Started, "", 0)
+	a, err := newApt(ctx, filepath.Join(b.opt.CacheDir, "apt"), *wanted.Apt, b.log, b.steps.detail)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.update(ctx, b.opt.Refresh); err != nil {
+		return nil, err
+	}
+	b.steps.event(Done, "", 0)
+	return a, nil
+}
+
+// all runs the steps of one recipe in the order of their needs.
+func (b *builder) all(ctx context.Context, agent artefact) (product, error) {
+	var p product
+	for _, make := range []func() error{
+		func() error { return b.addNetboot(ctx, &p, agent) },
+		func() error { return b.addBootloaders(ctx, &p) },
+		func() error { return b.addImage(ctx, &p) },
+		func() error { return b.addKubernetes(ctx, &p) },
+	} {
+		if err := make(); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
+func (b *builder) addNetboot(ctx context.Context, p *product, agent artefact) error {
+	r := b.recipe.Netboot
+	if r == nil {
+		return nil
+	}
+	base, err := b.netbootBase(ctx)
+	if err != nil {
+		return err
 	}
 	initrd, err := b.initrd(ctx, base, agent)
 	if err != nil {
-		return bundle.Spec{}, err
+		return err
 	}
-	loaders, err := b.bootloaders(ctx)
+	var meta netbootMeta
+	if err := readJSON(filepath.Join(base, fileMeta), &meta); err != nil {
+		return err
+	}
+	p.add(bundle.ArtifactSpec{
+		Kind: bundle.KindNetboot, Name: r.Name,
+		Config: bundle.NetbootConfig{Name: r.Name, Arch: "amd64", KernelVersion: meta.KernelVersion, AgentVersion: agent.Version},
+		Files: []bundle.FileSpec{
+			{Title: bundle.FileKernel, Path: filepath.Join(base, "vmlinuz")},
+			{Title: bundle.FileInitrd, Path: filepath.Join(initrd, "initrd.img")},
+		},
+	}, part{name: string(bundle.KindNetboot) + "/" + r.Name, packages: meta.Packages, programs: []artefact{agent}})
+	return nil
+}
+
+func (b *builder) addBootloaders(ctx context.Context, p *product) error {
+	r := b.recipe.Bootloaders
+	if r == nil {
+		return nil
+	}
+	dir, err := b.bootloaders(ctx)
 	if err != nil {
-		return bundle.Spec{}, err
+		return err
+	}
+	config, err1 := os.ReadFile(filepath.Join(dir, fileConfig))
+	packages, err2 := readPackages(filepath.Join(dir, fileMeta))
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	var files []bundle.FileSpec
+	for _, title := range []string{bundle.FileUndionly, bundle.FileIPXE, bundle.FileSNPOnly, bundle.FileLocal, bundle.FileLocalPC, bundle.FileBootImg, bundle.FileCoreImg, bundle.FileShim, bundle.FileGRUB} {
+		files = append(files, bundle.FileSpec{Title: title, Path: filepath.Join(dir, title)})
+	}
+	p.add(bundle.ArtifactSpec{Kind: bundle.KindBootloaders, Name: r.Name, Config: json.RawMessage(config), Files: files},
+		part{name: string(bundle.KindBootloaders) + "/" + r.Name, packages: packages})
+	return nil
+}
+
+func (b *builder) addImage(ctx context.Context, p *product) error {
+	r := b.recipe.Image
+	if r == nil {
+		return nil
 	}
 	root, err := b.imageRoot(ctx)
 	if err != nil {
-		return bundle.Spec{}, err
+		return err
 	}
-	image, err := b.image(ctx, root)
+	dir, err := b.image(ctx, root)
 	if err != nil {
-		return bundle.Spec{}, err
+		return err
 	}
-	return b.spec(agent, products{base: base, initrd: initrd, loaders: loaders, root: root, image: image})
+	config, err1 := os.ReadFile(filepath.Join(dir, fileConfig))
+	packages, err2 := imagePackages(root)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	p.add(bundle.ArtifactSpec{Kind: bundle.KindImage, Name: r.Name, Config: json.RawMessage(config), Files: []bundle.FileSpec{
+		{Title: bundle.FileImageIndex, Path: filepath.Join(dir, bundle.FileImageIndex)},
+		{Title: bundle.FileImageChunks, Path: filepath.Join(dir, bundle.FileImageChunks)},
+	}}, part{name: string(bundle.KindImage) + "/" + r.Name, packages: packages})
+	return nil
 }
 
-// products are the folders that the steps left.
-type products struct{ base, initrd, loaders, root, image string }
-
-func (b *builder) spec(agent agentInfo, p products) (bundle.Spec, error) {
-	var meta netbootMeta
-	raw, err := os.ReadFile(filepath.Join(p.base, fileMeta))
-	if err == nil {
-		err = json.Unmarshal(raw, &meta)
-	}
+// addKubernetes makes programs and container images.
+func (b *builder) addKubernetes(ctx context.Context, p *product) error {
+	files, err := b.collect(ctx)
 	if err != nil {
-		return bundle.Spec{}, fmt.Errorf("read %s: %w", p.base, err)
+		return err
 	}
-	imageConfig, err1 := os.ReadFile(filepath.Join(p.image, fileConfig))
-	loadersConfig, err2 := os.ReadFile(filepath.Join(p.loaders, fileConfig))
-	loaderPackages, err3 := readPackages(filepath.Join(p.loaders, fileMeta))
-	osPackages, err4 := imagePackages(p.root)
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
-		return bundle.Spec{}, err
+	if b.recipe.Programs != nil {
+		spec, bill, err := b.programs(ctx, files)
+		if err != nil {
+			return err
+		}
+		p.add(spec, bill)
 	}
-	r := b.recipe
-	created := b.apt.date()
-	if created.IsZero() {
-		created = r.SourceDate
+	layers := map[string]baseLayer{}
+	for _, l := range b.recipe.Layers {
+		if layers[l.Name], err = b.layer(ctx, l); err != nil {
+			return err
+		}
 	}
-	bill, err := sbom(r.Name, created, []part{
-		{name: string(bundle.KindImage) + "/" + r.Image.Name, packages: osPackages},
-		{name: string(bundle.KindNetboot) + "/" + r.Netboot.Name, packages: meta.Packages, agent: &agent},
-		{name: string(bundle.KindBootloaders) + "/" + r.Bootloaders.Name, packages: loaderPackages},
-	})
-	if err != nil {
-		return bundle.Spec{}, err
+	for _, r := range b.recipe.Containers {
+		img, bill, err := b.container(ctx, r, layers, files)
+		if err != nil {
+			return err
+		}
+		p.add(bundle.ArtifactSpec{Kind: bundle.KindContainer, Name: r.Image, Image: img}, bill)
 	}
-	billFile := filepath.Join(b.opt.CacheDir, bundle.FileSBOM)
-	if err := os.WriteFile(billFile, bill, 0o644); err != nil {
-		return bundle.Spec{}, err
-	}
-	var loaders []bundle.FileSpec
-	for _, title := range []string{bundle.FileUndionly, bundle.FileIPXE, bundle.FileSNPOnly, bundle.FileLocal, bundle.FileLocalPC, bundle.FileBootImg, bundle.FileCoreImg, bundle.FileShim, bundle.FileGRUB} {
-		loaders = append(loaders, bundle.FileSpec{Title: title, Path: filepath.Join(p.loaders, title)})
-	}
-	return bundle.Spec{Name: r.Name, Created: created, Artifacts: []bundle.ArtifactSpec{
-		{Kind: bundle.KindImage, Name: r.Image.Name, Config: json.RawMessage(imageConfig), Files: []bundle.FileSpec{
-			{Title: bundle.FileImageIndex, Path: filepath.Join(p.image, bundle.FileImageIndex)},
-			{Title: bundle.FileImageChunks, Path: filepath.Join(p.image, bundle.FileImageChunks)},
-		}},
-		{Kind: bundle.KindNetboot, Name: r.Netboot.Name, Config: bundle.NetbootConfig{
-			Name: r.Netboot.Name, Arch: "amd64", KernelVersion: meta.KernelVersion, AgentVersion: agent.Version,
-		}, Files: []bundle.FileSpec{
-			{Title: bundle.FileKernel, Path: filepath.Join(p.base, "vmlinuz")},
-			{Title: bundle.FileInitrd, Path: filepath.Join(p.initrd, "initrd.img")},
-		}},
-		{Kind: bundle.KindBootloaders, Name: r.Bootloaders.Name, Config: json.RawMessage(loadersConfig), Files: loaders},
-		{Kind: bundle.KindSBOM, Name: r.Name, Config: bundle.SBOMConfig{Name: r.Name, Format: "SPDX-2.3"}, Files: []bundle.FileSpec{
-			{Title: bundle.FileSBOM, Path: billFile},
-		}},
-	}}, nil
+	return nil
 }
 
 // removeWork deletes the work folder, but not while anything is mounted in it: a chroot that was not
@@ -258,22 +417,13 @@ func (b *builder) overlay(folder string) string {
 	if folder == "" {
 		return ""
 	}
-	return filepath.Join(b.opt.RecipeDir, folder)
-}
-
-// agentInfo is what is known of the agent's binary.
-type agentInfo struct {
-	Path    string
-	Digest  string
-	Size    int64
-	Version string
-	modules [][2]string
+	return filepath.Join(b.dir, folder)
 }
 
 // readAgent checks that the binary can run as the first program of a system without libraries.
-func readAgent(path, version string) (agentInfo, error) {
-	fail := func(err error) (agentInfo, error) {
-		return agentInfo{}, fmt.Errorf("agent binary: %w", err)
+func readAgent(path, version string) (artefact, error) {
+	fail := func(err error) (artefact, error) {
+		return artefact{}, fmt.Errorf("agent binary: %w", err)
 	}
 	if path == "" {
 		return fail(errors.New("no path was given"))
@@ -292,18 +442,12 @@ func readAgent(path, version string) (agentInfo, error) {
 			return fail(fmt.Errorf("%s is linked dynamically, and the discovery system has no libraries for it; build it with CGO_ENABLED=0", path))
 		}
 	}
-	sum := sha256.New()
-	n, err := io.Copy(sum, io.NewSectionReader(f, 0, 1<<40))
+	a, err := readArtefact(path, "coldrack-agent", version)
 	if err != nil {
 		return fail(err)
 	}
-	a := agentInfo{Path: path, Digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), Size: n, Version: version}
-	info, err := buildinfo.ReadFile(path)
-	if err == nil {
-		a.modules = goModules(info)
-		if a.Version == "" {
-			a.Version = info.Main.Version
-		}
+	if info, err := buildinfo.ReadFile(path); err == nil && a.Version == "" {
+		a.Version = info.Main.Version
 	}
 	if a.Version == "" || a.Version == "(devel)" {
 		a.Version = "devel-" + a.Digest[len("sha256:"):][:12]

@@ -36,12 +36,15 @@ func TestTheRecipesInTheRepositoryAreRight(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if !e.IsDir() {
-			continue
+		if _, err := os.Stat(filepath.Join(recipes, e.Name(), "recipe.yaml")); err != nil {
+			continue // HOST-PACKAGES, modules
 		}
 		r, err := LoadRecipe(filepath.Join(recipes, e.Name()))
 		if err != nil {
 			t.Error(err)
+			continue
+		}
+		if r.Netboot == nil {
 			continue
 		}
 		for field, patterns := range map[string][]string{"files": r.Netboot.Files, "modules": r.Netboot.Modules, "modulesExclude": r.Netboot.ModulesExclude} {
@@ -113,7 +116,20 @@ func FuzzParseRecipe(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, p := range slices.Concat(r.Image.Packages, r.Netboot.Packages, r.Bootloaders.Packages) {
+		var packages []string
+		if r.Image != nil {
+			packages = append(packages, r.Image.Packages...)
+		}
+		if r.Netboot != nil {
+			packages = append(packages, r.Netboot.Packages...)
+		}
+		if r.Bootloaders != nil {
+			packages = append(packages, r.Bootloaders.Packages...)
+		}
+		for _, l := range r.Layers {
+			packages = append(packages, l.Packages...)
+		}
+		for _, p := range packages {
 			if strings.HasPrefix(p, "-") || strings.ContainsAny(p, " ;,'\n") {
 				t.Fatalf("accepted package %q, which a command would misread", p)
 			}
@@ -441,7 +457,7 @@ func TestReadAgent(t *testing.T) {
 }
 
 func TestSBOM(t *testing.T) {
-	agent := &agentInfo{Digest: "sha256:" + strings.Repeat("ab", sha256.Size), Version: "v1", modules: goModules(&buildinfo.BuildInfo{
+	agent := artefact{Name: "coldrack-agent", Digest: "sha256:" + strings.Repeat("ab", sha256.Size), Version: "v1", modules: goModules(&buildinfo.BuildInfo{
 		GoVersion: "go1.26.0",
 		Deps: []*debug.Module{
 			{Path: "example.com/b", Version: "v2.0.0"},
@@ -451,7 +467,7 @@ func TestSBOM(t *testing.T) {
 	libc := pkg{"libc6", "2.36-9+deb12u1", "amd64"}
 	raw, err := sbom("x", time.Unix(1735689600, 0), []part{
 		{name: "image/debian", packages: []pkg{libc, {"adduser", "3.134", "all"}}},
-		{name: "netboot/discovery", packages: []pkg{libc}, agent: agent},
+		{name: "netboot/discovery", packages: []pkg{libc}, programs: []artefact{agent}},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -17,12 +17,14 @@ import (
 // to line if that is set; when it fails, the last lines are in the error.
 type command struct {
 	log  *slog.Logger
+	dir  string // that it runs in; empty: the caller's
 	env  []string
 	line func(string)
 }
 
 func (c command) run(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = c.dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "LANGUAGE=", "DEBIAN_FRONTEND=noninteractive")
 	cmd.Env = append(cmd.Env, c.env...)
 	// A chance to unmount what is mounted in a chroot, before it is killed.
@@ -53,6 +55,9 @@ func (c command) run(ctx context.Context, name string, args ...string) (string, 
 	err := cmd.Run()
 	_ = w.Close()
 	<-read
+	if errors.Is(err, exec.ErrNotFound) && name == "go" {
+		return "", errors.New("this machine has no Go compiler; install the release of Go that go.mod names")
+	}
 	if errors.Is(err, exec.ErrNotFound) {
 		return "", fmt.Errorf("this machine has no program %s; the packages that building needs are listed in recipes/HOST-PACKAGES", name)
 	}

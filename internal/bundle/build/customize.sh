@@ -1,13 +1,19 @@
 #!/bin/sh
 # Runs on the building machine as the last step of making the image's root. $1 is the root, $2 a
-# folder for what the builder wants to know of it; further words are systemd units to enable.
+# folder for what the builder wants to know of it; further words are systemd units to enable and, after
+# "--", to disable.
 set -eu
 root=$1 facts=$2
 shift 2
 
+verb=enable
 for unit; do
-	systemctl --root="$root" enable "$unit" >/dev/null 2>&1 || {
-		echo "E: image.enable: cannot enable $unit" >&2
+	if [ "$unit" = -- ]; then
+		verb=disable
+		continue
+	fi
+	systemctl --root="$root" "$verb" "$unit" >/dev/null 2>&1 || {
+		echo "E: image.$verb: cannot $verb $unit" >&2
 		exit 1
 	}
 done

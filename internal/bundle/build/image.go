@@ -39,7 +39,7 @@ const (
 
 // imageRoot makes the root file system as a tar archive.
 func (b *builder) imageRoot(ctx context.Context) (string, error) {
-	r := b.recipe.Image
+	r := *b.recipe.Image
 	// What mmdebstrap's variant "minbase" installs besides; only to know the versions.
 	names := slices.Concat([]string{"?essential", "?priority(required)", "apt"}, r.Packages)
 	pkgs, err := b.apt.resolve(ctx, names)
@@ -50,7 +50,7 @@ func (b *builder) imageRoot(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("image: %w", err)
 	}
-	inputs := []any{r.Packages, r.Exclude, r.Include, r.Enable, pkgs, overlay, b.recipe.SourceDate, string(customizeScript)}
+	inputs := []any{r.Packages, r.Exclude, r.Include, r.Enable, r.Disable, pkgs, overlay, b.recipe.SourceDate, string(customizeScript)}
 	return b.steps.run(ctx, "image-root", inputs, func(ctx context.Context, dir string) error {
 		if os.Geteuid() != 0 {
 			return errors.New("building an operating-system image needs root (mmdebstrap, file ownership); run as root")
@@ -63,7 +63,7 @@ func (b *builder) imageRoot(ctx context.Context) (string, error) {
 }
 
 func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error {
-	r := b.recipe.Image
+	r := *b.recipe.Image
 	work, err := os.MkdirTemp(b.workDir(), "image-")
 	if err != nil {
 		return err
@@ -113,7 +113,7 @@ func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error 
 		args = append(args, "--essential-hook="+`cp -r --no-preserve=ownership,timestamps -T `+quote(overlay)+` "$1"`)
 	}
 	args = append(args,
-		"--customize-hook="+quote(script)+` "$1" `+quote(facts)+" "+strings.Join(r.Enable, " "),
+		"--customize-hook="+quote(script)+` "$1" `+quote(facts)+" "+strings.Join(slices.Concat(r.Enable, []string{"--"}, r.Disable), " "),
 		b.recipe.Apt.Suite, filepath.Join(dir, fileRootTar), b.apt.sourcesFile(),
 	)
 	cmd := command{
@@ -175,7 +175,7 @@ func fileSystemTools() []string { return []string{"e2fsprogs"} }
 
 // image makes the file system and stores it in chunks.
 func (b *builder) image(ctx context.Context, rootDir string) (string, error) {
-	r := b.recipe.Image
+	r := *b.recipe.Image
 	tools, err := b.apt.resolve(ctx, fileSystemTools())
 	if err != nil {
 		return "", fmt.Errorf("image: %w", err)
@@ -268,7 +268,7 @@ func inodesFor(files int64) int64 { return files + files/4 }
 
 // mke2fs makes the file system with everything fixed that would otherwise be random or of today.
 func (b *builder) mke2fs(ctx context.Context, t *tree, root, raw string, size, files int64) error {
-	r := b.recipe.Image
+	r := *b.recipe.Image
 	epoch := strconv.FormatInt(b.recipe.SourceDate.Unix(), 10)
 	id := fixedUUID(b.recipe.Name + "/" + r.Name)
 	c := command{log: b.log, env: []string{"SOURCE_DATE_EPOCH=" + epoch, "E2FSPROGS_FAKE_TIME=" + epoch, "MKE2FS_CONFIG=" + t.path("etc/mke2fs.conf")}}

@@ -33,7 +33,7 @@ const agentPath = "usr/sbin/coldrack-agent"
 
 // netbootBase makes the kernel and the part of the initramfs that does not depend on the agent.
 func (b *builder) netbootBase(ctx context.Context) (string, error) {
-	r := b.recipe.Netboot
+	r := *b.recipe.Netboot
 	names := slices.Concat([]string{r.Kernel}, r.Packages, r.Firmware)
 	pkgs, err := b.apt.resolve(ctx, names)
 	if err != nil {
@@ -126,14 +126,14 @@ func (n *netbootMaker) kernel() error {
 	return copyFile(found[0], filepath.Join(n.out, "vmlinuz"), 0o644)
 }
 
-// selectFiles applies the recipe's patterns and adds what the files need. A pattern that matches
-// nothing is an error, because a program would be missing on a machine far away.
-func (n *netbootMaker) selectFiles(ctx context.Context, files []string) ([]string, error) {
+// matchFiles applies patterns of the field to files. A pattern that matches nothing is an error, because a
+// program would be missing on a machine far away.
+func matchFiles(field string, patterns, files []string) ([]string, error) {
 	var selected []string
-	for i, pattern := range n.recipe.Files {
+	for i, pattern := range patterns {
 		m, err := compileGlobs([]string{merged(pattern)})
 		if err != nil {
-			return nil, &FieldError{fmt.Sprintf("netboot.files[%d]", i), err.Error()}
+			return nil, &FieldError{fmt.Sprintf("%s[%d]", field, i), err.Error()}
 		}
 		before := len(selected)
 		for _, f := range files {
@@ -142,8 +142,17 @@ func (n *netbootMaker) selectFiles(ctx context.Context, files []string) ([]strin
 			}
 		}
 		if len(selected) == before {
-			return nil, &FieldError{fmt.Sprintf("netboot.files[%d]", i), fmt.Sprintf("%q matches no file of the packages", pattern)}
+			return nil, &FieldError{fmt.Sprintf("%s[%d]", field, i), fmt.Sprintf("%q matches no file of the packages", pattern)}
 		}
+	}
+	return selected, nil
+}
+
+// selectFiles applies the recipe's patterns and adds what the files need.
+func (n *netbootMaker) selectFiles(ctx context.Context, files []string) ([]string, error) {
+	selected, err := matchFiles("netboot.files", n.recipe.Files, files)
+	if err != nil {
+		return nil, err
 	}
 	for _, f := range files {
 		if strings.HasPrefix(f, "usr/lib/firmware/") {
@@ -333,7 +342,7 @@ func (n *netbootMaker) writeFile(c *cpioWriter, name string) error {
 
 // initrd joins the base with the agent. The kernel unpacks one archive after the other, each
 // compressed by itself, so a new agent does not touch the large part.
-func (b *builder) initrd(ctx context.Context, base string, agent agentInfo) (string, error) {
+func (b *builder) initrd(ctx context.Context, base string, agent artefact) (string, error) {
 	inputs := []any{filepath.Base(base), agent.Digest, b.recipe.SourceDate}
 	dir, err := b.steps.run(ctx, "netboot-initrd", inputs, func(ctx context.Context, dir string) error {
 		out, err := os.Create(filepath.Join(dir, "initrd.img"))
@@ -367,7 +376,7 @@ func (b *builder) initrd(ctx context.Context, base string, agent agentInfo) (str
 	return dir, nil
 }
 
-func (b *builder) agentCPIO(w io.Writer, agent agentInfo) error {
+func (b *builder) agentCPIO(w io.Writer, agent artefact) error {
 	z, err := newZstd(w)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -17,16 +18,24 @@ import (
 )
 
 // Recipe says what a bundle is built from: the content of recipe.yaml. Paths in it are relative to
-// the recipe's folder.
+// the recipe's folder. Every part may be left out, but one of image, netboot, bootloaders, programs and
+// containers must be there.
 type Recipe struct {
 	Name string `json:"name"`
 	// SourceDate is the time that files in the products carry at most.
 	SourceDate time.Time `json:"sourceDate"`
 
-	Apt         AptRecipe         `json:"apt"`
-	Image       ImageRecipe       `json:"image"`
-	Netboot     NetbootRecipe     `json:"netboot"`
-	Bootloaders BootloadersRecipe `json:"bootloaders"`
+	Apt         *AptRecipe         `json:"apt,omitempty"` // needed by image, netboot, bootloaders and layers
+	Image       *ImageRecipe       `json:"image,omitempty"`
+	Netboot     *NetbootRecipe     `json:"netboot,omitempty"`
+	Bootloaders *BootloadersRecipe `json:"bootloaders,omitempty"`
+
+	// Go are modules whose programs are built; programs and containers say where these go.
+	Go []GoRecipe `json:"go,omitempty"`
+	// Layers are file systems that containers are built on.
+	Layers     []LayerRecipe     `json:"layers,omitempty"`
+	Programs   *ProgramsRecipe   `json:"programs,omitempty"`
+	Containers []ContainerRecipe `json:"containers,omitempty"`
 }
 
 // AptRecipe says where packages come from.
@@ -56,6 +65,8 @@ type ImageRecipe struct {
 	Overlay string `json:"overlay,omitempty"`
 	// Enable are systemd units to enable.
 	Enable []string `json:"enable,omitempty"`
+	// Disable are units of packages that are not to start by themselves.
+	Disable []string `json:"disable,omitempty"`
 	// FreePercent is the room left in the file system, in percent of its content.
 	FreePercent int `json:"freePercent"`
 	// Label of the file system.
@@ -107,15 +118,36 @@ func LoadRecipe(dir string) (Recipe, error) {
 	if err != nil {
 		return Recipe{}, fmt.Errorf("recipe %s: %w", file, err)
 	}
-	for field, folder := range map[string]string{"image.overlay": r.Image.Overlay, "netboot.overlay": r.Netboot.Overlay} {
-		if folder == "" {
-			continue
-		}
+	for field, folder := range r.folders() {
 		if st, err := os.Stat(filepath.Join(dir, folder)); err != nil || !st.IsDir() {
 			return Recipe{}, fmt.Errorf("recipe %s: %w", file, &FieldError{field, fmt.Sprintf("%q is not a folder beside recipe.yaml", folder)})
 		}
 	}
+	for i, g := range r.Go {
+		if _, err := os.Stat(filepath.Join(dir, g.Folder, "go.mod")); err != nil {
+			return Recipe{}, fmt.Errorf("recipe %s: %w", file, &FieldError{fmt.Sprintf("go[%d].folder", i), fmt.Sprintf("%q has no go.mod", g.Folder)})
+		}
+	}
 	return r, nil
+}
+
+// folders are those that the recipe names, by field.
+func (r *Recipe) folders() map[string]string {
+	named := map[string]string{}
+	if r.Image != nil {
+		named["image.overlay"] = r.Image.Overlay
+	}
+	if r.Netboot != nil {
+		named["netboot.overlay"] = r.Netboot.Overlay
+	}
+	for i, g := range r.Go {
+		named[fmt.Sprintf("go[%d].folder", i)] = g.Folder
+	}
+	for i, l := range r.Layers {
+		named[fmt.Sprintf("layers[%d].overlay", i)] = l.Overlay
+	}
+	maps.DeleteFunc(named, func(_, folder string) bool { return folder == "" })
+	return named
 }
 
 // ParseRecipe decodes and checks a recipe. It reports every mistake, each with its field's path.
@@ -147,9 +179,32 @@ func (r *Recipe) validate() error {
 	if r.SourceDate.Before(time.Unix(1, 0)) {
 		c.add("sourceDate", "is not set, want a time such as 2025-01-01T00:00:00Z")
 	}
-	c.match("apt.suite", r.Apt.Suite, plainName, "a Debian suite such as bookworm")
-	c.list("apt.components", r.Apt.Components, true, plainName, "a component such as main")
-	for i, m := range r.Apt.Mirrors {
+	if r.Image == nil && r.Netboot == nil && r.Bootloaders == nil && r.Programs == nil && len(r.Containers) == 0 {
+		c.add("image, netboot, bootloaders, programs, containers", "are all missing, want at least one; there would be nothing in the bundle")
+	}
+	if r.Apt != nil {
+		r.Apt.check(&c)
+	} else if r.Image != nil || r.Netboot != nil || r.Bootloaders != nil || len(r.Layers) > 0 {
+		c.add("apt", "is missing, want the suite and components of Debian that packages come from")
+	}
+	if r.Image != nil {
+		r.Image.check(&c)
+	}
+	if r.Netboot != nil {
+		r.Netboot.check(&c)
+	}
+	if r.Bootloaders != nil {
+		c.match("bootloaders.name", r.Bootloaders.Name, plainName, "letters, digits, and . _ + -")
+		c.list("bootloaders.packages", r.Bootloaders.Packages, true, packageName, "a Debian package name")
+	}
+	r.checkKubernetes(&c)
+	return errors.Join(c.errs...)
+}
+
+func (r *AptRecipe) check(c *checker) {
+	c.match("apt.suite", r.Suite, plainName, "a Debian suite such as bookworm")
+	c.list("apt.components", r.Components, true, plainName, "a component such as main")
+	for i, m := range r.Mirrors {
 		field := fmt.Sprintf("apt.mirrors[%d]", i)
 		if m.URI == "" || strings.ContainsAny(m.URI, " \t\n[]#") {
 			c.add(field+".uri", fmt.Sprintf("is %q, want an address that apt understands", m.URI))
@@ -159,35 +214,39 @@ func (r *Recipe) validate() error {
 			c.add(field+".keyring", fmt.Sprintf("is %q, want an absolute path", m.Keyring))
 		}
 	}
-	c.match("image.name", r.Image.Name, plainName, "letters, digits, and . _ + -")
-	c.list("image.packages", r.Image.Packages, true, packageName, "a Debian package name")
-	c.list("image.enable", r.Image.Enable, false, unitName, "a systemd unit name")
-	c.paths("image.exclude", r.Image.Exclude)
-	c.paths("image.include", r.Image.Include)
-	c.folder("image.overlay", r.Image.Overlay)
-	if r.Image.FreePercent < 5 || r.Image.FreePercent > 100 {
-		c.add("image.freePercent", fmt.Sprintf("is %d, want 5 to 100", r.Image.FreePercent))
+}
+
+func (r *ImageRecipe) check(c *checker) {
+	c.match("image.name", r.Name, plainName, "letters, digits, and . _ + -")
+	c.list("image.packages", r.Packages, true, packageName, "a Debian package name")
+	c.list("image.enable", r.Enable, false, unitName, "a systemd unit name")
+	c.list("image.disable", r.Disable, false, unitName, "a systemd unit name")
+	c.paths("image.exclude", r.Exclude)
+	c.paths("image.include", r.Include)
+	c.folder("image.overlay", r.Overlay)
+	if r.FreePercent < 5 || r.FreePercent > 100 {
+		c.add("image.freePercent", fmt.Sprintf("is %d, want 5 to 100", r.FreePercent))
 	}
-	if len(r.Image.Label) > 16 || !plainName.MatchString(r.Image.Label) {
-		c.add("image.label", fmt.Sprintf("is %q, want 1 to 16 letters, digits and . _ + -", r.Image.Label))
+	if len(r.Label) > 16 || !plainName.MatchString(r.Label) {
+		c.add("image.label", fmt.Sprintf("is %q, want 1 to 16 letters, digits and . _ + -", r.Label))
 	}
-	c.match("netboot.name", r.Netboot.Name, plainName, "letters, digits, and . _ + -")
-	c.match("netboot.kernel", r.Netboot.Kernel, packageName, "a Debian package such as linux-image-amd64")
-	c.list("netboot.packages", r.Netboot.Packages, true, packageName, "a Debian package name")
-	c.list("netboot.firmware", r.Netboot.Firmware, false, packageName, "a Debian package name")
-	c.paths("netboot.files", r.Netboot.Files)
-	c.folder("netboot.overlay", r.Netboot.Overlay)
-	c.globs("netboot.modules", r.Netboot.Modules)
-	c.globs("netboot.modulesExclude", r.Netboot.ModulesExclude)
-	if len(r.Netboot.Modules) == 0 {
+}
+
+func (r *NetbootRecipe) check(c *checker) {
+	c.match("netboot.name", r.Name, plainName, "letters, digits, and . _ + -")
+	c.match("netboot.kernel", r.Kernel, packageName, "a Debian package such as linux-image-amd64")
+	c.list("netboot.packages", r.Packages, true, packageName, "a Debian package name")
+	c.list("netboot.firmware", r.Firmware, false, packageName, "a Debian package name")
+	c.paths("netboot.files", r.Files)
+	c.folder("netboot.overlay", r.Overlay)
+	c.globs("netboot.modules", r.Modules)
+	c.globs("netboot.modulesExclude", r.ModulesExclude)
+	if len(r.Modules) == 0 {
 		c.add("netboot.modules", "is empty, want patterns such as kernel/drivers/net/ethernet/**")
 	}
-	if r.Netboot.MaxMiB < 1 || r.Netboot.MaxMiB > 1024 {
-		c.add("netboot.maxMiB", fmt.Sprintf("is %d, want 1 to 1024", r.Netboot.MaxMiB))
+	if r.MaxMiB < 1 || r.MaxMiB > 1024 {
+		c.add("netboot.maxMiB", fmt.Sprintf("is %d, want 1 to 1024", r.MaxMiB))
 	}
-	c.match("bootloaders.name", r.Bootloaders.Name, plainName, "letters, digits, and . _ + -")
-	c.list("bootloaders.packages", r.Bootloaders.Packages, true, packageName, "a Debian package name")
-	return errors.Join(c.errs...)
 }
 
 type checker struct{ errs []error }

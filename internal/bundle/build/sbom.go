@@ -34,6 +34,7 @@ type spdxPackage struct {
 	Name             string         `json:"name"`
 	Version          string         `json:"versionInfo,omitempty"`
 	Supplier         string         `json:"supplier,omitempty"`
+	Source           string         `json:"sourceInfo,omitempty"`
 	Download         string         `json:"downloadLocation"`
 	FilesAnalyzed    bool           `json:"filesAnalyzed"`
 	LicenseConcluded string         `json:"licenseConcluded"`
@@ -69,7 +70,7 @@ const (
 type part struct {
 	name     string
 	packages []pkg
-	agent    *agentInfo
+	programs []artefact
 }
 
 // sbom lists what each part of the bundle contains. Licences are not stated: those of Debian packages
@@ -98,16 +99,19 @@ func sbom(name string, created time.Time, parts []part) ([]byte, error) {
 		for _, p := range part.packages {
 			add(debianPackage(p), id)
 		}
-		if part.agent == nil {
-			continue
-		}
-		agent := spdxPackage{
-			ID: spdxID("agent", part.agent.Digest), Name: "coldrack-agent", Version: part.agent.Version,
-			Checksums: []spdxChecksum{{"SHA256", strings.TrimPrefix(part.agent.Digest, "sha256:")}},
-		}
-		add(agent, id)
-		for _, m := range part.agent.modules {
-			add(goModule(m[0], m[1]), agent.ID)
+		for _, program := range part.programs {
+			owner := spdxPackage{
+				ID: spdxID("program", program.Name, program.Digest), Name: program.Name, Version: program.Version,
+				Checksums: []spdxChecksum{{"SHA256", strings.TrimPrefix(program.Digest, "sha256:")}},
+			}
+			known := seen[owner.ID]
+			add(owner, id)
+			if known {
+				continue // its modules are listed
+			}
+			for _, m := range program.modules {
+				add(goModule(m), owner.ID)
+			}
 		}
 	}
 	raw, err := json.Marshal(d)
@@ -126,11 +130,15 @@ func debianPackage(p pkg) spdxPackage {
 	}
 }
 
-func goModule(module, version string) spdxPackage {
-	return spdxPackage{
-		ID: spdxID("go", module, version), Name: module, Version: version,
-		Refs: []spdxRef{{"PACKAGE-MANAGER", "purl", "pkg:golang/" + module + "@" + url.QueryEscape(version)}},
+func goModule(m goVersion) spdxPackage {
+	p := spdxPackage{
+		ID: spdxID("go", m.Path, m.Version), Name: m.Path, Version: m.Version,
+		Refs: []spdxRef{{"PACKAGE-MANAGER", "purl", "pkg:golang/" + m.Path + "@" + url.QueryEscape(m.Version)}},
 	}
+	if m.Sum != "" {
+		p.Source = "go.sum: " + m.Sum
+	}
+	return p
 }
 
 // spdxID makes an identifier of letters, digits, dots and dashes; a hash keeps it unique.
@@ -146,19 +154,21 @@ func spdxID(words ...string) string {
 	return "SPDXRef-" + clean[:min(len(clean), 100)] + "-" + hex.EncodeToString(sum[:4])
 }
 
+// goVersion is a module at a version, with its hash as in go.sum.
+type goVersion struct{ Path, Version, Sum string }
+
 // goModules lists the modules that a Go program was built from, sorted.
-func goModules(info *buildinfo.BuildInfo) [][2]string {
-	var modules [][2]string
+func goModules(info *buildinfo.BuildInfo) []goVersion {
 	if info == nil {
 		return nil
 	}
-	modules = append(modules, [2]string{"stdlib", strings.TrimPrefix(info.GoVersion, "go")})
+	modules := []goVersion{{Path: "stdlib", Version: strings.TrimPrefix(info.GoVersion, "go")}}
 	for _, m := range info.Deps {
 		if m.Replace != nil {
 			m = m.Replace
 		}
-		modules = append(modules, [2]string{m.Path, m.Version})
+		modules = append(modules, goVersion{m.Path, m.Version, m.Sum})
 	}
-	slices.SortFunc(modules, func(a, b [2]string) int { return strings.Compare(a[0]+a[1], b[0]+b[1]) })
+	slices.SortFunc(modules, func(a, b goVersion) int { return strings.Compare(a.Path+a.Version, b.Path+b.Version) })
 	return modules
 }
