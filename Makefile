@@ -16,7 +16,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup build bundle demo demo-down test unit fuzz lint oracle e2e generate clean
+.PHONY: help setup build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -31,9 +31,13 @@ build:
 	@$(GOBUILD) -o bin/coldrack-agent ./cmd/coldrack-agent
 	@$(GOBUILD) -o bin/coldrack ./cmd/coldrack
 
-## bundle     build/default.bundle.tar from recipes/default (steps are cached in build/cache)
+## bundle     build/default.bundle.tar: Debian and Kubernetes 1.36 (steps are cached in build/cache)
 bundle: setup build
-	@bin/coldrack bundle build -f recipes/default --agent bin/coldrack-agent --cache build/cache -o $(BUNDLE)
+	@bin/coldrack bundle build -f recipes/default -f recipes/kubernetes-1.36 --agent bin/coldrack-agent --cache build/cache -o $(BUNDLE)
+
+## bundle-1.35  build/kubernetes-1.35.bundle.tar, to be imported beside it: the release to upgrade from
+bundle-1.35: setup build
+	@bin/coldrack bundle build -f recipes/kubernetes-1.35 --cache build/cache -o build/kubernetes-1.35.bundle.tar
 
 ## demo       three blank virtual machines become three Ready nodes
 demo: bundle

@@ -1,0 +1,3 @@
+module coldrack.dev/recipes/modules/pause
+
+go 1.26.0
