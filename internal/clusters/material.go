@@ -254,3 +254,18 @@ func (a authority) issue(template *x509.Certificate, public crypto.PublicKey) (*
 	}
 	return sign(template, a.cert, public, a.key)
 }
+
+// CheckSecret says why a stored Secret cannot be a cluster's keys, for a person.
+func CheckSecret(secret *v1alpha1.Secret, cluster *v1alpha1.Cluster) error {
+	if !belongs(secret, cluster) {
+		return errors.New(foreignKeys(cluster.Name))
+	}
+	_, err := ParseMaterial(secret)
+	return err
+}
+
+// ArchiveName is the name under which the keys of a deleted cluster are kept.
+func ArchiveName(cluster *v1alpha1.Cluster) string {
+	uid := string(cluster.UID)
+	return SecretName(cluster.Name) + "-" + uid[:min(len(uid), 8)]
+}

@@ -4,13 +4,17 @@
 // Some parts run in every server (Feed, Serve): they carry objects into memory and observations out of
 // it. The reconcilers run in one server at a time (Lead). Each section of a status has one writer:
 //
-//	Machine  phase, message, steps, boots, lease, node, conditions   machine.go
+//	Machine  phase, message, steps, boots, lease, node, conditions,  machine.go
+//	         kubernetes
 //	         inventory, identity, installed, outcome of an intent     the machine API, through Store
 //	         acknowledgement of an intent                             intent.go and the machine API
 //	         spec.approved, hostname, network, intent                 enrollment.go, for machines that ask for it
 //	Subnet   conditions                                               subnet.go
 //	Image, Bundle                                                     catalog.go
 //	EnrollmentPolicy status                                           enrollment.go
+//	Machine  spec.profile, where it is empty and a group has one      cluster.go
+//	Cluster  status but foreignNodes; MachineGroup status             cluster.go
+//	Cluster  status.foreignNodes                                      clusterapi.go
 //
 // Nothing here assumes that the API is in this process.
 package controllers
@@ -20,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"time"
 
@@ -35,6 +40,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/clusters"
 	"coldrack.dev/internal/fleet"
 	"coldrack.dev/internal/liblog"
 )
@@ -51,6 +57,8 @@ type Catalog interface {
 	Bundles() []v1alpha1.Bundle
 	// Missing says what of an image's content is not in the store, or "".
 	Missing(image *v1alpha1.Image) string
+	// KubernetesVersions that nodes can be given.
+	KubernetesVersions() []string
 	// Changed is closed when any answer may have become another.
 	Changed() <-chan struct{}
 }
@@ -66,6 +74,10 @@ type Deps struct {
 	Catalog Catalog
 	// Subnets may be nil where no DHCP is served.
 	Subnets SubnetSink
+	// Clusters holds what nodes are handed out. nil: an own one, which nobody is answered from.
+	Clusters *clusters.Set
+	// DialNode connects to a node; nil is an ordinary net.Dialer.
+	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
 	// Reserved are addresses that no machine may get: the servers'.
 	Reserved []netip.Addr
 	// HeartbeatInterval that nodes are told. Default 30 s.
@@ -80,6 +92,9 @@ func (d Deps) withDefaults() Deps {
 	}
 	if d.HeartbeatInterval == 0 {
 		d.HeartbeatInterval = 30 * time.Second
+	}
+	if d.Clusters == nil {
+		d.Clusters = clusters.New(clusters.Options{Log: d.Log, Now: d.Now})
 	}
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
@@ -96,6 +111,7 @@ func Serve(ctx context.Context, d Deps) error {
 	if d.Subnets != nil {
 		group.Go(func() error { return run(ctx, d, subnetPlans(d)) })
 	}
+	group.Go(func() error { return run(ctx, d, clusterFeed(d)) })
 	return ended(ctx, group.Wait())
 }
 
@@ -103,8 +119,10 @@ func Serve(ctx context.Context, d Deps) error {
 func Lead(ctx context.Context, d Deps) error {
 	d = d.withDefaults()
 	group, ctx := errgroup.WithContext(ctx)
+	apis := newClusterAPIs(d)
+	group.Go(func() error { return apis.run(ctx) })
 	for _, part := range []reconciler{
-		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d),
+		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis),
 	} {
 		group.Go(func() error { return run(ctx, d, part) })
 	}

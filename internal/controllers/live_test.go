@@ -69,7 +69,9 @@ type fakeCatalog struct {
 	images  []v1alpha1.Image
 	bundles []v1alpha1.Bundle
 	missing string
-	changed chan struct{}
+	// kubernetes versions that bundles have.
+	kubernetes []string
+	changed    chan struct{}
 }
 
 func (c *fakeCatalog) Images() []v1alpha1.Image {
@@ -86,6 +88,11 @@ func (c *fakeCatalog) Missing(*v1alpha1.Image) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.missing
+}
+func (c *fakeCatalog) KubernetesVersions() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.kubernetes
 }
 func (c *fakeCatalog) Changed() <-chan struct{} { c.mu.Lock(); defer c.mu.Unlock(); return c.changed }
 

@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -69,6 +70,11 @@ func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, e
 	now := r.Now()
 	next := m.DeepCopy()
 	until := fold(next, r.Fleet.Live(name), r.Fleet.Twins(name), now, r.limits)
+	if up := next.Status.Kubernetes; up != nil {
+		if cluster, node, roles, ok := r.Clusters.Member(name); ok && cluster == up.Cluster {
+			up.Node, up.Roles = node, roles
+		}
+	}
 	again := time.Duration(0)
 	if !until.IsZero() {
 		again = max(until.Sub(now), time.Second)
@@ -120,6 +126,18 @@ func (r *machines) tooSoon(was, next *v1alpha1.Machine, now time.Time) time.Dura
 func onlyBytes(a, b v1alpha1.MachineStatus) bool {
 	blank := func(s v1alpha1.MachineStatus) v1alpha1.MachineStatus {
 		s.CurrentStep, _, _ = strings.Cut(s.CurrentStep, " ")
+		if s.Kubernetes != nil {
+			// What a phase waits for may change with every look.
+			s.Kubernetes = s.Kubernetes.DeepCopy()
+			for i := range s.Kubernetes.Phases {
+				p := &s.Kubernetes.Phases[i]
+				p.BytesDone, p.BytesTotal = 0, 0
+				if p.State == v1alpha1.StepRunning {
+					p.Message = ""
+				}
+			}
+			s.CurrentStep, s.Kubernetes.Message = "", ""
+		}
 		s.Steps = slices.Clone(s.Steps)
 		for i := range s.Steps {
 			s.Steps[i].BytesDone, s.Steps[i].BytesTotal = 0, 0
@@ -140,6 +158,7 @@ func fold(m *v1alpha1.Machine, live fleet.Live, twins []fleet.Twin, now time.Tim
 	s.Steps = steps(m, live)
 	foldNode(m, live)
 	s.Steps = endReboot(s.Steps, s.Intent, s.Node)
+	foldKubernetes(m, live)
 	if live.Address != "" {
 		s.Address = live.Address
 	}
@@ -148,6 +167,12 @@ func fold(m *v1alpha1.Machine, live fleet.Live, twins []fleet.Twin, now time.Tim
 		s.Phase, s.PhaseSince = v.phase, new(metav1.NewTime(now))
 	}
 	s.Message, s.CurrentStep = v.message, v.step
+	if up := s.Kubernetes; up != nil && s.Phase == v1alpha1.PhaseReady && !up.Done {
+		s.CurrentStep = cmp.Or(v.step, runningPhase(up))
+		if failed := failedPhase(m); failed != "" && s.Message == "" {
+			s.Message = failed
+		}
+	}
 	foldConditions(m, live, twins, now)
 	return v.until
 }
@@ -208,6 +233,30 @@ func foldNode(m *v1alpha1.Machine, live fleet.Live) {
 		node.ReadyAt, node.BootedAt = was.ReadyAt, was.BootedAt
 	}
 	m.Status.Node = node
+}
+
+// foldKubernetes records what the node of the current installation said of its bring-up. What it said in a life of
+// the server before stands until it says something else.
+func foldKubernetes(m *v1alpha1.Machine, live fleet.Live) {
+	if m.Status.Installed == nil {
+		m.Status.Kubernetes = nil
+		return
+	}
+	up := live.Bringup
+	if up == nil || live.BringupAt.Before(m.Status.Installed.At.Time) {
+		return
+	}
+	next := &v1alpha1.KubernetesStatus{Cluster: up.Cluster, Version: up.KubernetesVersion, Phases: up.Phases, Done: up.Done}
+	if was := m.Status.Kubernetes; was != nil && was.Cluster == next.Cluster {
+		next.Node, next.Roles = was.Node, was.Roles
+	}
+	if !up.CertificatesExpireAt.IsZero() {
+		next.CertificatesExpireAt = new(metav1.NewTime(up.CertificatesExpireAt.UTC().Truncate(time.Second)))
+	}
+	if !next.Done {
+		next.Message = runningPhase(next)
+	}
+	m.Status.Kubernetes = next
 }
 
 func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []fleet.Twin, now time.Time) {

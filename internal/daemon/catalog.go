@@ -131,6 +131,9 @@ func (c *catalog) Bundles() []v1alpha1.Bundle {
 	return bundles
 }
 
+// KubernetesVersions that nodes can be given.
+func (c *catalog) KubernetesVersions() []string { return c.store.KubernetesVersions() }
+
 // Missing says what of an image is not in the store.
 func (c *catalog) Missing(image *v1alpha1.Image) string {
 	if _, _, err := (content{store: c.store}).ImageFiles(image); err != nil {

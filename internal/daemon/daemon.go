@@ -18,6 +18,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/clusters"
 	"coldrack.dev/internal/controllers"
 	"coldrack.dev/internal/controlplane"
 	"coldrack.dev/internal/fleet"
@@ -83,6 +84,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		content: content{store: store}, importer: newImporter(cfg, store, log),
 		fleet: machines, metrics: newMetrics(machines),
 	}
+	if s.clusters, err = s.newClusters(); err != nil {
+		return err
+	}
 	if s.plane, err = s.startControlPlane(ctx); err != nil {
 		return err
 	}
@@ -121,6 +125,7 @@ type server struct {
 	content  content
 	importer *importer
 	fleet    *fleet.Fleet
+	clusters *clusters.Set
 	metrics  *metrics
 	plane    *controlplane.ControlPlane
 }
@@ -202,10 +207,13 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 	}
 
 	catalog := newCatalog(s.content.store, s.log)
-	s.importer.onImport(catalog.changed)
+	s.importer.onImport(func() {
+		catalog.changed()
+		s.clusters.Refresh()
+	})
 	deps := controllers.Deps{
 		Client: direct, Cache: cached, Fleet: s.fleet, Log: s.log.With("part", "controllers"),
-		Catalog: catalog, HeartbeatInterval: s.cfg.HeartbeatInterval,
+		Catalog: catalog, HeartbeatInterval: s.cfg.HeartbeatInterval, Clusters: s.clusters, DialNode: s.dialNode,
 	}
 	if s.cfg.NoBoot {
 		group.Go(func() error { return controllers.Serve(ctx, deps) })

@@ -57,7 +57,8 @@ type Live struct {
 
 	// Bringup is the node's last report on how it becomes a node of its cluster, nil if none came since the
 	// server started.
-	Bringup *Bringup
+	Bringup   *Bringup
+	BringupAt time.Time
 
 	// Conflict is why the machine was last not recognised, and ConflictAt when.
 	Conflict   string
@@ -359,7 +360,7 @@ func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
 	}
 	f.observe(name, func(l *live) bool {
 		old := l.Bringup
-		l.Bringup = next
+		l.Bringup, l.BringupAt = next, f.now()
 		return old == nil || old.Cluster != next.Cluster || old.Done != next.Done || old.KubernetesVersion != next.KubernetesVersion ||
 			!old.CertificatesExpireAt.Equal(next.CertificatesExpireAt) || !slices.EqualFunc(old.Phases, next.Phases, equalSteps)
 	})

@@ -1,0 +1,110 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/clusters"
+)
+
+// clusterFeed carries what is recorded of clusters into the Set that nodes are answered from. It runs in every
+// server.
+func clusterFeed(d Deps) reconciler {
+	return reconciler{
+		name: "cluster-plans", do: func(ctx context.Context, name string) (time.Duration, error) { return 0, feedCluster(ctx, d, name) },
+		watches: append(clusterWatches(d), source.Kind(d.Cache, &v1alpha1.Machine{},
+			handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, m *v1alpha1.Machine) []reconcile.Request {
+				d.Fleet.Put(m)
+				if name, _, _, ok := d.Clusters.Member(m.Name); ok {
+					return requests(name)
+				}
+				return nil
+			}))),
+	}
+}
+
+// clusterWatches wake a reconciler with the name of a cluster of which anything but a machine has changed.
+func clusterWatches(d Deps) []source.Source {
+	return []source.Source{
+		each(d, &v1alpha1.Cluster{}),
+		source.Kind(d.Cache, &v1alpha1.MachineGroup{}, handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, g *v1alpha1.MachineGroup) []reconcile.Request {
+			return requests(g.Spec.Cluster)
+		})),
+		source.Kind(d.Cache, &v1alpha1.Secret{}, handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, s *v1alpha1.Secret) []reconcile.Request {
+			if name, ok := strings.CutPrefix(s.Name, clusters.SecretName("")); ok {
+				return requests(name)
+			}
+			return nil
+		})),
+	}
+}
+
+func feedCluster(ctx context.Context, d Deps, name string) error {
+	record := clusters.Record{Cluster: &v1alpha1.Cluster{}}
+	switch err := d.Cache.Get(ctx, client.ObjectKey{Name: name}, record.Cluster); {
+	case apierrors.IsNotFound(err):
+		d.Clusters.Remove(name)
+		return nil
+	case err != nil:
+		return fmt.Errorf("read cluster %s: %w", name, err)
+	}
+	groups := &v1alpha1.MachineGroupList{}
+	if err := d.Cache.List(ctx, groups); err != nil {
+		return fmt.Errorf("list machine groups: %w", err)
+	}
+	for _, g := range groups.Items {
+		if g.Spec.Cluster == name {
+			record.Groups = append(record.Groups, g)
+		}
+	}
+	for _, n := range record.Cluster.Status.Nodes {
+		if m, ok := d.Fleet.Get(n.Machine); ok {
+			record.Machines = append(record.Machines, *m)
+		}
+	}
+	secret := &v1alpha1.Secret{}
+	switch err := d.Cache.Get(ctx, client.ObjectKey{Name: clusters.SecretName(name)}, secret); {
+	case err == nil:
+		record.Secret = secret
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("read keys of cluster %s: %w", name, err)
+	}
+	d.Clusters.Put(record)
+	return nil
+}
+
+// machinesThatMatter wake a reconciler with every cluster when a machine has changed so that one of them might
+// take it, lose it, or say something else of it.
+func machinesThatMatter(d Deps) source.Source {
+	return source.Kind(d.Cache, &v1alpha1.Machine{}, handler.TypedEnqueueRequestsFromMapFunc(func(ctx context.Context, m *v1alpha1.Machine) []reconcile.Request {
+		d.Fleet.Put(m)
+		list := &v1alpha1.ClusterList{}
+		if err := d.Cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+			return nil // only when the server stops
+		}
+		var names []string
+		for i := range list.Items {
+			names = append(names, list.Items[i].Name)
+		}
+		return requests(names...)
+	}), predicate.TypedFuncs[*v1alpha1.Machine]{
+		UpdateFunc: func(e event.TypedUpdateEvent[*v1alpha1.Machine]) bool {
+			was, is := e.ObjectOld, e.ObjectNew
+			return was.Generation != is.Generation || !equality.Semantic.DeepEqual(was.Labels, is.Labels) || was.DeletionTimestamp != is.DeletionTimestamp ||
+				was.Status.Phase != is.Status.Phase || was.Status.Message != is.Status.Message || (was.Status.Installed == nil) != (is.Status.Installed == nil) ||
+				(was.Status.Inventory == nil) != (is.Status.Inventory == nil) || !equality.Semantic.DeepEqual(was.Status.Kubernetes, is.Status.Kubernetes)
+		},
+	})
+}

@@ -1,0 +1,336 @@
+package controllers
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/clusters"
+	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/kubeapi"
+)
+
+// clusterFacts are everything that a cluster's status follows from.
+type clusterFacts struct {
+	now    time.Time
+	groups []v1alpha1.MachineGroup // the cluster's own
+	// machines are all that there are, by name.
+	machines map[string]*v1alpha1.Machine
+	// invalid is why the cluster cannot be carried out as it is written, or empty.
+	invalid  string
+	decision clusters.Decision
+	// nodes to record.
+	nodes []v1alpha1.ClusterNode
+	view  clusters.View
+	// api is nil while nothing is known of the cluster's own API.
+	api *kubeapi.State
+}
+
+// foldCluster writes into c's status everything that the cluster reconciler owns. It is pure.
+func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
+	s := &c.Status
+	s.ObservedGeneration = c.Generation
+	valid := metav1.Condition{Type: v1alpha1.ConditionValid, Status: metav1.ConditionTrue, Reason: "Valid", ObservedGeneration: c.Generation, LastTransitionTime: metav1.NewTime(f.now)}
+	if f.invalid != "" {
+		valid.Status, valid.Reason, valid.Message = metav1.ConditionFalse, "Invalid", f.invalid
+	}
+	meta.SetStatusCondition(&s.Conditions, valid)
+	if f.invalid != "" {
+		// What is wrong with the writing says nothing of the nodes, which go on; but it is what a person must see.
+		s.Phase, s.Message = v1alpha1.ClusterInvalid, f.invalid
+		return
+	}
+	s.Nodes = slices.Clone(f.nodes)
+	for i := range s.Nodes {
+		foldClusterNode(&s.Nodes[i], f)
+	}
+	wanted := 0
+	for i := range f.groups {
+		wanted += max(f.groups[i].WantedReplicas(), len(f.decision.Placed[f.groups[i].Name]))
+	}
+	ready := count(s.Nodes, func(n v1alpha1.ClusterNode) bool { return n.Ready })
+	s.NodesReady = fmt.Sprintf("%d/%d", ready, wanted)
+	if f.view.Plan != nil {
+		s.Endpoint = f.view.Plan.Endpoint
+	}
+	s.Version = controlPlaneVersion(s.Nodes, f)
+
+	applied := objectsApplied(f)
+	broughtUp := meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionBroughtUp)
+	if !broughtUp {
+		s.Steps = clusterSteps(s.Steps, s.Nodes, wanted, ready, applied, f)
+		if broughtUp = wanted > 0 && ready >= wanted && applied; broughtUp {
+			meta.SetStatusCondition(&s.Conditions, metav1.Condition{Type: v1alpha1.ConditionBroughtUp, Status: metav1.ConditionTrue, Reason: "EveryNodeReady",
+				ObservedGeneration: c.Generation, LastTransitionTime: metav1.NewTime(f.now)})
+		}
+	}
+	var messages []string
+	if c.Spec.Paused {
+		messages = append(messages, "paused: nothing new is begun until spec.paused is false")
+	}
+	worse, others := troubles(s.Nodes, f)
+	messages = append(append(append(messages, worse...), f.decision.Waiting...), others...)
+	switch {
+	case len(f.groups) == 0 && len(s.Nodes) == 0:
+		s.Phase = v1alpha1.ClusterPending
+		messages = append(messages, fmt.Sprintf("no MachineGroup has spec.cluster %s", c.Name))
+	case !broughtUp && !serversInstalled(s.Nodes, f):
+		s.Phase = v1alpha1.ClusterPending
+		installed := count(s.Nodes, func(n v1alpha1.ClusterNode) bool { return isInstalled(f.machines[n.Machine]) })
+		messages = append(messages, fmt.Sprintf("%d of %d machines are installed", installed, wanted))
+	case !broughtUp:
+		s.Phase = v1alpha1.ClusterBringUp
+		messages = append(messages, bringingUp(s.Nodes, f)...)
+	case len(worse) > 0:
+		s.Phase = v1alpha1.ClusterDegraded
+	default:
+		s.Phase = v1alpha1.ClusterReady
+		messages = append(messages, bringingUp(s.Nodes, f)...)
+	}
+	s.Message = shortened(messages)
+}
+
+// shortened keeps a status readable with hundreds of machines in trouble.
+func shortened(messages []string) string {
+	const most = 5
+	if len(messages) > most {
+		messages = append(messages[:most:most], fmt.Sprintf("and %d more", len(messages)-most))
+	}
+	return strings.Join(messages, "; ")
+}
+
+func count(nodes []v1alpha1.ClusterNode, is func(v1alpha1.ClusterNode) bool) int {
+	n := 0
+	for i := range nodes {
+		if is(nodes[i]) {
+			n++
+		}
+	}
+	return n
+}
+
+func isInstalled(m *v1alpha1.Machine) bool { return m != nil && m.Status.Installed != nil }
+
+// foldClusterNode takes in what the cluster's API says of a node. While it says nothing, what it said last stands.
+func foldClusterNode(n *v1alpha1.ClusterNode, f clusterFacts) {
+	if f.api == nil || !f.api.Reachable {
+		return
+	}
+	state, registered := f.api.Nodes[n.NodeName]
+	ready := registered && state.Ready
+	if n.Ready != ready {
+		since := f.now
+		if !state.Since.IsZero() {
+			since = state.Since
+		}
+		n.Ready, n.ReadyChangedAt = ready, new(metav1.NewTime(since.Truncate(time.Second)))
+	}
+	switch {
+	case ready:
+		n.Message = state.Problem
+	case !registered:
+		n.Message = "the node has not registered itself"
+	case state.Message != "":
+		n.Message = state.Message
+	default:
+		n.Message = state.Reason
+	}
+}
+
+func objectsApplied(f clusterFacts) bool {
+	return f.api != nil && f.view.Plan != nil && len(f.api.Objects.Errors) == 0 && f.api.Objects.Digest == kubeapi.Digest(f.view.Plan.Objects)
+}
+
+// bringup is what a machine has reported for its present cluster, or nil.
+func bringup(m *v1alpha1.Machine) *v1alpha1.KubernetesStatus {
+	if m == nil {
+		return nil
+	}
+	return m.Status.Kubernetes
+}
+
+func controlPlaneVersion(nodes []v1alpha1.ClusterNode, f clusterFacts) string {
+	version := ""
+	for _, n := range nodes {
+		if !hasRole(n, f, v1alpha1.RoleControlPlane) {
+			continue
+		}
+		up := bringup(f.machines[n.Machine])
+		if up == nil || up.Version == "" || version != "" && version != up.Version {
+			return ""
+		}
+		version = up.Version
+	}
+	return version
+}
+
+func hasRole(n v1alpha1.ClusterNode, f clusterFacts, role v1alpha1.Role) bool {
+	return slices.ContainsFunc(f.groups, func(g v1alpha1.MachineGroup) bool { return g.Name == n.Group && g.HasRole(role) })
+}
+
+// serversInstalled says whether the machines that everything else waits for have a system.
+func serversInstalled(nodes []v1alpha1.ClusterNode, f clusterFacts) bool {
+	return len(nodes) > 0 && !slices.ContainsFunc(nodes, func(n v1alpha1.ClusterNode) bool {
+		return (hasRole(n, f, v1alpha1.RoleEtcd) || hasRole(n, f, v1alpha1.RoleControlPlane)) && !isInstalled(f.machines[n.Machine])
+	})
+}
+
+// phaseDone says whether a node's phase has succeeded.
+func phaseDone(m *v1alpha1.Machine, name kube.PhaseName) bool {
+	up := bringup(m)
+	return up != nil && (up.Done || slices.ContainsFunc(up.Phases, func(s v1alpha1.Step) bool {
+		return s.Name == string(name) && (s.State == v1alpha1.StepSucceeded || s.State == v1alpha1.StepSkipped)
+	}))
+}
+
+// clusterSteps are the steps of the first bring-up, with the times of those that were there before.
+func clusterSteps(was []v1alpha1.Step, nodes []v1alpha1.ClusterNode, wanted, ready int, applied bool, f clusterFacts) []v1alpha1.Step {
+	at := metav1.NewMicroTime(f.now.Truncate(time.Microsecond))
+	var steps []v1alpha1.Step
+	add := func(name string, done, total int, begun bool, message string) {
+		step := v1alpha1.Step{Name: name, State: v1alpha1.StepPending, Message: message}
+		if i := slices.IndexFunc(was, func(s v1alpha1.Step) bool { return s.Name == name }); i >= 0 {
+			step.StartedAt, step.FinishedAt = was[i].StartedAt, was[i].FinishedAt
+		}
+		if begun || done > 0 {
+			step.State = v1alpha1.StepRunning
+			if step.StartedAt == nil {
+				step.StartedAt = &at
+			}
+		}
+		if total > 0 && done >= total {
+			step.State = v1alpha1.StepSucceeded
+			if step.FinishedAt == nil {
+				step.FinishedAt = &at
+			}
+		} else {
+			step.FinishedAt = nil
+		}
+		steps = append(steps, step)
+	}
+	of := func(done, total int, what string) string { return fmt.Sprintf("%d of %d %s", done, total, what) }
+	has := count(nodes, func(n v1alpha1.ClusterNode) bool { return isInstalled(f.machines[n.Machine]) })
+	add(v1alpha1.ClusterStepMachines, has, wanted, len(f.decision.Placed) > 0, of(has, wanted, "machines installed"))
+	previous := has > 0
+	for _, role := range []struct {
+		step, what string
+		role       v1alpha1.Role
+		phase      kube.PhaseName
+	}{
+		{v1alpha1.ClusterStepEtcd, "members healthy", v1alpha1.RoleEtcd, kube.PhaseEtcd},
+		{v1alpha1.ClusterStepControlPlane, "API servers answer", v1alpha1.RoleControlPlane, kube.PhaseAPIServer},
+	} {
+		total := count(nodes, func(n v1alpha1.ClusterNode) bool { return hasRole(n, f, role.role) })
+		done := count(nodes, func(n v1alpha1.ClusterNode) bool {
+			return hasRole(n, f, role.role) && phaseDone(f.machines[n.Machine], role.phase)
+		})
+		add(role.step, done, total, previous, of(done, total, role.what))
+		previous = done > 0
+	}
+	objects, message := 0, ""
+	if applied {
+		objects, message = 1, fmt.Sprintf("%d objects", f.api.Objects.Count)
+	} else if f.api != nil && len(f.api.Objects.Errors) > 0 {
+		message = shortened(f.api.Objects.Errors)
+	}
+	add(v1alpha1.ClusterStepObjects, objects, 1, previous, message)
+	add(v1alpha1.ClusterStepNodes, ready, wanted, applied || ready > 0, of(ready, wanted, "nodes ready"))
+	return steps
+}
+
+// troubles are what is worse than it was, or does not get better by itself; and what else a person should know.
+func troubles(nodes []v1alpha1.ClusterNode, f clusterFacts) (worse, others []string) {
+	for _, n := range nodes {
+		m := f.machines[n.Machine]
+		wasReady := n.ReadyChangedAt != nil
+		switch {
+		case m == nil:
+			worse = append(worse, fmt.Sprintf("machine %s does not exist any more", n.Machine))
+		case m.Status.Phase == v1alpha1.PhaseLost || m.Status.Phase == v1alpha1.PhaseFailed:
+			worse = append(worse, fmt.Sprintf("machine %s is %s: %s", n.Machine, m.Status.Phase, m.Status.Message))
+		case wasReady && !n.Ready:
+			worse = append(worse, fmt.Sprintf("node %s is not ready since %s: %s", n.NodeName, n.ReadyChangedAt.UTC().Format(time.RFC3339), n.Message))
+		case failedPhase(m) != "":
+			worse = append(worse, failedPhase(m))
+		case n.Ready && n.Message != "":
+			others = append(others, fmt.Sprintf("node %s: %s", n.NodeName, n.Message))
+		}
+		if m != nil && m.Spec.Network != nil && !slices.Contains(n.Addresses, m.Spec.Network.Address) {
+			others = append(others, fmt.Sprintf("machine %s: spec.network.address is %s, and the cluster knows it by %s: write that back, or release the machine first",
+				n.Machine, m.Spec.Network.Address, strings.Join(n.Addresses, ", ")))
+		}
+	}
+	if f.api == nil {
+		return worse, others
+	}
+	if !f.api.Reachable && slices.ContainsFunc(nodes, func(n v1alpha1.ClusterNode) bool { return n.ReadyChangedAt != nil }) {
+		worse = append([]string{fmt.Sprintf("the cluster's API does not answer since %s", f.api.Since.UTC().Format(time.RFC3339))}, worse...)
+	}
+	for _, e := range f.api.Objects.Errors {
+		others = append(others, "cannot apply "+e)
+	}
+	return worse, append(others, f.api.Problems...)
+}
+
+// failedPhase says which phase of a machine's bring-up failed first, or "".
+func failedPhase(m *v1alpha1.Machine) string {
+	up := bringup(m)
+	if up == nil {
+		return ""
+	}
+	for _, p := range up.Phases {
+		if p.State == v1alpha1.StepFailed {
+			return fmt.Sprintf("machine %s: %s failed: %s", m.Name, p.Name, p.Message)
+		}
+	}
+	return ""
+}
+
+// bringingUp says what each machine that is no node yet is doing.
+func bringingUp(nodes []v1alpha1.ClusterNode, f clusterFacts) []string {
+	var messages []string
+	for _, n := range nodes {
+		m := f.machines[n.Machine]
+		switch {
+		case n.Ready || n.ReadyChangedAt != nil || m == nil:
+		case !isInstalled(m):
+			messages = append(messages, fmt.Sprintf("machine %s is %s", n.Machine, strings.TrimSpace(string(m.Status.Phase)+" "+m.Status.CurrentStep)))
+		case bringup(m) == nil:
+			messages = append(messages, fmt.Sprintf("machine %s has not begun", n.Machine))
+		case !m.Status.Kubernetes.Done && failedPhase(m) == "":
+			messages = append(messages, fmt.Sprintf("machine %s: %s", n.Machine, runningPhase(m.Status.Kubernetes)))
+		case m.Status.Kubernetes.Done:
+			messages = append(messages, fmt.Sprintf("node %s is up and not ready yet: %s", n.NodeName, n.Message))
+		}
+	}
+	return messages
+}
+
+// runningPhase is what a node is at, in a few words: the last phase that is running, since earlier ones take long
+// only when later ones wait for them.
+func runningPhase(up *v1alpha1.KubernetesStatus) string {
+	for _, p := range slices.Backward(up.Phases) {
+		if p.State == v1alpha1.StepRunning {
+			if p.Message != "" {
+				return p.Name + ": " + p.Message
+			}
+			return stepText([]v1alpha1.Step{p})
+		}
+	}
+	for _, p := range up.Phases {
+		if p.State == v1alpha1.StepFailed {
+			return p.Name + " failed"
+		}
+	}
+	for _, p := range up.Phases {
+		if p.State == v1alpha1.StepPending {
+			return p.Name
+		}
+	}
+	return ""
+}
