@@ -176,14 +176,31 @@ func (a *app) bundleVerifyCommand() *cobra.Command {
 		server serverFlags
 		trust  []string
 		output string
+		plan   verifyClusterOptions
 	)
 	cmd := &cobra.Command{
-		Use:   "verify FILE",
-		Short: "Check a bundle's signature and every byte of it",
+		Use:   "verify FILE | verify -f CLUSTER_FILE [FILE...]",
+		Short: "Check a bundle's signature and every byte of it, or that a cluster needs nothing else",
 		Long: `Check the signature, every reference and every byte of a bundle. Accepted are the keys named with
---trust; without any, those that the server on this machine trusts.`,
-		Args: cobra.ExactArgs(1),
+--trust; without any, those that the server on this machine trusts.
+
+With -f, check that the Clusters of those files need nothing that the bundles lack: images of containers, programs of
+nodes, Debian packages in the operating-system images that the groups' Profiles name (all images, where the Profiles
+are not in the files). Without a bundle's FILE, what this machine's server has imported is looked at. --manifests adds
+what the cluster is going to run. Exit code 1 says that something is missing.`,
+		Example: `  coldrack bundle verify default.bundle.tar --trust bundle.pub
+  coldrack bundle verify -f cluster.yaml --manifests workloads/ default.bundle.tar --trust bundle.pub`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(plan.files) > 0 {
+				plan.server, plan.trust, plan.bundles, plan.output = &server, trust, args, output
+				return a.verifyPlannedClusters(cmd.Context(), plan)
+			}
+			if len(plan.manifests) > 0 {
+				return usageError("--manifests goes with the cluster's file, -f")
+			}
+			if len(args) != 1 {
+				return usageError("name the bundle's file, or a cluster's file with -f")
+			}
 			keys, err := a.trustedKeys(&server, trust)
 			if err != nil {
 				return err
@@ -202,6 +219,8 @@ func (a *app) bundleVerifyCommand() *cobra.Command {
 	}
 	server.addFlags(cmd)
 	cmd.Flags().StringArrayVar(&trust, "trust", nil, "file with a public key to accept; may be repeated")
+	cmd.Flags().StringArrayVarP(&plan.files, "filename", "f", nil, "file or folder with a Cluster and what belongs to it, or - for standard input; may be repeated")
+	cmd.Flags().StringArrayVar(&plan.manifests, "manifests", nil, "with -f: file or folder of manifests that the cluster is going to run; may be repeated")
 	addOutputFlag(cmd, &output, "json", "yaml")
 	return cmd
 }

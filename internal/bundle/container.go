@@ -30,8 +30,8 @@ func validReference(s string) error {
 		return fmt.Errorf("name %.40q has %d characters, want at most %d", s, len(s), maxNameLength)
 	}
 	tag, err := name.NewTag(s, name.StrictValidation)
-	// The parser lets dots pass where only words belong.
-	if err != nil || tag.Name() != s || strings.Contains(s, "..") {
+	// The parser lets dots pass where only words belong, and gives docker.io a name that is in no manifest.
+	if err != nil || strings.Replace(tag.Name(), name.DefaultRegistry+"/", "docker.io/", 1) != s || strings.Contains(s, "..") {
 		return fmt.Errorf("name %q: want registry, repository and tag of a container image, such as registry.k8s.io/pause:3.10.2", s)
 	}
 	return nil
