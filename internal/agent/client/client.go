@@ -41,6 +41,8 @@ type Options struct {
 	CAs    []*x509.Certificate // CA certificates known already; may be nil
 	Agent  string              // User-Agent
 	Now    func() time.Time    // the clock certificates are judged by; nil is time.Now
+	// Dial opens connections; nil is net.Dialer's. The rehearsal gives each simulated machine its own address.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // New returns a client without a certificate of its own.
@@ -52,6 +54,9 @@ func New(o Options) (*Client, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext
+	}
 	c := &Client{base: strings.TrimSuffix(u.String(), "/"), opts: o, host: u.Hostname()}
 	c.http.Store(c.transport(nil))
 	return c, nil
@@ -61,7 +66,7 @@ func New(o Options) (*Client, error) {
 func (c *Client) transport(cert *tls.Certificate) *http.Client {
 	o := c.opts
 	tr := &http.Transport{
-		DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		DialContext:         o.Dial,
 		TLSHandshakeTimeout: 10 * time.Second,
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
@@ -109,6 +114,9 @@ func (w withAgent) CloseIdleConnections() {
 func (c *Client) Use(cert tls.Certificate) {
 	c.http.Swap(c.transport(&cert)).CloseIdleConnections()
 }
+
+// Close closes connections that no call uses.
+func (c *Client) Close() { c.http.Load().CloseIdleConnections() }
 
 // Error is the server's refusal.
 type Error struct {
@@ -260,4 +268,21 @@ func (c *Client) Heartbeat(ctx context.Context, h wire.Heartbeat) (wire.Heartbea
 // Renew asks for the next certificate of an installed node.
 func (c *Client) Renew(ctx context.Context, r wire.RenewRequest) (wire.IdentityResponse, error) {
 	return call[wire.IdentityResponse](ctx, c, http.MethodPost, wire.PathRenew, callLimit, r)
+}
+
+// Node waits up to wait for what the node must have for its cluster to be another than the version known.
+func (c *Client) Node(ctx context.Context, version string, wait time.Duration) (wire.NodeAssignment, error) {
+	q := url.Values{"version": {version}, "wait": {strconv.Itoa(int(wait.Seconds()))}}
+	return call[wire.NodeAssignment](ctx, c, http.MethodGet, wire.PathNode+"?"+q.Encode(), wait+callLimit, nil)
+}
+
+// Certificate asks for one of the certificates of the node's plan.
+func (c *Client) Certificate(ctx context.Context, r wire.CertificateRequest) (wire.CertificateResponse, error) {
+	return call[wire.CertificateResponse](ctx, c, http.MethodPost, wire.PathCertificate, callLimit, r)
+}
+
+// Phases reports how far the node is.
+func (c *Client) Phases(ctx context.Context, r wire.PhaseReport) error {
+	_, err := call[wire.Empty](ctx, c, http.MethodPost, wire.PathPhases, callLimit, r)
+	return err
 }
