@@ -188,3 +188,26 @@ func (w *watched) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// pieces is how much Copy fetches at once: what a broken connection costs.
+const piece = 4 << 20
+
+// Copy fetches a blob of any size piece by piece and writes it to w. What w got is right only when Copy returns
+// nil: the digest is known at the end. Trouble of the network is waited out.
+func (s *Source) Copy(ctx context.Context, what string, c wire.Content, w io.Writer) error {
+	h := sha256.New()
+	for offset := int64(0); offset < c.Size; offset += piece {
+		b, err := s.fetch(ctx, what, c.Digest, offset, min(piece, c.Size-offset))
+		if err != nil {
+			return err
+		}
+		h.Write(b)
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+	}
+	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); got != c.Digest {
+		return fmt.Errorf("%s arrived damaged: digest is %s, want %s", what, got, c.Digest)
+	}
+	return nil
+}
