@@ -1,0 +1,383 @@
+// Package bringup makes an installed machine a node of a Kubernetes cluster and keeps it one: programs, files,
+// certificates, units, routes and the load balancer, in the phases that the server's plan names.
+//
+// Which phase may begin, what differs from the plan and what has to be restarted for it is decided by functions of
+// plan and disk (plan.go, certificate.go); the rest carries that out. Everything is looked at anew in each pass, so
+// that it does not matter where the last one was cut off.
+package bringup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"reflect"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+// Server is the machine API as bring-up uses it.
+type Server interface {
+	Certificate(context.Context, wire.CertificateRequest) (wire.CertificateResponse, error)
+	Phases(context.Context, wire.PhaseReport) error
+}
+
+// Router keeps the node's routes to other nodes' pods.
+type Router interface {
+	// Set makes exactly these the routes, and keeps them.
+	Set([]wire.NodeRoute) error
+}
+
+// Balancer is the node's own way to the API servers.
+type Balancer interface {
+	// Set listens as c says, from when it returns on; an empty one ends that.
+	Set(c wire.LoadBalancer) error
+}
+
+// Pace is how patient bring-up is.
+type Pace struct {
+	Probe       time.Duration // between two looks at something that is waited for
+	ProbeLimit  time.Duration // for one answer
+	Explain     time.Duration // after which a wait is explained by what logs say
+	Retry       time.Duration // of a failed phase, doubling
+	MaxRetry    time.Duration
+	Again       time.Duration // after which everything is looked at again
+	ReportDelay time.Duration // in which changes are collected into one report
+	ReportAgain time.Duration // after which a report is sent without a change
+}
+
+// UsualPace suits real nodes.
+func UsualPace() Pace {
+	return Pace{Probe: 2 * time.Second, ProbeLimit: 10 * time.Second, Explain: time.Minute, Retry: time.Second, MaxRetry: time.Minute,
+		Again: 10 * time.Minute, ReportDelay: time.Second, ReportAgain: 5 * time.Minute}
+}
+
+// Options of an Executor. All are needed.
+type Options struct {
+	Log      *slog.Logger
+	Root     string // "/" on a node
+	Server   Server
+	Systemd  Systemd
+	Router   Router
+	Balancer Balancer
+	// Content is a source of what is below /content/ of a base address. tell is called before each further try.
+	Content func(base string, tell func(what string, err error, wait time.Duration)) Fetcher
+	Pace    Pace
+	Now     func() time.Time
+	Sleep   func(context.Context, time.Duration)
+}
+
+// Why a pass ends before all phases are done.
+var (
+	errSuperseded = errors.New("another version of the plan came")
+	errAgain      = errors.New("it is time to look at everything again")
+	errHeld       = errors.New("paused")
+)
+
+const pausedText = "paused by the cluster's spec: it begins when the pause ends"
+
+// Executor carries out what the server assigns to a node.
+type Executor struct {
+	Options
+	disk    disk
+	track   *track
+	ledger  *ledger
+	prober  *http.Client
+	tidying sync.Mutex
+	wake    chan struct{} // of capacity one
+
+	mu sync.Mutex
+	// begun is the assignment that is carried out, next one that shall be. They have plans.
+	begun, next *wire.NodeAssignment
+	paused      bool
+	message     string
+	content     string // URL
+	// refused is the version of a plan that cannot be carried out.
+	refused string
+	// orphan: the server knows of no plan.
+	orphan bool
+	// interrupt ends the pass, hold lets no further phase of it begin; nil before the first pass.
+	interrupt, hold context.CancelCauseFunc
+	waits           map[string]time.Time
+}
+
+// New reads what is on the disk of an earlier run.
+func New(o Options) (*Executor, error) {
+	e := &Executor{Options: o, disk: disk{o.Root}, track: newTrack(o.Now), prober: newProber(o.Pace.ProbeLimit),
+		wake: make(chan struct{}, 1), waits: map[string]time.Time{}}
+	// The folder of the state holds keys.
+	if err := e.disk.dir(StateDir, 0o700); err != nil {
+		return nil, err
+	}
+	e.ledger = openLedger(e.disk, o.Log)
+	e.ledger.cleanUp()
+	saved, err := loadAssignment(e.disk)
+	if err != nil {
+		o.Log.Error("the node's plan cannot be read from the disk; it waits for the server's", "err", err)
+		return e, nil
+	}
+	if saved != nil {
+		if err := Validate(saved.Plan); err != nil {
+			o.Log.Error("the node's plan on the disk is of no use; it waits for the server's", "err", err)
+			return e, nil
+		}
+		e.begun, e.paused, e.content = saved, saved.Paused, saved.Plan.ContentURL
+	}
+	return e, nil
+}
+
+// Version of the assignment that the node has, "" for none.
+func (e *Executor) Version() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.begun == nil {
+		return ""
+	}
+	return e.begun.Version
+}
+
+// Retell reports once more what was reported before.
+func (e *Executor) Retell() { e.track.retell() }
+
+// Assign takes what the server answered. It does not wait.
+func (e *Executor) Assign(a wire.NodeAssignment) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if a.Message != "" && a.Message != e.message {
+		e.Log.Info("the server says", "message", a.Message)
+	}
+	e.message = a.Message
+	if a.Plan == nil {
+		if e.begun != nil && !e.orphan {
+			// Only an intent of its own takes a node out of its cluster.
+			e.Log.Warn("the server has no plan for this node any more; it keeps what it has", "cluster", e.begun.Plan.Cluster)
+		}
+		e.orphan = true
+		return
+	}
+	e.orphan = false
+	e.content = a.Plan.ContentURL
+	switch {
+	case e.begun != nil && e.begun.Version == a.Version, e.next != nil && e.next.Version == a.Version, e.refused == a.Version:
+	case e.begun != nil && samePlan(e.begun.Plan, a.Plan):
+		// What was done for the last version is done for this one.
+		e.begun.Version, e.next = a.Version, nil
+		e.track.rename(a.Version)
+		e.save()
+	default:
+		e.next, e.refused = &a, ""
+	}
+	resumed := e.paused && !a.Paused
+	if a.Paused != e.paused {
+		e.paused = a.Paused
+		e.Log.Info("the server pauses or resumes bring-up", "paused", a.Paused)
+		if e.begun != nil {
+			e.begun.Paused = a.Paused
+			e.save()
+		}
+	}
+	switch {
+	case e.interrupt == nil:
+	case e.paused:
+		e.hold(errHeld)
+	case e.next != nil || resumed:
+		e.interrupt(errSuperseded)
+	}
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// samePlan ignores where content is, which changes nothing on a node.
+func samePlan(a, b *wire.NodePlan) bool {
+	x, y := *a, *b
+	x.ContentURL, y.ContentURL = "", ""
+	return reflect.DeepEqual(x, y)
+}
+
+// save keeps the assignment that is carried out for a start without the server. The caller holds mu.
+func (e *Executor) save() {
+	b, err := json.Marshal(e.begun)
+	if err == nil {
+		err = e.disk.write(assignmentFile, append(b, '\n'), 0o600)
+	}
+	if err != nil {
+		e.Log.Error("cannot keep the node's plan; after a reboot it will wait for the server", "err", err)
+	}
+}
+
+// Run carries out assignments until ctx ends: first what is on the disk, then what Assign brings.
+func (e *Executor) Run(ctx context.Context) error {
+	e.mu.Lock()
+	begun := e.begun
+	e.mu.Unlock()
+	if begun != nil {
+		e.Log.Info("this node has a plan", "cluster", begun.Plan.Cluster, "node", begun.Plan.NodeName, "version", begun.Version)
+		e.standing(begun.Plan)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return e.work(ctx) })
+	g.Go(func() error { return e.report(ctx) })
+	return g.Wait()
+}
+
+// standing restores what lives in this process and in the kernel alone, before anything else: a node that was
+// switched on has to reach the API without a server, and even while bring-up is paused.
+func (e *Executor) standing(plan *wire.NodePlan) {
+	for _, ph := range plan.Phases {
+		if ph.LoadBalancer {
+			if err := e.Balancer.Set(balancerOf(plan)); err != nil {
+				e.Log.Error("cannot open the way to the API servers yet", "err", err)
+			}
+		}
+		if ph.Routes {
+			if err := e.Router.Set(plan.Routes); err != nil {
+				e.Log.Error("cannot set the routes to other nodes yet", "err", err)
+			}
+		}
+	}
+}
+
+// work makes one pass after the other.
+func (e *Executor) work(ctx context.Context) error {
+	for ctx.Err() == nil {
+		p, end := e.start(ctx)
+		if p == nil {
+			select {
+			case <-e.wake:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		if p.run() {
+			// Nothing to do until something changes, or may have changed unseen.
+			<-p.open.Done()
+		}
+		end()
+	}
+	return nil
+}
+
+// start makes a pass of what is to be carried out now; nil when there is nothing or bring-up is paused.
+func (e *Executor) start(ctx context.Context) (p *pass, end func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.next != nil {
+		if err := Validate(e.next.Plan); err != nil {
+			e.Log.Error("invalid plan", "version", e.next.Version, "err", err)
+			e.track.follow(e.next.Version, e.next.Plan)
+			for _, ph := range e.next.Plan.Phases {
+				e.track.fail(ph.Name, err.Error())
+			}
+			e.refused, e.next = e.next.Version, nil
+		}
+	}
+	switch {
+	case e.refused != "":
+		return nil, nil
+	case e.paused:
+		if e.begun == nil && e.next != nil {
+			e.track.follow(e.next.Version, e.next.Plan)
+			for _, ph := range e.next.Plan.Phases {
+				e.track.hold(ph.Name, pausedText)
+			}
+		}
+		return nil, nil
+	case e.next != nil:
+		e.begun, e.next = e.next, nil
+		e.save()
+	case e.begun == nil:
+		return nil, nil
+	}
+	e.track.follow(e.begun.Version, e.begun.Plan)
+	soft, interrupt := context.WithCancelCause(ctx)
+	open, hold := context.WithCancelCause(soft)
+	e.interrupt, e.hold = interrupt, hold
+	p = e.newPass(ctx, soft, open, e.begun.Plan)
+	// Everything is looked at again after a while, even if something is still waited for, but no download is
+	// cut off for it. A tenth of jitter spreads the nodes of a rack.
+	var timer *time.Timer
+	timer = time.AfterFunc(e.Pace.Again+rand.N(e.Pace.Again/10+1), func() {
+		e.mu.Lock() // timer is set
+		defer e.mu.Unlock()
+		if p.fetching.Load() > 0 {
+			timer.Reset(e.Pace.Again / 10)
+			return
+		}
+		interrupt(errAgain)
+	})
+	return p, func() {
+		timer.Stop()
+		interrupt(nil)
+	}
+}
+
+// contentURL is where content is now; it may move without a new version of the plan.
+func (e *Executor) contentURL() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.content
+}
+
+// waiting is since when something has been waited for, over all passes.
+func (e *Executor) waiting(what string, now time.Time) time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, ok := e.waits[what]; !ok {
+		e.waits[what] = now
+	}
+	return e.waits[what]
+}
+
+func (e *Executor) waited(what string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.waits, what)
+}
+
+// report sends what changed, collected over a moment, and the same again from time to time. What the server did
+// not get is sent again, as it is by then.
+func (e *Executor) report(ctx context.Context) error {
+	failures := 0
+	for ctx.Err() == nil {
+		wait := e.Pace.ReportAgain
+		if failures > 0 {
+			wait = e.Pace.backoff(failures)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-e.track.changed:
+			if failures > 0 { // the server is away: not sooner than it is asked again
+				select {
+				case <-timer.C:
+				case <-ctx.Done():
+				}
+			} else {
+				e.Sleep(ctx, e.Pace.ReportDelay)
+			}
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		r := e.track.snapshot()
+		if r.Version == "" || ctx.Err() != nil {
+			continue
+		}
+		if err := e.Server.Phases(ctx, r); err != nil {
+			if ctx.Err() == nil && failures&(failures-1) == 0 {
+				e.Log.Warn("cannot report the phases", "err", err, "failures", failures+1)
+			}
+			failures++
+			continue
+		}
+		failures = 0
+	}
+	return nil
+}

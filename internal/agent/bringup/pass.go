@@ -1,0 +1,337 @@
+package bringup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+// pass is one walk through all phases of a plan. It compares what the plan wants with what is there and makes up
+// the difference; after a pass that went through, another one does nothing.
+type pass struct {
+	*Executor
+	plan *wire.NodePlan
+	// hard ends with the agent. What must not be cut in two runs under it.
+	hard context.Context
+	// soft ends when this plan is no longer the one to carry out: waiting is pointless from then on.
+	soft context.Context
+	// open ends with soft and when bring-up is paused: from then on no phase begins.
+	open context.Context
+
+	// left is the number of phases that still have something to do besides waiting.
+	left atomic.Int32
+	// fetching is the number of downloads that are under way.
+	fetching atomic.Int32
+	done     map[string]chan struct{}
+}
+
+// part is a pass as one of its phases sees it.
+type part struct {
+	*pass
+	name string
+}
+
+func (e *Executor) newPass(hard, soft, open context.Context, plan *wire.NodePlan) *pass {
+	p := &pass{Executor: e, plan: plan, hard: hard, soft: soft, open: open, done: map[string]chan struct{}{}}
+	for _, ph := range plan.Phases {
+		p.done[ph.Name] = make(chan struct{})
+		if worksOn(plan, ph) {
+			p.left.Add(1)
+		}
+	}
+	return p
+}
+
+// run returns when every phase has succeeded, or when none that has not may begin.
+func (p *pass) run() (complete bool) {
+	var wg sync.WaitGroup
+	var failed atomic.Bool
+	for _, ph := range p.plan.Phases {
+		wg.Go(func() {
+			if !(&part{p, ph.Name}).phase(ph) {
+				failed.Store(true)
+			}
+		})
+	}
+	wg.Wait()
+	return !failed.Load()
+}
+
+// phase does ph once those before it are done, as often as it takes.
+func (p *part) phase(ph wire.Phase) bool {
+	for _, name := range ph.After {
+		select {
+		case <-p.done[name]:
+		case <-p.open.Done():
+			p.held()
+			return false
+		}
+	}
+	counted := false
+	for failures := 0; ; {
+		if p.open.Err() != nil {
+			p.held()
+			return false
+		}
+		p.track.begin(p.name)
+		err := p.carryOut(ph, &counted)
+		if err == nil {
+			p.track.succeed(p.name)
+			close(p.done[p.name])
+			return true
+		}
+		if p.soft.Err() != nil {
+			return false // begins again in the next pass
+		}
+		failures++
+		wait := p.Pace.backoff(failures)
+		p.track.fail(p.name, fmt.Sprintf("%v (tried %d times, again in %s)", err, failures, wait.Round(time.Second)))
+		if failures&(failures-1) == 0 { // the first, and then ever fewer
+			p.Log.Error("phase failed", "phase", p.name, "err", err, "failures", failures, "again", wait)
+		}
+		p.Sleep(p.open, wait)
+	}
+}
+
+func (p *part) held() {
+	if errors.Is(context.Cause(p.open), errHeld) {
+		p.track.hold(p.name, pausedText)
+	}
+}
+
+// carryOut does a phase once. Its order is that of wire.Phase.
+func (p *part) carryOut(ph wire.Phase, counted *bool) error {
+	if ph.Name == wire.PhaseContent {
+		if err := p.programs(p.soft); err != nil {
+			return err
+		}
+	}
+	var files []wire.NodeFile
+	for _, name := range ph.Files {
+		files = append(files, *fileAt(p.plan, name))
+	}
+	if err := p.write(files); err != nil {
+		return err
+	}
+	for _, name := range ph.Certificates {
+		c := find(p.plan.Certificates, func(c wire.NodeCertificate) bool { return c.Name == name })
+		changed, err := p.certificate(p.soft, c)
+		if err != nil {
+			return err
+		}
+		if changed {
+			p.track.working(p.name)
+		}
+	}
+	for _, name := range ph.Kubeconfigs {
+		k := find(p.plan.Kubeconfigs, func(k wire.NodeKubeconfig) bool { return k.Path == name })
+		content, err := p.disk.kubeconfig(p.plan, k)
+		if err != nil {
+			return err
+		}
+		if err := p.write([]wire.NodeFile{{Path: k.Path, Mode: 0o600, Content: content, Secret: true}}); err != nil {
+			return err
+		}
+	}
+	if err := p.system(p.hard, ph.Files); err != nil {
+		return err
+	}
+	if err := p.units(p.hard, ph.Units); err != nil {
+		return err
+	}
+	if ph.Routes {
+		if err := p.Router.Set(p.plan.Routes); err != nil {
+			return err
+		}
+	}
+	if ph.LoadBalancer {
+		if err := p.Balancer.Set(balancerOf(p.plan)); err != nil {
+			return err
+		}
+	}
+	if worksOn(p.plan, ph) {
+		if !*counted {
+			*counted = true
+			p.left.Add(-1)
+		}
+		if p.left.Load() == 0 {
+			if err := p.tidy(); err != nil {
+				return err
+			}
+		}
+	}
+	for _, target := range ph.Probes {
+		if err := p.probe(p.soft, target); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func balancerOf(plan *wire.NodePlan) wire.LoadBalancer {
+	if plan.LoadBalancer == nil {
+		return wire.LoadBalancer{}
+	}
+	return *plan.LoadBalancer
+}
+
+// write makes the disk hold files: folders before what is in them, as the plan sorts them.
+func (p *part) write(files []wire.NodeFile) error {
+	type change struct {
+		file    wire.NodeFile
+		content []byte
+	}
+	var changes []change
+	var paths []string
+	for _, f := range files {
+		content, err := p.disk.content(p.plan, f)
+		if err != nil {
+			return err
+		}
+		if !p.disk.holds(f, content) {
+			changes = append(changes, change{f, content})
+			paths = append(paths, f.Path)
+		}
+	}
+	if len(changes) == 0 {
+		return nil
+	}
+	p.track.working(p.name)
+	if err := p.prepare(paths); err != nil {
+		return err
+	}
+	for _, c := range changes {
+		if err := p.disk.put(c.file, c.content); err != nil {
+			return err
+		}
+		// Never the content: it may be a secret.
+		p.Log.Info("file written", "phase", p.name, "path", c.file.Path, "bytes", len(c.content))
+	}
+	return nil
+}
+
+// prepare notes what is about to be changed. Folders that were there before us are not ours.
+func (p *pass) prepare(paths []string) error {
+	var note, units []string
+	for _, file := range paths {
+		if info, err := os.Lstat(p.disk.at(file)); err != nil || !info.IsDir() {
+			note = append(note, file)
+		}
+		note = append(note, p.disk.missingParents(file)...)
+		units = append(units, readers(p.plan, file)...)
+	}
+	slices.Sort(units)
+	return p.ledger.prepare(note, slices.Compact(units))
+}
+
+// say tells what the phase does.
+func (p *part) say(format string, args ...any) { p.track.say(p.name, fmt.Sprintf(format, args...)) }
+
+// changed notes and logs a change.
+func (p *part) changed(what string, args ...any) {
+	p.track.working(p.name)
+	p.Log.Info(what, append([]any{"phase", p.name}, args...)...)
+}
+
+// tidy removes what an earlier plan had written and this one has no use for. It comes when everything that this
+// plan wants is in place, so that nothing that still runs misses it.
+func (p *part) tidy() error {
+	p.tidying.Lock()
+	defer p.tidying.Unlock()
+	gone := stale(p.plan, p.ledger.paths())
+	if len(gone) == 0 {
+		return nil
+	}
+	var units []string
+	for _, file := range gone {
+		for _, u := range readers(p.plan, file) {
+			if !slices.Contains(units, u) {
+				units = append(units, u)
+			}
+		}
+	}
+	if err := p.ledger.prepare(nil, units); err != nil {
+		return err
+	}
+	reload := len(units) > 0
+	for _, file := range gone {
+		removed, err := p.remove(file)
+		if err != nil {
+			return err
+		}
+		reload = reload || removed && strings.HasPrefix(file, unitDir+"/")
+	}
+	if reload {
+		if err := p.Systemd.Do(p.hard, "daemon-reload"); err != nil {
+			return err
+		}
+	}
+	if err := p.ledger.forget(gone); err != nil {
+		return err
+	}
+	for _, name := range units {
+		if find(p.plan.Units, func(u wire.NodeUnit) bool { return u.Name == name }).Name == "" {
+			// One of the system's own. A kernel parameter that no file sets any more keeps its value until the
+			// next boot.
+			e := find(effects(), func(e effect) bool { return e.unit == name })
+			due := p.ledger.pending(name)
+			if err := p.Systemd.Do(p.hard, e.verb, e.unit); err != nil {
+				return p.withLog(p.hard, err, e.unit)
+			}
+			if err := p.ledger.restarted(name, due); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := p.unit(p.hard, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *part) remove(file string) (bool, error) {
+	info, err := os.Lstat(p.disk.at(file))
+	if err != nil {
+		return false, nil
+	}
+	if !info.IsDir() {
+		if name := strings.TrimPrefix(file, unitDir+"/"); name != file && !strings.Contains(name, "/") {
+			state, err := p.Systemd.State(p.hard, name)
+			if err != nil {
+				return false, err
+			}
+			if state.Load != "not-found" {
+				if err := p.Systemd.Do(p.hard, "stop", name); err != nil {
+					return false, err
+				}
+				if err := p.Systemd.Do(p.hard, "disable", name); err != nil {
+					return false, err
+				}
+			}
+		}
+	}
+	if err := os.Remove(p.disk.at(file)); err != nil {
+		if info.IsDir() {
+			return false, nil // something else is in it
+		}
+		return false, fmt.Errorf("remove %s, which is not part of the plan any more: %w", file, err)
+	}
+	p.changed("removed what the plan has no more", "path", file)
+	return true, nil
+}
+
+// backoff doubles, with jitter, so that nodes that failed together do not come back together.
+func (p Pace) backoff(failures int) time.Duration {
+	wait := min(p.Retry<<min(failures-1, 20), p.MaxRetry)
+	return wait/2 + rand.N(wait)
+}

@@ -1,0 +1,98 @@
+package bringup
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Systemctl is the service manager that this system runs.
+type Systemctl struct{}
+
+// systemctlLimit is longer than systemd itself waits for a unit to start (90 s by default).
+const systemctlLimit = 10 * time.Minute
+
+// Do runs systemctl.
+func (Systemctl) Do(ctx context.Context, verb string, units ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
+	defer cancel()
+	args := append([]string{verb, "--no-ask-password", "--no-pager", "--"}, units...)
+	out, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("systemctl %s %s: %w: %s", verb, strings.Join(units, " "), err, oneLine(out))
+	}
+	return nil
+}
+
+// State runs systemctl show, whose output is made for programs.
+func (Systemctl) State(ctx context.Context, unit string) (UnitState, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "systemctl", "show", "--no-pager",
+		"--property=LoadState,ActiveState,SubState,UnitFileState,Result,NRestarts,NeedDaemonReload", "--", unit).CombinedOutput()
+	if err != nil {
+		return UnitState{}, fmt.Errorf("systemctl show %s: %w: %s", unit, err, oneLine(out))
+	}
+	return parseState(out), nil
+}
+
+func parseState(out []byte) UnitState {
+	var s UnitState
+	for line := range strings.Lines(string(out)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch key {
+		case "LoadState":
+			s.Load = value
+		case "ActiveState":
+			s.Active = value
+		case "SubState":
+			s.Sub = value
+		case "UnitFileState":
+			s.File = value
+		case "Result":
+			s.Result = value
+		case "NRestarts":
+			s.Restarts = value
+		case "NeedDaemonReload":
+			s.NeedReload = value == "yes"
+		}
+	}
+	return s
+}
+
+// Log runs journalctl.
+func (Systemctl) Log(ctx context.Context, unit string, lines int) []string {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "journalctl", "--no-pager", "--quiet", "--output=cat", "--lines="+strconv.Itoa(lines), "--unit="+unit).Output()
+	if err != nil {
+		return nil
+	}
+	return lastLines(out, lines)
+}
+
+func oneLine(out []byte) string {
+	return strings.Join(strings.Fields(string(bytes.TrimSpace(out))), " ")
+}
+
+// lastLines are the last n lines of a text that are not empty, each cut to what a person reads.
+func lastLines(text []byte, n int) []string {
+	var lines []string
+	for line := range bytes.Lines(text) {
+		if line = bytes.TrimSpace(line); len(line) > 0 {
+			lines = append(lines, cut(string(line), 240))
+		}
+	}
+	return lines[max(0, len(lines)-n):]
+}
+
+func cut(s string, n int) string {
+	if len(s) > n {
+		return strings.ToValidUTF8(s[:n], "") + "..."
+	}
+	return strings.ToValidUTF8(s, "")
+}

@@ -1,0 +1,177 @@
+package bringup
+
+import (
+	"crypto/x509"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+// track is how far the phases are. It tells whenever that changes.
+type track struct {
+	now func() time.Time
+
+	mu           sync.Mutex
+	report       wire.PhaseReport
+	certificates map[string]time.Time
+	changed      chan struct{} // of capacity one
+}
+
+func newTrack(now func() time.Time) *track {
+	return &track{now: now, certificates: map[string]time.Time{}, changed: make(chan struct{}, 1)}
+}
+
+func (t *track) tell() {
+	select {
+	case t.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (t *track) retell() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tell()
+}
+
+// follow starts over when version is another one than before.
+func (t *track) follow(version string, plan *wire.NodePlan) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.report.Version == version && t.report.Cluster == plan.Cluster {
+		return
+	}
+	t.report.Version, t.report.Cluster, t.report.Done, t.report.Phases = version, plan.Cluster, false, nil
+	for _, ph := range plan.Phases {
+		t.report.Phases = append(t.report.Phases, wire.Step{Name: ph.Name, State: wire.StatePending, Reason: ph.Reason})
+	}
+	wanted := map[string]bool{}
+	for _, c := range plan.Certificates {
+		wanted[c.Name] = true
+	}
+	maps.DeleteFunc(t.certificates, func(name string, _ time.Time) bool { return !wanted[name] })
+	t.tell()
+}
+
+// rename takes what was done for a version as done for another one.
+func (t *track) rename(version string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.report.Version != "" && t.report.Version != version {
+		t.report.Version = version
+		t.tell()
+	}
+}
+
+// update changes one phase by f.
+func (t *track) update(name string, f func(*wire.Step)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i := slices.IndexFunc(t.report.Phases, func(s wire.Step) bool { return s.Name == name })
+	if i < 0 {
+		return
+	}
+	was := t.report.Phases[i]
+	f(&t.report.Phases[i])
+	done := !slices.ContainsFunc(t.report.Phases, func(s wire.Step) bool { return s.State != wire.StateSucceeded })
+	if was != t.report.Phases[i] || done != t.report.Done {
+		t.report.Done = done
+		t.tell()
+	}
+}
+
+func run(s *wire.Step, now time.Time) {
+	if s.State != wire.StateRunning {
+		s.State, s.StartedAt, s.FinishedAt = wire.StateRunning, &now, nil
+		s.Attempts++
+	}
+}
+
+// begin notes that a phase runs. One that has succeeded before is looked at again in silence: it runs only when
+// there is something to do (working, say).
+func (t *track) begin(name string) {
+	t.update(name, func(s *wire.Step) {
+		if s.State != wire.StateSucceeded {
+			run(s, t.now())
+		}
+	})
+}
+
+// working notes that a phase changes something.
+func (t *track) working(name string) { t.update(name, func(s *wire.Step) { run(s, t.now()) }) }
+
+// say sets what a running phase does or waits for.
+func (t *track) say(name, message string) {
+	t.update(name, func(s *wire.Step) {
+		run(s, t.now())
+		s.Message = message
+	})
+}
+
+// bytes sets how much of a phase's content has arrived; it tells of every twentieth only.
+func (t *track) bytes(name string, done, total int64) {
+	t.update(name, func(s *wire.Step) {
+		if s.BytesTotal != total || done == total || (done-s.BytesDone)*20 >= total || done < s.BytesDone {
+			run(s, t.now())
+			s.BytesDone, s.BytesTotal = done, total
+		}
+	})
+}
+
+// hold notes why a phase does not begin, or not again.
+func (t *track) hold(name, message string) {
+	t.update(name, func(s *wire.Step) {
+		if s.State == wire.StatePending || s.State == wire.StateFailed {
+			s.Message = message
+		}
+	})
+}
+
+func (t *track) fail(name, message string) {
+	t.update(name, func(s *wire.Step) {
+		run(s, t.now()) // one that had succeeded before
+		now := t.now()
+		s.State, s.FinishedAt, s.Message = wire.StateFailed, &now, message
+	})
+}
+
+func (t *track) succeed(name string) {
+	t.update(name, func(s *wire.Step) {
+		if s.State != wire.StateSucceeded {
+			now := t.now()
+			s.State, s.FinishedAt, s.Message = wire.StateSucceeded, &now, ""
+		}
+	})
+}
+
+func (t *track) expiry(name string, leaf *x509.Certificate) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if leaf == nil || t.certificates[name].Equal(leaf.NotAfter) {
+		return
+	}
+	t.certificates[name] = leaf.NotAfter.UTC()
+	t.tell()
+}
+
+func (t *track) kubelet(version string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.report.KubernetesVersion != version {
+		t.report.KubernetesVersion = version
+		t.tell()
+	}
+}
+
+// snapshot is the report as it is now.
+func (t *track) snapshot() wire.PhaseReport {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.report
+	r.Phases = slices.Clone(r.Phases)
+	r.Certificates = maps.Clone(t.certificates)
+	return r
+}

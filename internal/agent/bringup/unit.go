@@ -1,0 +1,246 @@
+package bringup
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+const unitDir = "/etc/systemd/system"
+
+// Systemd is the system's service manager.
+type Systemd interface {
+	// Do runs one of systemctl's verbs and returns when it has had its effect; the error says what systemd said.
+	Do(ctx context.Context, verb string, units ...string) error
+	// State reads a unit's state.
+	State(ctx context.Context, unit string) (UnitState, error)
+	// Log is the end of a unit's log, oldest line first.
+	Log(ctx context.Context, unit string, lines int) []string
+}
+
+// UnitState is what systemd says of a unit, in its words.
+type UnitState struct {
+	Load       string // loaded, not-found, masked, bad-setting, error
+	Active     string // active, inactive, failed, activating, deactivating, reloading
+	Sub        string
+	File       string // enabled, disabled, static, ... ; empty without a file
+	Result     string // success, exit-code, ...
+	Restarts   string
+	NeedReload bool // its files changed since systemd read them
+}
+
+func (s UnitState) String() string {
+	text := s.Active + " (" + s.Sub + ")"
+	if s.Result != "" && s.Result != "success" {
+		text += ", result " + s.Result
+	}
+	if s.Restarts != "" && s.Restarts != "0" {
+		text += ", restarted " + s.Restarts + " times"
+	}
+	return text
+}
+
+// units writes, enables and runs the phase's units.
+func (p *part) units(ctx context.Context, names []string) error {
+	files := map[string][]byte{}
+	for _, name := range names {
+		u := find(p.plan.Units, func(u wire.NodeUnit) bool { return u.Name == name })
+		maps.Copy(files, unitFiles(u))
+	}
+	var list []wire.NodeFile
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		list = append(list, wire.NodeFile{Path: file, Mode: 0o644, Content: files[file]})
+	}
+	if err := p.write(list); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := p.unit(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unit makes sure that a unit is enabled and runs, with what it reads as it is now.
+func (p *part) unit(ctx context.Context, name string) error {
+	due := p.ledger.pending(name)
+	state, err := p.Systemd.State(ctx, name)
+	if err != nil {
+		return err
+	}
+	if state.NeedReload || state.Load == "not-found" {
+		if err := p.Systemd.Do(ctx, "daemon-reload"); err != nil {
+			return err
+		}
+		if state, err = p.Systemd.State(ctx, name); err != nil {
+			return err
+		}
+	}
+	switch state.Load {
+	case "loaded":
+	case "not-found":
+		return fmt.Errorf("%s is not on this node: the image lacks the package that brings it", name)
+	case "masked":
+		return fmt.Errorf("%s is masked: somebody forbade it to start; to allow it again: systemctl unmask %s", name, name)
+	default:
+		return fmt.Errorf("systemd cannot load %s: %s; see systemctl status %s", name, state.Load, name)
+	}
+	if state.File == "disabled" {
+		if err := p.Systemd.Do(ctx, "enable", name); err != nil {
+			return err
+		}
+		p.changed("unit enabled", "unit", name)
+	}
+	verb := "start"
+	switch {
+	case due != 0:
+		verb = "restart"
+	case state.Active == "active":
+		return nil
+	}
+	if state.Active == "failed" {
+		// systemd gives up on a unit that failed often; what made it fail may be mended now.
+		if err := p.Systemd.Do(ctx, "reset-failed", name); err != nil {
+			return err
+		}
+	}
+	p.say("%ss %s", verb, name)
+	if err := p.Systemd.Do(ctx, verb, name); err != nil {
+		return p.withLog(ctx, err, name)
+	}
+	p.changed("unit runs", "unit", name, "by", verb)
+	return p.ledger.restarted(name, due)
+}
+
+func (p *part) withLog(ctx context.Context, err error, unit string) error {
+	if lines := p.Systemd.Log(ctx, unit, logLines); len(lines) > 0 {
+		return fmt.Errorf("%w; the end of its log: %s", err, strings.Join(lines, " | "))
+	}
+	return err
+}
+
+// system has the phase's files for the kernel and systemd take effect: modules are loaded, parameters set. It
+// looks at what is in force, so that a setting that something else changed comes back.
+func (p *part) system(ctx context.Context, files []string) error {
+	for _, e := range effects() {
+		own := slices.DeleteFunc(slices.Clone(files), func(f string) bool { return !strings.HasPrefix(f, e.prefix) })
+		if len(own) == 0 {
+			continue
+		}
+		due := p.ledger.pending(e.unit)
+		wrong, err := p.inForce(e, own)
+		if err != nil {
+			return err
+		}
+		if due == 0 && wrong == "" {
+			continue
+		}
+		p.say("restarts %s", e.unit)
+		if err := p.Systemd.Do(ctx, e.verb, e.unit); err != nil {
+			return p.withLog(ctx, err, e.unit)
+		}
+		p.changed("applied", "unit", e.unit, "because", wrong)
+		if wrong, err = p.inForce(e, own); err != nil {
+			return err
+		} else if wrong != "" {
+			return fmt.Errorf("%s ran, and still %s", e.unit, wrong)
+		}
+		if err := p.ledger.restarted(e.unit, due); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inForce says what is not as the files say.
+func (p *pass) inForce(e effect, files []string) (string, error) {
+	for _, file := range files {
+		f := fileAt(p.plan, file)
+		if f == nil || f.Dir || f.Link != "" {
+			continue
+		}
+		for line := range strings.Lines(string(f.Content)) {
+			line = strings.TrimSpace(line)
+			if line == "" || strings.ContainsAny(line[:1], "#;") {
+				continue
+			}
+			switch e.prefix {
+			case "/etc/modules-load.d/":
+				if !p.hasModule(line) {
+					return fmt.Sprintf("kernel module %s is not loaded", line), nil
+				}
+			case "/etc/sysctl.d/":
+				if wrong := p.parameter(line); wrong != "" {
+					return wrong, nil
+				}
+			}
+		}
+	}
+	return "", nil
+}
+
+// hasModule knows modules that are loaded and those that are part of the kernel.
+func (p *pass) hasModule(name string) bool {
+	same := func(s string) string { return strings.ReplaceAll(s, "-", "_") }
+	if _, err := os.Stat(p.disk.at("/sys/module/" + same(name))); err == nil {
+		return true
+	}
+	release, err := os.ReadFile(p.disk.at("/proc/sys/kernel/osrelease"))
+	if err != nil {
+		return false
+	}
+	builtin, err := os.ReadFile(p.disk.at("/lib/modules/" + strings.TrimSpace(string(release)) + "/modules.builtin"))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(builtin)) {
+		if same(strings.TrimSuffix(path.Base(strings.TrimSpace(line)), ".ko")) == same(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// parameter compares a line of sysctl.d(5) with the kernel.
+func (p *pass) parameter(line string) string {
+	key, want, ok := strings.Cut(line, "=")
+	key, want = strings.TrimSpace(strings.TrimPrefix(key, "-")), strings.Join(strings.Fields(want), " ")
+	if !ok || strings.ContainsAny(key, "*") {
+		return ""
+	}
+	file := key
+	if first := strings.IndexAny(key, "./"); first >= 0 && key[first] == '.' { // dots and slashes are exchanged where a dot comes first
+		file = strings.Map(func(r rune) rune {
+			switch r {
+			case '.':
+				return '/'
+			case '/':
+				return '.'
+			}
+			return r
+		}, key)
+	}
+	b, err := os.ReadFile(p.disk.at("/proc/sys/" + file))
+	if err != nil {
+		return fmt.Sprintf("kernel parameter %s cannot be read: %v", key, pathless(err))
+	}
+	if is := strings.Join(strings.Fields(string(b)), " "); is != want {
+		return fmt.Sprintf("kernel parameter %s is %s, want %s (does another file of /etc/sysctl.d set it, too?)", key, is, want)
+	}
+	return ""
+}
+
+func pathless(err error) error {
+	if e, ok := err.(*fs.PathError); ok {
+		return e.Err
+	}
+	return err
+}
