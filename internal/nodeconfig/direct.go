@@ -58,8 +58,10 @@ ExecStart=/bin/sh -c 'for t in ecdsa ed25519; do f=/etc/ssh/ssh_host_$${t}_key; 
 WantedBy=multi-user.target
 `
 
-// agentService runs the node agent. It needs root for the identity's folder and for systemctl reboot;
-// it never needs to write anywhere but its state.
+// agentService runs the node agent. It needs root for the identity's folder and for systemctl reboot. In a
+// cluster it writes programs (/usr, /opt), what configures them (/etc) and their state (/var/lib, /var/log), which
+// are folders that do not exist yet; the rest of the system stays read-only to it. What it starts, systemd starts:
+// nothing of that is confined by this unit, or ends with it.
 const agentService = `[Unit]
 Description=Coldrack node agent
 Wants=network-online.target
@@ -75,6 +77,7 @@ TimeoutStartSec=infinity
 StateDirectory=coldrack/agent
 StateDirectoryMode=0700
 ProtectSystem=strict
+ReadWritePaths=/etc /usr -/opt /var/lib /var/log
 ProtectHome=yes
 PrivateTmp=yes
 NoNewPrivileges=yes
