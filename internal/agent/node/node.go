@@ -1,5 +1,6 @@
 // Package node is the agent of an installed node: it reports to the server who is there and how it is, keeps
-// the node's certificate fresh, and restarts the node when the server has an intent for it.
+// the node's certificate fresh, restarts the node when the server has an intent for it, and has it brought up as a
+// node of its cluster.
 //
 // The node does not need it: whatever happens to the server or to this agent, the node keeps running.
 package node
@@ -54,6 +55,8 @@ type Agent struct {
 	Reboot func(ctx context.Context, reason string) error
 	Now    func() time.Time
 	Sleep  func(context.Context, time.Duration)
+	// Cluster makes the machine a node of a cluster; nil for none.
+	Cluster Task
 
 	mu      sync.Mutex // of Identity and Next, once Run has begun
 	settled chan struct{}
@@ -69,6 +72,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.beat(ctx) })
 	g.Go(func() error { return a.keepIdentity(ctx) })
+	if a.Cluster != nil {
+		g.Go(func() error { return a.Cluster(ctx) })
+	}
 	return g.Wait()
 }
 

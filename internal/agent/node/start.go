@@ -5,8 +5,13 @@ import (
 	"log/slog"
 	"time"
 
+	"coldrack.dev/internal/agent/balancer"
+	"coldrack.dev/internal/agent/bringup"
+	"coldrack.dev/internal/agent/client"
+	"coldrack.dev/internal/agent/content"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
+	"coldrack.dev/internal/agent/routes"
 	"coldrack.dev/internal/machineapi/wire"
 )
 
@@ -44,13 +49,41 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 		Log: log, Lines: lines, Server: server, Identity: id, Next: next, Machine: settings.Machine, Root: "/",
 		Use:    func(n identity.Node) { server.Use(n.Certificate) },
 		Look:   func(ctx context.Context) wire.Heartbeat { return Look(ctx, "/", version) },
-		Reboot: Reboot, Now: time.Now,
-		Sleep: func(ctx context.Context, d time.Duration) {
-			select {
-			case <-ctx.Done():
-			case <-time.After(d):
-			}
-		},
+		Reboot: Reboot, Now: time.Now, Sleep: sleep,
+	}
+	membership, err := cluster(log, server, version)
+	if err != nil {
+		// Whoever reads the heartbeats learns of it.
+		log.Error("this machine cannot be a node of a cluster", "err", err)
+	} else {
+		a.Cluster = membership.Run
 	}
 	return a.Run(ctx)
+}
+
+// cluster wires what makes this machine a node of a cluster.
+func cluster(log *slog.Logger, server *client.Client, version string) (*Membership, error) {
+	keeper, err := routes.New(log)
+	if err != nil {
+		return nil, err
+	}
+	lb := balancer.New(log, balancer.UsualPace())
+	executor, err := bringup.New(bringup.Options{
+		Log: log, Root: "/", Server: server, Systemd: bringup.Systemctl{}, Router: keeper, Balancer: lb,
+		Content: func(base string, tell func(string, error, time.Duration)) bringup.Fetcher {
+			return content.New(base, "coldrack-agent/"+version, tell)
+		},
+		Pace: bringup.UsualPace(), Now: time.Now, Sleep: sleep,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Membership{Log: log, Server: server, Executor: executor, Beside: []Task{keeper.Run, lb.Run}, Sleep: sleep}, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
