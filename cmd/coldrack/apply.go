@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,15 +20,17 @@ import (
 
 func (a *app) applyCommand() *cobra.Command {
 	var (
-		files  []string
-		dryRun bool
-		force  bool
+		files        []string
+		dryRun       bool
+		force        bool
+		allowInvalid bool
 	)
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE|FOLDER|-",
 		Short: "Create or change objects as files say",
 		Long: `Create or change objects as files say, with server-side apply: fields that a file does not
-name stay as they are. All files are read before anything is sent, so that broken YAML changes nothing.`,
+name stay as they are. All files are read before anything is sent, so that broken YAML changes nothing; clusters that cannot work as they are written are refused before anything is
+sent. "coldrack plan" shows what a cluster would change, "coldrack cluster apply" shows it and asks first.`,
 		Example: `  coldrack apply -f rack1.yaml
   coldrack apply -f manifests/ --dry-run
   generate-rack-sheet | coldrack apply -f -`,
@@ -40,33 +43,62 @@ name stay as they are. All files are read before anything is sent, so that broke
 			if err != nil {
 				return err
 			}
-			g, err := a.generic()
-			if err != nil {
+			if !allowInvalid && slices.ContainsFunc(documents, isCluster) {
+				if err := a.refuseImpossible(cmd.Context(), documents); err != nil {
+					return err
+				}
+			}
+			if err := a.applyAll(cmd.Context(), documents, dryRun, force); err != nil || dryRun {
 				return err
 			}
-			var errs []error
-			for _, d := range documents {
-				outcome, err := g.apply(cmd.Context(), d, dryRun, force)
-				if err != nil {
-					if isTransport(err) {
-						return err
-					}
-					errs = append(errs, explainFor(d, err))
-					continue
-				}
-				if dryRun {
-					outcome += " (dry run)"
-				}
-				fmt.Fprintf(a.out, "%s/%s %s\n", strings.ToLower(d.Object.GetKind()), d.Object.GetName(), outcome)
-			}
-			return errors.Join(errs...)
+			a.afterApply(documents)
+			return nil
 		},
 	}
 	a.addConnectionFlag(cmd)
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder (all of its .yaml, .yml and .json files) or - for standard input; may be repeated")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "let the server check everything and change nothing")
 	cmd.Flags().BoolVar(&force, "force-conflicts", false, "take over fields that another tool set")
+	cmd.Flags().BoolVar(&allowInvalid, "allow-invalid", false, "also write clusters that cannot work yet; nothing is done until they can")
 	return cmd
+}
+
+// refuseImpossible refuses clusters that can never work as they are written. What keeps a plan from being made is
+// left to the apply itself to report: an object that the API refuses, a server that makes no plans.
+func (a *app) refuseImpossible(ctx context.Context, documents []*manifest.Document) error {
+	answer, err := a.askPlan(ctx, documents, false)
+	if err != nil {
+		var coded *codedError
+		if errors.As(err, &coded) {
+			return nil
+		}
+		return err
+	}
+	return refuseInvalid(answer, false)
+}
+
+// applyAll sends all objects and prints what came of each.
+func (a *app) applyAll(ctx context.Context, documents []*manifest.Document, dryRun, force bool) error {
+	g, err := a.generic()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, d := range documents {
+		outcome, err := g.apply(ctx, d, dryRun, force)
+		if err != nil {
+			if isTransport(err) {
+				return err
+			}
+			errs = append(errs, explainFor(d, err))
+			continue
+		}
+		if dryRun {
+			outcome += " (dry run)"
+		}
+		fmt.Fprintf(a.out, "%s/%s %s\n", strings.ToLower(d.Object.GetKind()), d.Object.GetName(), outcome)
+	}
+	return errors.Join(errs...)
 }
 
 // apply sends one object and tells what came of it: created, configured or unchanged.

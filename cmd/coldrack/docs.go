@@ -48,13 +48,14 @@ func cliReference(root *cobra.Command) string {
 | %d | a named object does not exist |
 | %d | what was waited for did not happen in time |
 | %d | refused: it conflicts with what is there, or needs `+"`--yes`"+` |
+| %d | `+"`plan`"+`: something would change |
 
 ## Where the server is
 Verbs for people find their server by `+"`--kubeconfig`, then `COLDRACK_KUBECONFIG`, then `admin.kubeconfig`"+` in the data
 folder of a server on this machine (`+"`COLDRACK_DATA_DIR`, default `/var/lib/coldrack`"+`).
 
 ## Commands
-`, exitOK, exitFailure, exitUsage, exitNotFound, exitTimeout, exitRefused)
+`, exitOK, exitFailure, exitUsage, exitNotFound, exitTimeout, exitRefused, exitChanges)
 	for _, c := range allCommands(root) {
 		if c == root || c.Hidden || c.Name() == "help" || c.HasParent() && c.Parent().Name() == "completion" {
 			continue

@@ -21,6 +21,7 @@ const (
 	exitNotFound = 3 // a named object does not exist
 	exitTimeout  = 4 // what was waited for did not happen in time
 	exitRefused  = 5 // not done, because it conflicts with what is there or needs --yes
+	exitChanges  = 6 // a plan that is not empty
 )
 
 // codedError is an error that decides the exit code.

@@ -69,19 +69,42 @@ func (a *app) kubeconfigCommand() *cobra.Command {
 		server                 serverFlags
 		user, role, write, url string
 		ttl                    time.Duration
+		of                     clusterKubeconfig
 	)
 	cmd := &cobra.Command{
-		Use:   "kubeconfig --user NAME --role ROLE",
-		Short: "Make a kubeconfig with a client certificate for a person",
-		Long: `Make a kubeconfig with a client certificate of its own, signed by the server's authority. It runs on
+		Use:   "kubeconfig [CLUSTER]",
+		Short: "Make a kubeconfig with a client certificate for a person, of a cluster or of this server",
+		Long: `With the name of a cluster, make a kubeconfig of that Kubernetes cluster. The key is made here, the server
+signs a certificate for it. What it may do follows from your role on the server: viewers look (group
+coldrack:viewer), operators change workloads (coldrack:operator), admins do everything
+(kubeadm:cluster-admins), and only admins may ask for other names and groups. --break-glass gives the group
+system:masters for at most an hour, to which the cluster's own authorization does not apply; it needs --reason.
+Each one is in the server's audit log.
+
+Without a cluster, make a kubeconfig of the Coldrack server itself, signed by the server's authority. That runs on
 the server's machine, as the owner of the data folder. A certificate cannot be withdrawn before it ends, so
 keep --ttl short; "coldrack token" makes credentials that can be.
 
 A person on another machine needs --server with an address that the API's certificate has (serve
 --api-names) and on which it listens (serve --api-address).`,
-		Example: `  coldrack kubeconfig --user anna --role operator --ttl 8h > anna.kubeconfig`,
-		Args:    cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
+		Example: `  coldrack kubeconfig lab -w lab.kubeconfig
+  coldrack kubeconfig lab --merge -w ~/.kube/config
+  coldrack kubeconfig lab --user ci --group ci-deployers --ttl 24h -w ci.kubeconfig
+  coldrack kubeconfig lab --break-glass --reason "INC-7: RBAC is broken" -w glass.kubeconfig
+  coldrack kubeconfig --user anna --role operator --ttl 8h > anna.kubeconfig`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeClusters,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := kubeconfigFlags(cmd, len(args) == 1); err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				of.cluster, of.user, of.server, of.write = args[0], user, url, write
+				if cmd.Flags().Changed("ttl") {
+					of.ttl = ttl
+				}
+				return of.issue(cmd.Context(), a)
+			}
 			if user == "" {
 				return usageError("--user NAME is missing")
 			}
@@ -118,12 +141,33 @@ A person on another machine needs --server with an address that the API's certif
 		},
 	}
 	server.addFlags(cmd)
-	cmd.Flags().StringVar(&url, "server", "", "URL of the server as that person reaches it (default: as on this machine)")
-	cmd.Flags().StringVar(&user, "user", "", "name of the person, for the audit log")
-	cmd.Flags().StringVar(&role, "role", "viewer", "viewer, operator or admin")
+	a.addConnectionFlag(cmd)
+	cmd.Flags().StringVar(&url, "server", "", "URL of the API as that person reaches it (default: the cluster's endpoint, or this server as on this machine)")
+	cmd.Flags().StringVar(&user, "user", "", "name of the person, for the audit log (of a cluster: your own by default)")
+	cmd.Flags().StringVar(&role, "role", "viewer", "viewer, operator or admin (of this server)")
 	cmd.Flags().DurationVar(&ttl, "ttl", 8*time.Hour, "how long the certificate is valid")
+	cmd.Flags().StringArrayVar(&of.groups, "group", nil, "group in the cluster; may be repeated")
+	cmd.Flags().BoolVar(&of.admin, "admin", false, "be an administrator of the cluster")
+	cmd.Flags().BoolVar(&of.breakGlass, "break-glass", false, "be above the cluster's authorization, for at most an hour; needs --reason")
+	cmd.Flags().StringVar(&of.reason, "reason", "", "with --break-glass: why, for the audit log")
+	cmd.Flags().BoolVar(&of.merge, "merge", false, "with --write: add to the kubeconfig that is there, and make this its current context")
 	cmd.Flags().StringVarP(&write, "write", "w", "", "write to this file, readable by its owner only, instead of standard output")
+	cmd.Flags().StringVarP(&write, "output", "o", "", "the same as --write")
 	return cmd
+}
+
+// kubeconfigFlags refuses flags of the other use.
+func kubeconfigFlags(cmd *cobra.Command, cluster bool) error {
+	wrong, hint := []string{"group", "admin", "break-glass", "reason", "merge", "kubeconfig"}, "needs the name of a cluster"
+	if cluster {
+		wrong, hint = []string{"role", "data-dir", "config"}, "is for kubeconfigs of this server, without a cluster"
+	}
+	for _, flag := range wrong {
+		if cmd.Flags().Changed(flag) {
+			return usageError("--%s %s", flag, hint)
+		}
+	}
+	return nil
 }
 
 // pointTo makes a kubeconfig name the server at url, or where the administrator's kubeconfig says that it

@@ -61,7 +61,8 @@ func (a *app) rootCommand() *cobra.Command {
 		Long: `Coldrack answers the network boot of servers, learns what each machine is, installs an
 operating system and shows where every machine stands.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 waited in vain, 5 refused.`,
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 waited in vain, 5 refused, 6 a plan
+that would change something.`,
 		SilenceUsage:     true,
 		SilenceErrors:    true,
 		Version:          version.Get().Version,
@@ -72,10 +73,11 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 waited in vain, 5 re
 	root.SetErr(a.err)
 	root.SetVersionTemplate(version.Get().String() + "\n")
 
-	const server, machines, objects, tools = "server", "machines", "objects", "tools"
+	const server, machines, clusters, objects, tools = "server", "machines", "clusters", "objects", "tools"
 	root.AddGroup(
 		&cobra.Group{ID: server, Title: "Server:"},
 		&cobra.Group{ID: machines, Title: "Machines:"},
+		&cobra.Group{ID: clusters, Title: "Clusters:"},
 		&cobra.Group{ID: objects, Title: "Objects:"},
 		&cobra.Group{ID: tools, Title: "Tools:"},
 	)
@@ -88,6 +90,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 waited in vain, 5 re
 	add(server, a.serveCommand(), a.tokenCommand(), a.kubeconfigCommand())
 	add(machines, a.machinesCommand(), a.machineCommand(), a.watchCommand(), a.approveCommand(),
 		a.installCommand(), a.reinstallCommand(), a.releaseCommand(), a.logsCommand(), a.explainBootCommand())
+	add(clusters, a.clusterCommand(), a.planCommand())
 	add(objects, a.applyCommand(), a.getCommand(), a.deleteCommand())
 	add(tools, a.bundleCommand(), a.labCommand(), a.doctorCommand(), a.versionCommand(), a.docsCommand())
 	root.SetHelpCommandGroupID(tools)

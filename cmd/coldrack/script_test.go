@@ -38,6 +38,8 @@ func TestScript(t *testing.T) {
 			"packbundle": packBundle,
 			"damage":     damage,
 			"halfupload": halfUpload,
+
+			"packkubernetes": packKubernetes,
 		},
 	})
 }

@@ -307,3 +307,29 @@ func roleText(roles []v1alpha1.Role) string {
 	slices.Sort(texts)
 	return strings.Join(texts, ",")
 }
+
+// Ready says whether the cluster's API calls the machine's node Ready.
+func (v *ClusterView) Ready(machine string) bool {
+	if v.Cluster == nil {
+		return false
+	}
+	n := v.node(machine)
+	return n != nil && n.Ready
+}
+
+// Columns of checks. They are printed one by one as they come in, so that their widths cannot follow the contents.
+const checkColumns = "%-6s  %-24s  %-24s  %6s  %s"
+
+// CheckHeader is the line above CheckLine's.
+func CheckHeader() string {
+	return fmt.Sprintf(checkColumns, "RESULT", "CHECK", "TARGET", "TOOK", "DETAIL")
+}
+
+// CheckLine is one check of a cluster.
+func CheckLine(name, target string, ok bool, lasted time.Duration, detail string) string {
+	result := "ok"
+	if !ok {
+		result = "FAILED"
+	}
+	return strings.TrimRight(fmt.Sprintf(checkColumns, result, oneLine(name), oneLine(target), fmt.Sprintf("%.1fs", lasted.Seconds()), oneLine(detail)), " ")
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -82,7 +83,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	s := &server{
 		cfg: cfg, log: log, keys: keys, sockets: sockets,
 		content: content{store: store}, importer: newImporter(cfg, store, log),
-		fleet: machines, metrics: newMetrics(machines),
+		fleet: machines, metrics: newMetrics(machines), desk: newClusterDesk(log),
 	}
 	if s.clusters, err = s.newClusters(); err != nil {
 		return err
@@ -126,6 +127,7 @@ type server struct {
 	importer *importer
 	fleet    *fleet.Fleet
 	clusters *clusters.Set
+	desk     *clusterDesk
 	metrics  *metrics
 	plane    *controlplane.ControlPlane
 }
@@ -158,15 +160,17 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 	if err != nil {
 		return nil, err
 	}
+	handlers := map[string]http.Handler{
+		machinesPath:           machineLogs(s.fleet),
+		"/coldrack/v1/bundles": s.importer,
+		metricsPath:            s.metrics.handler(s.log),
+	}
+	maps.Copy(handlers, s.desk.handlers())
 	return controlplane.Start(ctx, controlplane.Config{
 		Logger: s.log.With("part", "controlplane"), DataDir: cfg.DataDir, Address: cfg.APIAddress,
 		ServingCert: certPEM, ServingKey: keyPEM, ClientCAs: s.keys.people.CertPEM(),
 		EncryptionKey: encryptionKey,
-		Handlers: map[string]http.Handler{
-			machinesPath:           machineLogs(s.fleet),
-			"/coldrack/v1/bundles": s.importer,
-			metricsPath:            s.metrics.handler(s.log),
-		},
+		Handlers:      handlers,
 		Normalize:     fleet.Normalize,
 		Version:       version.Get().Version,
 		EtcdEndpoints: cfg.EtcdEndpoints, EtcdCAFile: cfg.EtcdCAFile, EtcdCertFile: cfg.EtcdCertFile, EtcdKeyFile: cfg.EtcdKeyFile,
@@ -206,6 +210,7 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 		return err
 	}
 
+	s.desk.open(deskTools{clusters: s.clusters, client: direct, content: s.content.store})
 	catalog := newCatalog(s.content.store, s.log)
 	s.importer.onImport(func() {
 		catalog.changed()

@@ -1,0 +1,327 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/daemon"
+	"coldrack.dev/internal/manifest"
+)
+
+func (a *app) planCommand() *cobra.Command {
+	var (
+		files   []string
+		output  string
+		details bool
+	)
+	cmd := &cobra.Command{
+		Use:   "plan -f FILE|FOLDER|-",
+		Short: "Show what applying a cluster would do, before anything is done",
+		Long: `Show what applying clusters and their groups would do, machine by machine: which machines they get and
+why, which are installed first, certificates, files with the difference to what is there, the order of steps,
+what would be interrupted, and what no imported bundle contains. Machines and Subnets of the files count, too.
+Nothing is changed, and no secret is shown.
+
+Exit codes: 0 nothing would change, 6 something would, 5 the server would refuse it.`,
+		Example: `  coldrack plan -f lab.yaml
+  coldrack plan -f lab.yaml --details
+  coldrack plan -f lab.yaml -o json | jq '.clusters[].changes.nodes[].disruptions'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(files) == 0 {
+				return usageError("name what to plan with -f FILE, -f FOLDER or -f -")
+			}
+			documents, err := a.readManifests(files)
+			if err != nil {
+				return err
+			}
+			answer, err := a.askPlan(cmd.Context(), documents, details)
+			if err != nil {
+				return err
+			}
+			plan := cli.Plan{Previews: answer.Clusters, Details: details}
+			if done, err := a.printStructured(output, answer); err != nil {
+				return err
+			} else if !done {
+				fmt.Fprint(a.out, cli.RenderPlan(plan))
+			}
+			return planOutcome(plan)
+		},
+	}
+	a.addConnectionFlag(cmd)
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder (all of its .yaml, .yml and .json files) or - for standard input; may be repeated")
+	cmd.Flags().BoolVar(&details, "details", false, "also show contents of new files, what certificates say, and the reason of each step")
+	addOutputFlag(cmd, &output, "json", "yaml")
+	return cmd
+}
+
+// planOutcome is the exit code of a plan that was printed.
+func planOutcome(plan cli.Plan) error {
+	for _, p := range plan.Previews {
+		if len(p.Invalid) > 0 {
+			return &silentError{exitRefused}
+		}
+	}
+	if plan.Changes() {
+		return &silentError{exitChanges}
+	}
+	return nil
+}
+
+// isPlanned is true for kinds that a plan depends on.
+func isPlanned(d *manifest.Document) bool {
+	if d.Object.GroupVersionKind().GroupVersion() != v1alpha1.GroupVersion {
+		return false
+	}
+	switch d.Object.GetKind() {
+	case "Cluster", "MachineGroup", "Machine", "Subnet":
+		return true
+	}
+	return false
+}
+
+// isCluster is true for kinds that a plan is about.
+func isCluster(d *manifest.Document) bool {
+	return isPlanned(d) && (d.Object.GetKind() == "Cluster" || d.Object.GetKind() == "MachineGroup")
+}
+
+// askPlan has the server plan what the documents say. What it would refuse is an error with the line of the file.
+func (a *app) askPlan(ctx context.Context, documents []*manifest.Document, details bool) (*daemon.PlanAnswer, error) {
+	ask := daemon.PlanAsk{Details: details}
+	var sent []*manifest.Document
+	clusters := false
+	for _, d := range documents {
+		if !isPlanned(d) {
+			continue
+		}
+		body, err := toJSON(d.Object)
+		if err != nil {
+			return nil, err
+		}
+		ask.Objects = append(ask.Objects, body)
+		sent = append(sent, d)
+		clusters = clusters || isCluster(d)
+	}
+	if !clusters {
+		return nil, usageError("there is no Cluster and no MachineGroup in these files; `coldrack apply --dry-run` checks other kinds")
+	}
+	var answer daemon.PlanAnswer
+	if err := a.post(ctx, "plan", ask, &answer, "coldrack", "v1", "plan"); err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, r := range answer.Refused {
+		if r.Object >= 0 && r.Object < len(sent) {
+			errs = append(errs, explainFor(sent[r.Object], &apierrors.StatusError{ErrStatus: r.Status}))
+		}
+	}
+	if len(errs) > 0 {
+		return nil, &codedError{exitRefused, errors.Join(errs...)}
+	}
+	return &answer, nil
+}
+
+// post sends JSON to a path below people's API that holds no objects, and reads the answer.
+func (a *app) post(ctx context.Context, what string, ask, answer any, path ...string) error {
+	stream, err := a.stream(ctx, what, ask, nil, path...)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	if err := json.NewDecoder(stream).Decode(answer); err != nil {
+		return fmt.Errorf("%s: the server's answer: %w", what, err)
+	}
+	return nil
+}
+
+// stream is post for an answer that comes bit by bit.
+func (a *app) stream(ctx context.Context, what string, ask any, query url.Values, path ...string) (io.ReadCloser, error) {
+	config, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(ask)
+	if err != nil {
+		return nil, err
+	}
+	target := host.JoinPath(path...)
+	target.RawQuery = query.Encode()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target.String(), bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := client.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if response.StatusCode == http.StatusOK {
+		return response.Body, nil
+	}
+	defer response.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 64<<10))
+	return nil, askRefusal(what, response, text)
+}
+
+// askRefusal turns an answer that is no success into an error.
+func askRefusal(what string, response *http.Response, text []byte) error {
+	var status metav1.Status
+	said := strings.TrimSpace(string(text))
+	if json.Unmarshal(text, &status) == nil && status.Message != "" {
+		said = status.Message
+	}
+	code := exitFailure
+	switch response.StatusCode {
+	case http.StatusNotFound:
+		code = exitNotFound
+	case http.StatusBadRequest:
+		code = exitUsage
+	case http.StatusForbidden, http.StatusConflict:
+		code = exitRefused
+	case http.StatusUnauthorized:
+		return fmt.Errorf("%s: %w", what, apierrors.NewUnauthorized(said))
+	}
+	return &codedError{code, fmt.Errorf("%s: %s", what, cmp.Or(said, response.Status))}
+}
+
+func (a *app) clusterApplyCommand() *cobra.Command {
+	var (
+		files               []string
+		yes, wait, force    bool
+		details, incomplete bool
+		timeout             time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "apply -f FILE|FOLDER|-",
+		Short: "Show the plan of a cluster, ask, and carry it out",
+		Long: `Show what applying the files would do, ask whether that is meant, and apply them. With --wait, follow the clusters
+until they are Ready.`,
+		Example: `  coldrack cluster apply -f lab.yaml --yes --wait --timeout 30m`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			if len(files) == 0 {
+				return usageError("name what to apply with -f FILE, -f FOLDER or -f -")
+			}
+			documents, err := a.readManifests(files)
+			if err != nil {
+				return err
+			}
+			answer, err := a.askPlan(ctx, documents, details)
+			if err != nil {
+				return err
+			}
+			plan := cli.Plan{Previews: answer.Clusters, Details: details}
+			fmt.Fprint(a.out, cli.RenderPlan(plan))
+			if err := refuseInvalid(answer, incomplete); err != nil {
+				return err
+			}
+			if plan.Changes() && !yes {
+				if err := a.confirmPlan(ctx); err != nil {
+					return err
+				}
+			}
+			fmt.Fprintln(a.out)
+			if err := a.applyAll(ctx, documents, false, force); err != nil {
+				return err
+			}
+			if !wait {
+				a.afterApply(documents)
+				return nil
+			}
+			for _, p := range answer.Clusters {
+				goal := &clusterGoal{phase: string(v1alpha1.ClusterReady), limit: timeout}
+				if err := a.watchCluster(ctx, p.Cluster, goal, false); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	a.addConnectionFlag(cmd)
+	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder (all of its .yaml, .yml and .json files) or - for standard input; may be repeated")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask; required where nobody can be asked")
+	cmd.Flags().BoolVar(&details, "details", false, "show the plan in full")
+	cmd.Flags().BoolVar(&wait, "wait", false, "follow the clusters until they are Ready")
+	cmd.Flags().DurationVar(&timeout, "timeout", time.Hour, "with --wait, give up after this time, with exit code 4")
+	cmd.Flags().BoolVar(&force, "force-conflicts", false, "take over fields that another tool set")
+	cmd.Flags().BoolVar(&incomplete, "allow-invalid", false, "also write what cannot work yet; nothing is done until it can")
+	return cmd
+}
+
+// refuseInvalid refuses clusters that can never work as they are written.
+func refuseInvalid(answer *daemon.PlanAnswer, allow bool) error {
+	if allow {
+		return nil
+	}
+	var lines []string
+	for _, p := range answer.Clusters {
+		for _, text := range p.Invalid {
+			lines = append(lines, fmt.Sprintf("  cluster %s: %s", p.Cluster, text))
+		}
+	}
+	if len(lines) == 0 {
+		return nil
+	}
+	return refusedError("nothing was applied, because it cannot work:\n%s\n  --allow-invalid writes it all the same; nothing is done on machines until it can work", strings.Join(lines, "\n"))
+}
+
+// confirmPlan asks the person at the terminal, and refuses where there is none.
+func (a *app) confirmPlan(ctx context.Context) error {
+	stdin, isFile := a.in.(*os.File)
+	if _, _, tty := terminal(a.err); !tty || !isFile || !isTerminal(stdin) {
+		return refusedError("nothing was applied: say --yes if the plan is what you want")
+	}
+	fmt.Fprint(a.err, "\nCarry this out? Type yes: ")
+	answer := make(chan string, 1)
+	go func() { // ends with its line or with the process
+		line, _ := bufio.NewReader(a.in).ReadString('\n')
+		answer <- strings.TrimSpace(line)
+	}()
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(a.err)
+	case line := <-answer:
+		if line == "yes" {
+			return nil
+		}
+	}
+	return refusedError("not confirmed, nothing was applied")
+}
+
+// afterApply says what to look at next.
+func (a *app) afterApply(documents []*manifest.Document) {
+	said := map[string]bool{}
+	for _, d := range documents {
+		if isCluster(d) && d.Object.GetKind() == "Cluster" && !said[d.Object.GetName()] {
+			said[d.Object.GetName()] = true
+			fmt.Fprintf(a.err, "follow it with: coldrack cluster watch %s --until Ready\n", d.Object.GetName())
+		}
+	}
+}

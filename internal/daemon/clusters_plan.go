@@ -1,0 +1,356 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/clusters"
+	"coldrack.dev/internal/kube"
+)
+
+// PlanAsk asks what would happen if objects were applied.
+type PlanAsk struct {
+	// Objects of the kinds Cluster, MachineGroup, Machine and Subnet, as they would be applied.
+	Objects []json.RawMessage `json:"objects"`
+	// Details also asks for the contents of new files.
+	Details bool `json:"details,omitempty"`
+}
+
+// PlanAnswer is what would happen.
+type PlanAnswer struct {
+	Clusters []kube.Preview `json:"clusters"`
+	// Refused are objects that the API would not accept. They are left out of the plan.
+	Refused []PlanRefusal `json:"refused,omitempty"`
+}
+
+// PlanRefusal is an object that would not be accepted.
+type PlanRefusal struct {
+	// Object is its place in PlanAsk.Objects.
+	Object int           `json:"object"`
+	Status metav1.Status `json:"status"`
+}
+
+// applyManager is who owns the fields that people apply. A plan is made as if they did.
+const applyManager = "coldrack"
+
+// plan answers POST /coldrack/v1/plan.
+func (d *clusterDesk) plan(_ http.ResponseWriter, r *http.Request, tools *deskTools) (any, error) {
+	var ask PlanAsk
+	if err := readAsk(r, &ask); err != nil {
+		return nil, err
+	}
+	ctx := r.Context()
+	world, err := tools.world(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var answer PlanAnswer
+	for i, raw := range ask.Objects {
+		if err := world.propose(ctx, tools.client, raw); err != nil {
+			var status apierrors.APIStatus
+			if !errors.As(err, &status) || status.Status().Code >= http.StatusInternalServerError {
+				return nil, err
+			}
+			answer.Refused = append(answer.Refused, PlanRefusal{i, status.Status()})
+		}
+	}
+	answer.Clusters = []kube.Preview{}
+	for _, name := range world.affected() {
+		answer.Clusters = append(answer.Clusters, world.preview(tools, name, ask.Details))
+	}
+	return answer, nil
+}
+
+// world is what exists, with what somebody proposes laid over it.
+type world struct {
+	now     clusters.Situation
+	subnets []v1alpha1.Subnet
+	// clusters and groups that are proposed, as they would be after they were applied.
+	clusters map[string]*v1alpha1.Cluster
+	groups   map[string]*v1alpha1.MachineGroup
+}
+
+func (t *deskTools) world(ctx context.Context) (*world, error) {
+	var (
+		cs v1alpha1.ClusterList
+		gs v1alpha1.MachineGroupList
+		ms v1alpha1.MachineList
+		ss v1alpha1.SubnetList
+	)
+	for _, list := range []client.ObjectList{&cs, &gs, &ms, &ss} {
+		if err := t.client.List(ctx, list); err != nil {
+			return nil, fmt.Errorf("read what exists: %w", err)
+		}
+	}
+	return &world{
+		now:     clusters.Situation{Clusters: cs.Items, Groups: gs.Items, Machines: ms.Items},
+		subnets: ss.Items, clusters: map[string]*v1alpha1.Cluster{}, groups: map[string]*v1alpha1.MachineGroup{},
+	}, nil
+}
+
+// propose asks the API what an object would be if it were applied: merged with what is there, defaults filled in,
+// checked.
+func (w *world) propose(ctx context.Context, c client.Client, raw []byte) error {
+	object := &unstructured.Unstructured{}
+	if err := object.UnmarshalJSON(raw); err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	var into client.Object
+	switch kind := object.GroupVersionKind(); kind {
+	case v1alpha1.GroupVersion.WithKind("Cluster"):
+		into = &v1alpha1.Cluster{}
+	case v1alpha1.GroupVersion.WithKind("MachineGroup"):
+		into = &v1alpha1.MachineGroup{}
+	case v1alpha1.GroupVersion.WithKind("Machine"):
+		into = &v1alpha1.Machine{}
+	case v1alpha1.GroupVersion.WithKind("Subnet"):
+		into = &v1alpha1.Subnet{}
+	default:
+		return apierrors.NewBadRequest(fmt.Sprintf("%s is no part of a cluster's plan; send only Cluster, MachineGroup, Machine and Subnet", kind.Kind))
+	}
+	strict := client.WithFieldValidation(c, client.FieldValidation(metav1.FieldValidationStrict))
+	if err := strict.Apply(ctx, client.ApplyConfigurationFromUnstructured(object), client.FieldOwner(applyManager), client.ForceOwnership, client.DryRunAll); err != nil {
+		return err
+	}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, into); err != nil {
+		return err
+	}
+	switch o := into.(type) {
+	case *v1alpha1.Cluster:
+		w.clusters[o.Name] = o
+	case *v1alpha1.MachineGroup:
+		w.groups[o.Name] = o
+	case *v1alpha1.Machine:
+		w.now.Machines = laidOver(w.now.Machines, *o, func(m v1alpha1.Machine) string { return m.Name })
+	case *v1alpha1.Subnet:
+		w.subnets = laidOver(w.subnets, *o, func(s v1alpha1.Subnet) string { return s.Name })
+	}
+	return nil
+}
+
+// laidOver replaces the item of the same name, or adds it.
+func laidOver[T any](list []T, item T, name func(T) string) []T {
+	if i := slices.IndexFunc(list, func(t T) bool { return name(t) == name(item) }); i >= 0 {
+		list[i] = item
+		return list
+	}
+	return append(list, item)
+}
+
+// affected are the clusters that are proposed, or of which a group is.
+func (w *world) affected() []string {
+	var names []string
+	for name := range w.clusters {
+		names = append(names, name)
+	}
+	for _, g := range w.groups {
+		names = append(names, g.Spec.Cluster)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (w *world) existing(name string) *v1alpha1.Cluster {
+	for i := range w.now.Clusters {
+		if w.now.Clusters[i].Name == name {
+			return &w.now.Clusters[i]
+		}
+	}
+	return nil
+}
+
+// allGroups are the groups of a cluster as they would be.
+func (w *world) allGroups(cluster string) []v1alpha1.MachineGroup {
+	groups := slices.Clone(w.now.Groups)
+	for _, g := range w.groups {
+		groups = laidOver(groups, *g, func(g v1alpha1.MachineGroup) string { return g.Name })
+	}
+	groups = slices.DeleteFunc(groups, func(g v1alpha1.MachineGroup) bool { return g.Spec.Cluster != cluster })
+	slices.SortFunc(groups, func(a, b v1alpha1.MachineGroup) int { return cmp.Compare(a.Name, b.Name) })
+	return groups
+}
+
+// preview is what would happen to one cluster.
+func (w *world) preview(tools *deskTools, name string, details bool) kube.Preview {
+	was := w.existing(name)
+	p := kube.Preview{Cluster: name, Exists: was != nil}
+	cluster := w.clusters[name]
+	if cluster == nil {
+		cluster = was
+	}
+	if cluster == nil {
+		p.Invalid = append(p.Invalid, fmt.Sprintf("there is no cluster %q, which groups name; apply it with them", name))
+		return p
+	}
+	groups := w.allGroups(name)
+	p.Invalid, p.Warnings = w.check(tools, cluster, was, groups)
+
+	var proposed []v1alpha1.MachineGroup
+	for _, g := range groups {
+		if w.groups[g.Name] != nil {
+			proposed = append(proposed, g)
+		}
+	}
+	outcome, err := tools.clusters.Preview(cluster, proposed, w.now)
+	if err != nil {
+		// What validation found says the same in better words.
+		if len(p.Invalid) == 0 {
+			p.Invalid = append(p.Invalid, err.Error())
+		}
+		return p
+	}
+	if len(groups) > 0 {
+		p.Problems = outcome.Waiting
+	}
+	if was != nil && was.Spec.Version != cluster.Spec.Version && len(was.Status.Nodes) > 0 {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("version %s becomes %s: nodes keep theirs until the upgrade reaches them, one after the other", was.Spec.Version, cluster.Spec.Version))
+	}
+	p.Machines = w.machines(was, groups, &outcome)
+	if outcome.New != nil {
+		p.Changes = kube.Diff(outcome.Old, outcome.New, details)
+		p.Missing = missing(tools.content, outcome.New)
+	}
+	return p
+}
+
+// check says what can never work, and what is worth knowing. A cluster whose groups are not written yet is
+// incomplete, not wrong.
+func (w *world) check(tools *deskTools, cluster, was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup) (invalid, warnings []string) {
+	versions := tools.content.KubernetesVersions()
+	if versions == nil {
+		versions = []string{} // known: none
+	}
+	errs := v1alpha1.ValidateCluster(cluster, v1alpha1.ClusterFacts{
+		Groups: groups, Versions: versions, Subnets: w.subnets, Clusters: w.now.Clusters,
+	})
+	if was != nil {
+		errs = append(errs, v1alpha1.ValidateClusterChange(cluster, was)...)
+	}
+	for i := range groups {
+		for _, err := range v1alpha1.ValidateMachineGroup(&groups[i]) {
+			invalid = append(invalid, fmt.Sprintf("MachineGroup %s: %v", groups[i].Name, err))
+		}
+	}
+	for _, err := range errs {
+		if err.Type == field.ErrorTypeRequired && err.Field == "spec" && len(groups) == 0 {
+			continue
+		}
+		invalid = append(invalid, err.Error())
+	}
+	if len(groups) == 0 {
+		warnings = append(warnings, "it has no MachineGroup yet, and so no machines")
+	}
+	return invalid, warnings
+}
+
+// machines tells which machine is where, why, and what has to happen first.
+func (w *world) machines(was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, outcome *clusters.Preview) []kube.PreviewMachine {
+	known := map[string]*v1alpha1.Machine{}
+	for i := range w.now.Machines {
+		known[w.now.Machines[i].Name] = &w.now.Machines[i]
+	}
+	has := map[string]bool{}
+	if was != nil {
+		for _, n := range was.Status.Nodes {
+			has[n.Machine] = true
+		}
+	}
+	var list []kube.PreviewMachine
+	for i := range groups {
+		g := &groups[i]
+		for _, name := range outcome.Placed[g.Name] {
+			m := kube.PreviewMachine{Machine: name, Group: g.Name, Roles: g.Spec.Roles, Why: whyIn(g)}
+			if has[name] {
+				m.Why = "belongs to it"
+			}
+			for _, n := range outcome.Nodes {
+				if n.Machine == name && len(n.Addresses) > 0 {
+					m.Address = n.Addresses[0]
+				}
+			}
+			if machine := known[name]; machine != nil {
+				m.Install = installOf(machine, g)
+			}
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+// whyIn is why a group takes a machine.
+func whyIn(g *v1alpha1.MachineGroup) string {
+	selector := metav1.FormatLabelSelector(&g.Spec.Selector)
+	if selector == "<none>" {
+		return "approved and in no other group"
+	}
+	return "approved, has " + selector
+}
+
+// installOf is what has to happen before a machine can be a node; empty when it is installed.
+func installOf(m *v1alpha1.Machine, g *v1alpha1.MachineGroup) string {
+	profile := cmp.Or(g.Spec.Profile, m.Spec.Profile)
+	switch {
+	case m.Status.Phase == v1alpha1.PhaseReady:
+		return ""
+	case m.Status.Phase == v1alpha1.PhaseInstalling || m.Status.Phase == v1alpha1.PhaseRebooting:
+		return "is being installed"
+	case m.Status.Installed != nil:
+		return "is installed, and " + strings.ToLower(string(m.Status.Phase)) + " now"
+	case profile == "":
+		return "is installed, as soon as it or the group has a profile"
+	}
+	return "is installed with profile " + profile
+}
+
+// missing is what no imported bundle contains. Packages of the operating system are not looked at: machines have
+// been, or will be, installed with an image of their own choice.
+func missing(content contentNames, plan *kube.Plan) []string {
+	supply := kube.Supply{Images: map[string]string{}}
+	for _, image := range plan.Requirements.Images {
+		if _, ok := content.Container(image); ok {
+			supply.Images[image] = "a bundle"
+		}
+	}
+	var list, versions []string
+	for _, n := range plan.Nodes {
+		versions = append(versions, n.Version)
+	}
+	slices.Sort(versions)
+	for _, version := range slices.Compact(versions) {
+		programs, err := content.Programs(version)
+		if err != nil {
+			list = append(list, err.Error())
+			continue
+		}
+		for _, p := range programs {
+			supply.Programs = append(supply.Programs, kube.SuppliedProgram{Name: p.Name, Path: p.Path, Version: p.Version, Place: "a bundle"})
+		}
+	}
+	for _, need := range plan.Requirements.Check(supply) {
+		// What goes with any version may come as a package.
+		if need.Found != "" || need.Kind == kube.NeedPackage || need.Kind == kube.NeedProgram && need.Wanted == "" {
+			continue
+		}
+		text := strings.TrimSpace(need.Kind + " " + need.Name + " " + need.Wanted)
+		if need.Note != "" {
+			text += " (" + need.Note + ")"
+		}
+		list = append(list, text)
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
