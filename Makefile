@@ -10,7 +10,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 BUNDLE  := build/default.bundle.tar
 export PATH := $(CURDIR)/bin:$(PATH)
 # What tests may rely on here, after `make setup`; where one of these is missing they fail instead of skipping.
-TOOLS := root netns qemu kubectl etcd curl skopeo tftp udhcpc dhclient dnsmasq nft setpriv losetup sgdisk mtype \
+TOOLS := root netns qemu kubectl etcd curl skopeo tftp udhcpc dhclient dnsmasq nft setpriv containerd ctr losetup sgdisk mtype \
 	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs
 space := $(subst ,, )
 comma := ,
@@ -54,6 +54,10 @@ bin/kubectl: hack/tools/go.mod hack/tools/kubectl/main.go
 bin/etcd: go.mod
 	@mkdir -p bin; echo "building etcd"
 	@CGO_ENABLED=0 go build -trimpath -o bin/etcd go.etcd.io/etcd/server/v3
+# The container runtime of the nodes, from the module that bundles build it from: the build is shared.
+bin/containerd bin/ctr: recipes/modules/containerd-2.3/go.mod recipes/modules/containerd-2.3/go.sum
+	@mkdir -p bin; echo "building $(notdir $@)"
+	@cd recipes/modules/containerd-2.3 && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../../$@ github.com/containerd/containerd/v2/cmd/$(notdir $@)
 bin/staticcheck: hack/tools/go.mod
 	@mkdir -p bin; echo "building staticcheck"
 	@cd hack/tools && go build -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
@@ -62,10 +66,10 @@ bin/govulncheck: hack/tools/go.mod
 	@cd hack/tools && go build -o ../../bin/govulncheck golang.org/x/vuln/cmd/govulncheck
 
 ## test       everything that can be checked quickly
-test: setup build bin/kubectl bin/etcd lint unit fuzz
+test: setup build bin/kubectl bin/etcd bin/containerd bin/ctr lint unit fuzz
 
 ## unit       all unit, network-namespace and API tests, with the race detector
-unit: build bin/kubectl bin/etcd
+unit: build bin/kubectl bin/etcd bin/containerd bin/ctr
 	@echo "unit tests with the race detector"
 	@go test -race -timeout 15m $$(go list ./... | grep -v /test/e2e)
 
