@@ -140,11 +140,12 @@ func (b *builder) stamps(ctx context.Context, c command, g GoRecipe) ([]string, 
 		if err != nil {
 			return nil, err
 		}
+		m.Version = ""
 		if err := json.Unmarshal([]byte(out), &m); err != nil {
 			return nil, fmt.Errorf("go list: %w", err)
 		}
 		if m.Version != g.Version {
-			return nil, &FieldError{"version", fmt.Sprintf("is %s, but go.mod selects %s of %s; change one of them", g.Version, m.Version, g.Module)}
+			return nil, &FieldError{"version", fmt.Sprintf("is %s, but go.mod selects %q of %s; change one of them", g.Version, m.Version, g.Module)}
 		}
 	}
 	parts := append(strings.Split(strings.TrimPrefix(g.Version, "v"), "."), "", "")
