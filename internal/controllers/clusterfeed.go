@@ -35,6 +35,21 @@ func clusterFeed(d Deps) reconciler {
 	}
 }
 
+// FeedClusters carries all clusters that there are into the Set, once. Before that, a node would be told that it
+// belongs to none.
+func FeedClusters(ctx context.Context, d Deps) error {
+	list := &v1alpha1.ClusterList{}
+	if err := d.Cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list clusters: %w", err)
+	}
+	for i := range list.Items {
+		if err := feedCluster(ctx, d, list.Items[i].Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // clusterWatches wake a reconciler with the name of a cluster of which anything but a machine has changed.
 func clusterWatches(d Deps) []source.Source {
 	return []source.Source{

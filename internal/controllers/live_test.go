@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/clusters"
 	"coldrack.dev/internal/controlplane"
 	"coldrack.dev/internal/fleet"
 	"coldrack.dev/internal/machineapi/wire"
@@ -40,8 +41,10 @@ type liveWorld struct {
 	catalog *fakeCatalog
 	plans   *planSink
 
-	fleet *fleet.Fleet // of the present life
-	stop  func()
+	fleet    *fleet.Fleet // of the present life
+	clusters *clusters.Set
+	deps     Deps
+	stop     func()
 }
 
 type planSink struct {
@@ -124,6 +127,10 @@ func TestLive(t *testing.T) {
 		{"a machine that is held says why", heldSaysWhy},
 		{"DHCP hears of valid subnets, and what was imported becomes Images and Bundles", subnetsAndCatalog},
 		{"a deleted machine is forgotten", deletedIsForgotten},
+		{"a cluster gets its machines, is recorded, and then handed out, also after a restart", clusterIsRecorded},
+		{"the keys of a cluster are made once", keysAreMadeOnce},
+		{"a cluster that cannot be carried out says which field, and its nodes keep what they have", invalidClusterSaysWhy},
+		{"a deleted cluster waits for its machines, and its keys are kept", deletedClusterWaits},
 		{"the store starts over when it was not the fastest", storeStartsOver},
 		{"the store never takes an interruption for success", storeInterrupted},
 	} {
@@ -156,7 +163,13 @@ func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane) *liveWorld {
 	w := &liveWorld{t: t, plane: plane, catalog: &fakeCatalog{changed: make(chan struct{})}, plans: &planSink{}}
 	w.client, err = client.New(w.config(), client.Options{Scheme: w.scheme()})
 	check(t, err)
-	for _, kind := range []client.Object{&v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}} {
+	leftovers := &v1alpha1.ClusterList{}
+	check(t, w.client.List(t.Context(), leftovers))
+	for i := range leftovers.Items {
+		leftovers.Items[i].Finalizers = nil
+		check(t, w.client.Update(t.Context(), &leftovers.Items[i]))
+	}
+	for _, kind := range []client.Object{&v1alpha1.Cluster{}, &v1alpha1.MachineGroup{}, &v1alpha1.Secret{}, &v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}} {
 		check(t, w.client.DeleteAllOf(t.Context(), kind))
 	}
 	w.store = NewStore(w.client)
@@ -189,7 +202,10 @@ func (w *liveWorld) start() {
 	group.Go(func() error { return cached.Start(ctx) })
 	synced, err := Feed(ctx, cached, w.fleet)
 	check(w.t, err)
-	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, HeartbeatInterval: 10 * time.Second}
+	w.clusters = clusters.New(clusters.Options{Programs: noPrograms{}, Log: testLog()})
+	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, HeartbeatInterval: 10 * time.Second,
+		Clusters: w.clusters, DialNode: func(context.Context, string, string) (net.Conn, error) { return nil, errNoNode }}
+	w.deps = deps
 	group.Go(func() error { return synced(ctx) })
 	group.Go(func() error { return Serve(ctx, deps) })
 	group.Go(func() error { return Lead(ctx, deps) })

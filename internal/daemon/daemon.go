@@ -210,7 +210,7 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 		return err
 	}
 
-	s.desk.open(deskTools{clusters: s.clusters, client: direct, content: s.content.store})
+	s.desk.open(deskTools{clusters: s.clusters, client: direct, content: s.content.store, verify: s.verifier(direct)})
 	catalog := newCatalog(s.content.store, s.log)
 	s.importer.onImport(func() {
 		catalog.changed()
@@ -219,6 +219,9 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 	deps := controllers.Deps{
 		Client: direct, Cache: cached, Fleet: s.fleet, Log: s.log.With("part", "controllers"),
 		Catalog: catalog, HeartbeatInterval: s.cfg.HeartbeatInterval, Clusters: s.clusters, DialNode: s.dialNode,
+	}
+	if err := controllers.FeedClusters(ctx, deps); err != nil {
+		return err
 	}
 	if s.cfg.NoBoot {
 		group.Go(func() error { return controllers.Serve(ctx, deps) })
