@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"crypto/ed25519"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/bundle"
@@ -27,12 +30,13 @@ func (a *app) bundleCommand() *cobra.Command {
 		Use:   "bundle",
 		Short: "Build, check and import what machines are installed from",
 		Long: `A bundle is one signed archive with everything a site needs: operating-system images, the discovery
-system, boot loaders, a bill of materials. It is built where a Debian mirror is reachable and imported
+system, boot loaders, Kubernetes with its programs and container images, a bill of materials. It is built
+where a Debian mirror and Go modules are reachable and imported
 where nothing is.`,
 		RunE: group,
 	}
 	cmd.AddCommand(a.bundleBuildCommand(), a.bundleInspectCommand(), a.bundleVerifyCommand(), a.bundleTrustCommand(),
-		a.bundleImportCommand(), a.bundleExportCommand(), a.bundleListCommand())
+		a.bundleImportCommand(), a.bundleExportCommand(), a.bundleListCommand(), a.bundleShowCommand())
 	return cmd
 }
 
@@ -41,12 +45,13 @@ func (a *app) bundleBuildCommand() *cobra.Command {
 	var verbose bool
 	cmd := &cobra.Command{
 		Use:   "build -f RECIPE_FOLDER... -o FILE",
-		Short: "Build a bundle from a recipe",
-		Long: `Build a bundle from the recipe.yaml of a folder, with Debian packages from the mirror that this
-machine's apt is configured with. Finished steps are kept in the cache, so that an interrupted build
-goes on where it was.`,
-		Example: `  coldrack bundle build -f recipes/default --agent bin/coldrack-agent -o default.bundle.tar`,
-		Args:    cobra.NoArgs,
+		Short: "Build a bundle from recipes",
+		Long: `Build one bundle from the recipe.yaml of one or more folders, with Debian packages from the mirror
+that this machine's apt is configured with, and Go modules from where this machine's Go gets them. Finished
+steps are kept in the cache, so that an interrupted build goes on where it was.`,
+		Example: `  coldrack bundle build -f recipes/default -f recipes/kubernetes-1.36 --agent bin/coldrack-agent -o default.bundle.tar
+  coldrack bundle build -f recipes/kubernetes-1.35 -o kubernetes-1.35.bundle.tar`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(options.RecipeDirs) == 0 || options.Out == "" {
 				return usageError("name the recipe's folder with -f and the archive with -o")
@@ -59,11 +64,7 @@ goes on where it was.`,
 				options.CacheDir = filepath.Join(base, "coldrack", "bundle")
 			}
 			if options.AgentPath == "" {
-				path, err := agentBesideUs()
-				if err != nil {
-					return err
-				}
-				options.AgentPath = path
+				options.AgentPath = agentBesideUs()
 			}
 			if verbose {
 				options.Log = slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -93,17 +94,14 @@ goes on where it was.`,
 	return cmd
 }
 
-// agentBesideUs finds the agent where both binaries are installed together.
-func agentBesideUs() (string, error) {
+// agentBesideUs is where the agent is when both binaries are installed together. Recipes without a discovery
+// system do not need it, so the builder looks whether it is there.
+func agentBesideUs() string {
 	self, err := os.Executable()
 	if err != nil {
-		return "", err
+		return ""
 	}
-	path := filepath.Join(filepath.Dir(self), "coldrack-agent")
-	if _, err := os.Stat(path); err != nil {
-		return "", usageError("there is no coldrack-agent beside this program; name one with --agent: %w", err)
-	}
-	return path, nil
+	return filepath.Join(filepath.Dir(self), "coldrack-agent")
 }
 
 // buildProgress prints a line for each step that begins or ends, and what a running one is at every few
@@ -160,16 +158,43 @@ func (a *app) printSummary(summary bundle.Summary, output string) error {
 	}
 	fmt.Fprintf(a.out, "Bundle:  %s\nDigest:  %s\nCreated: %s\nKey:     %s\nSize:    %s\n\n", summary.Name, summary.Digest,
 		summary.Created.Format(time.RFC3339), summary.KeyID, cli.Bytes(summary.Size))
-	table := &cli.Table{Header: []string{"KIND", "NAME", "FILES", "SIZE", "DIGEST"}}
+	table := &cli.Table{Header: []string{"KIND", "NAME", "VERSION", "SIZE", "DIGEST"}}
+	programs := &cli.Table{Header: []string{"PROGRAM", "VERSION", "SIZE", "PATH"}}
 	for _, artifact := range summary.Artifacts {
 		var size int64
 		for _, file := range artifact.Files {
 			size += file.Size
 		}
-		table.Add(string(artifact.Kind), artifact.Name, fmt.Sprint(len(artifact.Files)), cli.Bytes(size), artifact.Digest)
+		facts := factsOf(artifact)
+		table.Add(string(artifact.Kind), artifact.Name, cmp.Or(facts.version(), "-"), cli.Bytes(size), artifact.Digest)
+		for _, p := range facts.Programs {
+			programs.Add(p.Name, cmp.Or(p.Version, "-"), cli.Bytes(p.Size), p.Path)
+		}
 	}
-	return table.Print(a.out, true)
+	if err := table.Print(a.out, true); err != nil || len(programs.Rows) == 0 {
+		return err
+	}
+	fmt.Fprintln(a.out)
+	return programs.Print(a.out, true)
 }
+
+// artifactFacts are the fields of all kinds' configs that say which version an artifact is.
+type artifactFacts struct {
+	Version      string               `json:"version"`
+	AgentVersion string               `json:"agentVersion"`
+	Kubernetes   string               `json:"kubernetes"`
+	Programs     []bundle.ProgramFile `json:"programs"`
+}
+
+func factsOf(artifact bundle.Artifact) artifactFacts {
+	var facts artifactFacts
+	if artifact.Kind != bundle.KindContainer { // its name says it
+		_ = json.Unmarshal(artifact.Config, &facts) // a config of another form has no version
+	}
+	return facts
+}
+
+func (f artifactFacts) version() string { return cmp.Or(f.Version, f.AgentVersion, f.Kubernetes) }
 
 func (a *app) bundleVerifyCommand() *cobra.Command {
 	var (
@@ -416,13 +441,51 @@ func (a *app) printBundles(bundles []v1alpha1.Bundle) error {
 	table := &cli.Table{Header: []string{"NAME", "SIZE", "SIGNED BY", "AGE", "CONTENTS"}}
 	for _, b := range bundles {
 		var contents []string
+		containers := 0
 		for _, c := range b.Spec.Contents {
+			if c.Kind == string(bundle.KindContainer) {
+				containers++
+				continue
+			}
 			contents = append(contents, c.Kind+" "+c.Name)
 		}
 		slices.Sort(contents)
+		if containers > 0 {
+			contents = append(contents, fmt.Sprintf("%d container images", containers))
+		}
 		table.Add(b.Name, cli.Bytes(b.Spec.Size.Value()), b.Spec.KeyID, cli.Age(a.now().Sub(b.CreationTimestamp.Time)), strings.Join(contents, ", "))
 	}
 	return table.Print(a.out, true)
+}
+
+func (a *app) bundleShowCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "show NAME",
+		Short: "Show everything that is in an imported bundle",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			var b v1alpha1.Bundle
+			if err := c.Get(cmd.Context(), client.ObjectKey{Name: args[0]}, &b); err != nil {
+				return fmt.Errorf("bundle %s: %w", args[0], err)
+			}
+			if done, err := a.printStructured(output, b); done {
+				return err
+			}
+			table := &cli.Table{Header: []string{"KIND", "NAME", "SIZE", "DIGEST"}}
+			for _, content := range b.Spec.Contents {
+				table.Add(content.Kind, content.Name, cli.Bytes(content.Size.Value()), content.Digest)
+			}
+			return table.Print(a.out, true)
+		},
+	}
+	a.addConnectionFlag(cmd)
+	addOutputFlag(cmd, &output, "json", "yaml")
+	return cmd
 }
 
 // byteProgress shows how far an operation on a bundle has come: one line that changes on a terminal,

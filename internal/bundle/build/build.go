@@ -426,11 +426,11 @@ func readAgent(path, version string) (artefact, error) {
 		return artefact{}, fmt.Errorf("agent binary: %w", err)
 	}
 	if path == "" {
-		return fail(errors.New("no path was given"))
+		return fail(errors.New("no path was given; name one with --agent"))
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return fail(err)
+		return fail(fmt.Errorf("%w; name another with --agent", err))
 	}
 	defer func() { _ = f.Close() }()
 	e, err := elf.NewFile(f)
