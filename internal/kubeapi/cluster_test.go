@@ -224,12 +224,17 @@ func (c *testCluster) connect(servers ...netip.AddrPort) *Connection {
 func (c *testCluster) as(user string, groups ...string) *kubernetes.Clientset {
 	c.t.Helper()
 	certificate := c.authorities[kube.AuthorityKubernetes].client(c.t, user, groups...)
-	key, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
+	return c.withCertificate(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}), certificate.PrivateKey)
+}
+
+// withCertificate is a client with a PEM certificate that the cluster gave out.
+func (c *testCluster) withCertificate(certificate []byte, private crypto.PrivateKey) *kubernetes.Clientset {
+	c.t.Helper()
+	key, err := x509.MarshalPKCS8PrivateKey(private)
 	check(c.t, err)
 	client, err := kubernetes.NewForConfig(&rest.Config{Host: "https://" + c.servers()[0].String(), Dial: c.dial, QPS: -1,
-		TLSClientConfig: rest.TLSClientConfig{CAData: c.authorities[kube.AuthorityKubernetes].pem,
-			CertData: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}),
-			KeyData:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})}})
+		TLSClientConfig: rest.TLSClientConfig{CAData: c.authorities[kube.AuthorityKubernetes].pem, CertData: certificate,
+			KeyData: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})}})
 	check(c.t, err)
 	return client
 }

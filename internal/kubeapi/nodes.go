@@ -172,6 +172,15 @@ func (w *work) reconcileNode(ctx context.Context, name string) (problem string, 
 		}
 	}
 	change := changeOf(node, wanted, networks)
+	if wanted == nil && len(node.Spec.PodCIDRs) > 0 {
+		// A kubelet may bring networks along when it registers.
+		for i := range options.Wanted.Nodes {
+			if planned := &options.Wanted.Nodes[i]; overlap(node.Spec.PodCIDRs, planned.PodCIDRs) {
+				change.problem = fmt.Sprintf("node %s, which is no machine of the plan, has pod networks %s, which belong to node %s; delete node %s",
+					name, strings.Join(node.Spec.PodCIDRs, ","), planned.Name, name)
+			}
+		}
+	}
 	nodes := w.connection.client.CoreV1().Nodes()
 	if change.merge != nil {
 		metadata, _ := change.merge["metadata"].(map[string]any)
@@ -213,19 +222,23 @@ func (w *work) overlapping(name string, networks []netip.Prefix) (string, netip.
 		if other.Name == name {
 			continue
 		}
-		for _, text := range other.Spec.PodCIDRs {
-			taken, err := netip.ParsePrefix(text)
-			if err != nil {
-				continue
-			}
-			for _, network := range networks {
-				if taken.Overlaps(network) {
-					return other.Name, network
-				}
+		for _, network := range networks {
+			if overlap(other.Spec.PodCIDRs, []netip.Prefix{network}) {
+				return other.Name, network
 			}
 		}
 	}
 	return "", netip.Prefix{}
+}
+
+func overlap(texts []string, networks []netip.Prefix) bool {
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
+		if err == nil && slices.ContainsFunc(networks, p.Overlaps) {
+			return true
+		}
+	}
+	return false
 }
 
 // node finds a machine by the name of its node.

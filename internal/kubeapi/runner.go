@@ -15,7 +15,7 @@ import (
 
 const (
 	// checkInterval is how often the API server in use is asked whether it is ready.
-	checkInterval = 10 * time.Second
+	checkInterval = 5 * time.Second
 	// applyInterval is how often objects are looked at that should not have changed.
 	applyInterval = time.Minute
 	// applyTimeout ends an attempt to apply all objects.
