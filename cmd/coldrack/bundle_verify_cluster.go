@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -317,7 +318,7 @@ func (c *bundledContent) needsOf(p plannedCluster, manifests map[string]string) 
 		if at := slices.IndexFunc(c.artifacts, func(a bundle.Artifact) bool { return a.Kind == kind }); at >= 0 {
 			need.Name, need.Found = c.artifacts[at].Name, placeOf(c.artifacts[at])
 		}
-		needs = append(needs, verifiedNeed{need, "no " + string(kind) + ": " + complete})
+		needs = append(needs, verifiedNeed{need, string(kind) + ": " + complete})
 	}
 	supply, systems, err := c.supplyFor(p)
 	if err != nil {
@@ -325,24 +326,28 @@ func (c *bundledContent) needsOf(p plannedCluster, manifests map[string]string) 
 	}
 	for _, need := range systems {
 		need.For = byCluster
-		needs = append(needs, verifiedNeed{need, "no operating-system image " + need.Name + ": " + complete})
+		needs = append(needs, verifiedNeed{need, "operating-system image: " + complete})
 	}
 	required, err := kube.RequirementsOf(p.cluster)
 	if err != nil {
 		return nil, fmt.Errorf("cluster %s: %w", p.cluster.Name, err)
 	}
-	kubernetes := fmt.Sprintf("Kubernetes %s: build a bundle with its recipe (recipes/kubernetes-*), and name or import it, too; there is %s",
-		p.cluster.Spec.Version, strings.Join(append(c.kubernetes(), "nothing else"), ", "))
+	kubernetes := fmt.Sprintf("Kubernetes %s: build a bundle with the recipe of that version (recipes/kubernetes-*), and name or import it, too; these have %s",
+		p.cluster.Spec.Version, cmp.Or(strings.Join(c.kubernetes(), ", "), "no Kubernetes"))
 	for _, need := range required.Check(supply) {
 		need.For = byCluster
 		advice := kubernetes
-		if need.Kind == kube.NeedPackage {
+		switch {
+		case need.Kind == kube.NeedPackage && len(supply.Systems) == 0:
+			advice = "operating-system image: " + complete
+		case need.Kind == kube.NeedPackage:
 			advice = "package " + need.Name + ": add it to image.packages of the operating-system image's recipe, and build that bundle again"
 		}
 		needs = append(needs, verifiedNeed{need, advice})
 	}
 	needs = append(needs, verifiedNeed{
-		kube.Need{Kind: kube.NeedImage, Name: probeImage, For: "coldrack cluster verify", Found: supply.Images[probeImage]}, kubernetes,
+		kube.Need{Kind: kube.NeedImage, Name: probeImage, For: "coldrack cluster verify", Found: supply.Images[probeImage]},
+		"image " + probeImage + ": the recipes of Kubernetes (recipes/kubernetes-*) of this version of Coldrack bring it; build the bundle again",
 	})
 	for _, image := range slices.Sorted(maps.Keys(manifests)) {
 		need := kube.Need{Kind: kube.NeedImage, Name: image, For: manifests[image], Found: supply.Images[image]}

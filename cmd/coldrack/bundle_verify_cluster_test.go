@@ -183,14 +183,14 @@ func TestBundleVerifyForACluster(t *testing.T) {
 		"everything is there": {},
 		"no pause image, which air-gapped clusters usually lack": {
 			bundle:  func(c *clusterBundle) { c.images = without(c.images, "registry.k8s.io/pause:3.10.2") },
-			missing: []string{"image registry.k8s.io/pause:3.10.2"}, advice: "Kubernetes v1.36.3: build a bundle with its recipe",
+			missing: []string{"image registry.k8s.io/pause:3.10.2"}, advice: "Kubernetes v1.36.3: build a bundle with the recipe of that version",
 		},
 		"another version of Kubernetes": {
 			cluster: func(s string) string { return strings.ReplaceAll(s, "v1.36.3", "v1.36.2") },
 			missing: []string{"image registry.k8s.io/kube-apiserver:v1.36.2", "image registry.k8s.io/kube-controller-manager:v1.36.2",
 				"image registry.k8s.io/kube-proxy:v1.36.2", "image registry.k8s.io/kube-scheduler:v1.36.2", "program containerd",
 				"program containerd-shim-runc-v2", "program cni-bridge", "program cni-host-local", "program cni-loopback", "program cni-portmap", "program kubelet"},
-			advice: "there is v1.36.3",
+			advice: "these have v1.36.3",
 		},
 		"a virtual IP needs a package": {
 			cluster: func(s string) string {
