@@ -24,8 +24,8 @@ func isImageManifest(t types.MediaType) bool {
 	return t == types.OCIManifestSchema1 || t == types.DockerManifestSchema2
 }
 
-// validReference allows the full name of an image with its tag, registry.k8s.io/pause:3.10.2.
-func validReference(s string) error {
+// CheckReference allows what can name a container image: registry, repository and tag, registry.k8s.io/pause:3.10.2.
+func CheckReference(s string) error {
 	if len(s) > maxNameLength {
 		return fmt.Errorf("name %.40q has %d characters, want at most %d", s, len(s), maxNameLength)
 	}
@@ -40,7 +40,7 @@ func validReference(s string) error {
 // container reads the tree of a container image.
 func (r *treeReader) container(d v1.Descriptor) (Artifact, error) {
 	a := Artifact{Kind: KindContainer, Name: d.Annotations[annotationName], Files: map[string]Descriptor{}}
-	if err := validReference(a.Name); err != nil {
+	if err := CheckReference(a.Name); err != nil {
 		return a, fmt.Errorf("annotation %s: %w", annotationName, err)
 	}
 	words := fmt.Sprintf("%s %q", a.Kind, a.Name)

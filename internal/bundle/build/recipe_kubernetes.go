@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"coldrack.dev/internal/bundle"
 )
 
 // GoRecipe is a folder with a go.mod of its own, which pins what its programs are built from.
@@ -255,9 +257,8 @@ func (l *LayerRecipe) check(c *checker, field string) {
 }
 
 func (r *ContainerRecipe) check(c *checker, field string, programs, layers map[string]bool) {
-	tag, err := name.NewTag(r.Image, name.StrictValidation)
-	if err != nil || tag.Name() != r.Image {
-		c.add(field+".image", fmt.Sprintf("is %q, want the full name with tag, such as registry.k8s.io/pause:3.10.2", r.Image))
+	if err := bundle.CheckReference(r.Image); err != nil {
+		c.add(field+".image", err.Error())
 	}
 	built := len(r.Layers) > 0 || len(r.Files) > 0
 	ways := 0
