@@ -67,6 +67,14 @@ func (r *planText) preview(p *kube.Preview) {
 			}
 		}
 	}
+	if len(p.Written) > 0 {
+		r.WriteString("\n")
+		r.line(0, "What is written")
+		for _, o := range p.Written {
+			r.line(1, "%s %s", sign(o.Change), o.Object)
+			r.diff(o.Diff)
+		}
+	}
 	r.machines(p.Machines)
 	if len(p.Changes.Authorities) > 0 {
 		r.WriteString("\n")
@@ -82,7 +90,7 @@ func (r *planText) machines(machines []kube.PreviewMachine) {
 	if len(machines) == 0 {
 		return
 	}
-	t := &Table{Header: []string{"MACHINE", "GROUP", "ROLES", "ADDRESS", "WHY", "BEFORE"}}
+	t := &Table{Header: []string{"MACHINE", "GROUP", "ROLES", "ADDRESS", "WHY", "FIRST"}}
 	for _, m := range machines {
 		t.Add(m.Machine, m.Group, roleText(m.Roles), m.Address, m.Why, m.Install)
 	}
@@ -260,7 +268,7 @@ func summary(p *kube.Preview) string {
 	}
 	installs := 0
 	for _, m := range p.Machines {
-		if m.Install != "" {
+		if m.Install != "" && !m.Has {
 			installs++
 		}
 	}
@@ -275,7 +283,11 @@ func summary(p *kube.Preview) string {
 	add(counts[kube.Changed], "node changes", "nodes change")
 	add(counts[kube.Removed], "machine leaves", "machines leave")
 	add(len(p.Changes.Objects), "object of the API is written", "objects of the API are written")
-	text := cmp.Or(strings.Join(parts, ", "), "nothing happens until the above is settled")
+	otherwise := "nothing happens until the above is settled"
+	if len(p.Invalid)+len(p.Problems) == 0 {
+		otherwise = "nothing changes on machines"
+	}
+	text := cmp.Or(strings.Join(parts, ", "), otherwise)
 	if outages > 0 {
 		text += "; the API is interrupted (!)"
 	}

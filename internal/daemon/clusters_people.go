@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -56,9 +57,11 @@ type deskTools struct {
 	clusters clusterFacts
 	client   client.Client // that sees the store, not a cache
 	content  contentNames
-	// verify looks at a cluster; it says why when that cannot be done.
-	verify func(ctx context.Context, cluster *v1alpha1.Cluster, pods bool) (func(func(kubeapi.Check) bool), error)
+	verify   verifyFunc
 }
+
+// verifyFunc looks at a cluster, with probe pods or without. It says why when that cannot be done.
+type verifyFunc func(ctx context.Context, cluster *v1alpha1.Cluster, pods bool) (iter.Seq[kubeapi.Check], error)
 
 // clusterDesk answers people's requests about clusters that are no objects: plans, certificates, verifications.
 type clusterDesk struct {
@@ -332,9 +335,6 @@ func (d *clusterDesk) verification(w http.ResponseWriter, r *http.Request, tools
 	cluster, err := tools.getCluster(r.Context(), name)
 	if err != nil {
 		return nil, err
-	}
-	if tools.verify == nil {
-		return nil, refuseAsk(http.StatusNotImplemented, "this server cannot verify clusters")
 	}
 	checks, err := tools.verify(r.Context(), cluster, r.URL.Query().Get("pods") != "no")
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/clusters"
@@ -219,6 +220,7 @@ func (w *world) preview(tools *deskTools, name string, details bool) kube.Previe
 	if was != nil && was.Spec.Version != cluster.Spec.Version && len(was.Status.Nodes) > 0 {
 		p.Warnings = append(p.Warnings, fmt.Sprintf("version %s becomes %s: nodes keep theirs until the upgrade reaches them, one after the other", was.Spec.Version, cluster.Spec.Version))
 	}
+	p.Written = w.written(cluster, was, groups)
 	p.Machines = w.machines(was, groups, &outcome)
 	if outcome.New != nil {
 		p.Changes = kube.Diff(outcome.Old, outcome.New, details)
@@ -257,6 +259,40 @@ func (w *world) check(tools *deskTools, cluster, was *v1alpha1.Cluster, groups [
 	return invalid, warnings
 }
 
+// written compares what people write. Defaults are filled in on both sides, so that only what means something else
+// shows.
+func (w *world) written(cluster, was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup) []kube.ObjectChange {
+	var list []kube.ObjectChange
+	add := func(object string, was, is any) {
+		before, errBefore := yaml.Marshal(was)
+		after, errAfter := yaml.Marshal(is)
+		if errBefore != nil || errAfter != nil { // types that are stored as JSON can be written as YAML
+			return
+		}
+		if diff := kube.Unified(object, before, after); diff != "" {
+			list = append(list, kube.ObjectChange{Change: kube.Changed, Object: object, Diff: diff})
+		}
+	}
+	if was != nil {
+		before, after := was.DeepCopy(), cluster.DeepCopy()
+		before.Default()
+		after.Default()
+		add("Cluster "+cluster.Name, before.Spec, after.Spec)
+	}
+	for i := range groups {
+		g := &groups[i]
+		old := slices.IndexFunc(w.now.Groups, func(o v1alpha1.MachineGroup) bool { return o.Name == g.Name })
+		switch {
+		case w.groups[g.Name] == nil:
+		case old >= 0:
+			add("MachineGroup "+g.Name, w.now.Groups[old].Spec, g.Spec)
+		case was != nil:
+			list = append(list, kube.ObjectChange{Change: kube.Added, Object: "MachineGroup " + g.Name})
+		}
+	}
+	return list
+}
+
 // machines tells which machine is where, why, and what has to happen first.
 func (w *world) machines(was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, outcome *clusters.Preview) []kube.PreviewMachine {
 	known := map[string]*v1alpha1.Machine{}
@@ -274,8 +310,8 @@ func (w *world) machines(was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, 
 		g := &groups[i]
 		for _, name := range outcome.Placed[g.Name] {
 			m := kube.PreviewMachine{Machine: name, Group: g.Name, Roles: g.Spec.Roles, Why: whyIn(g)}
-			if has[name] {
-				m.Why = "belongs to it"
+			if has[name] || slices.Contains(g.Status.Machines, name) {
+				m.Has, m.Why = true, "belongs to it"
 			}
 			for _, n := range outcome.Nodes {
 				if n.Machine == name && len(n.Addresses) > 0 {

@@ -313,9 +313,17 @@ func (u *Unit) text() []byte {
 	return text.Bytes()
 }
 
-// text is a unified difference.
+// text is a unified difference, as far as it is wanted.
 func (d *differ) text(change Change, name string, was, is []byte) string {
-	if change != Changed && !d.contents || bytes.Equal(was, is) {
+	if change != Changed && !d.contents {
+		return ""
+	}
+	return Unified(name, was, is)
+}
+
+// Unified is the difference of two texts in unified form, empty when they are equal.
+func Unified(name string, was, is []byte) string {
+	if bytes.Equal(was, is) {
 		return ""
 	}
 	unified := diff.Diff("now"+slash(name), was, "then"+slash(name), is)

@@ -1,6 +1,10 @@
 package kube
 
-import "coldrack.dev/api/v1alpha1"
+import (
+	"slices"
+
+	"coldrack.dev/api/v1alpha1"
+)
 
 // Preview is what would happen to one cluster if it and its groups were as somebody proposes.
 type Preview struct {
@@ -13,6 +17,8 @@ type Preview struct {
 	Problems []string `json:"problems,omitempty"`
 	// Warnings are worth reading and hinder nothing.
 	Warnings []string `json:"warnings,omitempty"`
+	// Written are the Cluster and its MachineGroups as far as what is written in them changes.
+	Written []ObjectChange `json:"written,omitempty"`
 	// Machines of the cluster, by group and name.
 	Machines []PreviewMachine `json:"machines,omitempty"`
 	// Missing is what no imported bundle contains.
@@ -26,18 +32,16 @@ type PreviewMachine struct {
 	Group   string          `json:"group"`
 	Roles   []v1alpha1.Role `json:"roles"`
 	Address string          `json:"address,omitempty"`
+	// Has is true for a machine that the cluster has already.
+	Has bool `json:"has,omitempty"`
 	// Why this machine, in a few words.
 	Why string `json:"why"`
 	// Install is what has to happen before the machine can be a node; empty when it is installed.
 	Install string `json:"install,omitempty"`
 }
 
-// Empty is true when nothing would happen.
+// Empty is true when nothing would happen that does not happen anyway.
 func (p *Preview) Empty() bool {
-	for _, m := range p.Machines {
-		if m.Install != "" {
-			return false
-		}
-	}
-	return p.Exists && len(p.Invalid)+len(p.Problems) == 0 && p.Changes.Empty()
+	return p.Exists && len(p.Invalid)+len(p.Written) == 0 && p.Changes.Empty() &&
+		!slices.ContainsFunc(p.Machines, func(m PreviewMachine) bool { return !m.Has })
 }
