@@ -180,6 +180,9 @@ func (r *clusterLeader) look(ctx context.Context, s *clusters.Situation) (cluste
 		f.decision.Waiting = append(f.decision.Waiting, err.Error())
 		f.decision.Nodes = s.Cluster.Status.Nodes
 	}
+	if s.Cluster.Spec.Paused {
+		f.decision.Nodes = s.Cluster.Status.Nodes
+	}
 	if grown(s.Cluster.Status.Nodes, f.decision.Nodes) {
 		// What is decided for good is not decided on what a cache says.
 		fresh, err := r.situation(ctx, r.Client, s.Cluster.Name)
@@ -199,6 +202,9 @@ func (r *clusterLeader) look(ctx context.Context, s *clusters.Situation) (cluste
 	f.nodes = f.decision.Nodes
 	f.view, _, _ = r.Clusters.View(s.Cluster.Name)
 	f.api = r.apis.state(s.Cluster.Name)
+	if s.Cluster.Spec.Paused {
+		return f, nil
+	}
 	return f, r.giveProfiles(ctx, f)
 }
 

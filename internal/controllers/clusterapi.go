@@ -261,26 +261,15 @@ func (a *clusterAPIs) foreignNetworks(ctx context.Context, name, node string) ([
 // allClustersOn wakes a reconciler with the names of all clusters when a subnet has changed or a bundle was
 // imported.
 func allClustersOn(d Deps, catalog Catalog) []source.Source {
-	names := func(ctx context.Context) []reconcile.Request {
-		list := &v1alpha1.ClusterList{}
-		if err := d.Cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
-			return nil // only when the server stops
-		}
-		var all []string
-		for i := range list.Items {
-			all = append(all, list.Items[i].Name)
-		}
-		return requests(all...)
-	}
 	return []source.Source{
 		source.Kind(d.Cache, &v1alpha1.Subnet{}, handler.TypedEnqueueRequestsFromMapFunc(func(ctx context.Context, _ *v1alpha1.Subnet) []reconcile.Request {
-			return names(ctx)
+			return everyCluster(ctx, d)
 		})),
 		source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
 			go func() { // ends with ctx, which the controller owns
 				for {
 					changed := catalog.Changed()
-					for _, request := range names(ctx) {
+					for _, request := range everyCluster(ctx, d) {
 						queue.Add(request)
 					}
 					select {

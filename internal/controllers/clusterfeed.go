@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -31,8 +32,22 @@ func clusterFeed(d Deps) reconciler {
 					return requests(name)
 				}
 				return nil
-			}))),
+			}), predicate.TypedFuncs[*v1alpha1.Machine]{
+				UpdateFunc: func(e event.TypedUpdateEvent[*v1alpha1.Machine]) bool {
+					was, is := e.ObjectOld, e.ObjectNew
+					return was.Generation != is.Generation || interfaceOf(was) != interfaceOf(is) ||
+						(was.Status.Inventory == nil) != (is.Status.Inventory == nil) ||
+						is.Status.Inventory != nil && !was.Status.Inventory.ReportedAt.Equal(&is.Status.Inventory.ReportedAt)
+				},
+			})),
 	}
+}
+
+func interfaceOf(m *v1alpha1.Machine) string {
+	if m.Status.Node == nil {
+		return ""
+	}
+	return m.Status.Node.Interface
 }
 
 // FeedClusters carries all clusters that there are into the Set, once. Before that, a node would be told that it
@@ -64,6 +79,19 @@ func clusterWatches(d Deps) []source.Source {
 			return nil
 		})),
 	}
+}
+
+// everyCluster are requests for all clusters.
+func everyCluster(ctx context.Context, d Deps) []reconcile.Request {
+	list := &v1alpha1.ClusterList{}
+	if err := d.Cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
+		return nil // only when the server stops
+	}
+	var names []string
+	for i := range list.Items {
+		names = append(names, list.Items[i].Name)
+	}
+	return requests(names...)
 }
 
 func feedCluster(ctx context.Context, d Deps, name string) error {
@@ -103,18 +131,28 @@ func feedCluster(ctx context.Context, d Deps, name string) error {
 // machinesThatMatter wake a reconciler with every cluster when a machine has changed so that one of them might
 // take it, lose it, or say something else of it.
 func machinesThatMatter(d Deps) source.Source {
-	return source.Kind(d.Cache, &v1alpha1.Machine{}, handler.TypedEnqueueRequestsFromMapFunc(func(ctx context.Context, m *v1alpha1.Machine) []reconcile.Request {
-		d.Fleet.Put(m)
-		list := &v1alpha1.ClusterList{}
-		if err := d.Cache.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
-			return nil // only when the server stops
+	// Hundreds of machines report at once; a look at all of them is worth a moment's wait for more news.
+	const gather = 100 * time.Millisecond
+	type queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+	wake := func(ctx context.Context, q queue) {
+		for _, request := range everyCluster(ctx, d) {
+			q.AddAfter(request, gather)
 		}
-		var names []string
-		for i := range list.Items {
-			names = append(names, list.Items[i].Name)
-		}
-		return requests(names...)
-	}), predicate.TypedFuncs[*v1alpha1.Machine]{
+	}
+	return source.Kind(d.Cache, &v1alpha1.Machine{}, handler.TypedFuncs[*v1alpha1.Machine, reconcile.Request]{
+		CreateFunc: func(ctx context.Context, e event.TypedCreateEvent[*v1alpha1.Machine], q queue) {
+			d.Fleet.Put(e.Object)
+			wake(ctx, q)
+		},
+		UpdateFunc: func(ctx context.Context, e event.TypedUpdateEvent[*v1alpha1.Machine], q queue) {
+			d.Fleet.Put(e.ObjectNew)
+			wake(ctx, q)
+		},
+		DeleteFunc: func(ctx context.Context, e event.TypedDeleteEvent[*v1alpha1.Machine], q queue) {
+			d.Fleet.Remove(e.Object.Name, string(e.Object.UID))
+			wake(ctx, q)
+		},
+	}, predicate.TypedFuncs[*v1alpha1.Machine]{
 		UpdateFunc: func(e event.TypedUpdateEvent[*v1alpha1.Machine]) bool {
 			was, is := e.ObjectOld, e.ObjectNew
 			return was.Generation != is.Generation || !equality.Semantic.DeepEqual(was.Labels, is.Labels) || was.DeletionTimestamp != is.DeletionTimestamp ||

@@ -44,6 +44,7 @@ type liveWorld struct {
 	fleet    *fleet.Fleet // of the present life
 	clusters *clusters.Set
 	deps     Deps
+	dial     func(context.Context, string, string) (net.Conn, error) // to nodes
 	stop     func()
 }
 
@@ -157,10 +158,11 @@ func startPlane(t *testing.T) *controlplane.ControlPlane {
 }
 
 // newLiveWorld empties the API and starts a life of the server.
-func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane) *liveWorld {
+func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane, prepare ...func(*liveWorld)) *liveWorld {
 	t.Helper()
 	var err error
-	w := &liveWorld{t: t, plane: plane, catalog: &fakeCatalog{changed: make(chan struct{})}, plans: &planSink{}}
+	w := &liveWorld{t: t, plane: plane, catalog: &fakeCatalog{changed: make(chan struct{})}, plans: &planSink{},
+		dial: func(context.Context, string, string) (net.Conn, error) { return nil, errNoNode }}
 	w.client, err = client.New(w.config(), client.Options{Scheme: w.scheme()})
 	check(t, err)
 	leftovers := &v1alpha1.ClusterList{}
@@ -173,6 +175,9 @@ func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane) *liveWorld {
 		check(t, w.client.DeleteAllOf(t.Context(), kind))
 	}
 	w.store = NewStore(w.client)
+	for _, f := range prepare {
+		f(w)
+	}
 	w.start()
 	t.Cleanup(func() { w.stop() })
 	return w
@@ -204,7 +209,7 @@ func (w *liveWorld) start() {
 	check(w.t, err)
 	w.clusters = clusters.New(clusters.Options{Programs: noPrograms{}, Log: testLog()})
 	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, HeartbeatInterval: 10 * time.Second,
-		Clusters: w.clusters, DialNode: func(context.Context, string, string) (net.Conn, error) { return nil, errNoNode }}
+		Clusters: w.clusters, DialNode: w.dial}
 	w.deps = deps
 	group.Go(func() error { return synced(ctx) })
 	group.Go(func() error { return Serve(ctx, deps) })
