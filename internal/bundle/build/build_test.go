@@ -111,6 +111,7 @@ func TestParseRecipe(t *testing.T) {
 func FuzzParseRecipe(f *testing.F) {
 	f.Add([]byte(goodRecipe))
 	f.Add([]byte("a: &a [*a, *a]"))
+	f.Add([]byte(strings.ReplaceAll(goodKubernetes, "DIGEST", strings.Repeat("ab", 32))))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		r, err := ParseRecipe(raw)
 		if err != nil {
@@ -132,6 +133,25 @@ func FuzzParseRecipe(f *testing.F) {
 		for _, p := range packages {
 			if strings.HasPrefix(p, "-") || strings.ContainsAny(p, " ;,'\n") {
 				t.Fatalf("accepted package %q, which a command would misread", p)
+			}
+		}
+		for _, g := range r.Go {
+			for variable, value := range g.Stamps {
+				if strings.ContainsAny(variable+value, " '\"\n") {
+					t.Fatalf("accepted stamp %q=%q, which the linker would misread", variable, value)
+				}
+			}
+			for program, pkg := range g.Programs {
+				if strings.ContainsAny(program, "/\x00") || strings.HasPrefix(pkg, "-") {
+					t.Fatalf("accepted program %q of %q", program, pkg)
+				}
+			}
+		}
+		if r.Programs != nil {
+			for _, f := range r.Programs.Files {
+				if !filepath.IsAbs(f.Path) || filepath.Clean(f.Path) != f.Path {
+					t.Fatalf("accepted a program at %q", f.Path)
+				}
 			}
 		}
 	})
