@@ -765,6 +765,28 @@ func TestTwoRequestsForOneBlobFetchOnce(t *testing.T) {
 	}
 }
 
+func TestASlowFetchOutlivesTheTimeForRequests(t *testing.T) {
+	u := newUpstreamSite(t)
+	u.gate = make(chan struct{})
+	r, _ := through(t, u, 10<<20, nil)
+	// The machine API's server gives clients so long to send a request; that is not for how long they may wait.
+	server := httptest.NewUnstartedServer(r)
+	server.Config.ReadTimeout = 20 * time.Millisecond
+	server.Start()
+	defer server.Close()
+	digest, content := layerOf(t, u.images["team/app:v1"], 0)
+	response, err := http.Get(server.URL + "/v2/team/app/blobs/" + digest + "?ns=" + u.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	time.Sleep(10 * server.Config.ReadTimeout)
+	close(u.gate)
+	if body, err := io.ReadAll(response.Body); err != nil || !bytes.Equal(body, content) {
+		t.Errorf("%d of %d bytes: %v", len(body), len(content), err)
+	}
+}
+
 func TestWrongBytesOfAnUpstreamReachNobodyWhole(t *testing.T) {
 	u := newUpstreamSite(t)
 	u.spoil.Store(true)
