@@ -479,6 +479,7 @@ func TestReadAgent(t *testing.T) {
 func TestSBOM(t *testing.T) {
 	agent := artefact{Name: "coldrack-agent", Digest: "sha256:" + strings.Repeat("ab", sha256.Size), Version: "v1", modules: goModules(&buildinfo.BuildInfo{
 		GoVersion: "go1.26.0",
+		Main:      debug.Module{Path: "example.com/tool", Version: "v3.0.0", Sum: "h1:x="},
 		Deps: []*debug.Module{
 			{Path: "example.com/b", Version: "v2.0.0"},
 			{Path: "example.com/a", Version: "v1.0.0", Replace: &debug.Module{Path: "example.com/fork", Version: "v1.0.1"}},
@@ -503,9 +504,12 @@ func TestSBOM(t *testing.T) {
 			t.Errorf("%s and %s have the same identifier", ids[p.ID], p.Name)
 		}
 		ids[p.ID] = p.Name
+		if p.Name == "example.com/tool" && p.Source != "go.sum: h1:x=" {
+			t.Errorf("%s: its source is %q", p.Name, p.Source)
+		}
 	}
 	want := []string{"image/debian ", "libc6 2.36-9+deb12u1", "adduser 3.134", "netboot/discovery ", "coldrack-agent v1",
-		"example.com/b v2.0.0", "example.com/fork v1.0.1", "stdlib 1.26.0"}
+		"example.com/b v2.0.0", "example.com/fork v1.0.1", "example.com/tool v3.0.0", "stdlib 1.26.0"}
 	if diff := cmp.Diff(want, names); diff != "" {
 		t.Error(diff)
 	}

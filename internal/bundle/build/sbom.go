@@ -163,6 +163,10 @@ func goModules(info *buildinfo.BuildInfo) []goVersion {
 		return nil
 	}
 	modules := []goVersion{{Path: "stdlib", Version: strings.TrimPrefix(info.GoVersion, "go")}}
+	// A program of another module than the one that is being built names that one as its own.
+	if m := info.Main; m.Version != "" && m.Version != "(devel)" {
+		modules = append(modules, goVersion{m.Path, m.Version, m.Sum})
+	}
 	for _, m := range info.Deps {
 		if m.Replace != nil {
 			m = m.Replace
