@@ -301,13 +301,13 @@ func (e *Executor) start(ctx context.Context) (p *pass, end func()) {
 	open, hold := context.WithCancelCause(soft)
 	e.interrupt, e.hold = interrupt, hold
 	p = e.newPass(ctx, soft, open, e.begun.Plan)
-	// Everything is looked at again after a while, even if something is still waited for, but no download is
-	// cut off for it. A tenth of jitter spreads the nodes of a rack.
+	// Everything is looked at again after a while, even if something is still waited for, but nothing that is
+	// being done is cut off for it. A tenth of jitter spreads the nodes of a rack.
 	var timer *time.Timer
 	timer = time.AfterFunc(e.Pace.Again+rand.N(e.Pace.Again/10+1), func() {
 		e.mu.Lock() // timer is set
 		defer e.mu.Unlock()
-		if p.fetching.Load() > 0 {
+		if p.busy.Load() > 0 {
 			timer.Reset(e.Pace.Again / 10)
 			return
 		}

@@ -29,9 +29,9 @@ type pass struct {
 
 	// left is the number of phases that still have something to do besides waiting.
 	left atomic.Int32
-	// fetching is the number of downloads that are under way.
-	fetching atomic.Int32
-	done     map[string]chan struct{}
+	// busy is the number of phases that do something now and do not just wait.
+	busy atomic.Int32
+	done map[string]chan struct{}
 }
 
 // part is a pass as one of its phases sees it.
@@ -110,6 +110,32 @@ func (p *part) held() {
 
 // carryOut does a phase once. Its order is that of wire.Phase.
 func (p *part) carryOut(ph wire.Phase, counted *bool) error {
+	if err := p.do(ph); err != nil {
+		return err
+	}
+	if worksOn(p.plan, ph) {
+		if !*counted {
+			*counted = true
+			p.left.Add(-1)
+		}
+		if p.left.Load() == 0 {
+			if err := p.tidy(); err != nil {
+				return err
+			}
+		}
+	}
+	for _, target := range ph.Probes {
+		if err := p.probe(p.soft, target); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// do is what a phase does besides waiting.
+func (p *part) do(ph wire.Phase) error {
+	p.busy.Add(1)
+	defer p.busy.Add(-1)
 	if ph.Name == wire.PhaseContent {
 		if err := p.programs(p.soft); err != nil {
 			return err
@@ -154,25 +180,7 @@ func (p *part) carryOut(ph wire.Phase, counted *bool) error {
 		}
 	}
 	if ph.LoadBalancer {
-		if err := p.Balancer.Set(balancerOf(p.plan)); err != nil {
-			return err
-		}
-	}
-	if worksOn(p.plan, ph) {
-		if !*counted {
-			*counted = true
-			p.left.Add(-1)
-		}
-		if p.left.Load() == 0 {
-			if err := p.tidy(); err != nil {
-				return err
-			}
-		}
-	}
-	for _, target := range ph.Probes {
-		if err := p.probe(p.soft, target); err != nil {
-			return err
-		}
+		return p.Balancer.Set(balancerOf(p.plan))
 	}
 	return nil
 }

@@ -211,3 +211,35 @@ func TestWhatAnEarlierPlanLeft(t *testing.T) {
 		t.Errorf("got %q\nwant %q", got, want)
 	}
 }
+
+func TestParseState(t *testing.T) {
+	got := parseState([]byte("Result=exit-code\nNRestarts=3\nLoadState=loaded\nActiveState=activating\nSubState=auto-restart\nUnitFileState=enabled\nNeedDaemonReload=yes\n"))
+	want := UnitState{Load: "loaded", Active: "activating", Sub: "auto-restart", File: "enabled", Result: "exit-code", Restarts: "3", NeedReload: true}
+	if got != want || got.String() != "activating (auto-restart), result exit-code, restarted 3 times" {
+		t.Errorf("got %+v, %s", got, got)
+	}
+}
+
+func TestKernelParametersAreReadAsSysctlReadsThem(t *testing.T) {
+	r := newRig(t)
+	d := disk{r.root}
+	for p, text := range map[string]string{"/proc/sys/net/ipv4/tcp_rmem": "4096\t131072\t6291456\n", "/proc/sys/net/ipv4/conf/eth0.5/forwarding": "1\n"} {
+		if err := d.write(p, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := r.executor().newPass(t.Context(), t.Context(), t.Context(), r.controlPlane())
+	for line, wrong := range map[string]bool{
+		"net.ipv4.tcp_rmem = 4096 131072 6291456":  false,
+		"net.ipv4.tcp_rmem=4096 131072 1":          true,
+		"net/ipv4/conf/eth0.5/forwarding = 1":      false,
+		"net.ipv4.conf.eth0/5.forwarding = 1":      false,
+		"-net.ipv4.tcp_rmem = 4096 131072 6291456": false,
+		"net.ipv4.absent = 1":                      true,
+		"net.ipv4.conf.*.forwarding = 1":           false, // patterns are not looked at
+	} {
+		if got := p.parameter(line); (got != "") != wrong {
+			t.Errorf("%s: %q", line, got)
+		}
+	}
+}

@@ -182,8 +182,6 @@ func (p *part) fetch(ctx context.Context, program wire.Program, progress func(in
 	if err := p.prepare([]string{program.Path}); err != nil {
 		return err
 	}
-	p.fetching.Add(1)
-	defer p.fetching.Add(-1)
 	source := p.Content(p.contentURL(), func(what string, err error, wait time.Duration) {
 		p.say("fetching %s: %v; tries again in %s", what, err, wait.Round(time.Second))
 	})
@@ -216,9 +214,13 @@ func unpack(ctx context.Context, source Fetcher, program wire.Program, w io.Writ
 		}
 		defer dec.Close()
 		h := sha256.New()
-		n, err := io.Copy(io.MultiWriter(w, h), io.LimitReader(dec, program.Size+1))
+		out := &writer{w: io.MultiWriter(w, h)}
+		n, err := io.Copy(out, io.LimitReader(dec, program.Size+1))
+		if out.err != nil {
+			return out.err
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("program %s cannot be unpacked; it arrived damaged, or the bundle is: %w", program.Name, err)
 		}
 		if _, err := io.Copy(io.Discard, packed); err != nil { // the digest of what arrived is known at its end
 			return err
@@ -234,6 +236,20 @@ func unpack(ctx context.Context, source Fetcher, program wire.Program, w io.Writ
 		return late
 	}
 	return err
+}
+
+// writer tells an error of writing from one of reading.
+type writer struct {
+	w   io.Writer
+	err error
+}
+
+func (w *writer) Write(b []byte) (int, error) {
+	n, err := w.w.Write(b)
+	if err != nil {
+		w.err = err
+	}
+	return n, err
 }
 
 type counter struct {

@@ -26,6 +26,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -491,7 +492,7 @@ type rig struct {
 	well   func() bool // the probe answers 200
 	log    *bytes.Buffer
 	logMu  sync.Mutex
-	offset time.Duration // of the node's clock
+	offset atomic.Int64 // of the node's clock, a time.Duration
 }
 
 func newRig(t *testing.T) *rig {
@@ -513,7 +514,7 @@ func newTwin(root string) *twin {
 		broken: map[string]error{}, reads: map[string][]string{
 			"containerd.service": {"/etc/containerd/config.toml", "/usr/local/bin/containerd"},
 			"kubelet.service":    {"/usr/bin/kubelet", "/var/lib/kubelet/config.yaml", "/etc/kubernetes/kubelet.conf"},
-			"masquerade.service": {"/etc/coldrack/kubernetes/masquerade.nft"},
+			"masquerade.service": {"/etc/coldrack/kubernetes/masquerade.nft", "/etc/coldrack/kubernetes/nat.nft"},
 			"keepalived.service": {"/etc/keepalived/keepalived.conf"},
 		}}
 }
@@ -545,7 +546,7 @@ func (r *rig) logged() string {
 func (r *rig) executor(change ...func(*Options)) *Executor {
 	r.t.Helper()
 	o := Options{Log: slog.New(slog.NewTextHandler(r, nil)), Root: r.root, Server: r.client(), Systemd: r.twin, Router: r.record.router(),
-		Balancer: r.record.lb(), Content: newSource, Pace: quickPace(), Sleep: wait, Now: func() time.Time { return time.Now().Add(r.offset) }}
+		Balancer: r.record.lb(), Content: newSource, Pace: quickPace(), Sleep: wait, Now: func() time.Time { return time.Now().Add(time.Duration(r.offset.Load())) }}
 	for _, f := range change {
 		f(&o)
 	}

@@ -1,0 +1,387 @@
+package bringup
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/test/require"
+)
+
+func parseIPs(list []string) (out []net.IP) {
+	for _, s := range list {
+		out = append(out, net.ParseIP(s))
+	}
+	return out
+}
+
+// issue makes a certificate that fits want, after change, and its key.
+func issue(t *testing.T, a *testCA, want wire.NodeCertificate, life time.Duration, age time.Duration, change func(*x509.Certificate)) (certificate, key []byte) {
+	t.Helper()
+	make, err := keyMaker(want.KeyAlgorithm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, key, err := make()
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{Subject: pkix.Name{CommonName: want.CommonName, Organization: want.Organizations}, DNSNames: want.DNSNames,
+		NotBefore: time.Now().Add(-age), NotAfter: time.Now().Add(life - age)}
+	if change != nil {
+		change(template)
+	}
+	certificate, err = a.sign(template, private.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certificate, key
+}
+
+func TestWhenACertificateIsReplaced(t *testing.T) {
+	ours, other := newTestCA(t, "kubernetes"), newTestCA(t, "kubernetes")
+	want := wire.NodeCertificate{Name: "x", KeyAlgorithm: "ECDSA-P256", CommonName: "cn", Organizations: []string{"a", "b"}, DNSNames: []string{"node", "localhost"}, Authority: ours.pem}
+	for name, tt := range map[string]struct {
+		ca      *testCA
+		age     time.Duration // of three hours
+		change  func(*x509.Certificate)
+		want    func(*wire.NodeCertificate)
+		why     string
+		usable  bool
+		rotated bool
+	}{
+		"one that fits is kept": {usable: true},
+		"the order of names does not matter": {want: func(c *wire.NodeCertificate) {
+			c.DNSNames, c.Organizations = []string{"localhost", "node"}, []string{"b", "a"}
+		}, usable: true},
+		"a third of its life is left":                {age: 2*time.Hour + time.Minute, why: "two thirds", usable: true},
+		"a little more than a third is left":         {age: 2*time.Hour - time.Minute, usable: true},
+		"one that its user rotates is left to him":   {age: 2*time.Hour + time.Minute, rotated: true, usable: true},
+		"one that its user rotates but that expired": {age: 4 * time.Hour, rotated: true, why: "expired"},
+		"one that expired":                           {age: 4 * time.Hour, why: "expired"},
+		"another issuer of the same name":            {ca: other, why: "another authority"},
+		"another common name":                        {want: func(c *wire.NodeCertificate) { c.CommonName = "dn" }, why: `"cn", want "dn"`},
+		"one organization less":                      {want: func(c *wire.NodeCertificate) { c.Organizations = nil }, why: "organizations are [a b], want []"},
+		"a name more":                                {want: func(c *wire.NodeCertificate) { c.DNSNames = append(slices.Clone(c.DNSNames), "vip") }, why: "want [localhost node vip]"},
+		"an address more":                            {want: func(c *wire.NodeCertificate) { c.IPAddresses = []string{"10.0.0.1"} }, why: "want [10.0.0.1]"},
+		"another kind of key":                        {want: func(c *wire.NodeCertificate) { c.KeyAlgorithm = "ECDSA-P384" }, why: "its key is ECDSA-P256"},
+		"a new authority beside the old one":         {want: func(c *wire.NodeCertificate) { c.Authority = other.pem + ours.pem }, usable: true},
+	} {
+		ca := ours
+		if tt.ca != nil {
+			ca = tt.ca
+		}
+		certificate, key := issue(t, ca, want, 3*time.Hour, tt.age, tt.change)
+		asked := want
+		asked.Rotated = tt.rotated
+		if tt.want != nil {
+			tt.want(&asked)
+		}
+		got := inspect(asked, certificate, key, time.Now())
+		if got.usable != tt.usable || (got.why == "") != (tt.why == "") || !strings.Contains(got.why, tt.why) {
+			t.Errorf("%s: usable %v, because %q", name, got.usable, got.why)
+		}
+	}
+	certificate, _ := issue(t, ours, want, time.Hour, 0, nil)
+	_, key := issue(t, ours, want, time.Hour, 0, nil)
+	for name, tt := range map[string]struct{ certificate, key []byte }{
+		"the key of another": {certificate, key}, "no certificate": {nil, key}, "no key": {certificate, nil}, "rubbish": {[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), key},
+	} {
+		if got := inspect(want, tt.certificate, tt.key, time.Now()); got.usable || got.why == "" {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+func FuzzInspect(f *testing.F) {
+	ca := newTestCA(f, "kubernetes")
+	f.Add([]byte(ca.pem), []byte("-----BEGIN EC PRIVATE KEY-----\n-----END EC PRIVATE KEY-----\n"))
+	want := wire.NodeCertificate{KeyAlgorithm: "ECDSA-P256", CommonName: "x", Authority: ca.pem}
+	f.Fuzz(func(t *testing.T, certificate, key []byte) {
+		if inspect(want, certificate, key, time.Now()).usable {
+			t.Error("nobody signed that")
+		}
+	})
+}
+
+func TestRenewal(t *testing.T) {
+	r := newRig(t)
+	r.life = 3 * time.Hour
+	a := r.give("v1", r.controlPlane())
+	r.bringUp(a)
+	oldConf, oldPod := r.read("/etc/kubernetes/controller-manager.conf"), r.read("/etc/kubernetes/manifests/kube-controller-manager.yaml")
+	oldEtcd, oldKubelet := r.read("/etc/kubernetes/manifests/etcd.yaml"), r.read("/var/lib/kubelet/pki/kubelet-client-coldrack.pem")
+	starts := r.twin.load("kubelet.service").Starts
+	r.mu.Lock()
+	r.signed, r.life = nil, 12*time.Hour
+	r.mu.Unlock()
+	r.offset.Store(int64(2*time.Hour + 10*time.Minute))
+	e := r.executor()
+	r.start(e)
+	report := r.until("all but the kubelet's are renewed", func(p wire.PhaseReport) bool {
+		return p.Done && time.Until(p.Certificates["admin"]) > 6*time.Hour && time.Until(p.Certificates["etcd-server"]) > 6*time.Hour
+	})
+	if time.Until(report.Certificates["kubelet-client"]) > 6*time.Hour || r.read("/var/lib/kubelet/pki/kubelet-client-coldrack.pem") != oldKubelet {
+		t.Error("the kubelet's certificate was renewed, which is the kubelet's task")
+	}
+	if len(r.signed) != 4 {
+		t.Errorf("signed %q", r.signed)
+	}
+	if r.read("/etc/kubernetes/controller-manager.conf") == oldConf {
+		t.Error("the kubeconfig has the old certificate")
+	}
+	// Its manifest changed, so the kubelet restarts it; etcd reads its own again by itself.
+	if r.read("/etc/kubernetes/manifests/kube-controller-manager.yaml") == oldPod || r.read("/etc/kubernetes/manifests/etcd.yaml") != oldEtcd {
+		t.Error("the controller manager's manifest must change, and etcd's must not")
+	}
+	if r.twin.load("kubelet.service").Starts != starts {
+		t.Error("the kubelet was restarted for nothing")
+	}
+}
+
+func TestACertificateThatCannotBeRenewedYetHoldsUpNothing(t *testing.T) {
+	r := newRig(t)
+	r.life = 3 * time.Hour
+	r.bringUp(r.give("v1", r.controlPlane()))
+	r.mu.Lock()
+	r.reports = nil
+	for _, name := range []string{"admin", "apiserver", "controller-manager", "etcd-server"} {
+		r.refuse[name] = 503
+	}
+	r.mu.Unlock()
+	r.offset.Store(int64(2*time.Hour + 10*time.Minute))
+	e := r.executor()
+	r.start(e)
+	r.done("v1")
+	if !strings.Contains(r.logged(), "cannot renew a certificate; the present one is still good") {
+		t.Error(r.logged())
+	}
+}
+
+func TestExpiredCertificatesComeBack(t *testing.T) {
+	r := newRig(t)
+	r.life = time.Hour
+	r.bringUp(r.give("v1", r.controlPlane()))
+	link := filepath.Join(r.root, "/var/lib/kubelet/pki/kubelet-client-current.pem")
+	rotated := filepath.Join(filepath.Dir(link), "kubelet-client-2027.pem")
+	b := r.read("/var/lib/kubelet/pki/kubelet-client-coldrack.pem")
+	if err := errors.Join(os.WriteFile(rotated, []byte(b), 0o600), os.Remove(link), os.Symlink(rotated, link)); err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Lock()
+	r.life, r.reports = 12*time.Hour, nil
+	r.mu.Unlock()
+	r.offset.Store(int64(2 * time.Hour)) // the node was off
+	starts := r.twin.load("kubelet.service").Starts
+	e := r.executor()
+	r.start(e)
+	r.until("all are renewed", func(p wire.PhaseReport) bool {
+		return p.Done && time.Until(p.Certificates["kubelet-client"]) > 6*time.Hour && time.Until(p.Certificates["apiserver"]) > 6*time.Hour
+	})
+	if target, err := os.Readlink(link); err != nil || target != "/var/lib/kubelet/pki/kubelet-client-coldrack.pem" {
+		t.Errorf("the link leads to %s: the kubelet would take the expired one", target)
+	}
+	if r.twin.load("kubelet.service").Starts == starts {
+		t.Error("the kubelet does not know of its new certificate")
+	}
+}
+
+func TestAnotherNameMakesAnotherCertificate(t *testing.T) {
+	r := newRig(t)
+	a := r.give("v1", r.controlPlane())
+	r.bringUp(a)
+	r.signed = nil
+	plan := copyOf(a).Plan
+	plan.Certificates[1].DNSNames = append(plan.Certificates[1].DNSNames, "api.example.net")
+	r.bringUp(r.give("v2", plan))
+	if got := strings.Join(r.signed, " "); got != "apiserver" {
+		t.Errorf("signed %q", got)
+	}
+}
+
+func TestAPowerCutBetweenKeyAndCertificate(t *testing.T) {
+	r := newRig(t)
+	a := r.give("v1", r.controlPlane())
+	r.bringUp(a)
+	c := a.Plan.Certificates[1]
+	d := disk{r.root}
+	certificate, key := issue(t, r.cas[c.Authority], c, 12*time.Hour, 0, func(x *x509.Certificate) {
+		x.IPAddresses = parseIPs(c.IPAddresses)
+	})
+	old := r.read(c.CertPath)
+	for name, tt := range map[string]struct {
+		cut  func() error
+		want string // certificate afterwards
+	}{
+		"before the key: the new certificate is dropped": {func() error { return d.write(fresh(c), certificate, 0o644) }, old},
+		"after the key: the new certificate is taken": {func() error {
+			return errors.Join(d.write(fresh(c), certificate, 0o644), d.write(c.KeyPath, key, 0o600))
+		}, string(certificate)},
+	} {
+		oldKey := r.read(c.KeyPath)
+		if err := tt.cut(); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.finishPair(c); err != nil {
+			t.Fatal(err)
+		}
+		if r.has(fresh(c)) || r.read(c.CertPath) != tt.want {
+			t.Errorf("%s: it is not so", name)
+		}
+		if err := errors.Join(d.write(c.KeyPath, []byte(oldKey), 0o600), d.write(c.CertPath, []byte(old), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Whatever else went wrong: a pair that does not fit is replaced.
+	if err := d.write(c.KeyPath, key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.signed = nil
+	e := r.executor()
+	r.start(e)
+	r.until("it is signed again", func(wire.PhaseReport) bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.signed) == 1 })
+	r.done("v1")
+	if _, err := tls.X509KeyPair([]byte(r.read(c.CertPath)), []byte(r.read(c.KeyPath))); err != nil {
+		t.Error(err)
+	}
+}
+
+// answers is a server that certifies as it likes.
+type answers struct {
+	Server
+	change func(*wire.CertificateResponse)
+}
+
+func (a answers) Certificate(ctx context.Context, r wire.CertificateRequest) (wire.CertificateResponse, error) {
+	c, err := a.Server.Certificate(ctx, r)
+	if err == nil && r.Name == "admin" {
+		a.change(&c)
+	}
+	return c, err
+}
+
+func TestWhatTheServerSendsIsBelievedOnlyIfItFits(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*rig, *wire.CertificateResponse)
+		want   string
+	}{
+		"rubbish":                   {func(_ *rig, c *wire.CertificateResponse) { c.Certificate = "x" }, "no PEM certificate"},
+		"another's key":             {func(r *rig, c *wire.CertificateResponse) { c.Certificate = r.ca.pem }, "do not belong together"},
+		"one that is not valid yet": {func(r *rig, c *wire.CertificateResponse) { r.offset.Store(int64(-time.Hour)) }, "set the clock"},
+		"one that has expired":      {func(r *rig, c *wire.CertificateResponse) { r.offset.Store(int64(24 * time.Hour)) }, "expired"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			e := r.executor(func(o *Options) { o.Server = answers{o.Server, func(c *wire.CertificateResponse) { tt.change(r, c) }} })
+			r.start(e)
+			e.Assign(r.give("v1", r.controlPlane()))
+			report := r.until("it fails", func(p wire.PhaseReport) bool { return step(p, "certificates").State == wire.StateFailed })
+			if m := step(report, "certificates").Message; !strings.Contains(m, tt.want) {
+				t.Errorf("it says %q, want %q", m, tt.want)
+			}
+			if r.has(StateDir + "/admin.key") {
+				t.Error("a key was written all the same")
+			}
+		})
+	}
+}
+
+func TestAnnotationsOfAManifest(t *testing.T) {
+	for name, tt := range map[string]struct{ in, want string }{
+		"without any":           {managerManifest, "labels"},
+		"with others":           {etcdManifest, "etcd.advertise-client-urls"},
+		"with the same already": {"metadata:\n  annotations:\n    coldrack.dev/certificates-digest: old\n", ""},
+		"with an empty one":     {"metadata:\n  annotations:\n", ""},
+		"as JSON":               {`{"kind": "Pod", "metadata": {"name": "x"}}`, "Pod"},
+	} {
+		out, err := annotate([]byte(tt.in), annotationCertificates, "1234")
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		var before, after map[string]any
+		if err := errors.Join(yaml.Unmarshal([]byte(tt.in), &before), yaml.Unmarshal(out, &after)); err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		annotations := after["metadata"].(map[string]any)["annotations"].(map[string]any)
+		if annotations[annotationCertificates] != "1234" || !strings.Contains(string(out), tt.want) || len(after) != len(before) {
+			t.Errorf("%s:\n%s", name, out)
+		}
+	}
+	for _, in := range []string{"", "a", "- a", "metadata: x", "metadata:\n  annotations: x", "\t"} {
+		if out, err := annotate([]byte(in), "a", "b"); err == nil {
+			t.Errorf("%q became %q", in, out)
+		}
+	}
+}
+
+// TestKubectlUsesTheKubeconfigs has the real kubectl prove itself with what was written, embedded and by files.
+func TestKubectlUsesTheKubeconfigs(t *testing.T) {
+	require.Need(t, "kubectl")
+	r := newRig(t)
+	plan := r.controlPlane()
+	ca := r.cas[plan.Kubeconfigs[0].Authority]
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		fmt.Fprint(w, "hello ", req.TLS.PeerCertificates[0].Subject.CommonName)
+	}))
+	certificate, key := issue(t, ca, wire.NodeCertificate{KeyAlgorithm: "ECDSA-P256", CommonName: "kube-apiserver"}, time.Hour, time.Minute, func(x *x509.Certificate) {
+		x.IPAddresses = parseIPs([]string{"127.0.0.1"})
+	})
+	pair, err := tls.X509KeyPair(certificate, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients := x509.NewCertPool()
+	clients.AddCert(ca.cert)
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients}
+	server.StartTLS()
+	defer server.Close()
+	for i := range plan.Kubeconfigs {
+		plan.Kubeconfigs[i].Server = server.URL
+	}
+	r.bringUp(r.give("v1", plan))
+	for file, want := range map[string]string{"admin.conf": "kubernetes-admin", "kubelet.conf": "system:node:node-01"} {
+		config := r.read("/etc/kubernetes/" + file)
+		// Files that it refers to are below another root here.
+		config = strings.ReplaceAll(config, "/var/lib/kubelet/pki/kubelet-client-current.pem", filepath.Join(r.root, "/var/lib/kubelet/pki/kubelet-client-coldrack.pem"))
+		path := filepath.Join(t.TempDir(), file)
+		if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("kubectl", "--kubeconfig", path, "get", "--raw", "/who").CombinedOutput()
+		if err != nil || string(out) != "hello "+want {
+			t.Errorf("%s: %v: %s", file, err, out)
+		}
+	}
+}
+
+func TestKeysOfEveryKind(t *testing.T) {
+	for _, algorithm := range []string{"ECDSA-P256", "ECDSA-P384", "RSA-2048", "RSA-3072"} {
+		make, err := keyMaker(algorithm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, encoded, err := make()
+		if block, _ := pem.Decode(encoded); err != nil || block == nil || algorithmOf(key.Public()) != algorithm {
+			t.Errorf("%s: %v", algorithm, err)
+		}
+	}
+}
