@@ -40,6 +40,8 @@ var rules = []forbidden{
 	{"internal/nodeconfig", "k8s.io/", true, "the agent uses it"},
 	{"internal/diskimage", "internal/", true, "the chunk format stands alone"},
 	{"internal/diskimage", "k8s.io/", true, "the agent uses it"},
+	{"internal/swarm", "internal/", true, "who fetches what from whom is decided by pure code, which the simulation runs, too"},
+	{"internal/swarm", "net", false, "who fetches what from whom is decided by pure code"},
 	{"internal/machineapi/wire", "k8s.io/", true, "the agent uses it; it must stay small"},
 	{"cmd/coldrack-agent", "k8s.io/", true, "no Kubernetes API machinery in the agent: it is loaded over the network by every machine"},
 	{"cmd/coldrack-agent", "sigs.k8s.io/", true, "no Kubernetes API machinery in the agent"},
