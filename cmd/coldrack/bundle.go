@@ -178,8 +178,12 @@ func (a *app) printSummary(summary bundle.Summary, output string) error {
 	return programs.Print(a.out, true)
 }
 
-// artifactFacts are the fields of all kinds' configs that say which version an artifact is.
+// artifactFacts are the fields of all kinds' configs that say which version an artifact is; a container image
+// says it in a label.
 type artifactFacts struct {
+	Image struct {
+		Labels map[string]string
+	} `json:"config"`
 	Version      string               `json:"version"`
 	AgentVersion string               `json:"agentVersion"`
 	Kubernetes   string               `json:"kubernetes"`
@@ -188,13 +192,13 @@ type artifactFacts struct {
 
 func factsOf(artifact bundle.Artifact) artifactFacts {
 	var facts artifactFacts
-	if artifact.Kind != bundle.KindContainer { // its name says it
-		_ = json.Unmarshal(artifact.Config, &facts) // a config of another form has no version
-	}
+	_ = json.Unmarshal(artifact.Config, &facts) // a config of another form has no version
 	return facts
 }
 
-func (f artifactFacts) version() string { return cmp.Or(f.Version, f.AgentVersion, f.Kubernetes) }
+func (f artifactFacts) version() string {
+	return cmp.Or(f.Version, f.AgentVersion, f.Kubernetes, f.Image.Labels["org.opencontainers.image.version"])
+}
 
 func (a *app) bundleVerifyCommand() *cobra.Command {
 	var (
