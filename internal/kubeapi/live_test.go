@@ -20,6 +20,7 @@ func TestAtARealAPIServer(t *testing.T) {
 	t.Run("certificate requests are judged", c.testRequests)
 	t.Run("an approval by kube-controller-manager steals nothing", c.testStolenApproval)
 	t.Run("plans change while it runs", c.testUpdate)
+	t.Run("it is verified", c.testVerify)
 	t.Run("it survives the loss of API servers", c.testFailover)
 }
 

@@ -3,9 +3,13 @@ package kubeapi
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"iter"
 	"net/netip"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // VerifyOptions say what a cluster should be like.
@@ -34,6 +38,8 @@ type VerifyOptions struct {
 	NoPods bool
 	// Timeout for probe pods to run; default 3 minutes.
 	Timeout time.Duration
+	// settle is how long a service may take to be known on all nodes.
+	settle time.Duration
 }
 
 // Check is one thing that was looked at.
@@ -48,9 +54,117 @@ type Check struct {
 	Duration time.Duration `json:"duration"`
 }
 
+const (
+	// atOnce is how many things of one kind are looked at at the same time.
+	atOnce = 8
+	// checkTimeout ends a single check that does not wait for pods.
+	checkTimeout = 20 * time.Second
+	// cleanUpTimeout is how long the namespaces of a verification may take to go.
+	cleanUpTimeout = 2 * time.Minute
+)
+
 // Verify looks at everything that a cluster should be able to do and yields each result as it comes in. It
-// makes a namespace coldrack-verify and removes it in any case, also after a failure, when ctx ends or when
-// the caller stops listening.
+// makes namespaces coldrack-verify and coldrack-verify-policy and removes them in any case, also after a failure,
+// when ctx ends or when the caller stops listening. Only one verification of a cluster can run at a time.
 func Verify(ctx context.Context, o VerifyOptions) iter.Seq[Check] {
-	return func(yield func(Check) bool) {}
+	if o.DNSDomain == "" {
+		o.DNSDomain = "cluster.local"
+	}
+	if o.ProbeImage == "" {
+		o.ProbeImage = "coldrack.dev/probe:v1"
+	}
+	if o.Timeout == 0 {
+		o.Timeout = 3 * time.Minute
+	}
+	if o.settle == 0 {
+		o.settle = 15 * time.Second
+	}
+	return func(yield func(Check) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		v := &verification{o: o, checks: make(chan Check)}
+		var running sync.WaitGroup
+		running.Go(func() {
+			defer close(v.checks)
+			v.run(ctx)
+		})
+		listening := true
+		for c := range v.checks {
+			if listening && !yield(c) {
+				listening = false
+				cancel()
+			}
+		}
+		cancel()
+		running.Wait()
+	}
+}
+
+// verification is one run of Verify.
+type verification struct {
+	o          VerifyOptions
+	checks     chan Check
+	connection *Connection
+}
+
+// do looks at one thing. The detail of a failure is the error's text.
+func (v *verification) do(ctx context.Context, name, target string, look func(context.Context) (string, error)) bool {
+	return v.within(ctx, checkTimeout, name, target, look)
+}
+
+// within is do with another limit.
+func (v *verification) within(ctx context.Context, limit time.Duration, name, target string, look func(context.Context) (string, error)) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	began := time.Now()
+	detail, err := look(limited)
+	return v.tell(ctx, Check{Name: name, Target: target, Detail: detail, Duration: time.Since(began)}, err)
+}
+
+// tell emits a check; what failed only because everything is being ended is not told.
+func (v *verification) tell(ctx context.Context, c Check, err error) bool {
+	c.OK = err == nil
+	if err != nil {
+		if ctx.Err() != nil {
+			return false
+		}
+		c.Detail = err.Error()
+	}
+	v.checks <- c
+	return c.OK
+}
+
+func (v *verification) run(ctx context.Context) {
+	connection, err := Connect(v.o.Target)
+	if err != nil {
+		v.tell(ctx, Check{Name: "API server", Target: v.o.Target.Cluster}, err)
+		return
+	}
+	defer connection.Close()
+	v.connection = connection
+	v.apiServers(ctx)
+	v.etcd(ctx)
+	if _, err := connection.Check(ctx); err != nil {
+		v.tell(ctx, Check{Name: "API", Target: v.o.Target.Cluster}, fmt.Errorf("nothing else can be looked at: %w", err))
+		return
+	}
+	v.controlPlane(ctx)
+	v.nodes(ctx)
+	v.addons(ctx)
+	v.inNamespace(ctx)
+}
+
+// each looks at things of one kind at the same time, but not at all of them.
+func each[T any](ctx context.Context, list []T, look func(context.Context, T)) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for _, item := range list {
+		group.Go(func() error {
+			look(ctx, item)
+			return nil
+		})
+	}
+	_ = group.Wait() // none returns an error
 }
