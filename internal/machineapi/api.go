@@ -29,6 +29,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/fleet"
 	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/swarm"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
@@ -81,6 +82,8 @@ type Options struct {
 	Nonces  *Nonces
 	// Clusters may be nil where there are none.
 	Clusters Clusters
+	// Swarm lets machines fetch images from each other; nil sends them all to the boot listener.
+	Swarm *swarm.Tracker
 	// BootURL is the boot listener's base URL for a machine that has reached this server at local.
 	BootURL func(local netip.Addr) string
 	Log     *slog.Logger
@@ -183,6 +186,7 @@ func (a *API) routes() []route {
 		{get, wire.PathNode, nodes, 0, a.nodeAssignment},
 		{post, wire.PathCertificate, nodes, 64 << 10, body(a.nodeCertificate)},
 		{post, wire.PathPhases, nodes, 256 << 10, body(a.phases)},
+		{post, wire.PathSwarm, sessionsAndNodes, 512 << 10, body(a.swarm)},
 		{post, wire.PathRenew, sessionsAndNodes, 64 << 10, body(a.renew)},
 	}
 }
