@@ -2,36 +2,30 @@ package kubeapi
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
+	"coldrack.dev/internal/kubeapi/pkcs10"
 	certificates "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 const (
-	nodeUser       = "system:node:"
-	nodesGroup     = "system:nodes"
-	bootstrapUser  = "system:bootstrap:"
-	tokenGroup     = "system:bootstrappers:kubeadm:default-node-token"
-	mastersGroup   = "system:masters"
-	maxTTL         = 365 * 24 * time.Hour
-	minTTL         = 10 * time.Minute // the API's own lower bound of expirationSeconds
-	backdate       = 5 * time.Minute  // for clocks that are a little late
-	signerLegacy   = "kubernetes.io/legacy-unknown"
-	minRSABits     = 2048
-	maxRequestSize = 64 << 10
+	nodeUser      = "system:node:"
+	nodesGroup    = "system:nodes"
+	bootstrapUser = "system:bootstrap:"
+	tokenGroup    = "system:bootstrappers:kubeadm:default-node-token"
+	mastersGroup  = "system:masters"
+	maxTTL        = 365 * 24 * time.Hour
+	minTTL        = 10 * time.Minute // the API's own lower bound of expirationSeconds
+	backdate      = 5 * time.Minute  // for clocks that are a little late
+	signerLegacy  = "kubernetes.io/legacy-unknown"
 )
 
 // decision is what becomes of a certificate request.
@@ -102,7 +96,7 @@ func (p *policy) judge(csr *certificates.CertificateSigningRequest, now time.Tim
 	default:
 		return verdict{decision: ignored}
 	}
-	request, err := parseRequest(csr.Spec.Request)
+	request, err := pkcs10.Parse(csr.Spec.Request)
 	if err != nil {
 		return refuse("%v", err)
 	}
@@ -112,34 +106,6 @@ func (p *policy) judge(csr *certificates.CertificateSigningRequest, now time.Tim
 		v.template = template(csr, request, now)
 	}
 	return v
-}
-
-// parseRequest reads PKCS #10 in PEM and checks that its sender has the key.
-func parseRequest(content []byte) (*x509.CertificateRequest, error) {
-	if len(content) > maxRequestSize {
-		return nil, fmt.Errorf("the request has %d bytes", len(content))
-	}
-	block, rest := pem.Decode(content)
-	if block == nil || block.Type != "CERTIFICATE REQUEST" || len(strings.TrimSpace(string(rest))) > 0 {
-		return nil, errors.New("the request is not one PEM block of type CERTIFICATE REQUEST")
-	}
-	request, err := x509.ParseCertificateRequest(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("the request cannot be read: %w", err)
-	}
-	if err := request.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("the request's signature is wrong: %w", err)
-	}
-	switch key := request.PublicKey.(type) {
-	case *ecdsa.PublicKey, ed25519.PublicKey:
-	case *rsa.PublicKey:
-		if key.N.BitLen() < minRSABits {
-			return nil, fmt.Errorf("the RSA key has %d bits, want at least %d", key.N.BitLen(), minRSABits)
-		}
-	default:
-		return nil, fmt.Errorf("keys of type %T are not signed", key)
-	}
-	return request, nil
 }
 
 // template takes over subject and names, which the rules have looked at, and nothing else of the request.

@@ -2,8 +2,6 @@ package kubeapi
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -456,26 +454,4 @@ func TestPolicy(t *testing.T) {
 	if v := judge(t, requester{nodeUser + "gone", []string{nodesGroup}}, subject(kubeletClient, "gone"), nil); v.decision != later {
 		t.Errorf("a node that is not registered: %+v, want it to wait", v)
 	}
-}
-
-func FuzzParseRequest(f *testing.F) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		f.Fatal(err)
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "system:node:a", Organization: []string{nodesGroup}}, DNSNames: []string{"a"}}, key)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
-	f.Add([]byte("-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----\n"))
-	f.Fuzz(func(t *testing.T, content []byte) {
-		csr := &certificates.CertificateSigningRequest{Spec: certificates.CertificateSigningRequestSpec{Request: content, SignerName: kubeletClient,
-			Username: nodeUser + "a", Groups: []string{nodesGroup}, Usages: usagesOf(kubeletClient)}}
-		none := policy{wanted: &Wanted{Nodes: []Node{{Name: "a"}}}, node: func(string) *corev1.Node { return nil }, nodes: func() []*corev1.Node { return nil }}
-		// Whatever the bytes are: this user gets a certificate as node a, or none.
-		if v := none.judge(csr, time.Now()); v.template != nil && (v.template.Subject.CommonName != nodeUser+"a" || v.template.IsCA || len(v.template.DNSNames) > 0) {
-			t.Errorf("template is %+v", v.template)
-		}
-	})
 }
