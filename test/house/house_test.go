@@ -68,6 +68,8 @@ var rules = []forbidden{
 	{"internal/machineapi", module + "internal/controlplane", true, "machines never reach people's API"},
 	{"internal/controllers", module + "internal/machineapi$", false, "siblings meet in daemon only; the wire's words are shared"},
 	{"internal/controllers", module + "internal/controlplane", false, "controllers take a rest.Config, so that any Kubernetes API serves"},
+	{"internal/rehearse", module + "internal/daemon", true, "a rehearsal meets the server as machines do: over the network"},
+	{"internal/rehearse", module + "internal/machineapi$", true, "a rehearsal meets the server as machines do: over the network"},
 	{"internal/", module + "cmd/", true, "nothing imports a command"},
 	{"internal/", module + "test/", false, "the product does not import its tests"},
 }
