@@ -1,16 +1,42 @@
 package kubeapi
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 func (c *testCluster) testFailover(t *testing.T) {
 	first, second := c.servers()[0], c.servers()[1]
+	t.Run("a client certificate is replaced before it expires", func(t *testing.T) {
+		target, made := c.target(), 0
+		issue := target.Certificate
+		target.Certificate = func() (*tls.Certificate, error) {
+			made++
+			return issue()
+		}
+		connection, err := Connect(target)
+		check(t, err)
+		defer connection.Close()
+		for range 2 {
+			_, err := connection.Check(t.Context())
+			check(t, err)
+		}
+		if left := time.Until(connection.renewAt); made != 1 || left < 39*time.Minute || left > 40*time.Minute {
+			t.Errorf("%d certificates were made; the first, for an hour, is used for %s", made, left)
+		}
+		connection.renewAt = time.Now()
+		_, err = connection.Check(t.Context())
+		check(t, err)
+		if made != 2 {
+			t.Errorf("%d certificates were made, want 2", made)
+		}
+	})
 	w := c.run(t, nil)
 	using := func(server netip.AddrPort) func() (bool, string) {
 		return func() (bool, string) {
