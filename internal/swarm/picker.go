@@ -149,7 +149,7 @@ func (p *Picker) SetPeers(list []Peer) {
 // Tell records what a peer has and how many it serves at the moment.
 func (p *Picker) Tell(id string, has *Set, load int) {
 	if r := p.byID[id]; r != nil && r.listed && !r.banned {
-		r.load = load
+		r.load, r.failures = load, 0
 		p.setHas(r, has)
 	}
 }
@@ -440,6 +440,17 @@ func (p *Picker) land(chunk int, r *remote) bool {
 
 // Forget takes a chunk from what the machine has: its copy was damaged.
 func (p *Picker) Forget(chunk int) { p.have.Remove(chunk) }
+
+// Flying says whether chunk i is on its way here.
+func (p *Picker) Flying(i int) bool { return p.flying.Has(i) }
+
+// Unreachable records that a peer did not answer when it was asked what it has.
+func (p *Picker) Unreachable(now time.Time, id string) {
+	if r := p.byID[id]; r != nil {
+		r.failures++
+		r.notUntil = now.Add(p.jitter(500 * time.Millisecond << min(r.failures, 6)))
+	}
+}
 
 // Lost returns the peers that cannot be reached, for the Tracker.
 func (p *Picker) Lost() []string {

@@ -187,7 +187,6 @@ func TestWhatFailuresLeadTo(t *testing.T) {
 					now = now.Add(time.Minute)
 				}
 			}
-			p.Tell("n1", p.byID["n1"].has.Clone(), 0)
 			if _, ok := p.Next(now.Add(tt.after)); ok != tt.again {
 				t.Errorf("asked again: %v, want %v", ok, tt.again)
 			}
@@ -397,8 +396,22 @@ func TestWhoIsDroppedFromTheCrowd(t *testing.T) {
 		s.now = s.now.Add(4 * time.Second)
 		s.say(0, Announcement{Have: NewSet(1), Lost: []string{"3"}})
 		s.say(1, Announcement{Have: NewSet(1), Lost: []string{"3"}})
+		s.now = s.now.Add(time.Second)
+		s.say(0, Announcement{Have: NewSet(1)})
 		if slices.Contains(s.Members("blob"), "3") {
 			t.Error("is still a member")
+		}
+	})
+	t.Run("what one has that nobody can reach is nowhere", func(t *testing.T) {
+		s := begin()
+		s.say(3, Announcement{Have: all(1)})
+		for _, i := range []int{0, 1, 2} {
+			s.say(i, Announcement{Have: NewSet(1), Lost: []string{"3"}})
+		}
+		s.now = s.now.Add(time.Second)
+		s.say(3, Announcement{Have: all(1)})
+		if a := s.say(0, Announcement{Have: NewSet(1), Wants: true}); !slices.Equal(a.Grants, []int{0}) {
+			t.Errorf("granted %v", a.Grants)
 		}
 	})
 	t.Run("one that lied to two machines, and not for one accuser", func(t *testing.T) {

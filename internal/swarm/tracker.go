@@ -198,7 +198,7 @@ func (t *Tracker) Announce(now time.Time, blob string, m Member, a Announcement)
 	}
 	answer := Answer{Again: c.interval()}
 	me.heard, me.silence = now, max(t.opts.Silence, 3*answer.Again)
-	answer.Expelled = c.complaints(now, me, a)
+	answer.Expelled = c.complaints(me, a)
 	t.introduce(c, me)
 	if answer.PeersVersion = me.version; a.Known != me.version {
 		for _, k := range me.known {
@@ -328,8 +328,12 @@ func (c *crowd) sweep(now time.Time, silence time.Duration) {
 	}
 	c.swept = now
 	for _, m := range slices.Clone(c.all) {
-		if now.Sub(m.heard) > max(silence, m.silence) {
+		switch quiet := now.Sub(m.heard); {
+		case quiet > max(silence, m.silence), len(m.lostBy) >= lostBy && quiet > 2*c.interval():
 			c.remove(m)
+		case len(m.lostBy) > lostBy && !m.expelled:
+			// It is there and cannot be reached: what it has is of no use to others.
+			c.expel(m)
 		}
 	}
 	for i, l := range c.leases {
@@ -341,17 +345,33 @@ func (c *crowd) sweep(now time.Time, silence time.Duration) {
 
 func (c *crowd) has(m *member, have *Set) {
 	for i, now := range changed(m.have, have) {
-		if !now {
-			if c.copies[i]--; c.copies[i] == 0 {
-				c.rare(i)
-			}
-			continue
+		if now {
+			c.release(i, m)
 		}
-		c.copies[i]++
-		c.release(i, m)
-		c.nowhere.Remove(i)
+		c.count(i, m, now)
 	}
 	m.have.Copy(have)
+}
+
+// count changes how many members have chunk i. What one has that nobody shall ask counts for nobody.
+func (c *crowd) count(i int, m *member, more bool) {
+	switch {
+	case m.expelled:
+	case more:
+		c.copies[i]++
+		c.nowhere.Remove(i)
+	default:
+		c.copies[i]--
+		c.rare(i)
+	}
+}
+
+// expel makes the others forget a member.
+func (c *crowd) expel(m *member) {
+	for i := range changed(NewSet(c.size), m.have) {
+		c.count(i, m, false)
+	}
+	m.expelled = true
 }
 
 // rare records that no member has chunk i any more.
@@ -373,8 +393,11 @@ func (c *crowd) release(i int, m *member) {
 // alone could be the liar.
 const expelBy = 2
 
+// lostBy is how many must have failed to reach one that is silent, too, before it counts as gone.
+const lostBy = 2
+
 // complaints takes in whom me could not use, and returns who is out because of that.
-func (c *crowd) complaints(now time.Time, me *member, a Announcement) (expelled []string) {
+func (c *crowd) complaints(me *member, a Announcement) (expelled []string) {
 	for _, id := range a.Bad {
 		culprit := c.members[id]
 		if id == me.ID || culprit == nil || !slices.Contains(me.known, culprit) {
@@ -385,7 +408,7 @@ func (c *crowd) complaints(now time.Time, me *member, a Announcement) (expelled 
 			c.bad[id] = reporters{}
 		}
 		if c.bad[id][me.ID] = true; len(c.bad[id]) >= expelBy && !culprit.expelled {
-			culprit.expelled = true
+			c.expel(culprit)
 			expelled = append(expelled, id)
 		}
 	}
@@ -395,9 +418,7 @@ func (c *crowd) complaints(now time.Time, me *member, a Announcement) (expelled 
 			continue
 		}
 		me.avoid[other] = true
-		if other.lostBy[me.ID] = true; len(other.lostBy) >= 2 && now.Sub(other.heard) > 2*c.interval() {
-			c.remove(other)
-		}
+		other.lostBy[me.ID] = true
 	}
 	return expelled
 }

@@ -3,12 +3,15 @@ package discovery
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,6 +19,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/console"
 	"coldrack.dev/internal/agent/content"
+	"coldrack.dev/internal/agent/exchange"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/install"
 	"coldrack.dev/internal/agent/inventory"
@@ -83,6 +87,15 @@ func converse(ctx context.Context, g *errgroup.Group, con *console.Console, log 
 		CommandLine: cmdline, Watch: con.Step, Now: time.Now,
 		Settings: identity.Settings{Server: args.Server, Pin: args.Pin.String()},
 	}
+	var shown atomic.Pointer[tls.Certificate]
+	installer.Exchange = &exchange.Config{
+		Log: log, Server: server, Certificate: shown.Load,
+		CAs: sync.OnceValue(func() *x509.CertPool { // asked for after enrolment only
+			pool := x509.NewCertPool()
+			pool.AppendCertsFromPEM([]byte(installer.Settings.CA))
+			return pool
+		}),
+	}
 	d := &Discovery{
 		Log: log, Console: con, Server: withCA{server, &installer.Settings.CA}, Acts: installer, Look: look, Glance: glance,
 		Nonce: args.Nonce, BootMAC: args.MAC, Version: version, Sleep: pause,
@@ -90,6 +103,7 @@ func converse(ctx context.Context, g *errgroup.Group, con *console.Console, log 
 			pair, err := client.KeyPair(chain, key)
 			if err == nil {
 				server.Use(pair)
+				shown.Store(&pair)
 			}
 			return err
 		},

@@ -22,6 +22,7 @@ import (
 
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/content"
+	"coldrack.dev/internal/agent/exchange"
 	"coldrack.dev/internal/agent/gpt"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
@@ -43,6 +44,8 @@ type Installer struct {
 	Log     *slog.Logger
 	Server  Server
 	Content *content.Source
+	// Exchange lets this machine fetch its image from others, and give it to them; nil for the server alone.
+	Exchange *exchange.Config
 	// Inventory is read anew for each act: disks may have been changed since the last.
 	Inventory func() wire.Inventory
 	// InUse names disks that must not be touched; the function of this package on a machine.
@@ -88,6 +91,7 @@ type act struct {
 	rootID gpt.GUID
 	root   string // where the new system is mounted, "" when it is not
 	system *target.Target
+	shared *shared // nil when the server alone serves the image
 }
 
 type bootFiles struct{ boot, core, shim, grub []byte }
@@ -218,7 +222,7 @@ func (a *act) runSteps(ctx context.Context, steps []step) error {
 
 // close unmounts and lets go of the disk, whatever happened.
 func (a *act) close() error {
-	var errs []error
+	errs := []error{a.leave()}
 	if a.system != nil {
 		errs = append(errs, a.system.Close())
 		a.system = nil

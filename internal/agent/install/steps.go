@@ -251,13 +251,17 @@ func (a *act) image(ctx context.Context) (string, error) {
 	}
 	a.bytes(wire.StepImage, 0, a.index.Size)
 	err := a.writePartition(ctx, diskboot.RootPartition, func(f *os.File) error {
-		err := diskimage.Write(ctx, a.index, a.Content.Blob("image "+name, a.index.Blob), f, diskimage.WriteOptions{
+		err := diskimage.Write(ctx, a.index, a.chunks(ctx, f), f, diskimage.WriteOptions{
 			Ahead:    ahead,
 			Zero:     func(offset, n int64) error { return rangeIoctl(f, blkZeroOut, offset, n) },
 			Progress: func(p diskimage.Progress) { a.bytes(wire.StepImage, p.Raw, a.index.Size) },
 		})
 		if err == nil {
 			a.message(wire.StepImage, "flushing to the disk")
+			err = a.seal(f.Name())
+		}
+		if err != nil {
+			err = errors.Join(err, a.leave())
 		}
 		return err
 	})
@@ -283,7 +287,7 @@ func (a *act) image(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("%s: %w: %s", command[0], err, out)
 		}
 	}
-	return fmt.Sprintf("%s in %s, %s fetched; every chunk and the whole verified", probe.Size(a.index.Size), took.Round(100*time.Millisecond), probe.Size(a.index.StoredBytes())), nil
+	return fmt.Sprintf("%s in %s, %s; every chunk and the whole verified", probe.Size(a.index.Size), took.Round(100*time.Millisecond), a.fetched()), nil
 }
 
 func exitCode(err error) int {

@@ -21,6 +21,9 @@ const (
 	HeaderSwarmLoad = "Coldrack-Load"
 )
 
+// ArgSwarm is a kernel command line key; "off" makes the installer fetch from the origin alone.
+const ArgSwarm = "coldrack.swarm"
+
 // SwarmAnnounce says what a machine has of a blob, and asks for peers.
 type SwarmAnnounce struct {
 	Blob   string `json:"blob"`   // digest
