@@ -86,6 +86,8 @@ type Record struct {
 	Groups []v1alpha1.MachineGroup
 	// Machines that status.nodes names, as far as they exist.
 	Machines []v1alpha1.Machine
+	// Subnets that there are.
+	Subnets []v1alpha1.Subnet
 	// Secret with the cluster's keys; nil when there is none yet.
 	Secret *v1alpha1.Secret
 }
@@ -256,7 +258,15 @@ func (s *Set) input(r Record, authorities map[kube.Authority][]byte, serviceAcco
 		in.Machines = append(in.Machines, kubeMachine(n, machines[n.Machine]))
 	}
 	slices.SortFunc(in.Machines, func(a, b kube.Machine) int { return cmp.Compare(a.Name, b.Name) })
+	in.NoNameservers = len(r.Subnets) > 0 && !slices.ContainsFunc(r.Subnets, func(subnet v1alpha1.Subnet) bool {
+		return len(subnet.Spec.DNS) > 0 && slices.ContainsFunc(in.Machines, func(m kube.Machine) bool { return within(subnet, m.Addresses) })
+	})
 	return in
+}
+
+func within(subnet v1alpha1.Subnet, addresses []netip.Addr) bool {
+	network, err := netip.ParsePrefix(subnet.Spec.CIDR)
+	return err == nil && slices.ContainsFunc(addresses, network.Contains)
 }
 
 // View is a cluster as its own API is to be made.

@@ -20,6 +20,8 @@ type Situation struct {
 	Clusters []v1alpha1.Cluster
 	Groups   []v1alpha1.MachineGroup
 	Machines []v1alpha1.Machine
+	// Subnets decide nothing here; what is rendered of a proposal depends on them.
+	Subnets []v1alpha1.Subnet
 }
 
 // Decision says which machines a cluster has, and what stays decided for each.

@@ -67,6 +67,6 @@ func (s *Set) Preview(cluster *v1alpha1.Cluster, groups []v1alpha1.MachineGroup,
 		return p, err
 	}
 	proposed.Status.Nodes = p.Nodes
-	p.New, err = kube.Render(s.input(Record{Cluster: proposed, Groups: ownGroups(cluster.Name, all), Machines: now.Machines}, authorities, serviceAccount))
+	p.New, err = kube.Render(s.input(Record{Cluster: proposed, Groups: ownGroups(cluster.Name, all), Machines: now.Machines, Subnets: now.Subnets}, authorities, serviceAccount))
 	return p, err
 }

@@ -25,7 +25,7 @@ import (
 func clusterFeed(d Deps) reconciler {
 	return reconciler{
 		name: "cluster-plans", do: func(ctx context.Context, name string) (time.Duration, error) { return 0, feedCluster(ctx, d, name) },
-		watches: append(clusterWatches(d), source.Kind(d.Cache, &v1alpha1.Machine{},
+		watches: append(clusterWatches(d), subnetsOfClusters(d), source.Kind(d.Cache, &v1alpha1.Machine{},
 			handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, m *v1alpha1.Machine) []reconcile.Request {
 				d.Fleet.Put(m)
 				if name, _, _, ok := d.Clusters.Member(m.Name); ok {
@@ -41,6 +41,13 @@ func clusterFeed(d Deps) reconciler {
 				},
 			})),
 	}
+}
+
+// subnetsOfClusters wake a reconciler with every cluster: a subnet's nameservers are its nodes'.
+func subnetsOfClusters(d Deps) source.Source {
+	return source.Kind(d.Cache, &v1alpha1.Subnet{}, handler.TypedEnqueueRequestsFromMapFunc(func(ctx context.Context, _ *v1alpha1.Subnet) []reconcile.Request {
+		return everyCluster(ctx, d)
+	}), predicate.TypedGenerationChangedPredicate[*v1alpha1.Subnet]{})
 }
 
 func interfaceOf(m *v1alpha1.Machine) string {
@@ -112,6 +119,11 @@ func feedCluster(ctx context.Context, d Deps, name string) error {
 			record.Groups = append(record.Groups, g)
 		}
 	}
+	subnets := &v1alpha1.SubnetList{}
+	if err := d.Cache.List(ctx, subnets); err != nil {
+		return fmt.Errorf("list subnets: %w", err)
+	}
+	record.Subnets = subnets.Items
 	for _, n := range record.Cluster.Status.Nodes {
 		if m, ok := d.Fleet.Get(n.Machine); ok {
 			record.Machines = append(record.Machines, *m)

@@ -78,8 +78,7 @@ func (d *clusterDesk) plan(_ http.ResponseWriter, r *http.Request, tools *deskTo
 
 // world is what exists, with what somebody proposes laid over it.
 type world struct {
-	now     clusters.Situation
-	subnets []v1alpha1.Subnet
+	now clusters.Situation
 	// clusters and groups that are proposed, as they would be after they were applied.
 	clusters map[string]*v1alpha1.Cluster
 	groups   map[string]*v1alpha1.MachineGroup
@@ -98,8 +97,8 @@ func (t *deskTools) world(ctx context.Context) (*world, error) {
 		}
 	}
 	return &world{
-		now:     clusters.Situation{Clusters: cs.Items, Groups: gs.Items, Machines: ms.Items},
-		subnets: ss.Items, clusters: map[string]*v1alpha1.Cluster{}, groups: map[string]*v1alpha1.MachineGroup{},
+		now:      clusters.Situation{Clusters: cs.Items, Groups: gs.Items, Machines: ms.Items, Subnets: ss.Items},
+		clusters: map[string]*v1alpha1.Cluster{}, groups: map[string]*v1alpha1.MachineGroup{},
 	}, nil
 }
 
@@ -138,7 +137,7 @@ func (w *world) propose(ctx context.Context, c client.Client, raw []byte) error 
 	case *v1alpha1.Machine:
 		w.now.Machines = laidOver(w.now.Machines, *o, func(m v1alpha1.Machine) string { return m.Name })
 	case *v1alpha1.Subnet:
-		w.subnets = laidOver(w.subnets, *o, func(s v1alpha1.Subnet) string { return s.Name })
+		w.now.Subnets = laidOver(w.now.Subnets, *o, func(s v1alpha1.Subnet) string { return s.Name })
 	}
 	return nil
 }
@@ -237,7 +236,7 @@ func (w *world) check(tools *deskTools, cluster, was *v1alpha1.Cluster, groups [
 		versions = []string{} // known: none
 	}
 	errs := v1alpha1.ValidateCluster(cluster, v1alpha1.ClusterFacts{
-		Groups: groups, Versions: versions, Subnets: w.subnets, Clusters: w.now.Clusters,
+		Groups: groups, Versions: versions, Subnets: w.now.Subnets, Clusters: w.now.Clusters,
 	})
 	if was != nil {
 		errs = append(errs, v1alpha1.ValidateClusterChange(cluster, was)...)

@@ -238,7 +238,7 @@ func (r *renderer) dnsObjects() []runtime.Object {
 	replicas := int32(min(2, r.dnsNodes()))
 	selector := map[string]string{"k8s-app": "kube-dns"}
 	domain := r.cluster.Spec.Network.DNSDomain
-	data := map[string]string{"Corefile": corefile(domain)}
+	data := map[string]string{"Corefile": corefile(domain, r.in.NoNameservers)}
 	port := func(name string, number int32, protocol corev1.Protocol) corev1.ContainerPort {
 		return corev1.ContainerPort{Name: name, ContainerPort: number, Protocol: protocol}
 	}
@@ -332,8 +332,10 @@ func (r *renderer) dnsObjects() []runtime.Object {
 	}
 }
 
-func corefile(domain string) string {
-	return strings.ReplaceAll(`.:53 {
+// corefile is kubeadm's where the machines have nameservers. CoreDNS does not start with a resolv.conf that names
+// none; without any, names outside the cluster do not exist, and are quickly said not to.
+func corefile(domain string, noNameservers bool) string {
+	config := `.:53 {
     errors
     health {
        lameduck 5s
@@ -356,5 +358,30 @@ func corefile(domain string) string {
     reload
     loadbalance
 }
-`, "DOMAIN", domain)
+`
+	if noNameservers {
+		config = `DOMAIN:53 in-addr.arpa:53 ip6.arpa:53 {
+    errors
+    health {
+       lameduck 5s
+    }
+    ready
+    kubernetes DOMAIN in-addr.arpa ip6.arpa {
+       pods insecure
+       ttl 30
+    }
+    prometheus :9153
+    reload
+    loadbalance
+}
+.:53 {
+    errors
+    template ANY ANY {
+       rcode NXDOMAIN
+    }
+    prometheus :9153
+}
+`
+	}
+	return strings.ReplaceAll(config, "DOMAIN", domain)
 }

@@ -177,6 +177,8 @@ type Input struct {
 	Authorities map[Authority][]byte
 	// ServiceAccountKeys are the PEM public keys that service-account tokens are verified with.
 	ServiceAccountKeys []byte
+	// NoNameservers: no machine has a DNS server to ask for names outside the cluster.
+	NoNameservers bool
 	// Registry is Coldrack's own content store. Without it, nodes pull from wherever images come from.
 	Registry *Registry
 }

@@ -45,13 +45,15 @@ type Pace struct {
 	Limit time.Duration // for one answer
 	// Misses in a row until a backend that does not answer counts as dead, and its connections are closed. A
 	// backend whose machine is there but refuses connections is dead at once.
+	// While no other backend is better, its connections stay: an API server may only be slow, and clients that
+	// all come again make it slower.
 	Misses int
 	Dial   time.Duration // for one connection
 }
 
 // UsualPace finds a machine without power in about a quarter of a minute, and bears with one that is slow.
 func UsualPace() Pace {
-	return Pace{Every: 2 * time.Second, Limit: 4 * time.Second, Misses: 3, Dial: 3 * time.Second}
+	return Pace{Every: 3 * time.Second, Limit: 5 * time.Second, Misses: 3, Dial: 3 * time.Second}
 }
 
 // Balancer is one listener and what is behind it.
@@ -329,7 +331,7 @@ func (b *Balancer) watch(ctx context.Context, x *backend) {
 			misses = 0
 		}
 		if state != dead || definite || misses >= b.pace.Misses {
-			b.learn(x, state, why)
+			b.learn(x, state, why, definite)
 		}
 		select {
 		case <-ctx.Done():
@@ -344,8 +346,9 @@ func (b *Balancer) watch(ctx context.Context, x *backend) {
 	}
 }
 
-// learn notes a backend's health. A dead one loses its connections.
-func (b *Balancer) learn(x *backend, state health, why string) {
+// learn notes a backend's health. One that is surely dead loses its connections, and one that does not answer if
+// there is a better one to come back to.
+func (b *Balancer) learn(x *backend, state health, why string, definite bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if x.gone {
@@ -355,9 +358,22 @@ func (b *Balancer) learn(x *backend, state health, why string) {
 		b.log.Info("API server's health", "backend", x.address, "is", state.String(), "was", x.state.String(), "because", why, "connections", len(x.conns))
 	}
 	x.state, x.why = state, why
-	if state == dead {
+	if state == dead && (definite || b.better()) {
 		x.cut()
 	}
+	// Those that stayed with a silent backend for want of a better one can leave it now.
+	if state >= live {
+		for _, y := range b.backends {
+			if y.state == dead {
+				y.cut()
+			}
+		}
+	}
+}
+
+// better says whether any backend is known to be well. The caller holds mu.
+func (b *Balancer) better() bool {
+	return slices.ContainsFunc(b.backends, func(x *backend) bool { return x.state >= live })
 }
 
 // ask checks a backend. definite says that a dead one is surely so.

@@ -282,6 +282,31 @@ func TestOneThatDiesLosesItsConnectionsAndOthersKeepTheirs(t *testing.T) {
 	}
 }
 
+func TestTheOnlyOneKeepsItsConnectionsHoweverSlowItIs(t *testing.T) {
+	b := newBench(t)
+	one, two := b.start("one"), b.start("two")
+	two.readyz.Store(500)
+	two.livez.Store(500)
+	b.set(one, two)
+	b.until(one, ready)
+	b.until(two, speaks)
+	stream := b.stream()
+	if name := <-stream; name != "one" {
+		t.Fatalf("reached %q", name)
+	}
+	one.silent.Store(true)
+	b.until(one, dead)
+	for range 5 {
+		if name := <-stream; name != "one" {
+			t.Fatalf("the connection says %q", name)
+		}
+	}
+	// Now there is somewhere to go.
+	two.readyz.Store(200)
+	b.until(two, ready)
+	broken(t, stream)
+}
+
 func TestOneThatRefusesIsLeftAtOnceAndTakenBack(t *testing.T) {
 	b := newBench(t)
 	one, two := b.start("one"), b.start("two")
