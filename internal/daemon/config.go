@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"coldrack.dev/internal/registry"
@@ -64,6 +65,10 @@ type Config struct {
 	RegistryUpstreams []string `json:"registryUpstreams,omitempty"`
 	// RegistryCacheGiB bounds what is kept of them.
 	RegistryCacheGiB int `json:"registryCacheGib"`
+
+	// DiscoveryArgs are kernel arguments of the discovery system in addition to its own, for hardware that
+	// needs some. Installed machines get theirs from their Profile.
+	DiscoveryArgs []string `json:"discoveryArgs,omitempty"`
 
 	// HeartbeatInterval that installed nodes are told.
 	HeartbeatInterval time.Duration `json:"heartbeatInterval"`
@@ -124,6 +129,11 @@ func (c Config) Validate() error {
 	}
 	if c.RegistryCacheGiB < 1 {
 		bad("registryCacheGib", c.RegistryCacheGiB, "must be at least 1")
+	}
+	for _, arg := range c.DiscoveryArgs {
+		if arg == "" || strings.ContainsAny(arg, " \t\n\"") || strings.HasPrefix(arg, "coldrack.") {
+			bad("discoveryArgs", arg, "must be one kernel argument, for example nomodeset, and none of Coldrack's own")
+		}
 	}
 	if c.HeartbeatInterval < time.Second {
 		bad("heartbeatInterval", c.HeartbeatInterval, "must be at least 1s")

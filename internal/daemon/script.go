@@ -32,8 +32,10 @@ type booter struct {
 	content content
 	cfg     Config
 	caPin   string
-	log     *slog.Logger
-	metrics *metrics
+	// discoveryArgs are the operator's kernel arguments.
+	discoveryArgs []string
+	log           *slog.Logger
+	metrics       *metrics
 }
 
 // reachedAt is the address by which a machine reaches this server: the configured one, else the one that
@@ -100,7 +102,7 @@ func (b *booter) script(request boot.Request, local netip.Addr) (string, error) 
 		if record.MAC != "" {
 			target.Args = append(target.Args, wire.ArgMAC+"="+record.MAC)
 		}
-		target.Args = append(target.Args, consoleArgs()...)
+		target.Args = append(append(target.Args, consoleArgs()...), b.discoveryArgs...)
 	}
 	b.log.Info("boot decided", "machine", name, "mac", record.MAC, "address", record.Address,
 		"action", string(plan.Action), "reason", plan.Reason)

@@ -19,7 +19,7 @@ import (
 func (s *server) newBooter(nonces *machineapi.Nonces) *booter {
 	return &booter{
 		fleet: s.fleet, nonces: nonces, content: s.content, cfg: s.cfg,
-		caPin: s.keys.machines.Fingerprint(), log: s.log.With("part", "boot"), metrics: s.metrics,
+		caPin: s.keys.machines.Fingerprint(), discoveryArgs: s.cfg.DiscoveryArgs, log: s.log.With("part", "boot"), metrics: s.metrics,
 	}
 }
 
