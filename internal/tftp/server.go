@@ -144,10 +144,15 @@ func (s *Server) Serve(ctx context.Context, conn *net.UDPConn) error {
 
 	transfers, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(errStopping)
+	loops, err := newLoops()
+	if err != nil {
+		return fmt.Errorf("serve TFTP: %w", err)
+	}
+	defer loops.close()
 	var running sync.WaitGroup
-	err := s.receive(ctx, conn, func(t *transfer) {
+	err = s.receive(ctx, conn, func(t *transfer) {
 		transferCtx, cancelOne := context.WithCancelCause(transfers)
-		t.cancel = cancelOne
+		t.cancel, t.loop = cancelOne, loops.next()
 		running.Go(func() {
 			defer cancelOne(nil)
 			s.serveOne(transferCtx, t)
@@ -244,7 +249,7 @@ func (s *Server) take(conn *net.UDPConn, packet []byte, local netip.Addr, remote
 func (s *Server) serveOne(ctx context.Context, t *transfer) {
 	began := time.Now()
 	t.run(ctx)
-	t.conn.Close()
+	t.close()
 	t.report.Duration = time.Since(began)
 
 	s.mu.Lock()

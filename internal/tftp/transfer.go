@@ -9,11 +9,9 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
-	"os"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,48 +46,82 @@ const (
 // that was reset takes longer to ask again.
 const quiet = 2 * time.Second
 
-// transfer serves one read request on its own socket.
+// transfer serves one read request on its own socket. It is opened in a goroutine of its own; then a loop's thread
+// owns it until it has ended.
 type transfer struct {
 	server  *Server
-	conn    *net.UDPConn // connected to the client
+	conn    *net.UDPConn // connected to the client, until detach
 	request request
 	raw     string // the request as received, to tell a repeated one from a new one
 	cancel  context.CancelCauseFunc
 	// heard is when the client last acknowledged something new, in Unix nanoseconds; 0 before that.
 	heard atomic.Int64
 
-	file    File
-	params  parameters
-	window  window
-	buffer  []byte
-	packets []ipv4.Message
-	batch   *ipv4.PacketConn
-	rtt     estimator
-	report  Transfer
+	fd     int // non-blocking; -1 when there is none
+	loop   *loop
+	ended  chan error // by the loop, once
+	file   File
+	params parameters
+	window window
+	rtt    estimator
+	report Transfer
+
+	highest  uint64 // one more than the highest block ever sent
+	progress time.Time
+	sentAt   time.Time // of the present window
+	deadline time.Time // when it is sent again
+	attempt  int       // sends of the present window
+	fresh    bool      // it was not sent before
+	hurried  bool      // the deadline was moved forward
+
+	ahead   []byte // of the file, in lock-step
+	aheadAt int64
+	// single says that this path does not take several blocks in one system call.
+	single bool
 }
 
 // run serves the request to its end and fills the report.
 func (t *transfer) run(ctx context.Context) {
-	stop := context.AfterFunc(ctx, func() { t.conn.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	err := t.open(ctx)
+	err := t.detach()
+	if err == nil {
+		err = t.open(ctx)
+	}
 	if err == nil {
 		defer t.file.Close()
-		err = t.send(ctx)
+		err = t.loop.serve(ctx, t)
 	}
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 		if !errors.Is(err, errSuperseded) {
-			t.conn.Write(encodeError(codeUndefined, "server is stopping, try again"))
+			t.write(encodeError(codeUndefined, "server is stopping, try again"))
 		}
 	}
 	t.report.Err = err
 }
 
+// detach takes the socket out of Go's network poller, which would wake up for every packet beside the loop.
+func (t *transfer) detach() error {
+	t.fd = -1
+	defer t.conn.Close()
+	raw, err := t.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { t.fd, failed = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	return errors.Join(err, failed)
+}
+
+func (t *transfer) close() {
+	if t.fd >= 0 {
+		unix.Close(t.fd)
+	}
+}
+
 // open checks the request, opens the file and agrees on options. What is wrong is told to the client.
 func (t *transfer) open(ctx context.Context) error {
 	refuse := func(code ErrorCode, text string, err error) error {
-		t.conn.Write(encodeError(code, text))
+		t.write(encodeError(code, text))
 		return err
 	}
 	if t.request.mode != "octet" {
@@ -128,90 +160,81 @@ func (t *transfer) open(ctx context.Context) error {
 	return nil
 }
 
-// send moves the file, window by window.
-func (t *transfer) send(ctx context.Context) error {
-	var (
-		highest  uint64 // one more than the highest block ever sent
-		progress = time.Now()
-		attempt  int // sends of the present window
-		reply    [516]byte
-	)
-	for {
-		from, to := t.window.next()
-		if err := t.sendBlocks(from, to); err != nil {
-			return t.ended(err)
-		}
-		t.report.Retransmits += int(min(to, highest) - min(from, highest))
-		fresh := from >= highest
-		highest = max(highest, to)
-		sentAt := time.Now()
-		timeout := t.rtt.timeout(t.params.timeout, attempt)
-		deadline := sentAt.Add(timeout)
-		t.conn.SetReadDeadline(deadline)
-		hurried := false
-		hurry := func(now time.Time) {
-			hurried = true
-			if soon := now.Add(t.rtt.patience()); soon.Before(deadline) {
-				t.conn.SetReadDeadline(soon)
-			}
-		}
+// begin sends what comes first.
+func (t *transfer) begin() error {
+	t.progress = time.Now()
+	return t.sendWindow()
+}
 
-	wait:
-		for {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			n, err := t.conn.Read(reply[:])
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				if ctx.Err() != nil {
-					return ctx.Err()
-				}
-				if idle := time.Since(progress); idle >= t.giveUp() {
-					return fmt.Errorf("client did not acknowledge block %d for %s; it is gone or the network loses packets",
-						t.window.base, idle.Round(time.Second))
-				}
-				if !hurried {
-					attempt++
-				}
-				break wait
-			}
-			if err != nil {
-				return t.ended(err)
-			}
-			said, err := parseReply(reply[:n])
-			if err != nil {
-				continue // RFC 1350 has no use for it and the client may still be well
-			}
-			if said.op == opError {
-				return fmt.Errorf("%w: code %d %s", ErrAborted, said.code, said.text)
-			}
-			switch t.window.ack(said.block) {
-			case finished:
-				t.report.Bytes = t.report.Size
-				return nil
-			case advanced:
-				now := time.Now()
-				if attempt == 0 && fresh && !hurried {
-					t.rtt.observe(now.Sub(sentAt))
-				}
-				t.heard.Store(now.UnixNano())
-				t.report.Bytes = int64(max(t.window.base, 1)-1) * int64(t.params.blockSize)
-				progress, attempt = now, 0
-				if fresh || t.window.base == t.window.sent {
-					break wait // the next window, or RFC 7440's restart behind a gap
-				}
-				// A gap in what was sent again: most likely an echo of packets still under way, and
-				// to restart on each would multiply them. See whether the rest arrives.
-				hurry(now)
-			case repeated:
-				// Perhaps the window's first block is lost, perhaps the network doubled an ACK.
-				// Wait a little for the ACK that would prove the second before sending again.
-				if t.params.windowSize > 1 && !hurried {
-					hurry(time.Now())
-				}
-			}
+// sendWindow sends what the window says is due, new or again.
+func (t *transfer) sendWindow() error {
+	from, to := t.window.next()
+	if err := t.sendBlocks(from, to); err != nil {
+		return t.end(err)
+	}
+	t.report.Retransmits += int(min(to, t.highest) - min(from, t.highest))
+	t.fresh = from >= t.highest
+	t.highest = max(t.highest, to)
+	t.sentAt, t.hurried = time.Now(), false
+	t.deadline = t.sentAt.Add(t.rtt.timeout(t.params.timeout, t.attempt))
+	return nil
+}
+
+// hurry brings the deadline forward, to when an ACK on its way would have come.
+func (t *transfer) hurry(now time.Time) {
+	t.hurried = true
+	if soon := now.Add(t.rtt.patience()); soon.Before(t.deadline) {
+		t.deadline = soon
+	}
+}
+
+// expire is called when the deadline has passed.
+func (t *transfer) expire(now time.Time) error {
+	if idle := now.Sub(t.progress); idle >= t.giveUp() {
+		return fmt.Errorf("client did not acknowledge block %d for %s; it is gone or the network loses packets",
+			t.window.base, idle.Round(time.Second))
+	}
+	if !t.hurried {
+		t.attempt++
+	}
+	return t.sendWindow()
+}
+
+// receive takes a packet of the client. done is true when the client has the whole file.
+func (t *transfer) receive(packet []byte) (done bool, err error) {
+	said, err := parseReply(packet)
+	if err != nil {
+		return false, nil // RFC 1350 has no use for it and the client may still be well
+	}
+	if said.op == opError {
+		return false, fmt.Errorf("%w: code %d %s", ErrAborted, said.code, said.text)
+	}
+	switch t.window.ack(said.block) {
+	case finished:
+		t.report.Bytes = t.report.Size
+		return true, nil
+	case advanced:
+		now := time.Now()
+		if t.attempt == 0 && t.fresh && !t.hurried {
+			t.rtt.observe(now.Sub(t.sentAt))
+		}
+		t.heard.Store(now.UnixNano())
+		t.report.Bytes = int64(max(t.window.base, 1)-1) * int64(t.params.blockSize)
+		t.progress, t.attempt = now, 0
+		if t.fresh || t.window.base == t.window.sent {
+			return false, t.sendWindow() // the next window, or RFC 7440's restart behind a gap
+		}
+		// A gap in what was sent again: most likely an echo of packets still under way, and to restart
+		// on each would multiply them. See whether the rest arrives.
+		t.hurry(now)
+	case repeated:
+		// Perhaps the window's first block is lost, perhaps the network doubled an ACK. Wait a little
+		// for the ACK that would prove the second before sending again.
+		if t.params.windowSize > 1 && !t.hurried {
+			t.hurry(time.Now())
 		}
 	}
+	return false, nil
 }
 
 // isRepeated tells whether a request that came while this transfer runs is only this one's once more: sent
@@ -222,13 +245,13 @@ func (t *transfer) isRepeated(raw string, now time.Time) bool {
 	return raw == t.raw && (heard == 0 || now.Sub(time.Unix(0, heard)) < quiet)
 }
 
-// ended interprets an error of the socket. A client that has closed its port after the last block was
+// end interprets an error of the socket. A client that has closed its port after the last block was
 // sent has the file: only its last ACK was lost.
-func (t *transfer) ended(err error) error {
+func (t *transfer) end(err error) error {
 	if errors.Is(err, unix.ECONNREFUSED) {
 		if t.window.base > 0 && t.window.sent == t.window.last+1 && t.heard.Load() != 0 {
 			t.report.Bytes = t.report.Size
-			return nil
+			return errFinished
 		}
 		return errors.New("client closed its port in the middle of the transfer")
 	}
@@ -242,60 +265,71 @@ func (t *transfer) giveUp() time.Duration {
 // sendBlocks sends the blocks [from, to); block 0 is the OACK.
 func (t *transfer) sendBlocks(from, to uint64) error {
 	if from == 0 {
-		_, err := t.conn.Write(encodeOack(t.params.accepted))
+		return t.write(encodeOack(t.params.accepted))
+	}
+	size := 4 + t.params.blockSize
+	packets := t.loop.packets[:0]
+	offset := int64(from-1) * int64(t.params.blockSize)
+	content, err := t.content(offset, int(min(t.report.Size-offset, int64(to-from)*int64(t.params.blockSize))))
+	if err != nil {
 		return err
 	}
-	if t.buffer == nil {
-		t.buffer = make([]byte, t.params.windowSize*(4+t.params.blockSize))
-		if t.params.windowSize > 1 {
-			t.batch = ipv4.NewPacketConn(t.conn)
-			t.packets = make([]ipv4.Message, t.params.windowSize)
-			for i := range t.packets {
-				t.packets[i].Buffers = make([][]byte, 1)
-			}
-		}
+	for number := from; number < to; number++ {
+		n := min(len(content), t.params.blockSize)
+		packets = binary.BigEndian.AppendUint16(packets, opData)
+		packets = binary.BigEndian.AppendUint16(packets, uint16(number))
+		packets = append(packets, content[:n]...)
+		content = content[n:]
 	}
-	if to == from+1 {
-		packet, err := t.block(t.buffer, from)
+	most := min(gsoSegments, gsoBytes/size) * size
+	for len(packets) > 0 {
+		n := size
+		if !t.single && most > size {
+			n = most
+		}
+		n = min(n, len(packets))
+		err := t.sendPackets(packets[:n], size)
+		if errors.Is(err, errSingle) {
+			t.single = true
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		_, err = t.conn.Write(packet)
-		return err
-	}
-	count := int(to - from)
-	for i := range count {
-		packet, err := t.block(t.buffer[i*(4+t.params.blockSize):], from+uint64(i))
-		if err != nil {
-			return err
-		}
-		t.packets[i].Buffers[0] = packet
-	}
-	for done := 0; done < count; {
-		n, err := t.batch.WriteBatch(t.packets[done:count], 0)
-		if err != nil {
-			return err
-		}
-		done += n
+		packets = packets[n:]
 	}
 	return nil
 }
 
-// block builds the DATA packet of a block in the given space.
-func (t *transfer) block(space []byte, number uint64) ([]byte, error) {
-	offset := int64(number-1) * int64(t.params.blockSize)
-	length := int(min(t.report.Size-offset, int64(t.params.blockSize)))
-	binary.BigEndian.PutUint16(space, opData)
-	binary.BigEndian.PutUint16(space[2:], uint16(number))
-	if n, err := t.file.ReadAt(space[4:4+length], offset); n < length {
+// lookAhead is how much is read at once in lock-step, bytes: a thousand transfers hold as much.
+const lookAhead = 8 << 10
+
+// content gives n bytes of the file, good until the next call on the same loop.
+func (t *transfer) content(offset int64, n int) ([]byte, error) {
+	buffer := t.loop.content[:n]
+	if t.params.windowSize == 1 && t.params.blockSize <= lookAhead/2 {
+		if at := offset - t.aheadAt; at >= 0 && at+int64(n) <= int64(len(t.ahead)) {
+			return t.ahead[at : at+int64(n)], nil
+		}
+		if t.ahead == nil {
+			t.ahead = make([]byte, 0, lookAhead)
+		}
+		t.ahead = t.ahead[:min(t.report.Size-offset, lookAhead)]
+		t.aheadAt, buffer = offset, t.ahead
+	}
+	if got, err := t.file.ReadAt(buffer, offset); got < len(buffer) {
+		t.ahead = t.ahead[:0]
+		if got >= n {
+			return buffer[:n], nil // what is missing will be missed when its turn comes
+		}
 		if err == nil || errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
-		err = fmt.Errorf("read %s at byte %d of %d: %w", printable(t.request.name), offset, t.report.Size, err)
-		t.conn.Write(encodeError(codeUndefined, "server cannot read the file"))
+		err = fmt.Errorf("read %s at byte %d of %d: %w", printable(t.request.name), offset+int64(got), t.report.Size, err)
+		t.write(encodeError(codeUndefined, "server cannot read the file"))
 		return nil, err
 	}
-	return space[:4+length], nil
+	return buffer[:n], nil
 }
 
 // estimator smooths round-trip times, RFC 6298, to choose retransmission timeouts.
