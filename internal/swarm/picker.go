@@ -167,8 +167,15 @@ func (p *Picker) setHas(r *remote, has *Set) {
 
 // Next chooses what to fetch now; the caller begins it, and ends it by Arrived or Failed.
 func (p *Picker) Next(now time.Time) (Pick, bool) {
-	if p.total >= p.limits.InFlight || p.have.Full() {
+	if p.have.Full() {
 		return Pick{}, false
+	}
+	if p.total >= p.limits.InFlight {
+		// What comes from a machine that has died must not keep all places.
+		if p.total >= p.limits.InFlight+p.limits.InFlight/2 {
+			return Pick{}, false
+		}
+		return p.again(now)
 	}
 	lonely := p.look()
 	farLimit := p.limits.Far
@@ -344,7 +351,7 @@ func (p *Picker) Wants() (wants, idle bool) {
 		return false, false
 	}
 	if p.total < p.limits.InFlight {
-		return true, p.total == 0
+		return true, !slices.ContainsFunc(p.peers, func(r *remote) bool { return r.inFlight > 0 && r.failures == 0 })
 	}
 	for i, n := range p.avail {
 		if n == 0 && !p.have.Has(i) && !p.flying.Has(i) {
@@ -398,8 +405,7 @@ func (p *Picker) Failed(now time.Time, pick Pick, why Failure) {
 		without.Remove(pick.Chunk)
 		p.setHas(r, without)
 	case Broken:
-		r.failures++
-		r.notUntil = now.Add(p.jitter(500 * time.Millisecond << min(r.failures, 6)))
+		p.broken(now, r)
 	case Bad:
 		r.banned = true
 		p.setHas(r, NewSet(p.have.size))
@@ -447,9 +453,14 @@ func (p *Picker) Flying(i int) bool { return p.flying.Has(i) }
 // Unreachable records that a peer did not answer when it was asked what it has.
 func (p *Picker) Unreachable(now time.Time, id string) {
 	if r := p.byID[id]; r != nil {
-		r.failures++
-		r.notUntil = now.Add(p.jitter(500 * time.Millisecond << min(r.failures, 6)))
+		p.broken(now, r)
 	}
+}
+
+// broken keeps a peer from being tried again for seconds: it may be dead, and then each try takes as long.
+func (p *Picker) broken(now time.Time, r *remote) {
+	r.failures++
+	r.notUntil = now.Add(p.jitter(2 * time.Second << min(r.failures, 4)))
 }
 
 // Lost returns the peers that cannot be reached, for the Tracker.

@@ -164,7 +164,7 @@ func TestWhatFailuresLeadTo(t *testing.T) {
 		"a busy peer is asked again soon":                  {why: Busy, times: 1, after: 200 * time.Millisecond, again: true},
 		"a busy peer is not asked again at once":           {why: Busy, times: 1, after: 0},
 		"a chunk that is not there is not asked for again": {why: Missing, times: 1, after: time.Hour},
-		"a broken peer is tried again later":               {why: Broken, times: 1, after: 5 * time.Second, again: true},
+		"a broken peer is tried again later":               {why: Broken, times: 1, after: 10 * time.Second, again: true},
 		"a broken peer is not tried again at once":         {why: Broken, times: 1, after: 100 * time.Millisecond},
 		"a peer that stays broken is reported":             {why: Broken, times: 2, after: time.Minute, again: true, lost: true},
 		"a liar is never asked again":                      {why: Bad, times: 1, after: time.Hour},

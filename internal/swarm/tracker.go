@@ -30,8 +30,9 @@ type TrackerOptions struct {
 	Extra float64
 	// Lease is how long a granted chunk may take before it is granted to another. Default 30 s.
 	Lease time.Duration
-	// Silence after which a machine counts as gone. Default 15 s, and never less than three of the intervals
-	// that it was told.
+	// Silence after which a machine counts as gone, as it does after two silent intervals when others cannot reach
+	// it, either. Default 6 s, and never less than four of the intervals that it was told. One that was only slow
+	// is back with its next announcement.
 	Silence time.Duration
 	// Dice are the source of chance; nil seeds one.
 	Dice *rand.Rand
@@ -115,7 +116,7 @@ func NewTracker(o TrackerOptions) *Tracker {
 		o.Lease = 30 * time.Second
 	}
 	if o.Silence == 0 {
-		o.Silence = 15 * time.Second
+		o.Silence = 6 * time.Second
 	}
 	t := &Tracker{opts: o, dice: o.Dice, crowds: map[crowdKey]*crowd{}}
 	if t.dice == nil {
@@ -134,6 +135,7 @@ type crowd struct {
 	copies  []int32              // of each chunk among the members
 	nowhere *Set                 // chunks that no member has and that are not granted
 	leases  map[int]lease        // by chunk
+	usual   time.Duration        // that a granted chunk takes
 	granted int                  // chunks, since the crowd came together
 	extra   int                  // of these, chunks that were somewhere already
 	bad     map[string]reporters // by culprit
@@ -145,7 +147,7 @@ type crowd struct {
 
 type lease struct {
 	to    *member
-	until time.Time
+	since time.Time
 }
 
 type reporters map[string]bool
@@ -187,17 +189,17 @@ func (t *Tracker) Announce(now time.Time, blob string, m Member, a Announcement)
 		c = newCrowd(a.Have.Size())
 		t.crowds[key] = c
 	}
-	c.sweep(now, t.opts.Silence)
+	c.sweep(now, t.opts.Silence, t.opts.Lease)
 	me := c.join(m, now, t.dice)
 	if me == nil {
 		return Answer{Again: time.Minute, Ask: time.Minute}
 	}
-	c.has(me, a.Have)
+	c.has(me, a.Have, now)
 	for _, i := range a.Returned {
 		c.release(i, me)
 	}
 	answer := Answer{Again: c.interval()}
-	me.heard, me.silence = now, max(t.opts.Silence, 3*answer.Again)
+	me.heard, me.silence = now, max(t.opts.Silence, 4*answer.Again)
 	answer.Expelled = c.complaints(me, a)
 	t.introduce(c, me)
 	if answer.PeersVersion = me.version; a.Known != me.version {
@@ -227,7 +229,7 @@ func (t *Tracker) Leave(id string) {
 func (t *Tracker) sweepAll(now time.Time) {
 	for key, c := range t.crowds {
 		c.swept = time.Time{}
-		c.sweep(now, t.opts.Silence)
+		c.sweep(now, t.opts.Silence, t.opts.Lease)
 		t.forget(key, c)
 	}
 }
@@ -305,7 +307,7 @@ func (c *crowd) join(m Member, now time.Time, dice *rand.Rand) *member {
 }
 
 func (c *crowd) remove(m *member) {
-	c.has(m, NewSet(c.size))
+	c.has(m, NewSet(c.size), time.Time{})
 	for i, l := range c.leases {
 		if l.to == m {
 			c.release(i, m)
@@ -322,7 +324,7 @@ func (c *crowd) remove(m *member) {
 }
 
 // sweep removes the silent, and takes back what they were granted.
-func (c *crowd) sweep(now time.Time, silence time.Duration) {
+func (c *crowd) sweep(now time.Time, silence, longest time.Duration) {
 	if now.Sub(c.swept) < time.Second {
 		return
 	}
@@ -337,18 +339,21 @@ func (c *crowd) sweep(now time.Time, silence time.Duration) {
 		}
 	}
 	for i, l := range c.leases {
-		if now.After(l.until) {
+		if now.Sub(l.since) > longest {
 			c.release(i, l.to)
 		}
 	}
 }
 
-func (c *crowd) has(m *member, have *Set) {
-	for i, now := range changed(m.have, have) {
-		if now {
-			c.release(i, m)
+func (c *crowd) has(m *member, have *Set, now time.Time) {
+	for i, more := range changed(m.have, have) {
+		if more {
+			if l, ok := c.leases[i]; ok && l.to == m {
+				c.usual += (now.Sub(l.since) - c.usual) / 8
+				c.release(i, m)
+			}
 		}
-		c.count(i, m, now)
+		c.count(i, m, more)
 	}
 	m.have.Copy(have)
 }
@@ -474,12 +479,15 @@ func (t *Tracker) grant(c *crowd, me *member, now time.Time, idle bool) (grants 
 	for me.leases < t.opts.PerMember && len(c.leases) < t.opts.Slots {
 		i, extra := c.first(me), false
 		if i < 0 && idle && len(grants) == 0 && t.mayExtra(c) {
-			i, extra = c.rarest(me), true
+			i, extra = c.rarest(me, now), true
 		}
 		if i < 0 {
 			break
 		}
-		c.leases[i] = lease{me, now.Add(t.opts.Lease)}
+		if l, other := c.leases[i]; other {
+			c.release(i, l.to)
+		}
+		c.leases[i] = lease{me, now}
 		c.nowhere.Remove(i)
 		me.leases++
 		c.granted++
@@ -505,8 +513,9 @@ func (c *crowd) first(me *member) int {
 	return -1
 }
 
-// rarest of the next chunks that me misses: one that others have, but it does not get.
-func (c *crowd) rarest(me *member) int {
+// rarest of the next chunks that me misses: one that others have, but it does not get, or that one was granted who
+// takes far longer than usual and may be dead.
+func (c *crowd) rarest(me *member, now time.Time) int {
 	best, seen := -1, 0
 	for i, n := range c.copies {
 		if me.have.Has(i) {
@@ -515,7 +524,11 @@ func (c *crowd) rarest(me *member) int {
 		if seen++; seen > extraWindow {
 			break
 		}
-		if _, granted := c.leases[i]; !granted && (best < 0 || n < c.copies[best]) {
+		l, granted := c.leases[i]
+		if granted && (l.to == me || now.Sub(l.since) < 2*time.Second+3*c.usual) {
+			continue
+		}
+		if best < 0 || n < c.copies[best] {
 			best = i
 		}
 	}

@@ -64,7 +64,7 @@ type Config struct {
 const (
 	usualPatience = 10 * time.Second
 	// stall is how long a transfer between machines may deliver nothing.
-	stall = 5 * time.Second
+	stall = 3 * time.Second
 	// aloneInFlight is how many chunks come from the origin at once when this machine is alone with it.
 	aloneInFlight = 3
 )

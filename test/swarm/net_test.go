@@ -1,0 +1,324 @@
+package swarm
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	mrand "math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"coldrack.dev/internal/agent/exchange"
+	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/machineapi/wire"
+	innetns "coldrack.dev/internal/netns"
+	"coldrack.dev/internal/swarm"
+	"coldrack.dev/test/netns"
+	"coldrack.dev/test/require"
+)
+
+// site is an origin and machines, each in a network namespace behind a link of its own to one switch.
+type site struct {
+	t        testing.TB
+	origin   *netns.NS
+	machines []*machine
+	index    diskimage.Index
+	blob     []byte
+	server   *http.Server
+	tracker  *swarm.Tracker
+	caKey    *ecdsa.PrivateKey
+	ca       *x509.Certificate
+}
+
+type machine struct {
+	*site
+	ns      *netns.NS
+	name    string
+	address string
+	cert    *tls.Certificate
+	client  *http.Client
+	ended   time.Duration
+	dead    atomic.Bool
+}
+
+// newSite builds it; rates are in Mbit/s.
+func newSite(t testing.TB, machines int, link, origin float64, index diskimage.Index, blob []byte) *site {
+	t.Helper()
+	require.Need(t, "netns", "ip", "tc")
+	s := &site{t: t, index: index, blob: blob}
+	var err error
+	if s.caKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	s.ca = s.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "machines"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, s.caKey)
+	hub := netns.New(t)
+	hub.Bridge("br0")
+	plug := func(i int, rate float64) *netns.NS {
+		ns := netns.New(t)
+		port := fmt.Sprint("p", i)
+		hub.Plug("br0", port, ns, "eth0")
+		ns.Address("eth0", fmt.Sprintf("10.99.%d.%d/16", i/250, i%250+1))
+		for where, dev := range map[*netns.NS]string{ns: "eth0", hub: port} {
+			where.Run("tc", "qdisc", "add", "dev", dev, "root", "tbf", "rate", fmt.Sprintf("%.0fkbit", rate*1000), "burst", "128kb", "latency", "40ms")
+		}
+		return ns
+	}
+	s.origin = plug(0, origin)
+	for i := range machines {
+		m := &machine{site: s, ns: plug(i+1, link), name: fmt.Sprint("m", i), address: fmt.Sprintf("10.99.%d.%d", (i+1)/250, (i+1)%250+1)}
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf := s.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "machine:" + m.name, Organization: []string{"coldrack:session"}}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, key)
+		m.cert = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+		m.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return innetns.Dial(ctx, m.ns.Path(), network, address)
+		}}}
+		s.machines = append(s.machines, m)
+	}
+	l, err := innetns.Listen(t.Context(), s.origin.Path(), "tcp", "10.99.0.1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blob))
+	})}
+	go func() { _ = s.server.Serve(l) }()
+	t.Cleanup(func() { _ = s.server.Close() })
+	return s
+}
+
+func (s *site) sign(template *x509.Certificate, key *ecdsa.PrivateKey) *x509.Certificate {
+	s.t.Helper()
+	template.SerialNumber, template.NotBefore, template.NotAfter = big.NewInt(mrand.Int64()), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	parent := template
+	if s.ca != nil {
+		parent = s.ca
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), s.caKey)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+// noise is an image that does not compress, of chunks around the given size.
+func noise(chunks, size int) (diskimage.Index, []byte) {
+	x := diskimage.Index{ChunkSize: 4 << 20, Digest: "sha256:" + strings.Repeat("0", 64)}
+	source := mrand.NewChaCha8([32]byte{1})
+	dice := mrand.New(mrand.NewPCG(1, 1))
+	var blob []byte
+	for range chunks {
+		b := make([]byte, size/2+dice.IntN(size))
+		_, _ = source.Read(b)
+		sum := sha256.Sum256(b)
+		x.Chunks = append(x.Chunks, diskimage.Chunk{
+			Offset: x.Size, Length: x.ChunkSize, Digest: "sha256:" + hex.EncodeToString(sum[:]), BlobOffset: int64(len(blob)), BlobLength: int64(len(b)),
+		})
+		x.Size += x.ChunkSize
+		blob = append(blob, b...)
+	}
+	sum := sha256.Sum256(blob)
+	x.Blob, x.BlobSize = "sha256:"+hex.EncodeToString(sum[:]), int64(len(blob))
+	return x, blob
+}
+
+// ReadChunk is the agent's plain fetch from the boot listener.
+func (m *machine) ReadChunk(ctx context.Context, c diskimage.Chunk) ([]byte, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://10.99.0.1/content", nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", c.BlobOffset, c.BlobOffset+c.BlobLength-1))
+	resp, err := m.client.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(resp.Body)
+}
+
+// Swarm is the machine API in the same process: what it says is little beside the image.
+func (m *machine) Swarm(ctx context.Context, in wire.SwarmAnnounce) (wire.SwarmAnswer, error) {
+	if m.dead.Load() {
+		<-ctx.Done()
+		return wire.SwarmAnswer{}, ctx.Err()
+	}
+	have, err := swarm.ParseSet(in.Have, in.Chunks)
+	if err != nil {
+		return wire.SwarmAnswer{}, err
+	}
+	sum := sha256.Sum256(m.cert.Leaf.RawSubjectPublicKeyInfo)
+	me := swarm.Member{ID: m.name, Address: net.JoinHostPort(m.address, strconv.Itoa(in.Port)), Key: "sha256:" + hex.EncodeToString(sum[:])}
+	told := m.tracker.Announce(time.Now(), in.Blob, me, swarm.Announcement{
+		Have: have, Wants: in.Wants, Idle: in.Idle, Returned: in.Returned, Lost: in.Lost, Bad: in.Bad, Known: in.Known, Leaving: in.Leaving,
+	})
+	out := wire.SwarmAnswer{PeersVersion: told.PeersVersion, Fetch: told.Grants, AgainMillis: int(told.Again.Milliseconds()), AskMillis: int(told.Ask.Milliseconds())}
+	for _, p := range told.Peers {
+		out.Peers = append(out.Peers, wire.SwarmPeer{Machine: p.ID, Address: p.Address, Key: p.Key, Near: p.Near})
+	}
+	return out, nil
+}
+
+// shared is every machine's store at once: what it keeps was verified, so it is the image.
+type shared struct{ blob []byte }
+
+func (s shared) ReadAt(p []byte, at int64) (int, error) { return copy(p, s.blob[at:]), nil }
+func (s shared) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
+
+// outcome of one run.
+type outcome struct {
+	first, last time.Duration
+	images      float64 // that left the origin's link
+	survivors   int
+	stats       exchange.Stats
+}
+
+// run has all machines fetch the image; ours says how. kill is the share of machines that lose their power after
+// that time.
+func (s *site) run(ours bool, kill float64, after time.Duration) (outcome, error) {
+	s.tracker = swarm.NewTracker(swarm.TrackerOptions{})
+	before := s.sent()
+	began := time.Now()
+	pool := x509.NewCertPool()
+	pool.AddCert(s.ca)
+	var group errgroup.Group
+	var joined []*exchange.Exchange
+	doomed := int(kill * float64(len(s.machines)))
+	ctx, stop := context.WithCancel(s.t.Context())
+	defer stop()
+	doom, die := context.WithCancel(ctx)
+	defer die()
+	for i, m := range s.machines {
+		dies := i < doomed
+		m.ended = 0
+		own := ctx
+		if dies {
+			own = doom
+		}
+		var source diskimage.Source = m
+		if ours {
+			x, err := exchange.Join(own, exchange.Config{
+				Log: slog.New(slog.DiscardHandler), Server: m,
+				Certificate: func() *tls.Certificate { return m.cert }, CAs: func() *x509.CertPool { return pool },
+				Listen: func(ctx context.Context) (net.Listener, error) {
+					return innetns.Listen(ctx, m.ns.Path(), "tcp", m.address+":0")
+				},
+				Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+					ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+					defer cancel()
+					return innetns.Dial(ctx, m.ns.Path(), network, address)
+				},
+			}, s.index, m, shared{s.blob})
+			if err != nil {
+				return outcome{}, err
+			}
+			joined = append(joined, x)
+			source = x
+		}
+		group.Go(func() error {
+			err := fetch(own, s.index, source)
+			m.ended = time.Since(began)
+			if dies {
+				return nil
+			}
+			return err
+		})
+	}
+	if doomed > 0 {
+		group.Go(func() error {
+			time.Sleep(after)
+			for _, m := range s.machines[:doomed] {
+				m.dead.Store(true)
+				m.ns.Run("ip", "link", "set", "eth0", "down")
+			}
+			die()
+			return nil
+		})
+	}
+	err := group.Wait()
+	out := outcome{images: float64(s.sent()-before) / float64(s.index.BlobSize), survivors: len(s.machines) - doomed}
+	for _, m := range s.machines[doomed:] {
+		out.last = max(out.last, m.ended)
+		if out.first == 0 || m.ended < out.first {
+			out.first = m.ended
+		}
+	}
+	for _, x := range joined {
+		st := x.Stats()
+		out.stats.FromPeers += st.FromPeers
+		out.stats.FromOrigin += st.FromOrigin
+		out.stats.Wasted += st.Wasted
+		out.stats.Refused += st.Refused
+		out.stats.Bad += st.Bad
+	}
+	stop() // all at once, without farewell
+	for _, x := range joined {
+		x.Leave()
+	}
+	return out, err
+}
+
+// fetch reads all chunks in order, four at a time, and compares their digests, as diskimage.Write does.
+func fetch(ctx context.Context, index diskimage.Index, source diskimage.Source) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(4)
+	for _, c := range index.Chunks {
+		group.Go(func() error {
+			b, err := source.ReadChunk(ctx, c)
+			if err != nil {
+				return err
+			}
+			return c.Verify(b)
+		})
+	}
+	return group.Wait()
+}
+
+// sent is what has left the origin's link, headers included.
+func (s *site) sent() int64 {
+	s.t.Helper()
+	var b []byte
+	err := s.origin.Do(func() (err error) {
+		b, err = os.ReadFile("/proc/thread-self/net/dev")
+		return err
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if f := strings.Fields(line); len(f) > 9 && f[0] == "eth0:" {
+			n, err := strconv.ParseInt(f[9], 10, 64)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			return n
+		}
+	}
+	s.t.Fatal("the origin has no eth0")
+	return 0
+}

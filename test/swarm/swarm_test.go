@@ -1,0 +1,77 @@
+package swarm
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestAnImageSpreadsAlthoughAThirdOfTheMachinesDie(t *testing.T) {
+	index, blob := noise(64, 64<<10)
+	s := newSite(t, 6, 40, 40, index, blob)
+	out, err := s.run(true, 1./3, 500*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("first %s, last %s, %.2f images, %+v", out.first, out.last, out.images, out.stats)
+	if out.images > 4 || out.stats.Bad > 0 || out.stats.FromPeers < index.BlobSize {
+		t.Errorf("the origin sent %.2f images to %d machines: %+v", out.images, out.survivors, out.stats)
+	}
+}
+
+// TestBench prints a table. COLDRACK_BENCH_SWARM is a list such as "n=1,8,32 link=100 origin=1000 chunks=40
+// chunk=1600000 kill=0.33"; rates are in Mbit/s.
+func TestBench(t *testing.T) {
+	args := os.Getenv("COLDRACK_BENCH_SWARM")
+	if args == "" {
+		t.Skip("a measurement, not a test: set COLDRACK_BENCH_SWARM")
+	}
+	link, origin, kill, chunks, size, counts := 100., 1000., 0., 40, 1_600_000, "1,8"
+	for _, f := range strings.Fields(args) {
+		key, value, _ := strings.Cut(f, "=")
+		to := map[string]any{"link": &link, "origin": &origin, "kill": &kill, "chunks": &chunks, "chunk": &size, "n": &counts}[key]
+		if to == nil {
+			t.Fatalf("%q is not known", key)
+		}
+		if _, err := fmt.Sscan(value, to); err != nil {
+			t.Fatalf("%s: %v", f, err)
+		}
+	}
+	index, blob := noise(chunks, size)
+	alone := time.Duration(float64(len(blob)) * 8 / min(link, origin) / 1e6 * float64(time.Second))
+	fmt.Printf("%.1f MB in %d chunks, machines %.0f Mbit/s, origin %.0f Mbit/s, the wire alone takes %.1f s, %d cores\n", float64(len(blob))/1e6, chunks, link, origin, alone.Seconds(), runtime.NumCPU())
+	fmt.Printf("%9s %6s %8s %8s %8s %8s %8s %8s\n", "machines", "how", "first s", "last s", "× wire", "images", "CPU s", "refused")
+	for field := range strings.SplitSeq(counts, ",") {
+		var n int
+		if _, err := fmt.Sscan(field, &n); err != nil {
+			t.Fatal(err)
+		}
+		s := newSite(t, n, link, origin, index, blob)
+		for _, ours := range []bool{false, true} {
+			how, dies := "http", 0.
+			if ours {
+				how, dies = "ours", kill
+			}
+			before := cpu()
+			out, err := s.run(ours, dies, alone/2)
+			if err != nil {
+				t.Errorf("%d machines, %s: %v", n, how, err)
+			}
+			fmt.Printf("%9d %6s %8.1f %8.1f %8.2f %8.2f %8.1f %8d\n", n, how, out.first.Seconds(), out.last.Seconds(),
+				float64(out.last)/float64(alone), out.images, (cpu() - before).Seconds(), out.stats.Refused)
+		}
+	}
+}
+
+// cpu time that this process has used.
+func cpu() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
