@@ -146,6 +146,36 @@ func TestABadCable(t *testing.T) {
 	})
 }
 
+// Windows that one system call cannot send at once (UDP_SEGMENT): blocks that the link has to split, and an
+// interface that cannot compute checksums.
+func TestWindowsArriveWhateverTheLinkCanDo(t *testing.T) {
+	for name, prepare := range map[string]func(*netnstest.NS){
+		"a plain link":           func(*netnstest.NS) {},
+		"a link with a low MTU":  func(ns *netnstest.NS) { ns.Run("ip", "link", "set", "eth0", "mtu", "600") },
+		"a link that splits all": func(ns *netnstest.NS) { ns.Run("ip", "link", "set", "eth0", "gso_max_segs", "1") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			server, rack := netnstest.New(t), netnstest.New(t)
+			netnstest.Veth(server, "eth0", rack, "eth0")
+			server.Address("eth0", "192.0.2.1/24")
+			rack.Address("eth0", "192.0.2.10/24")
+			prepare(server)
+			want := content(300_001)
+			serve(t, server.ListenUDP("0.0.0.0:69"), Options{FS: files(map[string][]byte{"file": want}), Dial: dialIn(server)})
+			for _, options := range [][]string{
+				{"blksize", "1468", "windowsize", "16"}, {"blksize", "8192", "windowsize", "8"}, {"blksize", "32", "windowsize", "64"}, {"blksize", "65464", "windowsize", "2"},
+			} {
+				c := &client{conn: rack.ListenUDP("192.0.2.10:0"), server: &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 69}, options: options}
+				got, err := c.get("file")
+				c.conn.Close()
+				if err != nil || !bytes.Equal(got, want) {
+					t.Errorf("%v: %d bytes of %d: %v", options, len(got), len(want), err)
+				}
+			}
+		})
+	}
+}
+
 func BenchmarkTransfer(b *testing.B) {
 	want := content(16 << 20)
 	dir := b.TempDir()
