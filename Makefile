@@ -16,7 +16,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e generate clean
+.PHONY: help setup build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e e2e-cluster e2e-production generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -39,8 +39,8 @@ bundle: setup build
 bundle-1.35: setup build
 	@bin/coldrack bundle build -f recipes/kubernetes-1.35 --cache build/cache -o build/kubernetes-1.35.bundle.tar
 
-## demo       three blank virtual machines become three Ready nodes
-demo: bundle
+## demo       three blank virtual machines become a Kubernetes cluster
+demo: bundle bin/kubectl
 	@hack/demo.sh up
 
 ## demo-down  stop the demo and remove what it made
@@ -91,10 +91,20 @@ bin/kubeadm bin/kube-apiserver: hack/oracle/go.mod hack/oracle/go.sum hack/oracl
 oracle: bin/kubeadm bin/kube-apiserver bin/etcd bin/kubectl
 	@COLDRACK_REQUIRE=kubeadm,kube-apiserver,kubectl,netns,etcd go test -count=1 ./internal/kube ./internal/kubeapi
 
-## e2e        real firmware, from power-on to Ready (QEMU, with or without KVM)
-e2e: bundle bin/kubectl
-	@COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) \
-		go test -count=1 -timeout 40m -v ./test/e2e/...
+# Tests that drive virtual machines, with their bundle.
+E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) go test -count=1 -v
+
+## e2e        real programs and real firmware: from power-on to Ready (QEMU, with or without KVM)
+e2e: bundle oracle
+	@$(E2E) -timeout 60m ./test/e2e/...
+
+## e2e-cluster  three blank machines become a cluster; the power of its nodes goes and comes back
+e2e-cluster: bundle bin/kubectl
+	@COLDRACK_E2E_CLUSTERS=1 $(E2E) -timeout 90m -run TestDevelopmentCluster ./test/e2e
+
+## e2e-production  three etcd members, two control planes, a worker; failures, and the whole rack loses its power
+e2e-production: bundle bin/kubectl
+	@COLDRACK_E2E_CLUSTERS=1 $(E2E) -timeout 150m -run 'TestProductionCluster|TestAForeignMachineJoins' ./test/e2e
 
 ## generate   CRDs, deep copies and reference documentation from the types
 generate:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demo: a server on its defaults, three blank virtual machines, three Ready nodes.
+# The demo: a server on its defaults, three blank virtual machines, a Kubernetes cluster on them.
 # `up` may be interrupted and run again; `down` removes everything it made. State is in build/demo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,23 +7,33 @@ state=build/demo
 data=$state/data
 bundle=build/default.bundle.tar
 machines=${MACHINES:-3}
+memory=${MEMORY:-3GiB}
+# The cluster's API on this host; the lab's network is not reachable from it.
+port=${PORT:-16443}
 export COLDRACK_KUBECONFIG=$PWD/$data/admin.kubeconfig
 coldrack=$PWD/bin/coldrack
+kubectl=$PWD/bin/kubectl
+cluster=$state/cluster.yaml
 
-server_pid() {
+# alive PIDFILE PROGRAM: the process of the file, when it still is that program and not a recycled process id.
+alive() {
 	local pid
-	pid=$(cat $state/server.pid 2>/dev/null) || return 1
-	# A recycled process id must not be mistaken for the server.
+	pid=$(cat "$1" 2>/dev/null) || return 1
 	[ "$(readlink "/proc/$pid/exe" 2>/dev/null | sed 's/ (deleted)$//')" = "$coldrack" ] && echo "$pid"
+}
+
+stop() {
+	local pid
+	if pid=$(alive "$1"); then
+		kill "$pid"
+		for _ in $(seq 100); do [ -d "/proc/$pid" ] || break; sleep 0.1; done
+	fi
 }
 
 down() {
 	"$coldrack" lab down --name demo --state-dir $state/lab || true
-	local pid
-	if pid=$(server_pid); then
-		kill "$pid"
-		for _ in $(seq 100); do [ -d "/proc/$pid" ] || break; sleep 0.1; done
-	fi
+	stop $state/forward.pid
+	stop $state/server.pid
 	rm -rf $state
 }
 
@@ -36,16 +46,16 @@ up() {
 	mkdir -p $state
 	echo "creating the lab's network"
 	"$coldrack" lab up --name demo --state-dir $state/lab --machines 0
-	if ! server_pid >/dev/null; then
+	if ! alive $state/server.pid >/dev/null; then
 		echo "starting the server; its log is $state/server.log"
 		setsid "$coldrack" serve --data-dir $data --boot-netns coldrack-demo \
-			--bundles $bundle --trusted-keys build/cache/bundle.pub --manifests examples/lab >>$state/server.log 2>&1 </dev/null &
+			--bundles $bundle --trusted-keys build/cache/bundle.pub --manifests examples/lab --discovery-args tsc=reliable,mitigations=off >>$state/server.log 2>&1 </dev/null &
 		echo $! >$state/server.pid
 		disown
 	fi
 	local waited=0
 	until "$coldrack" get subnets >/dev/null 2>&1; do
-		if ! server_pid >/dev/null || [ $waited -gt 600 ]; then
+		if ! alive $state/server.pid >/dev/null || [ $waited -gt 600 ]; then
 			echo "demo: the server did not start; the end of its log:" >&2
 			tail -n 20 $state/server.log >&2
 			exit 1
@@ -53,25 +63,62 @@ up() {
 		sleep 0.1
 		waited=$((waited + 1))
 	done
+	echo "importing the bundle"
+	waited=0
+	until "$coldrack" get images debian-12 >/dev/null 2>&1; do
+		if ! alive $state/server.pid >/dev/null || [ $waited -gt 1200 ]; then
+			echo "demo: the bundle was not imported; the end of the server's log:" >&2
+			tail -n 20 $state/server.log >&2
+			exit 1
+		fi
+		sleep 0.1
+		waited=$((waited + 1))
+	done
+	if [ ! -s $cluster ]; then
+		"$coldrack" cluster init --preset development --name demo --workers $((machines - 1)) -o $cluster
+	fi
+	echo "asking for a Kubernetes cluster: $cluster"
+	"$coldrack" bundle verify -f $cluster --trust build/cache/bundle.pub $bundle
+	"$coldrack" apply -f $cluster
 	echo "powering on $machines blank machines"
-	"$coldrack" lab up --name demo --state-dir $state/lab --machines "$machines" --firmware "${FIRMWARE:-mixed}"
-	"$coldrack" watch --until Ready --count "$machines" --timeout "${TIMEOUT:-20m}"
+	"$coldrack" lab up --name demo --state-dir $state/lab --machines "$machines" --memory "$memory" --firmware "${FIRMWARE:-mixed}"
+	"$coldrack" cluster watch demo --until Ready --timeout "${TIMEOUT:-30m}"
 	echo
 	"$coldrack" machines
+	local server
+	server=$("$kubectl" --kubeconfig "$COLDRACK_KUBECONFIG" get clusters demo -o 'jsonpath={.status.endpoint}' | sed 's|^https://||')
+	if ! alive $state/forward.pid >/dev/null; then
+		setsid "$coldrack" lab forward --name demo --state-dir $state/lab "$port" "$server" >>$state/forward.log 2>&1 </dev/null &
+		echo $! >$state/forward.pid
+		disown
+	fi
+	"$coldrack" kubeconfig demo --admin --server "https://127.0.0.1:$port" -o $state/demo.kubeconfig --force
+	echo
+	"$kubectl" --kubeconfig $state/demo.kubeconfig get nodes -o wide
+	echo
+	"$kubectl" --kubeconfig $state/demo.kubeconfig get pods -A -o wide
+	echo
+	echo "looking whether it works"
+	"$coldrack" cluster verify demo || echo "demo: emulated nodes may need some more minutes; look again: coldrack cluster verify demo"
 	echo
 	"$coldrack" lab ps --name demo --state-dir $state/lab
-	grep -E '^Vm(HWM|RSS)' "/proc/$(server_pid)/status" | sed 's/^VmHWM:/server memory, peak:/; s/^VmRSS:/server memory, now: /'
+	grep -E '^Vm(HWM|RSS)' "/proc/$(alive $state/server.pid)/status" | sed 's/^VmHWM:/server memory, peak:/; s/^VmRSS:/server memory, now: /'
 	cat <<END
 
-$machines nodes are Ready after $((SECONDS - started)) seconds. Look around:
+A Kubernetes cluster of $machines nodes is Ready after $((SECONDS - started)) seconds. Its kubeconfig:
 
-  export COLDRACK_KUBECONFIG=$COLDRACK_KUBECONFIG PATH=$PWD/bin:\$PATH
+  export KUBECONFIG=$PWD/$state/demo.kubeconfig PATH=$PWD/bin:\$PATH
+  kubectl get pods -A -o wide
+
+What made it, and what it can still do:
+
+  export COLDRACK_KUBECONFIG=$COLDRACK_KUBECONFIG
   coldrack machines                       # where every machine stands
   coldrack machines describe NAME         # what it is and how its install went
+  coldrack cluster describe demo          # the cluster, its steps, its nodes
+  coldrack plan -f $PWD/$cluster          # edit it, and see what would change
   coldrack explain-boot NAME              # what it was told to boot, and why
-  coldrack reinstall NAME --yes --wait    # once more
-  kubectl --kubeconfig \$COLDRACK_KUBECONFIG get machines --watch   # make bin/kubectl builds one
-  coldrack lab console NAME -f --name demo --state-dir $state/lab
+  coldrack lab console NAME -f --name demo --state-dir $PWD/$state/lab
   make demo-down                          # stop and remove everything
 END
 }

@@ -1,0 +1,482 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/lab"
+	"coldrack.dev/test/require"
+)
+
+// segmentYAML installs whatever is plugged in; clusters take their machines from what is there.
+const segmentYAML = `
+apiVersion: coldrack.dev/v1alpha1
+kind: Subnet
+metadata: {name: rack}
+spec:
+  cidr: 10.77.0.0/24
+  ntp: [10.77.0.1]
+  discovery: 10.77.0.100-10.77.0.199
+  static: 10.77.0.10-10.77.0.99
+---
+apiVersion: coldrack.dev/v1alpha1
+kind: Profile
+metadata: {name: default}
+spec:
+  image: debian-12
+  console: ["ttyS0,115200"]
+  kernelArgs: [tsc=reliable, mitigations=off] # see examples/lab/lab.yaml
+  sshKeys: [%[1]q]
+---
+apiVersion: coldrack.dev/v1alpha1
+kind: EnrollmentPolicy
+metadata: {name: everything}
+spec:
+  approve: true
+  hostname: "node-{index}"
+  profile: default
+  subnet: rack
+`
+
+// workloadYAML is a pod on every node and a service over them.
+const workloadYAML = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: probe, namespace: shop}
+spec:
+  selector: {matchLabels: {app: probe}}
+  template:
+    metadata: {labels: {app: probe}}
+    spec:
+      tolerations: [{operator: Exists}]
+      containers:
+      - name: probe
+        image: coldrack.dev/probe:v1
+        ports: [{containerPort: 8080}]
+        readinessProbe: {httpGet: {path: /healthz, port: 8080}}
+        env:
+        - name: NODE_NAME
+          valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: probe, namespace: shop}
+spec:
+  selector: {app: probe}
+  ports: [{port: 80, targetPort: 8080}]
+`
+
+// cluster is a Kubernetes cluster on the rack's machines.
+type cluster struct {
+	*rack
+	name       string
+	kubectlBin string
+	config     string // kubeconfig of an administrator, through the lab's forwarder
+}
+
+// TestDevelopmentCluster takes three blank machines to a working cluster: one with etcd and control plane, two
+// for workloads. Then the power of a node, and of the control plane, goes.
+func TestDevelopmentCluster(t *testing.T) {
+	needClusters(t)
+	key, public := sshKey(t)
+	r := newRack(t, lab.Options{Machines: 3, Firmware: lab.UEFI, Memory: 3 * lab.GiB}, fmt.Sprintf(segmentYAML, public))
+	r.sshKey = key
+	r.noWayOut()
+
+	c := r.bringUp("dev", "--preset", "development", "--workers", "2")
+	nodes := c.nodes()
+	if len(nodes) != 3 {
+		t.Fatalf("%d nodes, want 3: %v", len(nodes), nodes)
+	}
+	c.useIt()
+	c.verify()
+	c.kubeadmReadsIt()
+
+	// The power of a worker goes and comes back: the node comes back by itself, with its pods.
+	worker := c.machineWith(v1alpha1.RoleWorker)
+	c.powerCut(worker)
+	c.useIt()
+
+	// So does the control plane's. What runs elsewhere keeps running, and the API returns.
+	c.powerCut(c.machineWith(v1alpha1.RoleControlPlane))
+	c.useIt()
+	c.verify()
+	r.noWayOut()
+	c.account()
+}
+
+// needClusters skips where nobody has asked for whole clusters: emulated control planes need a machine of their own.
+func needClusters(t *testing.T) {
+	if os.Getenv("COLDRACK_E2E_CLUSTERS") == "" {
+		t.Skip("runs with: make e2e-cluster, make e2e-production")
+	}
+	require.Need(t, "kubectl", "ssh")
+}
+
+// noWayOut checks that nothing in the lab can reach anything but the lab: whatever the machines have, they have
+// from the server.
+func (r *rack) noWayOut() {
+	r.t.Helper()
+	var routes, links []byte
+	err := r.lab.Do(func() (err error) {
+		if routes, err = exec.Command("ip", "-o", "route", "show", "table", "all", "type", "unicast").CombinedOutput(); err != nil {
+			return err
+		}
+		links, err = exec.Command("ip", "-o", "-details", "link", "show").CombinedOutput()
+		return err
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(routes)) {
+		if to := strings.Fields(line)[0]; to != "10.77.0.0/24" && !strings.HasPrefix(to, "fe80::") && to != "anycast" && to != "multicast" {
+			r.t.Errorf("the lab has a way out: %s", line)
+		}
+	}
+	for line := range strings.Lines(string(links)) {
+		if strings.Contains(line, "veth") || strings.Contains(line, "macvlan") || strings.Contains(line, "wireguard") {
+			r.t.Errorf("the lab is connected to something else: %s", line)
+		}
+	}
+}
+
+// bringUp applies a preset, powers all machines on at once and waits for the cluster.
+func (r *rack) bringUp(name string, preset ...string) *cluster {
+	r.t.Helper()
+	return r.bringUpChanged(name, func(manifest string) string { return manifest }, preset...)
+}
+
+// bringUpChanged is bringUp with a person's change of the preset.
+func (r *rack) bringUpChanged(name string, change func(string) string, preset ...string) *cluster {
+	t := r.t
+	t.Helper()
+	manifest := change(r.run(append([]string{"cluster", "init", "--name", name}, preset...)...))
+	file := filepath.Join(r.dir, name+".yaml")
+	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := r.try("bundle", "verify", "-f", file, "--trust", r.publicKey(), r.bundle); err != nil {
+		t.Fatalf("bundle verify: %v\n%s", err, out)
+	}
+	for began := time.Now(); ; time.Sleep(200 * time.Millisecond) {
+		if _, err := r.try("get", "images", "debian-12"); err == nil {
+			break // the server has imported the bundle that it was started with
+		}
+		if time.Since(began) > 2*time.Minute {
+			t.Fatal("the bundle is not imported")
+		}
+	}
+	r.run("apply", "-f", file)
+	powerOn := time.Now()
+	if err := r.lab.PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	k := r.awaitCluster(name, "Ready", 25*time.Minute, func(k *v1alpha1.Cluster) bool { return k.Status.Phase == v1alpha1.ClusterReady })
+	t.Logf("power-on to a Ready cluster: %.0f s", time.Since(powerOn).Seconds())
+	for _, step := range k.Status.Steps {
+		if step.StartedAt != nil && step.FinishedAt != nil {
+			t.Logf("  %-28s from %4.0f s to %4.0f s", step.Name, step.StartedAt.Sub(powerOn).Seconds(), step.FinishedAt.Sub(powerOn).Seconds())
+		}
+	}
+	for _, node := range k.Status.Nodes {
+		m := r.get(node.Machine)
+		if m == nil || m.Status.Kubernetes == nil {
+			continue
+		}
+		t.Logf("  %s (%s): install%s", node.Machine, node.Group, times(m))
+		for _, step := range m.Status.Kubernetes.Phases {
+			if step.StartedAt != nil && step.FinishedAt != nil {
+				t.Logf("    %-16s from %4.0f s, took %5.1f s", step.Name, step.StartedAt.Sub(powerOn).Seconds(), step.FinishedAt.Sub(step.StartedAt.Time).Seconds())
+			}
+		}
+	}
+	c := &cluster{rack: r, name: name, kubectlBin: filepath.Join(r.bin, "kubectl"), config: filepath.Join(r.dir, name+".kubeconfig")}
+	c.connect(k)
+	return c
+}
+
+// connect makes the cluster's API reachable from the host and gets an administrator's kubeconfig.
+func (c *cluster) connect(k *v1alpha1.Cluster) {
+	t := c.t
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var servers []netip.AddrPort
+	for _, name := range c.machinesWith(v1alpha1.RoleControlPlane) {
+		servers = append(servers, netip.AddrPortFrom(netip.MustParseAddr(c.get(name).Spec.Network.Address), 6443))
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = c.lab.Forward(ctx, listener, servers)
+	}()
+	t.Cleanup(func() { stop(); <-done })
+	c.run("kubeconfig", c.name, "--admin", "--server", "https://"+listener.Addr().String(), "-o", c.config)
+}
+
+func (r *rack) getCluster(name string) *v1alpha1.Cluster {
+	api, err := r.client()
+	if err != nil {
+		return nil
+	}
+	k := &v1alpha1.Cluster{}
+	if err := api.Get(r.t.Context(), client.ObjectKey{Name: name}, k); err != nil {
+		return nil
+	}
+	return k
+}
+
+func (r *rack) awaitCluster(name, what string, within time.Duration, wanted func(*v1alpha1.Cluster) bool) *v1alpha1.Cluster {
+	r.t.Helper()
+	began, told := time.Now(), ""
+	for {
+		if k := r.getCluster(name); k != nil {
+			if now := fmt.Sprintf("%s %s %s", k.Status.Phase, k.Status.NodesReady, k.Status.Message); now != told {
+				told = now
+				r.t.Logf("%6.1fs cluster %s: %s", time.Since(r.started).Seconds(), name, now)
+			}
+			if wanted(k) {
+				return k
+			}
+		}
+		if time.Since(began) > within {
+			r.t.Fatalf("cluster %s is not %s after %s; it is: %s", name, what, within, told)
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+}
+
+// machinesWith are the machines of the cluster that have a role, by name.
+func (c *cluster) machinesWith(role v1alpha1.Role) []string {
+	c.t.Helper()
+	api, err := c.client()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	groups := &v1alpha1.MachineGroupList{}
+	if err := api.List(c.t.Context(), groups); err != nil {
+		c.t.Fatal(err)
+	}
+	var machines []string
+	for _, node := range c.getCluster(c.name).Status.Nodes {
+		for i := range groups.Items {
+			if groups.Items[i].Name == node.Group && groups.Items[i].HasRole(role) {
+				machines = append(machines, node.Machine)
+			}
+		}
+	}
+	return machines
+}
+
+func (c *cluster) machineWith(role v1alpha1.Role) string {
+	c.t.Helper()
+	machines := c.machinesWith(role)
+	if len(machines) == 0 {
+		c.t.Fatalf("no machine is %s", role)
+	}
+	return machines[0]
+}
+
+func (c *cluster) tryKubectl(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(c.t.Context(), 10*time.Minute)
+	defer cancel()
+	command := exec.CommandContext(ctx, c.kubectlBin, append([]string{"--kubeconfig", c.config, "--request-timeout", "30s"}, args...)...)
+	out, err := command.CombinedOutput()
+	return string(out), err
+}
+
+// kubectlOfServer speaks to Coldrack's own API.
+func (c *cluster) kubectlOfServer(args ...string) string {
+	c.t.Helper()
+	out, err := exec.Command(c.kubectlBin, append([]string{"--kubeconfig", c.kubeconfig()}, args...)...).CombinedOutput()
+	if err != nil {
+		c.t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// kubectl tries again for a while: an API server that has just lost its power is away.
+func (c *cluster) kubectl(within time.Duration, args ...string) string {
+	c.t.Helper()
+	for began := time.Now(); ; time.Sleep(2 * time.Second) {
+		out, err := c.tryKubectl(args...)
+		if err == nil {
+			return out
+		}
+		if time.Since(began) > within {
+			c.t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+}
+
+// nodes are the names of the cluster's Ready nodes.
+func (c *cluster) nodes() []string {
+	c.t.Helper()
+	out := c.kubectl(2*time.Minute, "get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=="Ready")].status} {end}`)
+	var ready []string
+	for _, word := range strings.Fields(out) {
+		if name, ok := strings.CutSuffix(word, "=True"); ok {
+			ready = append(ready, name)
+		}
+	}
+	return ready
+}
+
+// podList is as much of a list of pods as is looked at.
+type podList struct {
+	Items []struct {
+		Metadata struct{ Name string }
+		Spec     struct{ NodeName string }
+		Status   struct {
+			PodIP      string
+			Conditions []struct{ Type, Status string }
+		}
+	}
+}
+
+// useIt runs pods on every node; each must reach each other one, the service, and the cluster's DNS.
+func (c *cluster) useIt() {
+	t := c.t
+	t.Helper()
+	file := filepath.Join(c.dir, "workload.yaml")
+	if err := os.WriteFile(file, []byte(workloadYAML), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.kubectl(5*time.Minute, "apply", "-f", file)
+	c.kubectl(15*time.Minute, "-n", "shop", "rollout", "status", "daemonset/probe", "--timeout=5m", "--request-timeout=0")
+	var pods podList
+	if err := json.Unmarshal([]byte(c.kubectl(time.Minute, "-n", "shop", "get", "pods", "-o", "json")), &pods); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, from := range pods.Items {
+		seen[from.Spec.NodeName] = true
+		targets := []string{"http://probe.shop.svc.cluster.local/healthz", "dns:kubernetes.default.svc.cluster.local"}
+		for _, to := range pods.Items {
+			targets = append(targets, "http://"+to.Status.PodIP+":8080/whoami&body="+to.Spec.NodeName)
+		}
+		for _, target := range targets {
+			path := "/api/v1/namespaces/shop/pods/" + from.Metadata.Name + ":8080/proxy/check?timeout=15s&target=" + target
+			// Rules for a service whose pods came back are in place a moment later.
+			var answer string
+			ok := false
+			for began := time.Now(); !ok && time.Since(began) < time.Minute; {
+				answer = c.kubectl(2*time.Minute, "get", "--raw", path)
+				var result struct{ OK bool }
+				if err := json.Unmarshal([]byte(answer), &result); err != nil {
+					t.Fatalf("%s: %v: %s", path, err, answer)
+				}
+				if ok = result.OK; !ok {
+					time.Sleep(time.Second)
+				}
+			}
+			if !ok {
+				t.Errorf("from the pod on %s, %s fails: %s", from.Spec.NodeName, target, answer)
+			}
+		}
+	}
+	if nodes := c.nodes(); len(seen) != len(nodes) {
+		t.Errorf("pods run on %d nodes, %d are Ready", len(seen), len(nodes))
+	}
+}
+
+func (c *cluster) verify() {
+	c.t.Helper()
+	out, err := c.try("cluster", "verify", c.name)
+	c.t.Logf("coldrack cluster verify:\n%s", out)
+	if err != nil {
+		c.t.Errorf("cluster verify: %v", err)
+	}
+}
+
+// kubeadmReadsIt has the real kubeadm find its certificates, and its configuration in the cluster.
+func (c *cluster) kubeadmReadsIt() {
+	c.t.Helper()
+	address := c.get(c.machineWith(v1alpha1.RoleControlPlane)).Spec.Network.Address
+	out := c.ssh(address, "kubeadm certs check-expiration 2>&1")
+	for _, certificate := range []string{"admin.conf", "apiserver ", "apiserver-etcd-client", "controller-manager.conf", "etcd-peer", "front-proxy-client", "scheduler.conf"} {
+		if !strings.Contains(out, certificate) {
+			c.t.Errorf("kubeadm does not know of %s:\n%s", certificate, out)
+		}
+	}
+	if strings.Contains(out, "MISSING") || strings.Contains(out, "error") {
+		c.t.Errorf("kubeadm certs check-expiration:\n%s", out)
+	}
+}
+
+// powerCut pulls a machine's plug, waits until the server has noticed, puts it back and waits for the node.
+func (c *cluster) powerCut(name string) {
+	t := c.t
+	t.Helper()
+	vm := c.machine[name]
+	node := c.get(name).Spec.Hostname
+	before := c.kubectl(time.Minute, "get", "node", node, "-o", "jsonpath={.status.nodeInfo.bootID}")
+	if err := vm.PowerOff(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.await(name, "noticed to be away", 5*time.Minute, func(m *v1alpha1.Machine) bool { return m.Status.Phase != v1alpha1.PhaseReady })
+	began := time.Now()
+	if err := vm.PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		out, err := c.tryKubectl("get", "node", node, "-o", `jsonpath={.status.nodeInfo.bootID} {.status.conditions[?(@.type=="Ready")].status}`)
+		if bootID, ready, _ := strings.Cut(out, " "); err == nil && bootID != before && ready == "True" {
+			break
+		}
+		if time.Since(began) > 10*time.Minute {
+			t.Fatalf("node %s does not come back: %v %s", node, err, out)
+		}
+		time.Sleep(2 * time.Second)
+	}
+	t.Logf("%s is a Ready node again %.0f s after its power came back", name, time.Since(began).Seconds())
+	c.awaitCluster(c.name, "Ready again", 5*time.Minute, func(k *v1alpha1.Cluster) bool { return k.Status.Phase == v1alpha1.ClusterReady })
+}
+
+// account tells what it all took.
+func (c *cluster) account() {
+	t := c.t
+	t.Helper()
+	for line := range strings.Lines(c.kubectlOfServer("get", "--raw", "/coldrack/v1/metrics")) {
+		if name, _, ok := strings.Cut(line, " "); ok && strings.HasSuffix(name, "_sent_bytes_total") {
+			var bytes float64
+			if _, err := fmt.Sscanf(line, name+" %g", &bytes); err != nil {
+				t.Errorf("metrics: %q: %v", line, err)
+			}
+			t.Logf("%s: %.0f MiB in all", name, bytes/(1<<20))
+		}
+	}
+	now, peak := c.memory()
+	t.Logf("server memory %d MiB, peak %d MiB", now, peak)
+	for _, name := range slices.Sorted(func(yield func(string) bool) {
+		for name := range c.machine {
+			if !yield(name) {
+				return
+			}
+		}
+	}) {
+		if usage, err := c.machine[name].Usage(); err == nil {
+			t.Logf("%s: %s of memory at its peak, %.0f s of processor time since it was last switched on", name, usage.Peak, usage.CPU.Seconds())
+		}
+	}
+}
