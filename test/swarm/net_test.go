@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -72,15 +73,28 @@ func newSite(t testing.TB, machines int, link, origin float64, index diskimage.I
 	s.ca = s.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "machines"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, s.caKey)
 	hub := netns.New(t)
 	hub.Bridge("br0")
+	var all []*netns.NS
 	plug := func(i int, rate float64) *netns.NS {
 		ns := netns.New(t)
+		all = append(all, ns)
 		port := fmt.Sprint("p", i)
 		hub.Plug("br0", port, ns, "eth0")
+		ns.Run("ip", "link", "set", "eth0", "address", fmt.Sprintf("02:99:00:00:%02x:%02x", i/250, i%250+1))
 		ns.Address("eth0", fmt.Sprintf("10.99.%d.%d/16", i/250, i%250+1))
 		for where, dev := range map[*netns.NS]string{ns: "eth0", hub: port} {
 			where.Run("tc", "qdisc", "add", "dev", dev, "root", "tbf", "rate", fmt.Sprintf("%.0fkbit", rate*1000), "burst", "128kb", "latency", "40ms")
 		}
 		return ns
+	}
+	// The kernel's neighbour tables have one limit for all namespaces together, 1024; entries that are permanent do
+	// not count.
+	var neighbours strings.Builder
+	for i := range machines + 1 {
+		fmt.Fprintf(&neighbours, "neigh replace 10.99.%d.%d lladdr 02:99:00:00:%02x:%02x nud permanent dev eth0\n", i/250, i%250+1, i/250, i%250+1)
+	}
+	batch := filepath.Join(t.TempDir(), "neighbours")
+	if err := os.WriteFile(batch, []byte(neighbours.String()), 0o644); err != nil {
+		t.Fatal(err)
 	}
 	s.origin = plug(0, origin)
 	for i := range machines {
@@ -95,6 +109,9 @@ func newSite(t testing.TB, machines int, link, origin float64, index diskimage.I
 			return innetns.Dial(ctx, m.ns.Path(), network, address)
 		}}}
 		s.machines = append(s.machines, m)
+	}
+	for _, ns := range all {
+		ns.Run("ip", "-batch", batch)
 	}
 	l, err := innetns.Listen(t.Context(), s.origin.Path(), "tcp", "10.99.0.1:80")
 	if err != nil {

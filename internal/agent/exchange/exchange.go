@@ -64,7 +64,7 @@ type Config struct {
 const (
 	usualPatience = 10 * time.Second
 	// stall is how long a transfer between machines may deliver nothing.
-	stall = 3 * time.Second
+	stall = 5 * time.Second
 	// aloneInFlight is how many chunks come from the origin at once when this machine is alone with it.
 	aloneInFlight = 3
 )
@@ -104,10 +104,11 @@ type Exchange struct {
 	fetches    map[swarm.Pick]context.CancelFunc
 	changed    chan struct{} // closed when a chunk has come
 	closed     bool
-	done       bool // fetching: the store takes nothing any more
-	alone      bool // with the origin, because the server does not bring machines together
-	fromOrigin int  // in flight
-	failures   int  // of announcements, in a row
+	done       bool      // fetching: the store takes nothing any more
+	lastAt     time.Time // when a chunk came last
+	alone      bool      // with the origin, because the server does not bring machines together
+	fromOrigin int       // in flight
+	failures   int       // of announcements, in a row
 	known      uint32
 	announceAt time.Time
 	askAt      time.Time
@@ -146,7 +147,7 @@ func Join(ctx context.Context, c Config, index diskimage.Index, origin diskimage
 	x := &Exchange{
 		Config: c, index: index, origin: origin, store: store, number: map[int64]int{}, sealed: c.Have != nil,
 		kick: make(chan struct{}, 1), peers: map[string]*peer{}, fetches: map[swarm.Pick]context.CancelFunc{},
-		changed: make(chan struct{}), patience: usualPatience,
+		changed: make(chan struct{}), patience: usualPatience, lastAt: time.Now(),
 		picker: swarm.NewPicker(have, c.Limits, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))),
 	}
 	var longest int64
@@ -173,7 +174,6 @@ func (x *Exchange) ReadChunk(ctx context.Context, c diskimage.Chunk) ([]byte, er
 	if !ok || x.index.Chunks[i] != c {
 		return nil, fmt.Errorf("chunk at byte %d of the blob is none of this image", c.BlobOffset)
 	}
-	began := time.Now()
 	patience := x.patience + rand.N(x.patience)
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
@@ -194,22 +194,27 @@ func (x *Exchange) ReadChunk(ctx context.Context, c diskimage.Chunk) ([]byte, er
 			return nil, errors.New("the exchange has ended")
 		case <-changed:
 		case <-timer.C:
-			if x.insist(i, time.Since(began)) {
-				x.Log.Info("a chunk does not come from other machines: asking the server", "chunk", i, "waited", time.Since(began).Round(time.Second))
-			}
-			timer.Reset(patience)
+			timer.Reset(x.insist(i, patience))
 		}
 	}
 }
 
-// insist fetches a chunk from the origin without being told to. What is on its way gets more time.
-func (x *Exchange) insist(i int, waited time.Duration) bool {
+// insist fetches a chunk from the origin without being told to, when nothing at all has come for as long as the
+// patience lasts; what is on its way gets more time. It returns when to look again.
+func (x *Exchange) insist(i int, patience time.Duration) time.Duration {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.picker.Have().Has(i) || x.picker.Flying(i) && waited < 4*x.patience {
-		return false
+	quiet := time.Since(x.lastAt)
+	if x.picker.Flying(i) {
+		patience *= 3
 	}
-	return x.fetchOrigin(i)
+	if quiet < patience {
+		return patience - quiet
+	}
+	if x.fetchOrigin(i) {
+		x.Log.Info("nothing comes from other machines: asking the server", "chunk", i, "quiet", quiet.Round(time.Second))
+	}
+	return patience
 }
 
 // kept reads a chunk that is in the store.
@@ -269,7 +274,8 @@ func (x *Exchange) arrived(i int, from string, bytes int64) {
 	if x.picker.Have().Has(i) {
 		x.stats.Wasted += bytes
 	}
-	for _, other := range x.picker.Arrived(time.Now(), i, from) {
+	x.lastAt = time.Now()
+	for _, other := range x.picker.Arrived(x.lastAt, i, from) {
 		if cancel := x.fetches[other]; cancel != nil {
 			cancel()
 		}

@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
@@ -12,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/swarm"
@@ -47,6 +50,12 @@ func (x *Exchange) listen() error {
 				return err
 			},
 		},
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if err := shallow(c); err != nil {
+				x.Log.Debug("cannot limit what a connection queues", "err", err)
+			}
+			return ctx
+		},
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10,
 		ErrorLog: slog.NewLogLogger(x.Log.Handler(), slog.LevelDebug),
 	}
@@ -55,6 +64,29 @@ func (x *Exchange) listen() error {
 		return nil
 	})
 	return nil
+}
+
+// unsent bytes of a connection that the kernel takes in advance. Without a limit it takes whole chunks: a machine
+// would look idle with seconds of data queued, and everybody would go on asking it.
+const unsent = 32 << 10
+
+func shallow(c net.Conn) error {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	t, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
+	})
+	return errors.Join(err, set)
 }
 
 func (x *Exchange) serve(w http.ResponseWriter, r *http.Request) {
