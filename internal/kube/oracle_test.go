@@ -571,6 +571,7 @@ var kubeadmDifferences = []difference{
 	{"+", `manifest kube-apiserver .* (volumeMounts|volumes) (audit-log|coldrack-config) .*`, "what the hardening needs"},
 	{"+", `manifest kube-apiserver metadata annotations coldrack.dev/config-digest`, "the kubelet restarts the API server when its configuration changes"},
 	{"+", `manifest kube-controller-manager .* command --terminated-pod-gc-threshold`, becauseHardened},
+	{"+", `manifest kube-(controller-manager|scheduler) .* command --leader-elect-(lease-duration|renew-deadline|retry-period)`, "with one control plane nobody takes over"},
 	{"-", `manifest kube-controller-manager .* command --cluster-signing-(cert|key)-file`, becauseSealed},
 	{"!", `manifest kube-controller-manager .* command --allocate-node-cidrs`, becausePodCIDR},
 	{"!", `manifest etcd .* command --initial-cluster`, becauseKnown},

@@ -121,9 +121,18 @@ func (r *renderer) apiServerFlags(n *node) flagSet {
 	}
 }
 
+// patient has the only controller manager or scheduler keep its lease through a time in which the only API server is
+// slow. With nobody there to take over, ending would only make things slower.
+func (r *renderer) patient(flags flagSet) flagSet {
+	if len(r.with(v1alpha1.RoleControlPlane)) == 1 {
+		flags["leader-elect-lease-duration"], flags["leader-elect-renew-deadline"], flags["leader-elect-retry-period"] = "120s", "110s", "5s"
+	}
+	return flags
+}
+
 func (r *renderer) managerFlags(*node) flagSet {
 	config := kubernetesDir + "/controller-manager.conf"
-	return flagSet{
+	return r.patient(flagSet{
 		"bind-address": "127.0.0.1", "leader-elect": "true", "cluster-name": r.cluster.Name,
 		"kubeconfig": config, "authentication-kubeconfig": config, "authorization-kubeconfig": config,
 		"client-ca-file": pkiDir + "/ca.crt", "root-ca-file": pkiDir + "/ca.crt",
@@ -138,16 +147,16 @@ func (r *renderer) managerFlags(*node) flagSet {
 		"allocate-node-cidrs": "false",
 		"profiling":           "false", "terminated-pod-gc-threshold": "1000",
 		"tls-min-version": "VersionTLS12", "tls-cipher-suites": tlsCipherSuites,
-	}
+	})
 }
 
 func (r *renderer) schedulerFlags(*node) flagSet {
 	config := kubernetesDir + "/scheduler.conf"
-	return flagSet{
+	return r.patient(flagSet{
 		"bind-address": "127.0.0.1", "leader-elect": "true",
 		"kubeconfig": config, "authentication-kubeconfig": config, "authorization-kubeconfig": config,
 		"profiling": "false", "tls-min-version": "VersionTLS12", "tls-cipher-suites": tlsCipherSuites,
-	}
+	})
 }
 
 // podSpec is what static pods differ in.
