@@ -48,7 +48,8 @@ func enrollmentReconciler(d Deps) reconciler {
 	}
 }
 
-// all wakes the reconciler for every machine, and for the policies' own status, when a rule changes.
+// all wakes the reconciler for every machine, and for the policies' own status, when a rule changes. A status is no
+// rule: each machine that is enrolled changes its policy's, and would have all others looked at again.
 func (r *enrollment) all(kind client.Object) source.Source {
 	return source.Kind(r.Cache, kind, handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
 		names := []string{everything}
@@ -58,7 +59,7 @@ func (r *enrollment) all(kind client.Object) source.Source {
 			}
 		}
 		return requests(names...)
-	}))
+	}), predicate.GenerationChangedPredicate{})
 }
 
 var enqueueEverything = handler.TypedEnqueueRequestsFromMapFunc(func(context.Context, *v1alpha1.Machine) []reconcile.Request {
