@@ -16,7 +16,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e e2e-cluster e2e-production generate clean
+.PHONY: help setup build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e e2e-cluster e2e-production bench generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -105,6 +105,12 @@ e2e-cluster: bundle bin/kubectl
 ## e2e-production  three etcd members, two control planes, a worker; failures, and the whole rack loses its power
 e2e-production: bundle bin/kubectl
 	@COLDRACK_E2E_CLUSTERS=1 $(E2E) -timeout 150m -run 'TestProductionCluster|TestAForeignMachineJoins' ./test/e2e
+
+## bench      our boot services beside their peers, into docs/performance.md (root; installs test/bench/HOST-PACKAGES)
+bench: build
+	@hack/setup.sh test/bench/HOST-PACKAGES
+	@mkdir -p bin && go build -o bin/bench ./test/bench
+	@bin/bench
 
 ## generate   CRDs, deep copies and reference documentation from the types
 generate:
