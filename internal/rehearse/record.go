@@ -85,6 +85,7 @@ type Record struct {
 	last     time.Duration // of a change of phase
 	bytes    int64
 	repeats  int
+	spent    map[Phase]time.Duration // by all machines together, in phases that they have left
 }
 
 // Point is how many machines are in each phase at a time.
@@ -96,7 +97,7 @@ type Point struct {
 // NewRecord is for a number of machines, all off. Points are at least step apart.
 func NewRecord(machines int, step time.Duration) *Record {
 	r := &Record{machines: machines, step: step, phase: make([]Phase, machines), since: make([]time.Duration, machines),
-		began: make([]time.Duration, machines), reasons: map[int]string{}, samples: map[string][]time.Duration{}, counts: map[Phase]int{Off: machines}}
+		began: make([]time.Duration, machines), reasons: map[int]string{}, samples: map[string][]time.Duration{}, counts: map[Phase]int{Off: machines}, spent: map[Phase]time.Duration{}}
 	for i := range r.phase {
 		r.phase[i] = Off
 	}
@@ -129,6 +130,9 @@ func (r *Record) Add(e Event) {
 	}
 	for len(r.points) > 0 && e.At-r.points[len(r.points)-1].At >= r.step {
 		r.point(r.points[len(r.points)-1].At + r.step)
+	}
+	if was := r.phase[e.Machine]; was != Off {
+		r.spent[was] += max(0, e.At-r.since[e.Machine])
 	}
 	r.counts[r.phase[e.Machine]]--
 	r.counts[e.Phase]++

@@ -209,7 +209,9 @@ func TestBottleneck(t *testing.T) {
 		"the ramp is slow":           {func(r *Result) { r.Ramp = 95 * time.Second }, "how fast the machines are switched on"},
 		"firmware waits for answers": {func(r *Result) { r.Repeats = 200 }, "waiting: firmware sent 200 messages again"},
 		"nothing is busy":            {func(*Result) {}, "links and pauses"},
-		"nobody became ready":        {func(r *Result) { r.Ready = 0 }, "see the reasons"},
+		"machines wait for decisions": {func(r *Result) { r.Spent = map[Phase]time.Duration{Waiting: 9 * time.Second, Installing: time.Second} },
+			"the server's decisions: machines spent 9.0 s of 10.0 s waiting"},
+		"nobody became ready": {func(r *Result) { r.Ready = 0 }, "see the reasons"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := base

@@ -22,12 +22,14 @@ type Result struct {
 	FinishedAt time.Duration        `json:"finishedAt"`
 	Ramp       time.Duration        `json:"ramp"`
 	Timings    map[string]Quantiles `json:"timings"`
-	Reasons    []Reason             `json:"reasons,omitempty"`
-	Repeats    int                  `json:"repeats"` // of messages by the machines' firmware
-	Received   int64                `json:"receivedBytes"`
-	Server     ServerUse            `json:"server"`
-	Bottleneck string               `json:"bottleneck"`
-	Warnings   []string             `json:"warnings,omitempty"`
+	// Spent is how long machines were in a phase on their way, on average over all.
+	Spent      map[Phase]time.Duration `json:"spent"`
+	Reasons    []Reason                `json:"reasons,omitempty"`
+	Repeats    int                     `json:"repeats"` // of messages by the machines' firmware
+	Received   int64                   `json:"receivedBytes"`
+	Server     ServerUse               `json:"server"`
+	Bottleneck string                  `json:"bottleneck"`
+	Warnings   []string                `json:"warnings,omitempty"`
 
 	points  []Point
 	samples []Sample
@@ -62,6 +64,12 @@ func summarize(o Options, p plan, r *Record, w *watch, why string) *Result {
 	}
 	for what, samples := range r.samples {
 		result.Timings[what] = quantiles(samples)
+	}
+	result.Spent = map[Phase]time.Duration{}
+	for phase, total := range r.spent {
+		if !phase.ended() {
+			result.Spent[phase] = total / time.Duration(max(r.machines, 1))
+		}
 	}
 	result.Server = serverUse(w, result.FinishedAt)
 	result.Bottleneck = bottleneck(result)
@@ -107,6 +115,9 @@ func bottleneck(r *Result) string {
 		return fmt.Sprintf("the server's processors: it used %.1f of %d cores, the simulation on the same host %.1f; %s", s.MeanCPU, s.Cores, s.RackMeanCPU, perLink)
 	case used >= 0.85*float64(s.Cores):
 		return fmt.Sprintf("this host, not the server: the simulation used %.1f of %d cores, the server %.1f; a real rack would be served faster; %s", s.RackMeanCPU, s.Cores, s.MeanCPU, perLink)
+	case 2*r.Spent[Waiting] > total(r.Spent):
+		return fmt.Sprintf("the server's decisions: machines spent %s of %s waiting for approval and plan, while the processors were idle for %.0f %% of the time; %s",
+			durationText(r.Spent[Waiting]), durationText(total(r.Spent)), 100*max(0, 1-used/float64(s.Cores)), perLink)
 	case r.FinishedAt > 0 && r.Ramp > 0 && r.FinishedAt < r.Ramp+r.Ramp/4:
 		return "how fast the machines are switched on; " + perLink
 	case r.Repeats > r.Machines/10:
@@ -114,6 +125,13 @@ func bottleneck(r *Result) string {
 			r.Repeats, 100*max(0, 1-used/float64(s.Cores)), perLink)
 	}
 	return "the machines' links and pauses of the protocols: the processors were not busy; " + perLink
+}
+
+func total(spent map[Phase]time.Duration) (sum time.Duration) {
+	for _, d := range spent {
+		sum += d
+	}
+	return sum
 }
 
 // Text writes the result for a person.
