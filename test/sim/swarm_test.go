@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"fmt"
+	"os"
 	"testing"
 	"time"
 )
@@ -26,7 +28,7 @@ func TestManyMachinesTakeHardlyLongerThanOne(t *testing.T) {
 		"3,000":                                     {Swarm: Swarm{Machines: 3000, Chunks: 96, Origin: 2.5 * Gigabit}, last: 2.6, spread: 1.8, images: 5, rack: 9, large: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if raceDetector && tt.Machines > 64 || testing.Short() && tt.large {
+			if raceDetector && tt.Machines > 64 || raceDetector && tt.Link < Gigabit && tt.Link > 0 && tt.Kill == 0 || testing.Short() && tt.large {
 				t.Skip("takes too long here")
 			}
 			r, err := tt.Run()
@@ -62,5 +64,33 @@ func TestARunRepeatsItself(t *testing.T) {
 	}
 	if results[0].String() != results[1].String() {
 		t.Errorf("%s\n%s", results[0], results[1])
+	}
+}
+
+// TestTable prints what the simulation says of racks of 40 with ten gigabits each, and how the image spreads.
+func TestTable(t *testing.T) {
+	if os.Getenv("COLDRACK_BENCH_SIM") == "" {
+		t.Skip("a table for people: set COLDRACK_BENCH_SIM")
+	}
+	fmt.Printf("%8s %7s %7s %6s | %7s %7s %7s %7s %8s | %7s %9s\n", "machines", "link", "origin", "killed", "alone", "first", "median", "last", "written", "images", "into rack")
+	for _, s := range []Swarm{
+		{Machines: 1}, {Machines: 8}, {Machines: 64},
+		{Machines: 64, Link: Gigabit / 10, Origin: Gigabit}, {Machines: 64, Link: Gigabit / 10, Origin: Gigabit / 10},
+		{Machines: 64, Link: Gigabit / 10, Origin: Gigabit / 10, Kill: 1. / 3},
+		{Machines: 300, Origin: Gigabit}, {Machines: 300}, {Machines: 300, Kill: 1. / 3}, {Machines: 300, Stagger: time.Minute},
+		{Machines: 3000, Origin: Gigabit}, {Machines: 3000},
+	} {
+		r, err := s.Run()
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		s = s.usual()
+		fmt.Printf("%8d %6.1fG %6.1fG %6d | %6.1fs %6.2f× %6.2f× %6.2f× %7.2f× | %7.2f %9.2f  ", s.Machines, s.Link/Gigabit, s.Origin/Gigabit, r.Killed,
+			r.Alone.Seconds(), ratio(r.First, r.Alone), ratio(r.Median, r.Alone), ratio(r.Last, r.Alone), ratio(r.Written, r.Alone), r.Images, r.IntoRack)
+		for i := 0; i <= 100; i += 4 {
+			fmt.Print(string([]rune(" ▁▂▃▄▅▆▇█")[int(8*r.Progress[i])]))
+		}
+		fmt.Println()
 	}
 }

@@ -24,16 +24,16 @@ func TestAnImageSpreadsAlthoughAThirdOfTheMachinesDie(t *testing.T) {
 }
 
 // TestBench prints a table. COLDRACK_BENCH_SWARM is a list such as "n=1,8,32 link=100 origin=1000 chunks=40
-// chunk=1600000 kill=0.33"; rates are in Mbit/s.
+// chunk=1600000 kill=0.33 how=ours"; rates are in Mbit/s.
 func TestBench(t *testing.T) {
 	args := os.Getenv("COLDRACK_BENCH_SWARM")
 	if args == "" {
 		t.Skip("a measurement, not a test: set COLDRACK_BENCH_SWARM")
 	}
-	link, origin, kill, chunks, size, counts := 100., 1000., 0., 40, 1_600_000, "1,8"
+	link, origin, kill, chunks, size, counts, only := 100., 1000., 0., 40, 1_600_000, "1,8", ""
 	for _, f := range strings.Fields(args) {
 		key, value, _ := strings.Cut(f, "=")
-		to := map[string]any{"link": &link, "origin": &origin, "kill": &kill, "chunks": &chunks, "chunk": &size, "n": &counts}[key]
+		to := map[string]any{"link": &link, "origin": &origin, "kill": &kill, "chunks": &chunks, "chunk": &size, "n": &counts, "how": &only}[key]
 		if to == nil {
 			t.Fatalf("%q is not known", key)
 		}
@@ -55,6 +55,9 @@ func TestBench(t *testing.T) {
 			how, dies := "http", 0.
 			if ours {
 				how, dies = "ours", kill
+			}
+			if only != "" && only != how {
+				continue
 			}
 			before := cpu()
 			out, err := s.run(ours, dies, alone/2)
