@@ -37,6 +37,17 @@ down() {
 	rm -rf $state
 }
 
+# look asks the new cluster, as often as an emulated control plane that is still busy with its start may need.
+look() {
+	for _ in $(seq 20); do
+		if "$kubectl" --kubeconfig $state/demo.kubeconfig --request-timeout 60s "$@" 2>$state/kubectl.log; then
+			return
+		fi
+		sleep 5
+	done
+	echo "demo: the cluster's API is too busy to answer: $(tail -n 1 $state/kubectl.log)"
+}
+
 up() {
 	if [ "$(id -u)" -ne 0 ]; then
 		echo "demo: the lab makes a network namespace and a bridge, which needs root: run as root: make demo" >&2
@@ -94,9 +105,9 @@ up() {
 	fi
 	"$coldrack" kubeconfig demo --admin --server "https://127.0.0.1:$port" -o $state/demo.kubeconfig --force
 	echo
-	"$kubectl" --kubeconfig $state/demo.kubeconfig get nodes -o wide
+	look get nodes -o wide
 	echo
-	"$kubectl" --kubeconfig $state/demo.kubeconfig get pods -A -o wide
+	look get pods -A -o wide
 	echo
 	echo "looking whether it works"
 	"$coldrack" cluster verify demo || echo "demo: emulated nodes may need some more minutes; look again: coldrack cluster verify demo"
