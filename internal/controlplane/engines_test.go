@@ -4,22 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/test/require"
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"coldrack.dev/test/engines"
 	"k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,27 +20,21 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
-	"sigs.k8s.io/yaml"
 )
 
-// engines are the three ways to hold the kinds. Each returns a function that starts one more server over the same
+// everyEngine is the three ways to hold the kinds. Each returns a function that starts one more server over the same
 // store; the embedded engine allows only one at a time.
-var engines = map[Engine]func(t *testing.T) (start func() *ControlPlane){
+var everyEngine = map[Engine]func(t *testing.T) (start func() *ControlPlane){
 	EngineEmbedded: func(t *testing.T) func() *ControlPlane {
 		cfg := testConfig(t, newTestCA(t))
 		return func() *ControlPlane { return startTest(t, cfg) }
 	},
 	EngineEtcd: func(t *testing.T) func() *ControlPlane {
-		endpoint, _ := startRealEtcd(t)
+		endpoint, _ := engines.Etcd(t)
 		ca := newTestCA(t)
-		var first Config
 		return func() *ControlPlane {
 			cfg := testConfig(t, ca)
 			cfg.EtcdEndpoints = []string{endpoint}
-			if first.DataDir == "" {
-				first = cfg
-			} else {
-			}
 			return startTest(t, cfg)
 		}
 	},
@@ -62,89 +49,20 @@ var engines = map[Engine]func(t *testing.T) (start func() *ControlPlane){
 	},
 }
 
-// startRealEtcd runs the etcd program. kill ends it as a power cut would.
-func startRealEtcd(t *testing.T) (endpoint string, kill func()) {
-	t.Helper()
-	require.Need(t, "etcd")
-	free := func() string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		check(t, err)
-		defer l.Close()
-		return "http://" + l.Addr().String()
-	}
-	client, peer := free(), free()
-	cmd := exec.Command("etcd", "--data-dir", t.TempDir(), "--log-level", "error",
-		"--listen-client-urls", client, "--advertise-client-urls", client,
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	check(t, cmd.Start())
-	kill = sync.OnceFunc(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	t.Cleanup(kill)
-	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{client}, Logger: zap.NewNop()})
-	check(t, err)
-	defer etcd.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	_, err = etcd.Get(ctx, "x")
-	check(t, err)
-	return client, kill
-}
-
 // startKubernetesLike runs, in another process, a Kubernetes-style API that knows Leases but none of our kinds, and
 // returns a kubeconfig for it.
 func startKubernetesLike(t *testing.T) (kubeconfigFile string) {
 	t.Helper()
-	ctx := context.Background()
 	ca := newTestCA(t)
 	s := startServer(t, testConfig(t, ca))
 	admin := ca.person(t, s.address, "root", GroupAdmin)
-	client, err := clientset.NewForConfig(admin)
-	check(t, err)
-	definitions := client.ApiextensionsV1().CustomResourceDefinitions()
-	ours, err := definitions.List(ctx, metav1.ListOptions{})
-	check(t, err)
-	for _, crd := range ours.Items {
-		check(t, definitions.Delete(ctx, crd.Name, metav1.DeleteOptions{}))
-	}
-	lease := &apiextensionsv1.CustomResourceDefinition{}
-	check(t, yaml.Unmarshal([]byte(leaseDefinition), lease))
-	_, err = definitions.Create(ctx, lease, metav1.CreateOptions{})
-	check(t, err)
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	check(t, waitEstablished(ctx, definitions, lease.Name))
-	for {
-		left, err := definitions.List(ctx, metav1.ListOptions{})
-		check(t, err)
-		if len(left.Items) == 1 {
-			return kubeconfig(t, admin)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	engines.Foreign(t, admin)
+	return kubeconfig(t, admin)
 }
-
-const leaseDefinition = `
-metadata:
-  name: leases.coordination.k8s.io
-  annotations: {api-approved.kubernetes.io: "unapproved, stands in for the built-in kind in a test"}
-spec:
-  group: coordination.k8s.io
-  scope: Namespaced
-  names: {kind: Lease, listKind: LeaseList, plural: leases, singular: lease}
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-`
 
 // onEveryEngine runs one story against all three.
 func onEveryEngine(t *testing.T, story func(t *testing.T, start func() *ControlPlane)) {
-	for engine, prepare := range engines {
+	for engine, prepare := range everyEngine {
 		t.Run(string(engine), func(t *testing.T) {
 			t.Parallel()
 			story(t, prepare(t))
@@ -365,7 +283,7 @@ func TestOneServerLeadsAtATime(t *testing.T) {
 
 func TestALeaderWhoseStoreVanishesStopsLeading(t *testing.T) {
 	t.Parallel()
-	endpoint, kill := startRealEtcd(t)
+	endpoint, kill := engines.Etcd(t)
 	client, err := dialEtcd(context.Background(), storagebackend.TransportConfig{ServerList: []string{endpoint}}, "/x")
 	check(t, err)
 	defer client.Close()

@@ -2,33 +2,27 @@ package daemon
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
-	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
-	"k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
-	"sigs.k8s.io/yaml"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/controlplane"
+	"coldrack.dev/test/engines"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )
@@ -267,7 +261,8 @@ func TestOneBadSubnetDoesNotKeepTheOthersFromDHCP(t *testing.T) {
 func TestServerOnAnEtcdOfItsOwn(t *testing.T) {
 	require.Need(t, "etcd")
 	cfg := testConfig(t)
-	cfg.EtcdEndpoints = []string{startEtcd(t)}
+	endpoint, _ := engines.Etcd(t)
+	cfg.EtcdEndpoints = []string{endpoint}
 	cfg.Manifests = []string{writeManifest(t, rackSubnet)}
 	r := run(t, cfg)
 	wantSubnet(t, kinds(t, r.rest), "rack")
@@ -284,45 +279,6 @@ func TestServerOnAnExistingKubernetes(t *testing.T) {
 	run(t, cfg)
 	wantSubnet(t, kinds(t, admin), "rack")
 }
-
-// startEtcd runs the etcd program and returns its endpoint.
-func startEtcd(t *testing.T) string {
-	t.Helper()
-	client, peer := fmt.Sprintf("http://127.0.0.1:%d", freePort(t)), fmt.Sprintf("http://127.0.0.1:%d", freePort(t))
-	cmd := exec.Command("etcd", "--data-dir", t.TempDir(), "--log-level", "error",
-		"--listen-client-urls", client, "--advertise-client-urls", client,
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	check(t, cmd.Start())
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	eventually(t, func() error {
-		conn, err := net.Dial("tcp", strings.TrimPrefix(client, "http://"))
-		if err == nil {
-			conn.Close()
-		}
-		return err
-	})
-	return client
-}
-
-const leaseDefinition = `
-metadata:
-  name: leases.coordination.k8s.io
-  annotations: {api-approved.kubernetes.io: "unapproved, stands in for the built-in kind in a test"}
-spec:
-  group: coordination.k8s.io
-  scope: Namespaced
-  names: {kind: Lease, listKind: LeaseList, plural: leases, singular: lease}
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-`
 
 // kubernetesLike runs a Kubernetes-style API that knows Leases but none of our kinds.
 func kubernetesLike(t *testing.T) (kubeconfig string, admin *rest.Config) {
@@ -343,30 +299,7 @@ func kubernetesLike(t *testing.T) (kubeconfig string, admin *rest.Config) {
 	check(t, err)
 	t.Cleanup(sync.OnceFunc(plane.Stop))
 	admin = plane.RESTConfig()
-	client, err := clientset.NewForConfig(admin)
-	check(t, err)
-	definitions := client.ApiextensionsV1().CustomResourceDefinitions()
-	ours, err := definitions.List(t.Context(), metav1.ListOptions{})
-	check(t, err)
-	for _, definition := range ours.Items {
-		check(t, definitions.Delete(t.Context(), definition.Name, metav1.DeleteOptions{}))
-	}
-	lease := &apiextensionsv1.CustomResourceDefinition{}
-	check(t, yaml.Unmarshal([]byte(leaseDefinition), lease))
-	_, err = definitions.Create(t.Context(), lease, metav1.CreateOptions{})
-	check(t, err)
-	eventually(t, func() error {
-		left, err := definitions.List(context.Background(), metav1.ListOptions{})
-		if err != nil || len(left.Items) != 1 {
-			return fmt.Errorf("%d kinds are left: %v", len(left.Items), err)
-		}
-		for _, condition := range left.Items[0].Status.Conditions {
-			if condition.Type == apiextensionsv1.Established && condition.Status == apiextensionsv1.ConditionTrue {
-				return nil
-			}
-		}
-		return fmt.Errorf("Leases are not served yet")
-	})
+	engines.Foreign(t, admin)
 	content, err := Kubeconfig(keys.people, apiURL(plane.Address()), "admin", []string{GroupAdmin}, time.Hour)
 	check(t, err)
 	kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")

@@ -143,27 +143,6 @@ func (s *site) sign(template *x509.Certificate, key *ecdsa.PrivateKey) *x509.Cer
 	return c
 }
 
-// noise is an image that does not compress, of chunks around the given size.
-func noise(chunks, size int) (diskimage.Index, []byte) {
-	x := diskimage.Index{ChunkSize: 4 << 20, Digest: "sha256:" + strings.Repeat("0", 64)}
-	source := mrand.NewChaCha8([32]byte{1})
-	dice := mrand.New(mrand.NewPCG(1, 1))
-	var blob []byte
-	for range chunks {
-		b := make([]byte, size/2+dice.IntN(size))
-		_, _ = source.Read(b)
-		sum := sha256.Sum256(b)
-		x.Chunks = append(x.Chunks, diskimage.Chunk{
-			Offset: x.Size, Length: x.ChunkSize, Digest: "sha256:" + hex.EncodeToString(sum[:]), BlobOffset: int64(len(blob)), BlobLength: int64(len(b)),
-		})
-		x.Size += x.ChunkSize
-		blob = append(blob, b...)
-	}
-	sum := sha256.Sum256(blob)
-	x.Blob, x.BlobSize = "sha256:"+hex.EncodeToString(sum[:]), int64(len(blob))
-	return x, blob
-}
-
 // ReadChunk is the agent's plain fetch from the boot listener.
 func (m *machine) ReadChunk(ctx context.Context, c diskimage.Chunk) ([]byte, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://10.99.0.1/content", nil)

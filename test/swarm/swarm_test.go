@@ -8,10 +8,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"coldrack.dev/test/noise"
 )
 
 func TestAnImageSpreadsAlthoughAThirdOfTheMachinesDie(t *testing.T) {
-	index, blob := noise(64, 64<<10)
+	index, blob := noise.Image(64, 4<<20, 32<<10, 64<<10)
 	s := newSite(t, 6, 40, 40, index, blob)
 	out, err := s.run(true, 1./3, 500*time.Millisecond)
 	if err != nil {
@@ -41,7 +43,7 @@ func TestBench(t *testing.T) {
 			t.Fatalf("%s: %v", f, err)
 		}
 	}
-	index, blob := noise(chunks, size)
+	index, blob := noise.Image(chunks, 4<<20, size/2, size)
 	alone := time.Duration(float64(len(blob)) * 8 / min(link, origin) / 1e6 * float64(time.Second))
 	fmt.Printf("%.1f MB in %d chunks, machines %.0f Mbit/s, origin %.0f Mbit/s, the wire alone takes %.1f s, %d cores\n", float64(len(blob))/1e6, chunks, link, origin, alone.Seconds(), runtime.NumCPU())
 	fmt.Printf("%9s %6s %8s %8s %8s %8s %8s %8s\n", "machines", "how", "first s", "last s", "× wire", "images", "CPU s", "refused")

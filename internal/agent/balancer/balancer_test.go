@@ -73,6 +73,7 @@ type apiServer struct {
 	address string
 	cert    tls.Certificate
 	server  *http.Server
+	closed  chan struct{} // when the listener is
 	readyz  atomic.Int32
 	livez   atomic.Int32
 	// silent swallows everything, as a machine without power does.
@@ -108,11 +109,19 @@ func (s *apiServer) up() {
 	})
 	s.server = &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0),
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{s.cert}}}
-	server := s.server
-	go func() { _ = server.ServeTLS(&mute{l, &s.silent}, "", "") }()
+	server, closed := s.server, make(chan struct{})
+	s.closed = closed
+	go func() {
+		_ = server.ServeTLS(&mute{l, &s.silent}, "", "")
+		close(closed)
+	}()
 }
 
-func (s *apiServer) down() { _ = s.server.Close() }
+// down returns when connections are refused: closing a server that has not begun to serve does not close its listener.
+func (s *apiServer) down() {
+	_ = s.server.Close()
+	<-s.closed
+}
 
 // mute accepts connections and, when silent, never says anything on them.
 type mute struct {
@@ -356,7 +365,7 @@ func TestReadyBeforeLiveBeforeTheRest(t *testing.T) {
 func TestWithoutAnyHealthyOneAllAreTried(t *testing.T) {
 	b := newBench(t)
 	one, two := b.start("one"), b.start("two")
-	b.pace.Every = time.Hour // checks say nothing new from here on
+	b.pace.Every, b.pace.Limit = time.Hour, 20*time.Second // one check each, that says nothing new from here on
 	one.down()
 	two.readyz.Store(500)
 	two.livez.Store(500)

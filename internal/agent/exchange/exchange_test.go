@@ -6,11 +6,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,6 +28,7 @@ import (
 	"coldrack.dev/internal/diskimage"
 	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/swarm"
+	"coldrack.dev/test/noise"
 )
 
 // authority is a machine CA.
@@ -83,27 +82,6 @@ func (a *authority) pool() *x509.CertPool {
 	p := x509.NewCertPool()
 	p.AddCert(a.cert)
 	return p
-}
-
-// testImage of n chunks of noise.
-func testImage(t *testing.T, n int) (diskimage.Index, []byte) {
-	t.Helper()
-	x := diskimage.Index{ChunkSize: 64 << 10, Digest: "sha256:" + strings.Repeat("0", 64)}
-	var blob []byte
-	dice := mrand.New(mrand.NewPCG(1, 1))
-	for range n {
-		b := make([]byte, 8<<10+dice.IntN(48<<10))
-		_, _ = rand.Read(b)
-		sum := sha256.Sum256(b)
-		x.Chunks = append(x.Chunks, diskimage.Chunk{
-			Offset: x.Size, Length: x.ChunkSize, Digest: "sha256:" + hex.EncodeToString(sum[:]), BlobOffset: int64(len(blob)), BlobLength: int64(len(b)),
-		})
-		x.Size += x.ChunkSize
-		blob = append(blob, b...)
-	}
-	sum := sha256.Sum256(blob)
-	x.Blob, x.BlobSize = "sha256:"+hex.EncodeToString(sum[:]), int64(len(blob))
-	return x, blob
 }
 
 // origin is the boot listener: it counts what it sends.
@@ -161,7 +139,7 @@ type room struct {
 func newRoom(t *testing.T, chunks int) *room {
 	r := &room{t: t, ca: newAuthority(t), tracker: swarm.NewTracker(swarm.TrackerOptions{Slots: 4, PerMember: 1, Extra: 0.01, Silence: 3 * time.Second}), said: map[string][]wire.SwarmAnnounce{}, racks: map[string]string{}}
 	var blob []byte
-	r.index, blob = testImage(t, chunks)
+	r.index, blob = noise.Image(chunks, 64<<10, 8<<10, 48<<10)
 	r.origin = &origin{blob: blob}
 	return r
 }

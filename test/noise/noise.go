@@ -1,0 +1,36 @@
+// Package noise makes disk images that do not compress, for tests that move them.
+package noise
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"math/rand/v2"
+	"strings"
+
+	"coldrack.dev/internal/diskimage"
+)
+
+// Image has chunks of chunkSize bytes each, stored in least to least+spread bytes of noise, and the blob that
+// holds them. The same arguments give the same image. Its own digest is none: what is moved are stored chunks.
+func Image(chunks int, chunkSize int64, least, spread int) (diskimage.Index, []byte) {
+	x := diskimage.Index{ChunkSize: chunkSize, Digest: "sha256:" + strings.Repeat("0", 64)}
+	source := rand.NewChaCha8([32]byte{1})
+	dice := rand.New(rand.NewPCG(1, 1))
+	var blob []byte
+	for range chunks {
+		b := make([]byte, least+dice.IntN(spread))
+		_, _ = source.Read(b)
+		x.Chunks = append(x.Chunks, diskimage.Chunk{
+			Offset: x.Size, Length: x.ChunkSize, Digest: digest(b), BlobOffset: int64(len(blob)), BlobLength: int64(len(b)),
+		})
+		x.Size += x.ChunkSize
+		blob = append(blob, b...)
+	}
+	x.Blob, x.BlobSize = digest(blob), int64(len(blob))
+	return x, blob
+}
+
+func digest(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
