@@ -153,6 +153,7 @@ func (a *app) labUpCommand(place *labPlace) *cobra.Command {
 	flags.StringVar(&firmware, "firmware", string(lab.Mixed), "firmware of new machines: bios, uefi, or mixed for one after the other")
 	flags.Var(&o.Memory, "memory", "memory of a new machine")
 	flags.IntVar(&o.CPUs, "cpus", 2, "processors of a new machine")
+	flags.IntVar(&o.Nice, "nice", 5, "how readily a new machine leaves the host's processors to others, 1 to 19")
 	flags.StringArrayVar(&disks, "disk", []string{"8GiB"}, "size of a blank disk of a new machine; repeat for more disks")
 	flags.StringVar(&bus, "disk-bus", string(lab.SCSI), "how disks of new machines are attached: scsi, virtio, nvme, sata")
 	flags.IntVar(&o.NICs, "nics", 1, "network cards of a new machine; the first one boots")

@@ -26,7 +26,7 @@ func chooseAccelerator(ctx context.Context) (Accelerator, string, error) {
 		return TCG, err.Error(), nil
 	}
 	device.Close()
-	reason, err := tryAccelerator(ctx, acceleratorArgs(KVM), kvmTrial)
+	reason, err := tryAccelerator(ctx, acceleratorArgs(KVM, 64*MiB), kvmTrial)
 	switch {
 	case err != nil:
 		return "", "", err

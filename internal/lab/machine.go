@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"coldrack.dev/internal/netns"
@@ -164,7 +165,7 @@ func (m *Machine) powerOn(ctx context.Context, in invocation) (err error) {
 			return err
 		}
 	}
-	command := exec.CommandContext(ctx, nice, append([]string{"-n", niceness, program}, in.args()...)...)
+	command := exec.CommandContext(ctx, nice, append([]string{"-n", strconv.Itoa(m.spec.Nice), program}, in.args()...)...)
 	command.Dir = m.dir
 	command.WaitDelay = 10 * time.Second
 	// QEMU returns once it is set up, or fails; the machine then runs in a process of its own session.
@@ -179,10 +180,20 @@ func (m *Machine) powerOn(ctx context.Context, in invocation) (err error) {
 	if err != nil {
 		return permission(fmt.Errorf("QEMU: %w: %s", err, firstLine(out)))
 	}
+	m.autogroup()
 	if cut {
 		return qmp(ctx, m.dir, m.linkCommands(false)...)
 	}
 	return nil
+}
+
+// autogroup makes being nice mean something between sessions, too, where the kernel shares processors among these
+// first (sched(7), "The autogroup feature"). Where it does not, there is nothing to do.
+func (m *Machine) autogroup() {
+	if p, err := m.process(); err == nil && p != nil {
+		defer p.close()
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/autogroup", p.pid), []byte(strconv.Itoa(m.spec.Nice)), 0)
+	}
 }
 
 // PowerOff pulls the plug: nothing that the machine holds in memory is saved. A machine that is off stays so.

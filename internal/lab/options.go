@@ -21,10 +21,12 @@ type Options struct {
 
 	Firmware Firmware // Mixed
 	CPUs     int      // 2
-	Memory   Size     // 2GiB
-	Disks    []Size   // one of 8GiB
-	Bus      Bus      // SCSI
-	NICs     int      // 1
+	// Nice is how readily a machine leaves the host's processors to others, as of nice(1). 5.
+	Nice   int
+	Memory Size   // 2GiB
+	Disks  []Size // one of 8GiB
+	Bus    Bus    // SCSI
+	NICs   int    // 1
 
 	// Subnet is 10.77.0.0/24; its first address is the server's.
 	Subnet netip.Prefix
@@ -50,6 +52,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.CPUs == 0 {
 		o.CPUs = 2
+	}
+	if o.Nice == 0 {
+		o.Nice = usualNice
 	}
 	if o.Memory == 0 {
 		o.Memory = 2 * GiB
@@ -86,6 +91,7 @@ func (o Options) Validate() error {
 	bad(o.Machines >= 0 && o.Machines <= MaxMachines, "%d machines: must be between 0 and %d", o.Machines, MaxMachines)
 	bad(o.Firmware == BIOS || o.Firmware == UEFI || o.Firmware == Mixed, "firmware %q: must be bios, uefi or mixed", o.Firmware)
 	bad(o.CPUs >= 1 && o.CPUs <= 64, "%d CPUs: must be between 1 and 64", o.CPUs)
+	bad(o.Nice >= 1 && o.Nice <= 19, "nice %d: must be between 1 and 19", o.Nice)
 	bad(o.Memory >= 64*MiB && o.Memory%MiB == 0, "memory %s: must be whole MiB and at least 64MiB", o.Memory)
 	bad(len(o.Disks) <= maxDisks, "%d disks: at most %d", len(o.Disks), maxDisks)
 	for _, size := range o.Disks {

@@ -111,6 +111,7 @@ type Spec struct {
 	Index    int      `json:"index"` // from 1
 	Firmware Firmware `json:"firmware"`
 	CPUs     int      `json:"cpus"`
+	Nice     int      `json:"nice"`
 	Memory   Size     `json:"memory"`
 	Bus      Bus      `json:"bus"`
 	Disks    []Disk   `json:"disks"`
@@ -150,6 +151,7 @@ func specOf(o Options, index int) Spec {
 		Index:    index,
 		Firmware: o.Firmware.of(index),
 		CPUs:     o.CPUs,
+		Nice:     o.Nice,
 		Memory:   o.Memory,
 		Bus:      o.Bus,
 		UUID:     uuid.NewSHA1(uuidSpace, []byte(machineName(o.Name, index))).String(),

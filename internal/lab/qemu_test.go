@@ -140,7 +140,7 @@ func TestTheTrialOfAnAccelerator(t *testing.T) {
 		"one that is too slow to be used": {TCG, time.Nanosecond, "did not get through in 1ns"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			args := acceleratorArgs(test.accelerator)
+			args := acceleratorArgs(test.accelerator, 64*MiB)
 			if test.accelerator != TCG {
 				args = []string{"-accel", string(test.accelerator)}
 			}
