@@ -341,7 +341,7 @@ func corefile(domain string, noNameservers bool) string {
        lameduck 5s
     }
     ready
-    kubernetes DOMAIN in-addr.arpa ip6.arpa {
+    kubernetes $DOMAIN in-addr.arpa ip6.arpa {
        pods insecure
        fallthrough in-addr.arpa ip6.arpa
        ttl 30
@@ -351,8 +351,8 @@ func corefile(domain string, noNameservers bool) string {
        max_concurrent 1000
     }
     cache 30 {
-       disable success DOMAIN
-       disable denial DOMAIN
+       disable success $DOMAIN
+       disable denial $DOMAIN
     }
     loop
     reload
@@ -360,13 +360,13 @@ func corefile(domain string, noNameservers bool) string {
 }
 `
 	if noNameservers {
-		config = `DOMAIN:53 in-addr.arpa:53 ip6.arpa:53 {
+		config = `$DOMAIN:53 in-addr.arpa:53 ip6.arpa:53 {
     errors
     health {
        lameduck 5s
     }
     ready
-    kubernetes DOMAIN in-addr.arpa ip6.arpa {
+    kubernetes $DOMAIN in-addr.arpa ip6.arpa {
        pods insecure
        ttl 30
     }
@@ -383,5 +383,5 @@ func corefile(domain string, noNameservers bool) string {
 }
 `
 	}
-	return strings.ReplaceAll(config, "DOMAIN", domain)
+	return strings.ReplaceAll(config, "$DOMAIN", domain)
 }
