@@ -63,7 +63,13 @@ func (s *Set) assignment(name string, c *cluster, machine string) wire.NodeAssig
 		s.Log.Error("a machine's plan cannot be handed out", "cluster", name, "machine", machine, "err", err)
 		return wait(err.Error())
 	}
-	plan.Programs = programs
+	for _, p := range programs {
+		phase, wanted := kube.ProgramPhase(p.Name, node.Roles)
+		if wanted {
+			p.Phase = string(phase)
+			plan.Programs = append(plan.Programs, p)
+		}
+	}
 	out.Plan = plan
 	if c.paused {
 		out.Message = fmt.Sprintf("cluster %s is paused: spec.paused", name)

@@ -457,7 +457,7 @@ func touched(change *NodeChange, before, after *NodePlan) []PhaseChange {
 	for _, p := range after.Phases {
 		if slices.ContainsFunc(p.Files, has(files)) || slices.ContainsFunc(p.Units, has(units)) ||
 			slices.ContainsFunc(p.Certificates, has(certificates)) || slices.ContainsFunc(p.Kubeconfigs, has(kubeconfigs)) ||
-			p.Routes && routes || p.LoadBalancer && balancer || p.Name == PhaseContent && change.FromVersion != "" {
+			p.Routes && routes || p.LoadBalancer && balancer || (p.Name == PhaseContent || p.Name == PhaseTools) && change.FromVersion != "" {
 			phases = append(phases, PhaseChange{p.Name, p.After, p.Reason})
 		}
 	}

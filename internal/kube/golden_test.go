@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -108,8 +109,8 @@ func archive(t *testing.T, in Input, plan *Plan) *txtar.Archive {
 		}
 		for _, unit := range units {
 			add(m.Name+"/unit "+unit.Name, unit.Content)
-			for name, content := range unit.DropIns {
-				add(m.Name+"/unit "+unit.Name+".d/"+name, content)
+			for _, name := range slices.Sorted(maps.Keys(unit.DropIns)) {
+				add(m.Name+"/unit "+unit.Name+".d/"+name, unit.DropIns[name])
 			}
 		}
 	}

@@ -200,10 +200,21 @@ ExecStart=
 ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS $KUBELET_EXTRA_ARGS
 `
 
+// With the usual weight of 100 for all services of the system, these get more than half of a small machine, and unpacking
+// an image slows down the API server until it fails its health checks. With this one they keep about half a processor
+// where pods want everything, on small machines and large ones, since the kubelet gives its pods weight by processors.
+const controlPlaneDropIn = `[Service]
+ExecStartPre=-/usr/bin/systemctl set-property --runtime system.slice CPUWeight=20
+`
+
 func (r *renderer) units(n *node) []Unit {
+	kubelet := map[string][]byte{"10-kubeadm.conf": []byte(kubeletDropIn)}
+	if n.hasAny(v1alpha1.RoleControlPlane, v1alpha1.RoleEtcd) {
+		kubelet["20-control-plane.conf"] = []byte(controlPlaneDropIn)
+	}
 	units := []Unit{
 		{Name: "containerd.service", Content: []byte(containerdUnit)},
-		{Name: "kubelet.service", Content: []byte(kubeletUnit), DropIns: map[string][]byte{"10-kubeadm.conf": []byte(kubeletDropIn)}},
+		{Name: "kubelet.service", Content: []byte(kubeletUnit), DropIns: kubelet},
 	}
 	if r.cluster.Spec.Network.Plugin == v1alpha1.NetworkRouted {
 		units = append(units, Unit{Name: masqueradeUnitName, Content: []byte(masqueradeUnit)})

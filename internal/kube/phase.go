@@ -20,12 +20,12 @@ const (
 	PhaseBalancer     PhaseName = "load-balancer"
 	PhaseRuntime      PhaseName = "runtime"
 	PhaseNetwork      PhaseName = "network"
-	PhaseStaticPods   PhaseName = "static-pods"
 	PhaseKubelet      PhaseName = "kubelet"
 	PhaseVirtualIP    PhaseName = "virtual-ip"
 	PhaseEtcd         PhaseName = "etcd"
 	PhaseAPIServer    PhaseName = "api-server"
 	PhaseControllers  PhaseName = "controllers"
+	PhaseTools        PhaseName = "tools"
 )
 
 // Phase is one named part of a node's bring-up. A node may begin a phase when those in After are done. Doing
@@ -46,6 +46,17 @@ type Phase struct {
 	Probes       []string
 }
 
+// ProgramPhase is the phase that brings a program of the release to a machine with these roles, and whether any does.
+func ProgramPhase(name string, roles []v1alpha1.Role) (phase PhaseName, wanted bool) {
+	switch name {
+	case "kubeadm", "kubectl": // for what they work with, the files of a control plane
+		return PhaseTools, slices.Contains(roles, v1alpha1.RoleControlPlane)
+	case "ctr":
+		return PhaseTools, true
+	}
+	return PhaseContent, true
+}
+
 // phaseSpec is one line of the phase table.
 type phaseSpec struct {
 	name   PhaseName
@@ -55,6 +66,8 @@ type phaseSpec struct {
 	// paths are prefixes of the files that the phase writes.
 	paths []string
 	units []string
+	// pods are static pods whose manifests it writes, and for which it waits.
+	pods []component
 }
 
 // phaseTable is the order of a node's bring-up. No phase waits for another machine, except that etcd is
@@ -73,15 +86,19 @@ func phaseTable() []phaseSpec {
 		{name: PhaseRuntime, after: []PhaseName{PhaseContent, PhaseHost, PhaseConfig}, reason: "start containerd", units: []string{"containerd.service"}},
 		{name: PhaseNetwork, after: []PhaseName{PhaseContent, PhaseHost}, reason: "connect pods to this machine and to the others",
 			paths: []string{cniDir + "/", "/etc/coldrack/kubernetes/"}, units: []string{masqueradeUnitName}},
-		{name: PhaseStaticPods, after: []PhaseName{PhaseKubeconfigs, PhaseConfig}, roles: append(controlPlane, etcd...),
-			reason: "write the manifests of etcd and the control plane"},
-		{name: PhaseKubelet, after: []PhaseName{PhaseRuntime, PhaseNetwork, PhaseBalancer, PhaseKubeconfigs, PhaseStaticPods},
-			reason: "start the kubelet, and with it the static pods", units: []string{"kubelet.service"}},
-		{name: PhaseEtcd, after: []PhaseName{PhaseKubelet}, roles: etcd, reason: "wait until this machine's etcd member is part of a majority"},
-		{name: PhaseAPIServer, after: []PhaseName{PhaseKubelet}, roles: controlPlane, reason: "wait until this machine's API server answers"},
-		{name: PhaseControllers, after: []PhaseName{PhaseAPIServer}, roles: controlPlane, reason: "wait until this machine's controller manager and scheduler answer"},
+		{name: PhaseKubelet, after: []PhaseName{PhaseRuntime, PhaseNetwork, PhaseBalancer, PhaseKubeconfigs},
+			reason: "start the kubelet", units: []string{"kubelet.service"}},
+		// Each of these begins when what it asks for everything is there: an API server without etcd, and controllers
+		// without an API server, give up after seconds and are started again ever later.
+		{name: PhaseEtcd, after: []PhaseName{PhaseKubelet}, roles: etcd, pods: []component{componentEtcd},
+			reason: "start etcd and wait until this machine's member is part of a majority"},
+		{name: PhaseAPIServer, after: []PhaseName{PhaseKubelet, PhaseEtcd}, roles: controlPlane, pods: []component{componentAPIServer},
+			reason: "start the API server and wait until it answers"},
+		{name: PhaseControllers, after: []PhaseName{PhaseAPIServer}, roles: controlPlane, pods: []component{componentManager, componentScheduler},
+			reason: "start the controller manager and the scheduler and wait until they answer"},
 		{name: PhaseVirtualIP, after: []PhaseName{PhaseAPIServer}, roles: controlPlane, reason: "take part in carrying the virtual IP",
 			paths: []string{"/etc/keepalived/"}, units: []string{"keepalived.service"}},
+		{name: PhaseTools, after: []PhaseName{PhaseKubelet, PhaseEtcd, PhaseControllers}, reason: "fetch and verify what people use on this machine"},
 	}
 }
 
@@ -116,22 +133,23 @@ func (r *renderer) phases(n *node, plan *NodePlan) ([]Phase, error) {
 			for _, k := range plan.Kubeconfigs {
 				phase.Kubeconfigs = append(phase.Kubeconfigs, k.Path)
 			}
-		case PhaseStaticPods:
-			for _, pod := range plan.StaticPods {
-				phase.Files = append(phase.Files, pod.File.Path)
-			}
 		case PhaseKubelet:
 			phase.Probes = []string{"http://127.0.0.1:10248/healthz"}
-		case PhaseEtcd:
-			phase.Probes = podProbes(plan, componentEtcd)
-		case PhaseAPIServer:
-			phase.Probes = podProbes(plan, componentAPIServer)
-		case PhaseControllers:
-			phase.Probes = podProbes(plan, componentManager, componentScheduler)
 		}
+		for _, pod := range plan.StaticPods {
+			if slices.Contains(spec.pods, component(pod.Name)) {
+				phase.Files = append(phase.Files, pod.File.Path)
+				written[pod.File.Path]++
+			}
+		}
+		phase.Probes = append(phase.Probes, podProbes(plan, spec.pods...)...)
 		phases = append(phases, phase)
 	}
-	for _, f := range plan.Files {
+	files := slices.Clone(plan.Files)
+	for _, pod := range plan.StaticPods {
+		files = append(files, pod.File)
+	}
+	for _, f := range files {
 		if written[f.Path] != 1 {
 			return nil, fmt.Errorf("%d phases write %s; exactly one must", written[f.Path], f.Path)
 		}

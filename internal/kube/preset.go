@@ -29,11 +29,13 @@ type PresetOptions struct {
 	VirtualIP, Host string
 	// Plugin of the network. Default: routed.
 	Plugin v1alpha1.NetworkPlugin
+	// Pools makes every group take only machines with the label of its pool. The production preset always does.
+	Pools bool
 	// PodCIDR and ServiceCIDR. Default: kubeadm's.
 	PodCIDR, ServiceCIDR string
 }
 
-// poolLabel tells a Machine's purpose in the production preset.
+// poolLabel tells a Machine's purpose.
 const poolLabel = "coldrack.dev/pool"
 
 // Presets are the names that Preset knows.
@@ -51,6 +53,16 @@ type presetGroup struct {
 }
 
 func presetGroups(preset v1alpha1.Topology, o PresetOptions) ([]presetGroup, error) {
+	groups, err := allPresetGroups(preset, o)
+	for i := range groups {
+		if !o.Pools && preset != v1alpha1.TopologyProduction {
+			groups[i].pool = ""
+		}
+	}
+	return groups, err
+}
+
+func allPresetGroups(preset v1alpha1.Topology, o PresetOptions) ([]presetGroup, error) {
 	etcd, controlPlane, worker := v1alpha1.RoleEtcd, v1alpha1.RoleControlPlane, v1alpha1.RoleWorker
 	number := func(wanted, own int) int {
 		if wanted > 0 {
@@ -66,15 +78,15 @@ func presetGroups(preset v1alpha1.Topology, o PresetOptions) ([]presetGroup, err
 	}
 	switch preset {
 	case v1alpha1.TopologyLaptop:
-		return []presetGroup{{"all", "The one machine.", 1, []v1alpha1.Role{etcd, controlPlane, worker}, ""}}, nil
+		return []presetGroup{{"all", "The one machine.", 1, []v1alpha1.Role{etcd, controlPlane, worker}, "all"}}, nil
 	case v1alpha1.TopologySmall:
 		return []presetGroup{{"all", "Machines that each hold etcd, the control plane and workloads. With three, one may fail; with five, two.",
-			number(o.Servers, 3), []v1alpha1.Role{etcd, controlPlane, worker}, ""}}, nil
+			number(o.Servers, 3), []v1alpha1.Role{etcd, controlPlane, worker}, "all"}}, nil
 	case v1alpha1.TopologyDevelopment:
 		return []presetGroup{
 			{"control", "The machine with etcd and the control plane. While it is down, workloads run but nothing can be changed.",
-				1, []v1alpha1.Role{etcd, controlPlane}, ""},
-			{"workers", "Machines for workloads.", workers(2), []v1alpha1.Role{worker}, ""},
+				1, []v1alpha1.Role{etcd, controlPlane}, "control-plane"},
+			{"workers", "Machines for workloads.", workers(2), []v1alpha1.Role{worker}, "worker"},
 		}, nil
 	case v1alpha1.TopologyProduction:
 		return []presetGroup{

@@ -82,7 +82,7 @@ func newServer(t *testing.T, preset v1alpha1.Topology, plugin v1alpha1.NetworkPl
 	enc, err := zstd.NewWriter(nil)
 	check(t, err)
 	packed := enc.EncodeAll(body, nil)
-	program := wire.Program{Name: "kubelet", Path: "/usr/bin/kubelet", Digest: digest(body), Size: int64(len(body)), Version: cluster.Spec.Version,
+	program := wire.Program{Name: "kubelet", Path: "/usr/bin/kubelet", Digest: digest(body), Size: int64(len(body)), Version: cluster.Spec.Version, Phase: "content",
 		Content: wire.Content{Digest: digest(packed), Size: int64(len(packed))}}
 	set := clusters.New(clusters.Options{Programs: programs{program}, Registry: &kube.Registry{URL: "https://10.20.0.1:7444", CA: []byte("ca\n")}})
 	set.Put(clusters.Record{Cluster: cluster, Groups: groups, Machines: s.Machines, Secret: secret})

@@ -27,7 +27,7 @@ func TestABlankMachineBecomesANode(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	}
-	if report.Cluster != "rack" || report.KubernetesVersion != "v1.36.3" || len(report.Certificates) != 5 || step(report, wire.PhaseContent).Reason != "fetch programs" {
+	if report.Cluster != "rack" || report.KubernetesVersion != "v1.36.3" || len(report.Certificates) != 5 || step(report, "content").Reason != "fetch programs" {
 		t.Errorf("%+v", report)
 	}
 	for path, mode := range map[string]string{

@@ -32,6 +32,8 @@ type pass struct {
 	// busy is the number of phases that do something now and do not just wait.
 	busy atomic.Int32
 	done map[string]chan struct{}
+	// reading is held by the phase that brings programs: they share the file of digests.
+	reading sync.Mutex
 }
 
 // part is a pass as one of its phases sees it.
@@ -136,8 +138,8 @@ func (p *part) carryOut(ph wire.Phase, counted *bool) error {
 func (p *part) do(ph wire.Phase) error {
 	p.busy.Add(1)
 	defer p.busy.Add(-1)
-	if ph.Name == wire.PhaseContent {
-		if err := p.programs(p.soft); err != nil {
+	if programs := programsOf(p.plan, ph.Name); len(programs) > 0 {
+		if err := p.programs(p.soft, programs); err != nil {
 			return err
 		}
 	}

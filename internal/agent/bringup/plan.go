@@ -35,6 +35,9 @@ func Validate(plan *wire.NodePlan) error {
 		if p.Size <= 0 || !strings.HasPrefix(p.Digest, "sha256:") || !strings.HasPrefix(p.Content.Digest, "sha256:") || p.Content.Size <= 0 {
 			wrong("%s: sizes and sha256 digests of the file and of its content must be there", what)
 		}
+		if !slices.ContainsFunc(plan.Phases, func(ph wire.Phase) bool { return ph.Name == p.Phase }) {
+			wrong("%s: there is no phase %q to bring it", what, p.Phase)
+		}
 	}
 	for i, f := range plan.Files {
 		place(fmt.Sprintf("files[%d]", i), f.Path)
@@ -134,8 +137,13 @@ func validatePhases(plan *wire.NodePlan, certificates map[string]bool, wrong fun
 
 // worksOn says that a phase does more than wait.
 func worksOn(plan *wire.NodePlan, ph wire.Phase) bool {
-	return ph.Name == wire.PhaseContent && len(plan.Programs) > 0 || len(ph.Files)+len(ph.Certificates)+len(ph.Kubeconfigs)+len(ph.Units) > 0 ||
+	return len(programsOf(plan, ph.Name))+len(ph.Files)+len(ph.Certificates)+len(ph.Kubeconfigs)+len(ph.Units) > 0 ||
 		ph.Routes || ph.LoadBalancer
+}
+
+// programsOf a phase.
+func programsOf(plan *wire.NodePlan, phase string) []wire.Program {
+	return slices.DeleteFunc(slices.Clone(plan.Programs), func(p wire.Program) bool { return p.Phase != phase })
 }
 
 func fileAt(plan *wire.NodePlan, p string) *wire.NodeFile {

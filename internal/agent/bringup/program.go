@@ -54,8 +54,10 @@ func identify(info fs.FileInfo) known {
 	return k
 }
 
-// programs brings all programs of the plan.
-func (p *part) programs(ctx context.Context) error {
+// programs brings those of one phase. What is known of files is written once for all phases.
+func (p *part) programs(ctx context.Context, programs []wire.Program) error {
+	p.reading.Lock()
+	defer p.reading.Unlock()
 	digests := map[string]known{}
 	if err := readJSON(p.disk, digestsFile, &digests); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		p.Log.Warn("programs are read once more to know them", "err", err)
@@ -64,7 +66,7 @@ func (p *part) programs(ctx context.Context) error {
 	var missing []wire.Program
 	var total int64
 	news := false
-	for _, program := range p.plan.Programs {
+	for _, program := range programs {
 		there, read, err := p.hasProgram(ctx, program, digests)
 		if err != nil {
 			return err

@@ -26,8 +26,8 @@ func TestAProgramThatTheServerLacks(t *testing.T) {
 	e := r.executor()
 	r.start(e)
 	e.Assign(r.give("v1", plan))
-	report := r.until("it fails", func(p wire.PhaseReport) bool { return step(p, wire.PhaseContent).State == wire.StateFailed })
-	if m := step(report, wire.PhaseContent).Message; !strings.Contains(m, "does not have program containerd") || !strings.Contains(m, "coldrack bundle import") {
+	report := r.until("it fails", func(p wire.PhaseReport) bool { return step(p, "content").State == wire.StateFailed })
+	if m := step(report, "content").Message; !strings.Contains(m, "does not have program containerd") || !strings.Contains(m, "coldrack bundle import") {
 		t.Errorf("it says %q", m)
 	}
 	enc := r.program("containerd", "/usr/local/bin/containerd", []byte("containerd")) // imported meanwhile
@@ -59,8 +59,8 @@ func TestProgramsThatAreNotWhatThePlanSays(t *testing.T) {
 			e := r.executor()
 			r.start(e)
 			e.Assign(r.give("v1", plan))
-			report := r.until("it fails", func(p wire.PhaseReport) bool { return step(p, wire.PhaseContent).State == wire.StateFailed })
-			if m := step(report, wire.PhaseContent).Message; !strings.Contains(m, tt.want) {
+			report := r.until("it fails", func(p wire.PhaseReport) bool { return step(p, "content").State == wire.StateFailed })
+			if m := step(report, "content").Message; !strings.Contains(m, tt.want) {
 				t.Errorf("it says %q, want %q", m, tt.want)
 			}
 			if r.has(plan.Programs[1].Path) {
@@ -117,12 +117,12 @@ func TestAFullDisk(t *testing.T) {
 	r.start(e)
 	e.Assign(r.give("v1", plan))
 	report := r.until("both fail", func(p wire.PhaseReport) bool {
-		return step(p, "config").State == wire.StateFailed && step(p, wire.PhaseContent).State == wire.StateFailed
+		return step(p, "config").State == wire.StateFailed && step(p, "content").State == wire.StateFailed
 	})
 	if m := step(report, "config").Message; !strings.Contains(m, "/etc/containerd/config.toml: the disk is full") || !strings.Contains(m, "of 1.0 MiB") {
 		t.Errorf("it says %q", m)
 	}
-	if m := step(report, wire.PhaseContent).Message; !strings.Contains(m, "/etc/containerd/bin/bridge needs 66.0 MiB and has") {
+	if m := step(report, "content").Message; !strings.Contains(m, "/etc/containerd/bin/bridge needs 66.0 MiB and has") {
 		t.Errorf("it says %q", m)
 	}
 	left, err := filepath.Glob(small + "/.*")

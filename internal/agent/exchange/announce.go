@@ -66,7 +66,7 @@ func (x *Exchange) speak() bool {
 		if err != nil {
 			x.Log.Info("the server brings no machines together: fetching from it alone", "err", err)
 		}
-		x.alone = true
+		x.alone, x.off = true, true
 		x.introduce(nil)
 		x.pump()
 		return false
@@ -83,7 +83,7 @@ func (x *Exchange) speak() bool {
 		x.pump()
 		return true
 	}
-	x.failures, x.alone = 0, false
+	x.failures, x.alone = 0, answer.Alone
 	x.announceAt = now.Add(max(time.Duration(answer.AgainMillis)*time.Millisecond, 100*time.Millisecond))
 	x.askAt = now.Add(max(time.Duration(answer.AskMillis)*time.Millisecond, 10*time.Millisecond))
 	x.bucket.Rate, x.bucket.Burst = float64(answer.UploadLimit), float64(answer.UploadLimit)/10

@@ -107,6 +107,7 @@ type Exchange struct {
 	done       bool      // fetching: the store takes nothing any more
 	lastAt     time.Time // when a chunk came last
 	alone      bool      // with the origin, because the server does not bring machines together
+	off        bool      // the server wants to hear no more
 	fromOrigin int       // in flight
 	failures   int       // of announcements, in a row
 	known      uint32
@@ -282,7 +283,9 @@ func (x *Exchange) arrived(i int, from string, bytes int64) {
 	}
 	if from == "" {
 		x.stats.FromOrigin += bytes
-		x.announceAt = time.Time{} // another may have the origin's time now
+		if !x.alone {
+			x.announceAt = time.Time{} // another may have the origin's time now
+		}
 	} else {
 		x.stats.FromPeers += bytes
 	}
@@ -380,7 +383,7 @@ func (x *Exchange) Leave() {
 	x.mu.Lock()
 	announced := x.announcement()
 	x.closed = true
-	off := x.alone && x.failures == 0
+	off := x.off
 	x.mu.Unlock()
 	if x.ctx.Err() == nil && !off {
 		announced.Leaving = true

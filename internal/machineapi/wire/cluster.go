@@ -55,6 +55,8 @@ type Program struct {
 	Digest  string `json:"digest"`
 	Size    int64  `json:"size"`
 	Version string `json:"version,omitempty"`
+	// Phase that brings it.
+	Phase string `json:"phase"`
 }
 
 // NodeFile is a file, folder or symbolic link, owned by root.
@@ -130,7 +132,7 @@ type LoadBalancer struct {
 }
 
 // Phase is one named part of a node's bring-up; it may begin when those in After are done. What is done, in
-// this order: programs (in the phase "content"), files, certificates, kubeconfigs, units, routes, load
+// this order: programs that name the phase, files, certificates, kubeconfigs, units, routes, load
 // balancer, probes.
 type Phase struct {
 	Name         string   `json:"name"`
@@ -146,9 +148,6 @@ type Phase struct {
 	// is this node's own loopback or address.
 	Probes []string `json:"probes,omitempty"`
 }
-
-// PhaseContent is the phase that brings the programs.
-const PhaseContent = "content"
 
 // PhaseReport tells how far a node is. It replaces what was reported before.
 type PhaseReport struct {
