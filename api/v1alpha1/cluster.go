@@ -365,6 +365,7 @@ const (
 	ClusterStepControlPlane = "control-plane" // every API server answers
 	ClusterStepObjects      = "objects"       // what every cluster contains was applied
 	ClusterStepNodes        = "nodes"         // every node is ready
+	ClusterStepAddons       = "addons"        // the pods of these objects are ready: network, proxy, DNS
 )
 
 // ClusterPhase is how far a cluster has come.

@@ -151,7 +151,7 @@ func clusterIsRecorded(t *testing.T, w *liveWorld) {
 	c = w.cluster("being brought up", func(c *v1alpha1.Cluster) bool {
 		return c.Status.Phase == v1alpha1.ClusterBringUp && strings.Contains(c.Status.Message, "machine a: kubelet: waits for containerd")
 	})
-	if c.Status.NodesReady != "0/3" || c.Status.Endpoint != "https://10.0.0.20:6443" || len(c.Status.Steps) != 5 || c.Status.Steps[0].State != v1alpha1.StepSucceeded {
+	if c.Status.NodesReady != "0/3" || c.Status.Endpoint != "https://10.0.0.20:6443" || len(c.Status.Steps) != 6 || c.Status.Steps[0].State != v1alpha1.StepSucceeded {
 		t.Errorf("status %+v", c.Status)
 	}
 	w.fleet.BroughtUp("a", wire.PhaseReport{Cluster: "rack", KubernetesVersion: c.Spec.Version, Done: true,
@@ -319,7 +319,8 @@ func factsOf(t *testing.T) (*v1alpha1.Cluster, *clusterFacts) {
 	s := clusters.Situation{Cluster: cluster, Groups: groups}
 	f := &clusterFacts{now: time.Unix(1000, 0), groups: groups, machines: map[string]*v1alpha1.Machine{},
 		view: clusters.View{Plan: &kube.Plan{Endpoint: "https://x", Objects: []kube.Object{{Name: "o"}}}}}
-	f.api = &kubeapi.State{Reachable: true, Nodes: map[string]kubeapi.NodeState{}, Objects: kubeapi.ObjectsState{Digest: kubeapi.Digest(f.view.Plan.Objects), Count: 1}}
+	f.api = &kubeapi.State{Reachable: true, Nodes: map[string]kubeapi.NodeState{}, Objects: kubeapi.ObjectsState{Digest: kubeapi.Digest(f.view.Plan.Objects), Count: 1},
+		Addons: []kubeapi.AddonState{{Kind: "deployment", Namespace: "kube-system", Name: "coredns", Ready: true, Message: "2 of 2 ready"}}}
 	for i, name := range []string{"a", "b", "c"} {
 		m := v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.MachineSpec{Approved: true, Network: &v1alpha1.MachineNetwork{Address: fmt.Sprintf("10.0.0.%d", i+1)}}}
 		m.Status.Phase, m.Status.Installed = v1alpha1.PhaseReady, &v1alpha1.InstalledStatus{}
@@ -363,6 +364,13 @@ func TestClusterStatus(t *testing.T) {
 		{"the objects are not applied yet", false, func(_ *v1alpha1.Cluster, f *clusterFacts) {
 			f.api.Objects = kubeapi.ObjectsState{Errors: []string{"Deployment coredns: forbidden"}}
 		}, v1alpha1.ClusterBringUp, "3/3", "cannot apply Deployment coredns: forbidden"},
+		{"nobody has looked at the addons yet", false, func(_ *v1alpha1.Cluster, f *clusterFacts) { f.api.Addons = nil }, v1alpha1.ClusterBringUp, "3/3", ""},
+		{"an addon is not ready yet", false, func(_ *v1alpha1.Cluster, f *clusterFacts) {
+			f.api.Addons[0].Ready, f.api.Addons[0].Message = false, "1 of 2 ready"
+		}, v1alpha1.ClusterBringUp, "3/3", "coredns: 1 of 2 ready"},
+		{"an addon is not ready any more", true, func(_ *v1alpha1.Cluster, f *clusterFacts) {
+			f.api.Addons[0].Ready, f.api.Addons[0].Message = false, "1 of 2 ready"
+		}, v1alpha1.ClusterReady, "3/3", "coredns: 1 of 2 ready"},
 		{"a node is up but not ready", false, func(_ *v1alpha1.Cluster, f *clusterFacts) { notReady(f, "b") }, v1alpha1.ClusterBringUp, "2/3", "node b is up and not ready yet: Kubelet stopped"},
 		{"a node that was ready is not", true, func(_ *v1alpha1.Cluster, f *clusterFacts) { notReady(f, "b") }, v1alpha1.ClusterDegraded, "2/3",
 			"node b is not ready since 1970-01-01T00:15:50Z: Kubelet stopped posting node status."},

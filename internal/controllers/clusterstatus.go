@@ -64,8 +64,8 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 	broughtUp := meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionBroughtUp)
 	if !broughtUp {
 		s.Steps = clusterSteps(s.Steps, s.Nodes, wanted, ready, applied, f)
-		if broughtUp = wanted > 0 && ready >= wanted && applied; broughtUp {
-			meta.SetStatusCondition(&s.Conditions, metav1.Condition{Type: v1alpha1.ConditionBroughtUp, Status: metav1.ConditionTrue, Reason: "EveryNodeReady",
+		if broughtUp = wanted > 0 && ready >= wanted && applied && f.api.AddonsReady(); broughtUp {
+			meta.SetStatusCondition(&s.Conditions, metav1.Condition{Type: v1alpha1.ConditionBroughtUp, Status: metav1.ConditionTrue, Reason: "EverythingReady",
 				ObservedGeneration: c.Generation, LastTransitionTime: metav1.NewTime(f.now)})
 		}
 	}
@@ -85,12 +85,12 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 		messages = append(messages, fmt.Sprintf("%d of %d machines are installed", installed, wanted))
 	case !broughtUp:
 		s.Phase = v1alpha1.ClusterBringUp
-		messages = append(messages, bringingUp(s.Nodes, f)...)
+		messages = append(append(messages, bringingUp(s.Nodes, f)...), waitingAddons(f)...)
 	case len(worse) > 0:
 		s.Phase = v1alpha1.ClusterDegraded
 	default:
 		s.Phase = v1alpha1.ClusterReady
-		messages = append(messages, bringingUp(s.Nodes, f)...)
+		messages = append(append(messages, bringingUp(s.Nodes, f)...), waitingAddons(f)...)
 	}
 	s.Message = shortened(messages)
 }
@@ -240,7 +240,26 @@ func clusterSteps(was []v1alpha1.Step, nodes []v1alpha1.ClusterNode, wanted, rea
 	}
 	add(v1alpha1.ClusterStepObjects, objects, 1, previous, message)
 	add(v1alpha1.ClusterStepNodes, ready, wanted, applied || ready > 0, of(ready, wanted, "nodes ready"))
+	working, addons := 0, 0
+	if applied {
+		addons = len(f.api.Addons)
+		working = addons - len(waitingAddons(f))
+	}
+	add(v1alpha1.ClusterStepAddons, working, addons, applied && ready > 0, shortened(waitingAddons(f)))
 	return steps
+}
+
+// waitingAddons are the addons that are not ready.
+func waitingAddons(f clusterFacts) []string {
+	var messages []string
+	if f.api != nil {
+		for _, a := range f.api.Addons {
+			if !a.Ready {
+				messages = append(messages, fmt.Sprintf("%s: %s", a.Name, a.Message))
+			}
+		}
+	}
+	return messages
 }
 
 // troubles are what is worse than it was, or does not get better by itself; and what else a person should know.

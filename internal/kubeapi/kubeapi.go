@@ -64,6 +64,9 @@ type State struct {
 	Since time.Time
 	// Objects is how far the plan's objects are applied.
 	Objects ObjectsState
+	// Addons are what the applied objects run in the cluster, in order of name; nil while nobody has looked since the
+	// objects were last applied.
+	Addons []AddonState
 	// Nodes that are registered, by name; machines whose node is missing are not among them.
 	Nodes map[string]NodeState
 	// Requests are certificate requests that are pending, denied or failed, by name.
@@ -81,6 +84,15 @@ type ObjectsState struct {
 	Count   int
 	// Errors of the last attempt, each with its object's name.
 	Errors []string
+}
+
+// AddonState is how a daemon set or deployment of the applied objects is.
+type AddonState struct {
+	// Kind is daemonset or deployment, as kubectl takes it.
+	Kind, Namespace, Name string
+	Ready                 bool
+	// Message says how many of its pods are ready.
+	Message string
 }
 
 // NodeState is how a node is.

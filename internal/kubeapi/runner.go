@@ -217,6 +217,7 @@ func (r *Runner) start(ctx context.Context, connection *Connection, applier *App
 	var group sync.WaitGroup
 	group.Go(func() { w.run(ctx) })
 	group.Go(func() { r.keepApplied(ctx, applier, applyNow) })
+	group.Go(func() { r.followAddons(ctx, connection) })
 	group.Go(func() {
 		for {
 			select {
@@ -274,7 +275,7 @@ func (r *Runner) applyOnce(ctx context.Context, applier *Applier, objects []kube
 		if err != nil {
 			s.Objects.Errors = lines(err)
 		} else if digest := Digest(objects); s.Objects.Digest != digest {
-			s.Objects.Digest, s.Objects.Applied, s.Objects.Count = digest, time.Now(), len(objects)
+			s.Objects.Digest, s.Objects.Applied, s.Objects.Count, s.Addons = digest, time.Now(), len(objects), nil
 			r.log.Info("cluster's objects applied", "cluster", s.Cluster, "objects", len(objects))
 		}
 	})

@@ -10,10 +10,8 @@ import (
 	"strings"
 	"time"
 
-	apps "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 )
 
 const (
@@ -185,43 +183,19 @@ func nodeHealth(node *corev1.Node, wanted *Node) (string, error) {
 
 // addons looks at what we applied and controllers must have brought to life.
 func (v *verification) addons(ctx context.Context) {
-	options := metav1.ListOptions{LabelSelector: labels.Set{LabelManaged: "true"}.String()}
-	var daemons []apps.DaemonSet
-	var deployments []apps.Deployment
-	if !v.do(ctx, "addons", v.o.Target.Cluster, func(ctx context.Context) (string, error) {
-		d, err := v.connection.client.AppsV1().DaemonSets(metav1.NamespaceAll).List(ctx, options)
-		if err != nil {
-			return "", err
-		}
-		p, err := v.connection.client.AppsV1().Deployments(metav1.NamespaceAll).List(ctx, options)
-		if err != nil {
-			return "", err
-		}
-		daemons, deployments = d.Items, p.Items
-		return fmt.Sprintf("%d of ours", len(daemons)+len(deployments)), nil
+	var addons []AddonState
+	if !v.do(ctx, "addons", v.o.Target.Cluster, func(ctx context.Context) (_ string, err error) {
+		addons, err = lookAtAddons(ctx, v.connection.client)
+		return fmt.Sprintf("%d of ours", len(addons)), err
 	}) {
 		return
 	}
-	for _, d := range daemons {
-		v.do(ctx, "addon", d.Namespace+"/"+d.Name, func(context.Context) (string, error) {
-			s := d.Status
-			if s.ObservedGeneration < d.Generation || s.DesiredNumberScheduled == 0 || s.NumberReady < s.DesiredNumberScheduled || s.UpdatedNumberScheduled < s.DesiredNumberScheduled {
-				return "", fmt.Errorf("%d of %d ready, %d up to date; kubectl -n %s describe daemonset %s", s.NumberReady, s.DesiredNumberScheduled, s.UpdatedNumberScheduled, d.Namespace, d.Name)
+	for _, a := range addons {
+		v.do(ctx, "addon", a.Namespace+"/"+a.Name, func(context.Context) (string, error) {
+			if !a.Ready {
+				return "", fmt.Errorf("%s; kubectl -n %s describe %s %s", a.Message, a.Namespace, a.Kind, a.Name)
 			}
-			return fmt.Sprintf("%d of %d ready", s.NumberReady, s.DesiredNumberScheduled), nil
-		})
-	}
-	for _, d := range deployments {
-		v.do(ctx, "addon", d.Namespace+"/"+d.Name, func(context.Context) (string, error) {
-			wanted := int32(1)
-			if d.Spec.Replicas != nil {
-				wanted = *d.Spec.Replicas
-			}
-			s := d.Status
-			if s.ObservedGeneration < d.Generation || s.ReadyReplicas < wanted || s.UpdatedReplicas < wanted {
-				return "", fmt.Errorf("%d of %d ready, %d up to date; kubectl -n %s describe deployment %s", s.ReadyReplicas, wanted, s.UpdatedReplicas, d.Namespace, d.Name)
-			}
-			return fmt.Sprintf("%d of %d ready", s.ReadyReplicas, wanted), nil
+			return a.Message, nil
 		})
 	}
 }
