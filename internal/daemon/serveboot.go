@@ -49,7 +49,7 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 
 	api := machineapi.New(machineapi.Options{
 		Fleet: s.fleet, Store: store, Plans: plans, Content: s.content, Signer: s.keys.machines,
-		Swarm: swarm.NewTracker(swarm.TrackerOptions{}), Clusters: s.clusters, BootURL: answers.bootURL, Nonces: nonces, Log: s.log.With("part", "machineapi"), HeartbeatInterval: s.cfg.HeartbeatInterval,
+		Swarm: swarm.NewTracker(swarm.TrackerOptions{Few: 4}), Clusters: s.clusters, BootURL: answers.bootURL, Nonces: nonces, Log: s.log.With("part", "machineapi"), HeartbeatInterval: s.cfg.HeartbeatInterval,
 	})
 	certificates := &machineCertificates{authority: s.keys.machines, now: time.Now}
 	config := machineapi.TLSConfig(certificates.get, s.keys.machines.Pool())

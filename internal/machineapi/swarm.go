@@ -60,7 +60,7 @@ func (a *API) swarm(ctx context.Context, c call, in wire.SwarmAnnounce) (any, er
 	for _, p := range told.Peers {
 		answer.Peers = append(answer.Peers, wire.SwarmPeer{Machine: p.ID, Address: p.Address, Key: p.Key, Near: p.Near})
 	}
-	answer.PeersVersion, answer.Fetch = told.PeersVersion, told.Grants
+	answer.PeersVersion, answer.Alone, answer.Fetch = told.PeersVersion, told.Alone, told.Grants
 	answer.AgainMillis, answer.AskMillis = int(told.Again/time.Millisecond), int(told.Ask/time.Millisecond)
 	return answer, nil
 }

@@ -17,6 +17,9 @@ const (
 
 // TrackerOptions tune a Tracker; the zero value of each field means the default.
 type TrackerOptions struct {
+	// Few machines, or fewer, are not brought together: the origin reaches so many as fast, and it costs them less.
+	// Default 0.
+	Few int
 	// Near and Far are how many peers a machine is told of in its own rack and elsewhere. Default 16 and 8; a
 	// machine without neighbours in its rack gets as many from elsewhere.
 	Near, Far int
@@ -75,6 +78,8 @@ type Answer struct {
 	// Peers to know from now on; unchanged, and left out, while PeersVersion is the one that the machine knows.
 	Peers        []Contact
 	PeersVersion uint32
+	// Alone says to fetch from the origin whatever is missing, without being granted it: there are few others.
+	Alone bool
 	// Grants are chunks to fetch from the origin now.
 	Grants []int
 	// Again is when to announce at the latest; Ask is when to ask again for what was not granted.
@@ -201,6 +206,10 @@ func (t *Tracker) Announce(now time.Time, blob string, m Member, a Announcement)
 	answer := Answer{Again: c.interval()}
 	me.heard, me.silence = now, max(t.opts.Silence, 4*answer.Again)
 	answer.Expelled = c.complaints(me, a)
+	if len(c.members) <= t.opts.Few {
+		answer.Alone, answer.Ask = true, answer.Again
+		return answer
+	}
 	t.introduce(c, me)
 	if answer.PeersVersion = me.version; a.Known != me.version {
 		for _, k := range me.known {

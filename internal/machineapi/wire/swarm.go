@@ -52,6 +52,8 @@ type SwarmAnswer struct {
 	// Peers replace those known before; they are left out while PeersVersion is the known one.
 	Peers        []SwarmPeer `json:"peers,omitempty"`
 	PeersVersion uint32      `json:"peersVersion,omitempty"`
+	// Alone says to fetch everything from the origin for now, and to go on announcing.
+	Alone bool `json:"alone,omitempty"`
 	// Fetch are the chunks to fetch from the origin now.
 	Fetch []int `json:"fetch,omitempty"`
 	// AgainMillis is when to announce at the latest, AskMillis when to ask for the origin again.
