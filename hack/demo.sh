@@ -86,13 +86,15 @@ up() {
 		waited=$((waited + 1))
 	done
 	if [ ! -s $cluster ]; then
-		"$coldrack" cluster init --preset development --name demo --workers $((machines - 1)) -o $cluster
+		"$coldrack" cluster init --preset development --pools --name demo --workers $((machines - 1)) -o $cluster
 	fi
 	echo "asking for a Kubernetes cluster: $cluster"
 	"$coldrack" bundle verify -f $cluster --trust build/cache/bundle.pub $bundle
 	"$coldrack" apply -f $cluster
 	echo "powering on $machines blank machines"
-	"$coldrack" lab up --name demo --state-dir $state/lab --machines "$machines" --memory "$memory" --firmware "${FIRMWARE:-mixed}"
+	# Emulated processors that outnumber the host's wait for each other: only the control plane gets two, and it goes first.
+	"$coldrack" lab up --name demo --state-dir $state/lab --machines 1 --off --cpus 2 --memory "$memory" --firmware "${FIRMWARE:-mixed}" >/dev/null
+	"$coldrack" lab up --name demo --state-dir $state/lab --machines "$machines" --cpus 1 --nice 8 --memory "$memory" --firmware "${FIRMWARE:-mixed}"
 	"$coldrack" cluster watch demo --until Ready --timeout "${TIMEOUT:-30m}"
 	echo
 	"$coldrack" machines
@@ -103,7 +105,8 @@ up() {
 		echo $! >$state/forward.pid
 		disown
 	fi
-	"$coldrack" kubeconfig demo --admin --server "https://127.0.0.1:$port" -o $state/demo.kubeconfig --force
+	rm -f $state/demo.kubeconfig
+	"$coldrack" kubeconfig demo --admin --server "https://127.0.0.1:$port" --write $state/demo.kubeconfig
 	echo
 	look get nodes -o wide
 	echo

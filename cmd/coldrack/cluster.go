@@ -91,6 +91,7 @@ Presets:
 	cmd.Flags().StringVar(&o.PodCIDR, "pod-cidr", "", "addresses of pods (default 10.244.0.0/16)")
 	cmd.Flags().StringVar(&o.ServiceCIDR, "service-cidr", "", "addresses of services (default 10.96.0.0/16)")
 	cmd.Flags().StringVar(&o.Profile, "profile", "", "Profile to install the machines with (default: each machine's own)")
+	cmd.Flags().BoolVar(&o.Pools, "pools", false, "each group takes machines with its pool's label only (coldrack.dev/pool; preset production always does)")
 	cmd.Flags().StringVarP(&o.output, "output", "o", "", "write to this new file instead of standard output")
 	_ = cmd.RegisterFlagCompletionFunc("preset", cobra.FixedCompletions(presetNames(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("version", cobra.FixedCompletions(kube.KnownVersions(), cobra.ShellCompDirectiveNoFileComp))

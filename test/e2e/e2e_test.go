@@ -60,7 +60,7 @@ spec:
 func TestFromPowerOnToReady(t *testing.T) {
 	// The second machine's serial is known only once the lab exists; it follows from its name alone.
 	key, public := sshKey(t)
-	r := newRack(t, lab.Options{Machines: 2, Firmware: lab.Mixed}, fmt.Sprintf(rackYAML, "later", public))
+	r := newRack(t, fmt.Sprintf(rackYAML, "later", public), lab.Options{Machines: 2, Firmware: lab.Mixed})
 	r.sshKey = key
 	policy := filepath.Join(r.dir, "policy.yaml")
 	if err := os.WriteFile(policy, fmt.Appendf(nil, rackYAML, r.lab.Machine(2).Spec().Serial, public), 0o600); err != nil {

@@ -34,7 +34,7 @@ systemctl enable --now containerd kubelet
 func TestAForeignMachineJoins(t *testing.T) {
 	needClusters(t)
 	key, public := sshKey(t)
-	r := newRack(t, lab.Options{Machines: 2, Firmware: lab.UEFI, Memory: 3 * lab.GiB}, fmt.Sprintf(segmentYAML, public))
+	r := newRack(t, fmt.Sprintf(segmentYAML, public), lab.Options{Machines: 2, Firmware: lab.UEFI, Memory: 3 * lab.GiB})
 	r.sshKey = key
 	r.noWayOut()
 	c := r.bringUpChanged("solo", func(manifest string) string {

@@ -13,8 +13,7 @@ import (
 )
 
 // poolYAML puts a machine into the pool of its purpose; it goes before the policy for everything else.
-const poolYAML = `
----
+const poolYAML = `---
 apiVersion: coldrack.dev/v1alpha1
 kind: EnrollmentPolicy
 metadata: {name: machine-%[1]d}
@@ -28,6 +27,16 @@ spec:
   labels: {coldrack.dev/pool: %[4]s}
 `
 
+// pools says what each machine is for.
+func (r *rack) pools(purposes ...string) {
+	r.t.Helper()
+	var objects strings.Builder
+	for i, purpose := range purposes {
+		fmt.Fprintf(&objects, poolYAML, i+1, r.lab.Machine(i+1).Spec().Serial, fmt.Sprintf("%s-%d", purpose, i+1), purpose)
+	}
+	r.apply(objects.String())
+}
+
 // TestProductionCluster takes six blank machines to three etcd members, two control planes and a worker; takes one of each
 // of the first two away; and then the whole rack loses its power. It takes half an hour without KVM and runs on its
 // own: make e2e-production.
@@ -36,13 +45,9 @@ func TestProductionCluster(t *testing.T) {
 	require.Need(t, "curl")
 	const virtualIP = "10.77.0.5"
 	key, public := sshKey(t)
-	r := newRack(t, lab.Options{Machines: 6, Firmware: lab.UEFI, Memory: 2560 * lab.MiB}, fmt.Sprintf(segmentYAML, public))
+	r := newRack(t, fmt.Sprintf(segmentYAML, public), lab.Options{Machines: 6, Firmware: lab.UEFI, CPUs: 1, Memory: 2560 * lab.MiB})
 	r.sshKey = key
-	objects := fmt.Sprintf(segmentYAML, public)
-	for i, purpose := range []string{"etcd", "etcd", "etcd", "control-plane", "control-plane", "worker"} {
-		objects += fmt.Sprintf(poolYAML, i+1, r.lab.Machine(i+1).Spec().Serial, fmt.Sprintf("%s-%d", purpose, i+1), purpose)
-	}
-	r.apply(objects)
+	r.pools("etcd", "etcd", "etcd", "control-plane", "control-plane", "worker")
 	r.noWayOut()
 
 	c := r.bringUp("prod", "--preset", "production", "--etcd", "3", "--control-planes", "2", "--workers", "1", "--vip", virtualIP)

@@ -58,8 +58,9 @@ func root(t *testing.T) string {
 	return dir
 }
 
-// newRack makes the lab, with everything off, and starts the server.
-func newRack(t *testing.T, options lab.Options, objects string) *rack {
+// newRack makes the lab, with everything off, and starts the server. Further options add machines of another kind: each
+// says how many there are then.
+func newRack(t *testing.T, objects string, options lab.Options, more ...lab.Options) *rack {
 	require.Need(t, "netns", "qemu")
 	bundlePath := os.Getenv("COLDRACK_E2E_BUNDLE")
 	if bundlePath == "" {
@@ -97,8 +98,11 @@ func newRack(t *testing.T, options lab.Options, objects string) *rack {
 			os.RemoveAll(dir)
 		}
 	})
-	if r.lab, err = lab.Create(t.Context(), options); err != nil {
-		t.Fatal(err)
+	for _, o := range append([]lab.Options{options}, more...) {
+		o.Dir, o.Name = options.Dir, options.Name
+		if r.lab, err = lab.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
 	}
 	accelerator, _ := r.lab.Accelerator()
 	for _, m := range r.lab.Machines() {
