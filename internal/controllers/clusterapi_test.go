@@ -16,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -112,6 +113,36 @@ func (n *node) kill(component string) {
 
 // TestAClusterOfRealPrograms goes from a written cluster to Ready with a real etcd and API server, which have
 // nothing but what the server hands out and signs.
+// addonsReady says what controllers would say, and pods, of which there are none here.
+func (n *node) addonsReady(endpoint, authority string) {
+	t := n.w.t
+	t.Helper()
+	const admin = "/var/lib/coldrack/kubernetes/admin"
+	cert, err := os.ReadFile(n.root + admin + ".crt")
+	check(t, err)
+	key, err := os.ReadFile(n.root + admin + ".key")
+	check(t, err)
+	api, err := kubernetes.NewForConfig(&rest.Config{Host: endpoint, Dial: n.w.dial, QPS: -1,
+		TLSClientConfig: rest.TLSClientConfig{CAData: []byte(authority), CertData: cert, KeyData: key}})
+	check(t, err)
+	daemons, err := api.AppsV1().DaemonSets(metav1.NamespaceSystem).List(t.Context(), metav1.ListOptions{})
+	check(t, err)
+	for i := range daemons.Items {
+		d := &daemons.Items[i]
+		d.Status = appsv1.DaemonSetStatus{ObservedGeneration: d.Generation, DesiredNumberScheduled: 1, NumberReady: 1, UpdatedNumberScheduled: 1}
+		_, err = api.AppsV1().DaemonSets(d.Namespace).UpdateStatus(t.Context(), d, metav1.UpdateOptions{})
+		check(t, err)
+	}
+	deployments, err := api.AppsV1().Deployments(metav1.NamespaceSystem).List(t.Context(), metav1.ListOptions{})
+	check(t, err)
+	for i := range deployments.Items {
+		d := &deployments.Items[i]
+		d.Status = appsv1.DeploymentStatus{ObservedGeneration: d.Generation, Replicas: *d.Spec.Replicas, ReadyReplicas: *d.Spec.Replicas, UpdatedReplicas: *d.Spec.Replicas}
+		_, err = api.AppsV1().Deployments(d.Namespace).UpdateStatus(t.Context(), d, metav1.UpdateOptions{})
+		check(t, err)
+	}
+}
+
 func TestAClusterOfRealPrograms(t *testing.T) {
 	require.Need(t, "netns", "etcd", "kube-apiserver")
 	ns := netns.New(t)
@@ -166,6 +197,10 @@ func TestAClusterOfRealPrograms(t *testing.T) {
 		}, func() string { return fmt.Sprint(err) })
 	}
 	say(corev1.ConditionTrue, "")
+	w.cluster("waiting for its addons", func(c *v1alpha1.Cluster) bool {
+		return c.Status.Phase == v1alpha1.ClusterBringUp && strings.Contains(c.Status.Message, "coredns: 0 of 1 ready")
+	})
+	n.addonsReady(c.Status.Endpoint, plan.Certificates[0].Authority)
 	c = w.cluster("ready", func(c *v1alpha1.Cluster) bool { return c.Status.Phase == v1alpha1.ClusterReady })
 	if c.Status.NodesReady != "1/1" || !c.Status.Nodes[0].Ready || c.Status.Message != "" {
 		t.Errorf("ready: %+v", c.Status)
