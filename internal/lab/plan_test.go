@@ -30,7 +30,7 @@ func TestSizes(t *testing.T) {
 func TestASpecFollowsFromNameAndIndex(t *testing.T) {
 	o := Options{Dir: "/x", Name: "rack", Firmware: Mixed, NICs: 2, Disks: []Size{8 * GiB, GiB}}.withDefaults()
 	want := Spec{
-		Name: "rack-2", Index: 2, Firmware: UEFI, CPUs: 2, Memory: 2 * GiB, Bus: SCSI,
+		Name: "rack-2", Index: 2, Firmware: UEFI, CPUs: 2, Nice: 5, Memory: 2 * GiB, Bus: SCSI,
 		Disks: []Disk{
 			{Size: 8 * GiB, Serial: "LAB33C9-002-D0", WWN: "5525400033c90200"},
 			{Size: GiB, Serial: "LAB33C9-002-D1", WWN: "5525400033c90201"},
