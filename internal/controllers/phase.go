@@ -58,7 +58,9 @@ func phase(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
 	case status != nil && status.State == v1alpha1.IntentFailed && !aliveSince(m, live, status, now, l):
 		return view{phase: v1alpha1.PhaseFailed, step: stepText(steps(m, live)),
 			message: fmt.Sprintf("%s failed: %s. To try again: coldrack %s %s", strings.ToLower(string(status.Action)), status.Message, strings.ToLower(string(status.Action)), m.Name)}
-	case status != nil && status.Action == v1alpha1.ActionRelease && status.State == v1alpha1.IntentSucceeded && m.Status.Installed == nil && (!m.Spec.Approved || wasReleased(m)):
+	case wasReleased(m) && m.Status.Installed == nil:
+		return view{phase: v1alpha1.PhaseReleasing, message: "wiped; its approval is being taken back"}
+	case status != nil && status.Action == v1alpha1.ActionRelease && status.State == v1alpha1.IntentSucceeded && m.Status.Installed == nil && !m.Spec.Approved:
 		return view{phase: v1alpha1.PhaseReleased, message: fmt.Sprintf("wiped and free; delete it, or run: coldrack approve %s", m.Name)}
 	case m.Status.Installed != nil:
 		return settled(m, live, now, l)

@@ -134,7 +134,7 @@ func TestPhase(t *testing.T) {
 		{"a reinstall that failed in discovery", newScene(inventory, approved, installed(time.Hour), wants("2", reinstall), acknowledged("2", reinstall, failed, time.Minute), beat(10*time.Minute)), v1alpha1.PhaseFailed, "disk too small", ""},
 		{"a release is due", newScene(inventory, approved, installed(time.Hour), beat(0), wants("3", release)), v1alpha1.PhaseReleasing, "next heartbeat", ""},
 		{"being wiped", newScene(inventory, wants("1", release), acknowledged("1", release, running, 0), contact(0), progress(0, 0)), v1alpha1.PhaseReleasing, "", "image 0%"},
-		{"released, still wished", newScene(inventory, approved, wants("3", release), acknowledged("3", release, succeeded, 0)), v1alpha1.PhaseReleased, "", ""},
+		{"released, still wished", newScene(inventory, approved, wants("3", release), acknowledged("3", release, succeeded, 0)), v1alpha1.PhaseReleasing, "approval", ""},
 		{"released", newScene(inventory, acknowledged("3", release, succeeded, 0), contact(0)), v1alpha1.PhaseReleased, "coldrack approve a", ""},
 		{"released and approved again", newScene(inventory, approved, acknowledged("3", release, succeeded, 0), contact(0)), v1alpha1.PhaseApproved, "being planned", ""},
 	}
