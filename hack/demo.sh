@@ -15,7 +15,7 @@ coldrack=$PWD/bin/coldrack
 kubectl=$PWD/bin/kubectl
 cluster=$state/cluster.yaml
 
-# alive PIDFILE PROGRAM: the process of the file, when it still is that program and not a recycled process id.
+# alive PIDFILE: the process of the file, when it still is coldrack and not a recycled process id.
 alive() {
 	local pid
 	pid=$(cat "$1" 2>/dev/null) || return 1
@@ -35,6 +35,21 @@ down() {
 	stop $state/forward.pid
 	stop $state/server.pid
 	rm -rf $state
+}
+
+# serves SECONDS WHAT VERB...: waits until the server answers the verb, or says what it was waiting for.
+serves() {
+	local waited=0 most=$(($1 * 10)) what=$2
+	shift 2
+	until "$coldrack" "$@" >/dev/null 2>&1; do
+		if ! alive $state/server.pid >/dev/null || [ $waited -gt $most ]; then
+			echo "demo: $what; the end of the server's log:" >&2
+			tail -n 20 $state/server.log >&2
+			exit 1
+		fi
+		sleep 0.1
+		waited=$((waited + 1))
+	done
 }
 
 # look asks the new cluster, as often as an emulated control plane that is still busy with its start may need.
@@ -64,27 +79,9 @@ up() {
 		echo $! >$state/server.pid
 		disown
 	fi
-	local waited=0
-	until "$coldrack" get subnets >/dev/null 2>&1; do
-		if ! alive $state/server.pid >/dev/null || [ $waited -gt 600 ]; then
-			echo "demo: the server did not start; the end of its log:" >&2
-			tail -n 20 $state/server.log >&2
-			exit 1
-		fi
-		sleep 0.1
-		waited=$((waited + 1))
-	done
+	serves 60 "the server did not start" get subnets
 	echo "importing the bundle"
-	waited=0
-	until "$coldrack" get images debian-12 >/dev/null 2>&1; do
-		if ! alive $state/server.pid >/dev/null || [ $waited -gt 1200 ]; then
-			echo "demo: the bundle was not imported; the end of the server's log:" >&2
-			tail -n 20 $state/server.log >&2
-			exit 1
-		fi
-		sleep 0.1
-		waited=$((waited + 1))
-	done
+	serves 120 "the bundle was not imported" get images debian-12
 	if [ ! -s $cluster ]; then
 		"$coldrack" cluster init --preset development --pools --name demo --workers $((machines - 1)) -o $cluster
 	fi

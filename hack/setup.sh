@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are listed beside the code that needs them, and those of files it is given. Does nothing when all are there.
+# Installs the Debian packages that are listed beside the code that needs them, and those of files it is given. Does
+# nothing when all are there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mapfile -t wanted < <(cat recipes/HOST-PACKAGES internal/lab/HOST-PACKAGES test/HOST-PACKAGES "$@" | sed 's/#.*//' | tr -s ' \t' '\n' | sed '/^$/d' | sort -u)

@@ -209,6 +209,28 @@ func TestNoSecretIsPartOfAPlan(t *testing.T) {
 	}
 }
 
+func TestWhenProgramsCome(t *testing.T) {
+	controlPlane, worker := []v1alpha1.Role{v1alpha1.RoleControlPlane, v1alpha1.RoleEtcd}, []v1alpha1.Role{v1alpha1.RoleWorker}
+	for _, tt := range []struct {
+		program string
+		roles   []v1alpha1.Role
+		phase   PhaseName
+		wanted  bool
+	}{
+		{"kubelet", worker, PhaseContent, true},
+		{"containerd", controlPlane, PhaseContent, true},
+		{"kubeadm", controlPlane, PhaseTools, true},
+		{"kubeadm", worker, PhaseTools, false},
+		{"kubectl", controlPlane, PhaseTools, true},
+		{"kubectl", []v1alpha1.Role{v1alpha1.RoleEtcd}, PhaseTools, false},
+		{"ctr", worker, PhaseTools, true},
+	} {
+		if phase, wanted := ProgramPhase(tt.program, tt.roles); phase != tt.phase || wanted != tt.wanted {
+			t.Errorf("%s on %v: phase %s, wanted %v; want %s, %v", tt.program, tt.roles, phase, wanted, tt.phase, tt.wanted)
+		}
+	}
+}
+
 func TestPhasesCanBeDone(t *testing.T) {
 	for _, preset := range Presets() {
 		for name, n := range render(t, preset).Nodes {

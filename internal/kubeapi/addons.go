@@ -52,9 +52,11 @@ func lookAtAddons(ctx context.Context, client kubernetes.Interface) ([]AddonStat
 	return addons, nil
 }
 
-// AddonsReady says whether all are.
-func (s *State) AddonsReady() bool {
-	return s.Addons != nil && !slices.ContainsFunc(s.Addons, func(a AddonState) bool { return !a.Ready })
+// AddonsReady says whether all are; before they were looked at, they are not.
+func (s *State) AddonsReady() bool { return allReady(s.Addons) }
+
+func allReady(addons []AddonState) bool {
+	return addons != nil && !slices.ContainsFunc(addons, func(a AddonState) bool { return !a.Ready })
 }
 
 // followAddons looks at the addons once the objects are applied.
@@ -69,7 +71,7 @@ func (r *Runner) followAddons(ctx context.Context, connection *Connection) {
 				r.log.Debug("addons not looked at", "cluster", r.options().Target.Cluster, "error", err)
 			} else {
 				r.change(func(s *State) { s.Addons = addons })
-				if ready := (&State{Addons: addons}).AddonsReady(); ready {
+				if allReady(addons) {
 					wait = applyInterval
 				}
 			}

@@ -287,6 +287,26 @@ func (s *site) say(i int, a Announcement) Answer {
 	return s.Announce(s.now, "blob", Member{ID: name, Rack: strconv.Itoa(i / 2), Address: "10.0.0." + name + ":1", Key: "key" + name}, a)
 }
 
+func TestFewMachinesAreNotBroughtTogether(t *testing.T) {
+	s := newSite(TrackerOptions{Few: 2})
+	wants := func() Announcement { return Announcement{Have: NewSet(4), Wants: true} }
+	for i := range 2 {
+		if a := s.say(i, wants()); !a.Alone || len(a.Peers) > 0 || len(a.Grants) > 0 {
+			t.Errorf("machine %d of two: %+v, want it to be told to take all from the origin", i, a)
+		}
+	}
+	if a := s.say(2, wants()); a.Alone || len(a.Peers) == 0 {
+		t.Errorf("the third machine is told %+v, want peers", a)
+	}
+	if a := s.say(0, wants()); a.Alone || len(a.Peers) == 0 {
+		t.Errorf("with the third, the first is told %+v, want peers", a)
+	}
+	s.Leave("2")
+	if a := s.say(0, wants()); !a.Alone {
+		t.Errorf("two are left, and one is told %+v", a)
+	}
+}
+
 func TestTheOriginSendsEachChunkOnce(t *testing.T) {
 	s := newSite(TrackerOptions{Slots: 4, PerMember: 2, Extra: 0.001})
 	var granted []int

@@ -209,7 +209,7 @@ func (r *rack) bringUpChanged(name string, change func(string) string, preset ..
 	if err := r.lab.PowerOn(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	k := r.awaitCluster(name, "Ready", 25*time.Minute, func(k *v1alpha1.Cluster) bool { return k.Status.Phase == v1alpha1.ClusterReady })
+	k := r.awaitCluster(name, "Ready", 50*time.Minute, func(k *v1alpha1.Cluster) bool { return k.Status.Phase == v1alpha1.ClusterReady })
 	t.Logf("power-on to a Ready cluster: %.0f s", time.Since(powerOn).Seconds())
 	for _, node := range k.Status.Nodes {
 		r.await(node.Machine, "everything done on it", 5*time.Minute, func(m *v1alpha1.Machine) bool { return m.Status.Kubernetes != nil && m.Status.Kubernetes.Done })

@@ -45,7 +45,11 @@ func TestProductionCluster(t *testing.T) {
 	require.Need(t, "curl")
 	const virtualIP = "10.77.0.5"
 	key, public := sshKey(t)
-	r := newRack(t, fmt.Sprintf(segmentYAML, public), lab.Options{Machines: 6, Firmware: lab.UEFI, CPUs: 1, Memory: 2560 * lab.MiB})
+	// Six emulated machines share what processors there are. What all others wait for goes first.
+	r := newRack(t, fmt.Sprintf(segmentYAML, public),
+		lab.Options{Machines: 3, Firmware: lab.UEFI, CPUs: 1, Nice: 3, Memory: 2 * lab.GiB},
+		lab.Options{Machines: 5, Firmware: lab.UEFI, CPUs: 1, Memory: 3 * lab.GiB},
+		lab.Options{Machines: 6, Firmware: lab.UEFI, CPUs: 1, Nice: 8, Memory: 2560 * lab.MiB})
 	r.sshKey = key
 	r.pools("etcd", "etcd", "etcd", "control-plane", "control-plane", "worker")
 	r.noWayOut()

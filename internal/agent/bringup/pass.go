@@ -32,7 +32,7 @@ type pass struct {
 	// busy is the number of phases that do something now and do not just wait.
 	busy atomic.Int32
 	done map[string]chan struct{}
-	// reading is held by the phase that brings programs: they share the file of digests.
+	// reading is held by the phase that brings programs: all phases share one file of digests.
 	reading sync.Mutex
 }
 

@@ -54,7 +54,7 @@ func identify(info fs.FileInfo) known {
 	return k
 }
 
-// programs brings those of one phase. What is known of files is written once for all phases.
+// programs brings those of one phase, and keeps in mind what it read of them.
 func (p *part) programs(ctx context.Context, programs []wire.Program) error {
 	p.reading.Lock()
 	defer p.reading.Unlock()
