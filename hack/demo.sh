@@ -75,7 +75,7 @@ up() {
 	if ! alive $state/server.pid >/dev/null; then
 		echo "starting the server; its log is $state/server.log"
 		setsid "$coldrack" serve --data-dir $data --boot-netns coldrack-demo \
-			--bundles $bundle --trusted-keys build/cache/bundle.pub --manifests examples/lab --discovery-args tsc=reliable,mitigations=off >>$state/server.log 2>&1 </dev/null &
+			--bundles $bundle --trusted-keys build/cache/bundle.pub --manifests examples/lab --discovery-args tsc=reliable,mitigations=off,highres=off >>$state/server.log 2>&1 </dev/null &
 		echo $! >$state/server.pid
 		disown
 	fi
@@ -83,7 +83,9 @@ up() {
 	echo "importing the bundle"
 	serves 120 "the bundle was not imported" get images debian-12
 	if [ ! -s $cluster ]; then
-		"$coldrack" cluster init --preset development --pools --name demo --workers $((machines - 1)) -o $cluster
+		local preset=(--preset development --pools --workers $((machines - 1)))
+		[ "$machines" -gt 1 ] || preset=(--preset laptop)
+		"$coldrack" cluster init --name demo "${preset[@]}" -o $cluster
 	fi
 	echo "asking for a Kubernetes cluster: $cluster"
 	"$coldrack" bundle verify -f $cluster --trust build/cache/bundle.pub $bundle

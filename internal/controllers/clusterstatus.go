@@ -324,7 +324,7 @@ func bringingUp(nodes []v1alpha1.ClusterNode, f clusterFacts) []string {
 		case !m.Status.Kubernetes.Done && failedPhase(m) == "":
 			messages = append(messages, fmt.Sprintf("machine %s: %s", n.Machine, runningPhase(m.Status.Kubernetes)))
 		case m.Status.Kubernetes.Done:
-			messages = append(messages, fmt.Sprintf("node %s is up and not ready yet: %s", n.NodeName, n.Message))
+			messages = append(messages, strings.TrimSuffix(fmt.Sprintf("node %s is up and not ready yet: %s", n.NodeName, n.Message), ": "))
 		}
 	}
 	return messages

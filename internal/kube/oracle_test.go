@@ -566,6 +566,7 @@ var kubeadmDifferences = []difference{
 
 	// Static pods.
 	{"!", `manifest .* startupProbe failureThreshold`, becauseTogether},
+	{"!", `manifest .* readinessProbe periodSeconds`, "nothing is sent by the readiness of these pods, and each answer costs a TLS handshake"},
 	{"+", `manifest .* command --(tls-cipher-suites|tls-min-version|cipher-suites|profiling)`, becauseHardened},
 	{"+", `manifest kube-apiserver .* command --(admission-control-config-file|audit-.*|authentication-config|encryption-provider-config.*|kubelet-certificate-authority)`, becauseHardened},
 	{"+", `manifest kube-apiserver .* (volumeMounts|volumes) (audit-log|coldrack-config) .*`, "what the hardening needs"},
@@ -611,7 +612,7 @@ var kubeadmDifferences = []difference{
 }
 
 var takeoverDifferences = []difference{
-	{"!", `manifest .* startupProbe failureThreshold`, "not part of what kubeadm keeps in the cluster"},
+	{"!", `manifest .* (startupProbe failureThreshold|readinessProbe periodSeconds)`, "not part of what kubeadm keeps in the cluster"},
 	{"+", `manifest kube-apiserver metadata annotations coldrack.dev/config-digest`, "nothing but our own agent needs it"},
 	{"-", `manifest kube-controller-manager .* command --cluster-signing-(cert|key)-file`, "kubeadm has just made an authority with its key in order to run at all"},
 	{"!", `manifest etcd .* command --initial-cluster`, "etcd looks at it only before it has data"},

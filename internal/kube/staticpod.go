@@ -248,7 +248,7 @@ func (s podSpec) pod() corev1.Pod {
 		Resources:      corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(s.cpu)}},
 		Ports:          []corev1.ContainerPort{{Name: probePort, ContainerPort: s.port, Protocol: corev1.ProtocolTCP}},
 		LivenessProbe:  s.probe(s.live, 10, 8, 10),
-		ReadinessProbe: s.probe(s.ready, 0, 3, 1),
+		ReadinessProbe: s.probe(s.ready, 0, 3, readinessPeriod),
 		StartupProbe:   s.probe(s.started, 10, startupFailures, 10),
 	}
 	if s.memory != "" {
@@ -276,7 +276,11 @@ func (s podSpec) pod() corev1.Pod {
 	return pod
 }
 
-// probe asks the component over its own address; delay, failures and period are kubeadm's.
+// readinessPeriod is five times kubeadm's, in seconds: nothing is sent by the readiness of these pods, since whoever asks
+// for them, balancers and virtual IP, looks for itself. Half of what an idle small control plane did was to answer.
+const readinessPeriod = 5
+
+// probe asks the component over its own address; delay and failures are kubeadm's, and the period of the other probes.
 func (s podSpec) probe(path string, delay, failures, period int32) *corev1.Probe {
 	if path == "" {
 		return nil

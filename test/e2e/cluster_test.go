@@ -38,7 +38,7 @@ metadata: {name: default}
 spec:
   image: debian-12
   console: ["ttyS0,115200"]
-  kernelArgs: [tsc=reliable, mitigations=off] # see examples/lab/lab.yaml
+  kernelArgs: [tsc=reliable, mitigations=off, highres=off] # see examples/lab/lab.yaml
   sshKeys: [%[1]q]
 ---
 apiVersion: coldrack.dev/v1alpha1

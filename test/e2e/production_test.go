@@ -45,16 +45,26 @@ func TestProductionCluster(t *testing.T) {
 	require.Need(t, "curl")
 	const virtualIP = "10.77.0.5"
 	key, public := sshKey(t)
-	// Six emulated machines share what processors there are. What all others wait for goes first.
+	// Six emulated machines share what processors there are; the worker is waited for last.
 	r := newRack(t, fmt.Sprintf(segmentYAML, public),
-		lab.Options{Machines: 3, Firmware: lab.UEFI, CPUs: 1, Nice: 3, Memory: 2 * lab.GiB},
+		lab.Options{Machines: 3, Firmware: lab.UEFI, CPUs: 1, Memory: 2 * lab.GiB},
 		lab.Options{Machines: 5, Firmware: lab.UEFI, CPUs: 1, Memory: 3 * lab.GiB},
 		lab.Options{Machines: 6, Firmware: lab.UEFI, CPUs: 1, Nice: 8, Memory: 2560 * lab.MiB})
 	r.sshKey = key
 	r.pools("etcd", "etcd", "etcd", "control-plane", "control-plane", "worker")
 	r.noWayOut()
 
-	c := r.bringUp("prod", "--preset", "production", "--etcd", "3", "--control-planes", "2", "--workers", "1", "--vip", virtualIP)
+	// Members of such a cluster wait for a processor for longer than etcd waits for a leader by default, and leaders of
+	// controllers for longer than their lease.
+	c := r.bringUpChanged("prod", func(manifest string) string {
+		patient := `leader-elect-lease-duration: 120s, leader-elect-renew-deadline: 110s, leader-elect-retry-period: 10s`
+		return strings.Replace(manifest, "\nspec:\n", `
+spec:
+  etcd: {extraArgs: {heartbeat-interval: "500", election-timeout: "5000"}}
+  controllerManager: {extraArgs: {`+patient+`}}
+  scheduler: {extraArgs: {`+patient+`}}
+`, 1)
+	}, "--preset", "production", "--etcd", "3", "--control-planes", "2", "--workers", "1", "--vip", virtualIP)
 	if nodes := c.nodes(); len(nodes) != 6 {
 		t.Fatalf("%d nodes are Ready, want 6: %v", len(nodes), nodes)
 	}

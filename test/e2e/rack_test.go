@@ -134,7 +134,7 @@ func (r *rack) serve() {
 	command := exec.Command(filepath.Join(r.bin, "coldrack"), "serve",
 		"--data-dir", filepath.Join(r.dir, "data"), "--api-address", r.api,
 		"--boot-netns", r.lab.Namespace(), "--bundles", r.bundle, "--trusted-keys", r.publicKey(),
-		"--heartbeat-interval", "5s", "--discovery-args", "tsc=reliable,mitigations=off")
+		"--heartbeat-interval", "10s", "--discovery-args", "tsc=reliable,mitigations=off,highres=off")
 	command.Stdout, command.Stderr = log, log
 	began := time.Now()
 	if err := command.Start(); err != nil {
