@@ -16,7 +16,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e e2e-laptop e2e-production bench generate clean
+.PHONY: help setup build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e e2e-cluster e2e-production bench generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -98,9 +98,9 @@ E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) go test -count=1 -v
 e2e: bundle oracle
 	@$(E2E) -timeout 80m ./test/e2e/...
 
-## e2e-laptop  one blank machine becomes a cluster; its power goes and comes back
-e2e-laptop: bundle bin/kubectl
-	@COLDRACK_E2E_CLUSTERS=1 $(E2E) -timeout 60m -run TestLaptopCluster ./test/e2e
+## e2e-cluster  three blank machines become a cluster; the power of its nodes goes and comes back
+e2e-cluster: bundle bin/kubectl
+	@COLDRACK_E2E_CLUSTERS=1 $(E2E) -timeout 60m -run TestDevelopmentCluster ./test/e2e
 
 ## e2e-production  three etcd members, two control planes, a worker; failures, and the whole rack loses its power
 e2e-production: bundle bin/kubectl

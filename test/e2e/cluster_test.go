@@ -91,9 +91,10 @@ type cluster struct {
 	config     string // kubeconfig of an administrator, through the lab's forwarder
 }
 
-// TestLaptopCluster takes one blank machine to a cluster of its own, whose power then goes.
+// TestLaptopCluster takes one blank machine to a cluster of its own, whose power then goes. It is what two cores
+// without KVM do in minutes; the stories of several nodes run on their own.
 func TestLaptopCluster(t *testing.T) {
-	needClusters(t)
+	require.Need(t, "kubectl", "ssh")
 	key, public := sshKey(t)
 	r := newRack(t, fmt.Sprintf(segmentYAML, public), lab.Options{Machines: 1, Firmware: lab.UEFI, CPUs: 2, Memory: 3 * lab.GiB})
 	r.sshKey = key
@@ -108,10 +109,9 @@ func TestLaptopCluster(t *testing.T) {
 }
 
 // TestDevelopmentCluster takes three blank machines to a working cluster: one with etcd and control plane, two
-// for workloads. Then the power of a node, and of the control plane, goes. It is what two cores without KVM do in a
-// quarter of an hour; the other clusters run on their own.
+// for workloads. Then the power of a node, and of the control plane, goes. Two cores without KVM take a quarter of an hour.
 func TestDevelopmentCluster(t *testing.T) {
-	require.Need(t, "kubectl", "ssh")
+	needClusters(t)
 	key, public := sshKey(t)
 	// Emulated processors that outnumber the host's wait for each other: only the control plane gets two, and it goes first.
 	control := lab.Options{Machines: 1, Firmware: lab.UEFI, CPUs: 2, Memory: 3 * lab.GiB}
@@ -143,10 +143,10 @@ func TestDevelopmentCluster(t *testing.T) {
 	c.account()
 }
 
-// needClusters skips where nobody has asked for the other clusters, which take too long without KVM for every day.
+// needClusters skips where nobody has asked for clusters of several machines, which take long without KVM.
 func needClusters(t *testing.T) {
 	if os.Getenv("COLDRACK_E2E_CLUSTERS") == "" {
-		t.Skip("runs with: make e2e-laptop, make e2e-production")
+		t.Skip("runs with: make e2e-cluster, make e2e-production")
 	}
 	require.Need(t, "kubectl", "ssh")
 }
