@@ -96,11 +96,11 @@ E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) go test -count=1 -v
 
 ## e2e        real programs and real firmware: from power-on to Ready, and to a cluster (QEMU, with or without KVM)
 e2e: bundle oracle
-	@$(E2E) -timeout 80m ./test/e2e/...
+	@$(E2E) -timeout 60m ./test/e2e/...
 
 ## e2e-cluster  three blank machines become a cluster; the power of its nodes goes and comes back
 e2e-cluster: bundle bin/kubectl
-	@COLDRACK_E2E_CLUSTERS=1 $(E2E) -timeout 60m -run TestDevelopmentCluster ./test/e2e
+	@COLDRACK_E2E_CLUSTERS=1 $(E2E) -timeout 90m -run TestDevelopmentCluster ./test/e2e
 
 ## e2e-production  three etcd members, two control planes, a worker; failures, and the whole rack loses its power
 e2e-production: bundle bin/kubectl

@@ -277,7 +277,7 @@ func (s podSpec) pod() corev1.Pod {
 }
 
 // readinessPeriod is five times kubeadm's, in seconds: nothing is sent by the readiness of these pods, since whoever asks
-// for them, balancers and virtual IP, looks for itself. Half of what an idle small control plane did was to answer.
+// for them, balancers and virtual IP, looks for itself. On a small idle control plane each second's TLS handshakes were a noticeable part of all work.
 const readinessPeriod = 5
 
 // probe asks the component over its own address; delay and failures are kubeadm's, and the period of the other probes.

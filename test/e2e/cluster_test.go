@@ -181,14 +181,18 @@ func (r *rack) noWayOut() {
 // bringUp applies a preset, powers all machines on at once and waits for the cluster.
 func (r *rack) bringUp(name string, preset ...string) *cluster {
 	r.t.Helper()
-	return r.bringUpChanged(name, func(manifest string) string { return manifest }, preset...)
+	return r.bringUpChanged(name, "", "", preset...)
 }
 
-// bringUpChanged is bringUp with a person's change of the preset.
-func (r *rack) bringUpChanged(name string, change func(string) string, preset ...string) *cluster {
+// bringUpChanged is bringUp with a person's change of the preset: the first of was becomes is.
+func (r *rack) bringUpChanged(name, was, is string, preset ...string) *cluster {
 	t := r.t
 	t.Helper()
-	manifest := change(r.run(append([]string{"cluster", "init", "--name", name}, preset...)...))
+	manifest := r.run(append([]string{"cluster", "init", "--name", name}, preset...)...)
+	if !strings.Contains(manifest, was) {
+		t.Fatalf("the preset does not contain %q:\n%s", was, manifest)
+	}
+	manifest = strings.Replace(manifest, was, is, 1)
 	file := filepath.Join(r.dir, name+".yaml")
 	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
 		t.Fatal(err)

@@ -56,15 +56,13 @@ func TestProductionCluster(t *testing.T) {
 
 	// Members of such a cluster wait for a processor for longer than etcd waits for a leader by default, and leaders of
 	// controllers for longer than their lease.
-	c := r.bringUpChanged("prod", func(manifest string) string {
-		patient := `leader-elect-lease-duration: 120s, leader-elect-renew-deadline: 110s, leader-elect-retry-period: 10s`
-		return strings.Replace(manifest, "\nspec:\n", `
+	const patient = `leader-elect-lease-duration: 120s, leader-elect-renew-deadline: 110s, leader-elect-retry-period: 10s`
+	c := r.bringUpChanged("prod", "\nspec:\n", `
 spec:
   etcd: {extraArgs: {heartbeat-interval: "500", election-timeout: "5000"}}
   controllerManager: {extraArgs: {`+patient+`}}
   scheduler: {extraArgs: {`+patient+`}}
-`, 1)
-	}, "--preset", "production", "--etcd", "3", "--control-planes", "2", "--workers", "1", "--vip", virtualIP)
+`, "--preset", "production", "--etcd", "3", "--control-planes", "2", "--workers", "1", "--vip", virtualIP)
 	if nodes := c.nodes(); len(nodes) != 6 {
 		t.Fatalf("%d nodes are Ready, want 6: %v", len(nodes), nodes)
 	}
