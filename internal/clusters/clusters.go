@@ -393,7 +393,7 @@ func (s *Set) SignTemplate(clusterName string, template *x509.Certificate, publi
 }
 
 // clientBackdate tolerates an API server whose clock runs behind.
-const clientBackdate = 5 * time.Minute
+const clientBackdate = time.Hour
 
 // ClientCertificate signs a certificate by which a person or a program is known to a cluster's API as user with
 // groups. The API asks nobody whether it still counts, so it should be short-lived. With the groups

@@ -27,7 +27,8 @@ func tunable(c component) []string {
 	case componentAPIServer:
 		return []string{"audit-log-maxage", "audit-log-maxbackup", "audit-log-maxsize", "tls-cipher-suites", "tls-min-version"}
 	case componentManager, componentScheduler:
-		return []string{"tls-cipher-suites", "tls-min-version"}
+		// Those of the leader's election are ours only while there is one control plane.
+		return []string{"leader-elect-lease-duration", "leader-elect-renew-deadline", "leader-elect-retry-period", "tls-cipher-suites", "tls-min-version"}
 	case componentEtcd:
 		return []string{"snapshot-count", "watch-progress-notify-interval"}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"coldrack.dev/api/v1alpha1"
 )
@@ -18,6 +19,7 @@ const (
 	PhaseCertificates PhaseName = "certificates"
 	PhaseKubeconfigs  PhaseName = "kubeconfigs"
 	PhaseBalancer     PhaseName = "load-balancer"
+	PhaseCluster      PhaseName = "cluster"
 	PhaseRuntime      PhaseName = "runtime"
 	PhaseNetwork      PhaseName = "network"
 	PhaseKubelet      PhaseName = "kubelet"
@@ -44,7 +46,14 @@ type Phase struct {
 	Routes       bool
 	LoadBalancer bool
 	Probes       []string
+	// AwaitAPI: the phase waits until an API server answers through the load balancer, for as long as Patience says, 0
+	// being for ever.
+	AwaitAPI bool
+	Patience time.Duration
 }
+
+// turn is how long a control plane leaves the cluster's beginning to the first one.
+const turn = 10 * time.Minute
 
 // ProgramPhase is the phase that brings a program of the release to a machine with these roles, and whether any does.
 func ProgramPhase(name string, roles []v1alpha1.Role) (phase PhaseName, wanted bool) {
@@ -70,8 +79,8 @@ type phaseSpec struct {
 	pods []component
 }
 
-// phaseTable is the order of a node's bring-up. No phase waits for another machine, except that etcd is
-// healthy only with a majority of its members.
+// phaseTable is the order of a node's bring-up. Two phases wait for other machines: etcd is healthy only with a majority
+// of its members, and where there is nothing to do before there is an API, PhaseCluster waits for one.
 func phaseTable() []phaseSpec {
 	controlPlane, etcd := []v1alpha1.Role{v1alpha1.RoleControlPlane}, []v1alpha1.Role{v1alpha1.RoleEtcd}
 	return []phaseSpec{
@@ -88,17 +97,18 @@ func phaseTable() []phaseSpec {
 			paths: []string{cniDir + "/", "/etc/coldrack/kubernetes/"}, units: []string{masqueradeUnitName}},
 		{name: PhaseKubelet, after: []PhaseName{PhaseRuntime, PhaseNetwork, PhaseBalancer, PhaseKubeconfigs},
 			reason: "start the kubelet", units: []string{"kubelet.service"}},
+		{name: PhaseCluster, after: []PhaseName{PhaseRuntime, PhaseNetwork, PhaseBalancer, PhaseKubeconfigs}},
 		// Each of these begins when what it asks for everything is there: an API server without etcd, and controllers
 		// without an API server, give up after seconds and are started again ever later.
 		{name: PhaseEtcd, after: []PhaseName{PhaseKubelet}, roles: etcd, pods: []component{componentEtcd},
 			reason: "start etcd and wait until this machine's member is part of a majority"},
-		{name: PhaseAPIServer, after: []PhaseName{PhaseKubelet, PhaseEtcd}, roles: controlPlane, pods: []component{componentAPIServer},
+		{name: PhaseAPIServer, after: []PhaseName{PhaseKubelet, PhaseEtcd, PhaseCluster}, roles: controlPlane, pods: []component{componentAPIServer},
 			reason: "start the API server and wait until it answers"},
 		{name: PhaseControllers, after: []PhaseName{PhaseAPIServer}, roles: controlPlane, pods: []component{componentManager, componentScheduler},
 			reason: "start the controller manager and the scheduler and wait until they answer"},
 		{name: PhaseVirtualIP, after: []PhaseName{PhaseAPIServer}, roles: controlPlane, reason: "take part in carrying the virtual IP",
 			paths: []string{"/etc/keepalived/"}, units: []string{"keepalived.service"}},
-		{name: PhaseTools, after: []PhaseName{PhaseKubelet, PhaseEtcd, PhaseControllers}, reason: "fetch and verify what people use on this machine"},
+		{name: PhaseTools, after: []PhaseName{PhaseKubelet, PhaseEtcd, PhaseCluster, PhaseControllers}, reason: "fetch and verify what people use on this machine"},
 	}
 }
 
@@ -110,7 +120,7 @@ func (r *renderer) phases(n *node, plan *NodePlan) ([]Phase, error) {
 		if spec.roles != nil && !n.hasAny(spec.roles...) || spec.name == PhaseVirtualIP && !r.carriesVirtualIP(n) {
 			continue
 		}
-		phase := Phase{Name: spec.name, After: spec.after, Reason: spec.reason,
+		phase := Phase{Name: spec.name, After: slices.Clone(spec.after), Reason: spec.reason,
 			Routes: spec.name == PhaseNetwork, LoadBalancer: spec.name == PhaseBalancer}
 		for _, f := range plan.Files {
 			if slices.ContainsFunc(spec.paths, func(prefix string) bool { return strings.HasPrefix(f.Path, prefix) }) {
@@ -135,6 +145,21 @@ func (r *renderer) phases(n *node, plan *NodePlan) ([]Phase, error) {
 			}
 		case PhaseKubelet:
 			phase.Probes = []string{"http://127.0.0.1:10248/healthz"}
+			if !n.has(v1alpha1.RoleEtcd) {
+				phase.After = append(phase.After, PhaseCluster)
+			}
+		case PhaseCluster:
+			phase.AwaitAPI = true
+			switch {
+			case !n.has(v1alpha1.RoleControlPlane):
+				phase.Reason = "wait for the cluster's first API server"
+			case r.with(v1alpha1.RoleControlPlane)[0] != n:
+				// See docs/adr/0009-control-planes-take-turns.md.
+				phase.Reason, phase.Patience = "leave what a cluster begins with to the first control plane", turn
+				phase.After = append(phase.After, PhaseEtcd)
+			default:
+				continue
+			}
 		}
 		for _, pod := range plan.StaticPods {
 			if slices.Contains(spec.pods, component(pod.Name)) {
@@ -161,7 +186,7 @@ func (r *renderer) phases(n *node, plan *NodePlan) ([]Phase, error) {
 	}
 	// A phase may name one before it that this machine has not got.
 	for i := range phases {
-		phases[i].After = slices.DeleteFunc(slices.Clone(phases[i].After), func(name PhaseName) bool {
+		phases[i].After = slices.DeleteFunc(phases[i].After, func(name PhaseName) bool {
 			return !slices.ContainsFunc(phases, func(p Phase) bool { return p.Name == name })
 		})
 	}

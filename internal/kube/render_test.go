@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -147,6 +148,7 @@ func TestWhatUsersAdd(t *testing.T) {
 	plan := render(t, v1alpha1.TopologyDevelopment, func(in *Input) {
 		spec := &in.Cluster.Spec
 		spec.APIServer.ExtraArgs = map[string]string{"audit-log-maxage": "90", "v": "4"}
+		spec.Scheduler.ExtraArgs = map[string]string{"leader-elect-lease-duration": "60s"}
 		spec.APIServer.Authentication = raw(`{"jwt": [{"issuer": {"url": "https://id.example.org", "audiences": ["rack"]}}]}`)
 		spec.Security.AuditPolicy = raw(`{"rules": [{"level": "RequestResponse"}]}`)
 		spec.Security.TokenDiscovery = true
@@ -163,6 +165,7 @@ func TestWhatUsersAdd(t *testing.T) {
 	}{
 		{control, manifestsDir + "/kube-apiserver.yaml", "--audit-log-maxage=90\n"},
 		{control, manifestsDir + "/kube-apiserver.yaml", "--v=4\n"},
+		{control, manifestsDir + "/kube-scheduler.yaml", "--leader-elect-lease-duration=60s\n"},
 		{control, authenticationFile, "url: https://id.example.org"},
 		{control, authenticationFile, "- path: " + clusterInfoPath},
 		{control, auditPolicyFile, "level: RequestResponse"},
@@ -245,6 +248,44 @@ func TestPhasesCanBeDone(t *testing.T) {
 				if len(done) == before {
 					t.Fatalf("%s, machine %s: of %d phases only %v can ever begin", preset, name, len(n.Phases), done)
 				}
+			}
+		}
+	}
+}
+
+// What waits for another machine, and for how long: docs/adr/0009-control-planes-take-turns.md.
+func TestWhoWaitsForTheCluster(t *testing.T) {
+	for _, preset := range Presets() {
+		nodes := render(t, preset).Nodes
+		first := ""
+		for _, name := range slices.Sorted(maps.Keys(nodes)) {
+			n := nodes[name]
+			phase := func(name PhaseName) Phase {
+				i := slices.IndexFunc(n.Phases, func(p Phase) bool { return p.Name == name })
+				if i < 0 {
+					return Phase{}
+				}
+				return n.Phases[i]
+			}
+			wait := phase(PhaseCluster)
+			controlPlane, etcd := slices.Contains(n.Roles, v1alpha1.RoleControlPlane), slices.Contains(n.Roles, v1alpha1.RoleEtcd)
+			if controlPlane && first == "" {
+				if first = name; wait.Name != "" {
+					t.Errorf("%s: the first control plane %s waits", preset, name)
+				}
+				continue
+			}
+			if !wait.AwaitAPI || wait.Patience != map[bool]time.Duration{true: turn}[controlPlane] {
+				t.Errorf("%s: machine %s waits for the API: %v, with patience %s", preset, name, wait.AwaitAPI, wait.Patience)
+			}
+			if early := !slices.Contains(phase(PhaseKubelet).After, PhaseCluster); early != etcd {
+				t.Errorf("%s: machine %s starts its kubelet early: %v", preset, name, early)
+			}
+			if controlPlane && !slices.Contains(phase(PhaseAPIServer).After, PhaseCluster) {
+				t.Errorf("%s: the API server of %s does not wait for its turn", preset, name)
+			}
+			if controlPlane && etcd && !slices.Contains(wait.After, PhaseEtcd) {
+				t.Errorf("%s: the turn of %s begins before its etcd", preset, name)
 			}
 		}
 	}

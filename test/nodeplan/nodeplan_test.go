@@ -183,6 +183,8 @@ func (routes) Set([]wire.NodeRoute) error { return nil }
 
 type balancer struct{}
 
+func (balancer) Health() (bool, []string) { return true, nil }
+
 func (balancer) Set(wire.LoadBalancer) error { return nil }
 
 // bringUp has the agent carry out the machine's plan, in which everything answers at once.

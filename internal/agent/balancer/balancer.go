@@ -43,6 +43,10 @@ func (h health) String() string {
 type Pace struct {
 	Every time.Duration // between two checks of one backend
 	Limit time.Duration // for one answer
+	// Fresh is how long checks of a backend that answers go over one connection. A new one sees what a new client
+	// sees, and costs a TLS handshake at both ends: with every node of a cluster, more than the API server's own work
+	// when it is idle.
+	Fresh time.Duration
 	// Misses in a row until a backend that does not answer counts as dead, and its connections are closed. A
 	// backend whose machine is there but refuses connections is dead at once.
 	// While no other backend is better, its connections stay: an API server may only be slow, and clients that
@@ -53,7 +57,7 @@ type Pace struct {
 
 // UsualPace finds a machine without power in about a quarter of a minute, and bears with one that is slow.
 func UsualPace() Pace {
-	return Pace{Every: 3 * time.Second, Limit: 5 * time.Second, Misses: 3, Dial: 3 * time.Second}
+	return Pace{Every: 3 * time.Second, Limit: 5 * time.Second, Fresh: 30 * time.Second, Misses: 3, Dial: 3 * time.Second}
 }
 
 // Balancer is one listener and what is behind it.
@@ -78,6 +82,11 @@ type backend struct {
 	address string
 	stop    context.CancelFunc
 	check   chan struct{} // of capacity one: check now
+
+	// What checks are made with, by watch alone.
+	client *http.Client
+	pool   *x509.CertPool // that client knows
+	opened time.Time      // when client was to open a new connection last
 
 	// Guarded by Balancer.mu.
 	state health
@@ -175,6 +184,23 @@ func (b *Balancer) listen(address string) error {
 	return nil
 }
 
+// Health says whether any backend is ready, and what is wrong with each of the others.
+func (b *Balancer) Health() (anyReady bool, why []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, x := range b.backends {
+		switch {
+		case x.state == ready:
+			anyReady = true
+		case x.why != "":
+			why = append(why, x.address+": "+x.why)
+		default:
+			why = append(why, x.address+": "+x.state.String())
+		}
+	}
+	return anyReady, why
+}
+
 // Address is where it listens, nil if it does not.
 func (b *Balancer) Address() net.Addr {
 	b.mu.Lock()
@@ -197,6 +223,13 @@ func (b *Balancer) drop(x *backend) {
 	x.gone = true
 	x.stop()
 	x.cut()
+}
+
+// hangUp has the next check open a connection of its own.
+func (x *backend) hangUp() {
+	if x.client != nil {
+		x.client.CloseIdleConnections()
+	}
 }
 
 // cut closes all connections that go to a backend, so that clients come back and are sent elsewhere.
@@ -319,9 +352,10 @@ func limit(c net.Conn, d time.Duration) {
 
 // watch checks one backend until it is removed.
 func (b *Balancer) watch(ctx context.Context, x *backend) {
+	defer x.hangUp()
 	misses := 0
 	for ctx.Err() == nil {
-		state, why, definite := b.ask(ctx, x.address)
+		state, why, definite := b.ask(ctx, x)
 		if ctx.Err() != nil {
 			return
 		}
@@ -377,31 +411,42 @@ func (b *Balancer) better() bool {
 }
 
 // ask checks a backend. definite says that a dead one is surely so.
-func (b *Balancer) ask(ctx context.Context, address string) (state health, why string, definite bool) {
+func (b *Balancer) ask(ctx context.Context, x *backend) (state health, why string, definite bool) {
 	ctx, cancel := context.WithTimeout(ctx, b.pace.Limit)
 	defer cancel()
 	b.mu.Lock()
 	pool := b.pool
 	b.mu.Unlock()
-	client := &http.Client{
-		Transport: &http.Transport{
-			// Each check is a new connection: it shall see what a new client sees.
-			DisableKeepAlives: true,
-			TLSClientConfig:   &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	if x.client == nil || x.pool != pool {
+		x.hangUp()
+		x.pool, x.client = pool, &http.Client{
+			Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}
 	}
+	if now := time.Now(); now.Sub(x.opened) >= b.pace.Fresh {
+		x.hangUp()
+		x.opened = now
+	}
+	defer func() {
+		if state == dead {
+			x.hangUp()
+			x.opened = time.Time{}
+		}
+	}()
 	get := func(path string) (int, error) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+path, nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+x.address+path, nil)
 		if err != nil {
 			return 0, err
 		}
-		resp, err := client.Do(req)
+		resp, err := x.client.Do(req)
 		if err != nil {
 			return 0, err
 		}
-		resp.Body.Close()
-		return resp.StatusCode, nil
+		defer resp.Body.Close()
+		// To its end, or the connection cannot be used again.
+		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+		return resp.StatusCode, err
 	}
 	status, err := get("/readyz")
 	if err != nil {

@@ -76,8 +76,10 @@ type apiServer struct {
 	closed  chan struct{} // when the listener is
 	readyz  atomic.Int32
 	livez   atomic.Int32
-	// silent swallows everything, as a machine without power does.
+	// silent swallows new connections; those that are there go on.
 	silent atomic.Bool
+	// How often /readyz was asked for, and how many connections there were.
+	asked, accepted atomic.Int32
 }
 
 func (a *authority) start(name string) *apiServer {
@@ -98,7 +100,10 @@ func (s *apiServer) up() {
 	s.address = l.Addr().String()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/name", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, s.name) })
-	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(s.readyz.Load())) })
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		s.asked.Add(1)
+		w.WriteHeader(int(s.readyz.Load()))
+	})
 	mux.HandleFunc("/livez", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(s.livez.Load())) })
 	mux.HandleFunc("/stream", func(w http.ResponseWriter, r *http.Request) {
 		for r.Context().Err() == nil {
@@ -112,7 +117,7 @@ func (s *apiServer) up() {
 	server, closed := s.server, make(chan struct{})
 	s.closed = closed
 	go func() {
-		_ = server.ServeTLS(&mute{l, &s.silent}, "", "")
+		_ = server.ServeTLS(&mute{l, s}, "", "")
 		close(closed)
 	}()
 }
@@ -126,13 +131,14 @@ func (s *apiServer) down() {
 // mute accepts connections and, when silent, never says anything on them.
 type mute struct {
 	net.Listener
-	silent *atomic.Bool
+	server *apiServer
 }
 
 func (m *mute) Accept() (net.Conn, error) {
 	for {
 		c, err := m.Listener.Accept()
-		if err != nil || !m.silent.Load() {
+		if err != nil || !m.server.silent.Load() {
+			m.server.accepted.Add(1)
 			return c, err
 		}
 	}
@@ -291,6 +297,29 @@ func TestOneThatDiesLosesItsConnectionsAndOthersKeepTheirs(t *testing.T) {
 	}
 }
 
+// While a backend is ready, checks share a connection; but not for ever, or one that takes no new clients would pass.
+func TestChecksShareAConnectionForAWhile(t *testing.T) {
+	pace := quick
+	pace.Fresh = 400 * time.Millisecond
+	b := newBench(t)
+	b.Balancer = New(slog.New(slog.DiscardHandler), pace)
+	t.Cleanup(b.Close)
+	one := b.start("one")
+	b.set(one)
+	b.until(one, ready)
+	asked, accepted := one.asked.Load(), one.accepted.Load()
+	for one.asked.Load() < asked+40 { // 800 ms at least
+		time.Sleep(5 * time.Millisecond)
+	}
+	if n := one.accepted.Load() - accepted; n < 1 || n > 20 {
+		t.Errorf("40 checks opened %d connections", n)
+	}
+	one.silent.Store(true)
+	b.until(one, dead)
+	one.silent.Store(false)
+	b.until(one, ready)
+}
+
 func TestTheOnlyOneKeepsItsConnectionsHoweverSlowItIs(t *testing.T) {
 	b := newBench(t)
 	one, two := b.start("one"), b.start("two")
@@ -299,6 +328,9 @@ func TestTheOnlyOneKeepsItsConnectionsHoweverSlowItIs(t *testing.T) {
 	b.set(one, two)
 	b.until(one, ready)
 	b.until(two, speaks)
+	if ok, why := b.Health(); !ok || len(why) != 1 || !strings.Contains(why[0], two.address+": /readyz answers 500") {
+		t.Errorf("health is %v %q", ok, why)
+	}
 	stream := b.stream()
 	if name := <-stream; name != "one" {
 		t.Fatalf("reached %q", name)

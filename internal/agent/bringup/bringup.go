@@ -38,6 +38,8 @@ type Router interface {
 type Balancer interface {
 	// Set listens as c says, from when it returns on; an empty one ends that.
 	Set(c wire.LoadBalancer) error
+	// Health says whether any API server is ready, and why each of the others is not.
+	Health() (ready bool, why []string)
 }
 
 // Pace is how patient bring-up is.

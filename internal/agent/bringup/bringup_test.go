@@ -116,8 +116,9 @@ func TestDriftIsMended(t *testing.T) {
 		"a key's mode":                 func(r *rig) error { return os.Chmod(filepath.Join(r.root, "/etc/kubernetes/pki/apiserver.key"), 0o644) },
 		"a unit file that was changed": func(r *rig) error { return os.WriteFile(filepath.Join(r.root, unitDir, "kubelet.service"), nil, 0o644) },
 		"a link in place of a file": func(r *rig) error {
-			p := filepath.Join(r.root, "/etc/kubernetes/pki/ca.crt")
-			return errors.Join(os.Remove(p), os.Symlink("/dev/null", p))
+			// In one step: what is missing would be mended before the link is made.
+			link := filepath.Join(t.TempDir(), "link")
+			return errors.Join(os.Symlink("/dev/null", link), os.Rename(link, filepath.Join(r.root, "/etc/kubernetes/pki/ca.crt")))
 		},
 		"a kernel parameter": func(r *rig) error {
 			return os.WriteFile(filepath.Join(r.root, "/proc/sys/net/ipv4/ip_forward"), []byte("0\n"), 0o644)
@@ -290,6 +291,25 @@ func TestAWaitSaysWhatItIsForAndThenWhatIsSeen(t *testing.T) {
 	}
 	well.Store(true)
 	r.done("v1")
+}
+
+func TestPatienceEnds(t *testing.T) {
+	r := newRig(t)
+	plan := r.controlPlane()
+	plan.Phases[10].AwaitAPI, plan.Phases[10].PatienceSeconds = true, 2
+	e := r.executor()
+	r.start(e)
+	e.Assign(r.give("v1", plan))
+	report := r.until("it says how long it waits", func(p wire.PhaseReport) bool {
+		return strings.Contains(step(p, "api-server").Message, "at the latest")
+	})
+	if s := step(report, "api-server"); s.State != wire.StateRunning || !strings.Contains(s.Message, "10.20.0.11:6443: connection refused") {
+		t.Errorf("%+v", s)
+	}
+	r.done("v1")
+	if !strings.Contains(r.logged(), "goes on without an API server") {
+		t.Error("the log does not say that the wait was given up")
+	}
 }
 
 func TestANewerPlanEndsTheWaitForTheOldOne(t *testing.T) {

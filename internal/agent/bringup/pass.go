@@ -34,6 +34,9 @@ type pass struct {
 	done map[string]chan struct{}
 	// reading is held by the phase that brings programs: all phases share one file of digests.
 	reading sync.Mutex
+	// introduced says, under introducing, that systemd knows the plan's units.
+	introducing sync.Mutex
+	introduced  bool
 }
 
 // part is a pass as one of its phases sees it.
@@ -124,6 +127,11 @@ func (p *part) carryOut(ph wire.Phase, counted *bool) error {
 			if err := p.tidy(); err != nil {
 				return err
 			}
+		}
+	}
+	if ph.AwaitAPI {
+		if err := p.awaitAPI(p.soft, time.Duration(ph.PatienceSeconds)*time.Second); err != nil {
+			return err
 		}
 	}
 	for _, target := range ph.Probes {

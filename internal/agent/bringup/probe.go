@@ -44,6 +44,34 @@ func newProber(limit time.Duration) *http.Client {
 	}
 }
 
+// awaitAPI waits until the load balancer has an API server that is ready. It asks nobody itself: every connection costs the
+// API server that is just starting more than it costs us. With a patience above zero it goes on without when that is over,
+// in this pass and at once in later ones.
+func (p *part) awaitAPI(ctx context.Context, patience time.Duration) error {
+	const what = "an API server"
+	since := p.waiting(what, p.Now())
+	until := ""
+	if patience > 0 {
+		until = since.Add(patience).UTC().Format(", until 15:04:05 MST at the latest")
+	}
+	for {
+		ready, why := p.Balancer.Health()
+		if ready {
+			p.waited(what)
+			return nil
+		}
+		if patience > 0 && p.Now().Sub(since) >= patience {
+			p.Log.Warn("goes on without an API server", "phase", p.name, "waited", patience, "because", why)
+			return nil
+		}
+		p.say("waits for %s since %s%s: %s", what, since.UTC().Format("15:04:05 MST"), until, strings.Join(why, "; "))
+		p.Sleep(ctx, p.Pace.Probe)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // probe waits until a URL answers 200, for as long as it takes: how fast a machine is nobody knows. It says what
 // it waits for, and after a while what can be seen of the reason.
 func (p *part) probe(ctx context.Context, target string) error {

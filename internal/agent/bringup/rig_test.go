@@ -481,6 +481,10 @@ type balancerFunc func(wire.LoadBalancer) error
 
 func (f balancerFunc) Set(c wire.LoadBalancer) error { return f(c) }
 
+func (balancerFunc) Health() (bool, []string) {
+	return false, []string{"10.20.0.11:6443: connection refused"}
+}
+
 // rig is a node with its server.
 type rig struct {
 	t *testing.T

@@ -20,7 +20,11 @@ const systemctlLimit = 10 * time.Minute
 func (Systemctl) Do(ctx context.Context, verb string, units ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
 	defer cancel()
-	args := append([]string{verb, "--no-ask-password", "--no-pager", "--"}, units...)
+	args := []string{verb, "--no-ask-password", "--no-pager"}
+	if verb == "enable" || verb == "disable" {
+		args = append(args, "--no-reload")
+	}
+	args = append(append(args, "--"), units...)
 	out, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("systemctl %s %s: %w: %s", verb, strings.Join(units, " "), err, oneLine(out))

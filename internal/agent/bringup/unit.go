@@ -18,6 +18,7 @@ const unitDir = "/etc/systemd/system"
 // Systemd is the system's service manager.
 type Systemd interface {
 	// Do runs one of systemctl's verbs and returns when it has had its effect; the error says what systemd said.
+	// What is enabled or disabled is known to systemd only after a daemon-reload.
 	Do(ctx context.Context, verb string, units ...string) error
 	// State reads a unit's state.
 	State(ctx context.Context, unit string) (UnitState, error)
@@ -47,18 +48,12 @@ func (s UnitState) String() string {
 	return text
 }
 
-// units writes, enables and runs the phase's units.
+// units runs the phase's units.
 func (p *part) units(ctx context.Context, names []string) error {
-	files := map[string][]byte{}
-	for _, name := range names {
-		u := find(p.plan.Units, func(u wire.NodeUnit) bool { return u.Name == name })
-		maps.Copy(files, unitFiles(u))
+	if len(names) == 0 {
+		return nil
 	}
-	var list []wire.NodeFile
-	for _, file := range slices.Sorted(maps.Keys(files)) {
-		list = append(list, wire.NodeFile{Path: file, Mode: 0o644, Content: files[file]})
-	}
-	if err := p.write(list); err != nil {
+	if err := p.introduce(ctx); err != nil {
 		return err
 	}
 	for _, name := range names {
@@ -69,20 +64,59 @@ func (p *part) units(ctx context.Context, names []string) error {
 	return nil
 }
 
-// unit makes sure that a unit is enabled and runs, with what it reads as it is now.
+// introduce has systemd know all units of the plan as they are to be, and start them at each boot, once in a pass.
+// systemd reads everything anew for it, which takes a slow machine longer than to start a unit: once for all of them.
+func (p *part) introduce(ctx context.Context) error {
+	p.introducing.Lock()
+	defer p.introducing.Unlock()
+	if p.introduced {
+		return nil
+	}
+	files := map[string][]byte{}
+	for _, u := range p.plan.Units {
+		maps.Copy(files, unitFiles(u))
+	}
+	var list []wire.NodeFile
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		list = append(list, wire.NodeFile{Path: file, Mode: 0o644, Content: files[file]})
+	}
+	if err := p.write(list); err != nil {
+		return err
+	}
+	var disabled []string
+	reload := false
+	for _, u := range p.plan.Units {
+		state, err := p.Systemd.State(ctx, u.Name)
+		if err != nil {
+			return err
+		}
+		ours := state.Load == "not-found" && len(u.Content) > 0
+		reload = reload || ours || state.NeedReload
+		if ours || state.Load == "loaded" && state.File == "disabled" {
+			disabled = append(disabled, u.Name)
+		}
+	}
+	if len(disabled) > 0 {
+		if err := p.Systemd.Do(ctx, "enable", disabled...); err != nil {
+			return err
+		}
+		p.changed("units enabled", "units", disabled)
+	}
+	if reload || len(disabled) > 0 {
+		if err := p.Systemd.Do(ctx, "daemon-reload"); err != nil {
+			return err
+		}
+	}
+	p.introduced = true
+	return nil
+}
+
+// unit makes sure that a unit runs, with what it reads as it is now.
 func (p *part) unit(ctx context.Context, name string) error {
 	due := p.ledger.pending(name)
 	state, err := p.Systemd.State(ctx, name)
 	if err != nil {
 		return err
-	}
-	if state.NeedReload || state.Load == "not-found" {
-		if err := p.Systemd.Do(ctx, "daemon-reload"); err != nil {
-			return err
-		}
-		if state, err = p.Systemd.State(ctx, name); err != nil {
-			return err
-		}
 	}
 	switch state.Load {
 	case "loaded":
@@ -92,12 +126,6 @@ func (p *part) unit(ctx context.Context, name string) error {
 		return fmt.Errorf("%s is masked: somebody forbade it to start; to allow it again: systemctl unmask %s", name, name)
 	default:
 		return fmt.Errorf("systemd cannot load %s: %s; see systemctl status %s", name, state.Load, name)
-	}
-	if state.File == "disabled" {
-		if err := p.Systemd.Do(ctx, "enable", name); err != nil {
-			return err
-		}
-		p.changed("unit enabled", "unit", name)
 	}
 	verb := "start"
 	switch {

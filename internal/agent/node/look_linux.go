@@ -18,18 +18,35 @@ import (
 	"coldrack.dev/internal/machineapi/wire"
 )
 
-// Look describes the running system below root ("/").
-func Look(ctx context.Context, root, version string) wire.Heartbeat {
+// failedUnitsEvery is the least time between two looks at all units of the system, which cost more than the rest of a
+// heartbeat together.
+const failedUnitsEvery = time.Minute
+
+// Looker describes a running system, again and again.
+type Looker struct {
+	Root    string // "/"
+	Version string // of this agent
+
+	failed []string
+	asked  time.Time
+}
+
+// Look describes the system now. It is not for concurrent use.
+func (l *Looker) Look(ctx context.Context) wire.Heartbeat {
+	root := l.Root
+	if l.asked.IsZero() || time.Since(l.asked) >= failedUnitsEvery {
+		l.failed, l.asked = failedUnits(ctx), time.Now()
+	}
 	list, interfaces := addresses()
 	return wire.Heartbeat{
-		AgentVersion: version,
+		AgentVersion: l.Version,
 		OS:           prettyName(filepath.Join(root, "etc/os-release")),
 		Kernel:       release(),
 		BootID:       text(filepath.Join(root, "proc/sys/kernel/random/boot_id")),
 		BootedAt:     bootedAt(filepath.Join(root, "proc/stat")),
 		Addresses:    list,
 		Interfaces:   interfaces,
-		FailedUnits:  failedUnits(ctx),
+		FailedUnits:  l.failed,
 		Now:          time.Now().UTC(),
 	}
 }

@@ -269,7 +269,7 @@ func TestAPowerCutDuringARenewal(t *testing.T) {
 }
 
 func TestLookSeesThisSystem(t *testing.T) {
-	h := Look(context.Background(), "/", "v1")
+	h := (&Looker{Root: "/", Version: "v1"}).Look(context.Background())
 	if h.Kernel == "" || h.BootID == "" || h.OS == "" || h.BootedAt.IsZero() || h.AgentVersion != "v1" {
 		t.Errorf("%+v", h)
 	}

@@ -12,7 +12,6 @@ import (
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/routes"
-	"coldrack.dev/internal/machineapi/wire"
 )
 
 // keptLines of the log wait for a server that is away.
@@ -48,7 +47,7 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 	a := &Agent{
 		Log: log, Lines: lines, Server: server, Identity: id, Next: next, Machine: settings.Machine, Root: "/",
 		Use:    func(n identity.Node) { server.Use(n.Certificate) },
-		Look:   func(ctx context.Context) wire.Heartbeat { return Look(ctx, "/", version) },
+		Look:   (&Looker{Root: "/", Version: version}).Look,
 		Reboot: Reboot, Now: time.Now, Sleep: sleep,
 	}
 	membership, err := cluster(log, server, version)

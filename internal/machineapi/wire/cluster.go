@@ -147,6 +147,10 @@ type Phase struct {
 	// Probes are URLs that must answer with 200. The server's certificate is not verified: what is asked
 	// is this node's own loopback or address.
 	Probes []string `json:"probes,omitempty"`
+	// AwaitAPI: the phase is done when an API server answers through the load balancer.
+	AwaitAPI bool `json:"awaitAPI,omitempty"`
+	// PatienceSeconds is after how long it counts as done without; 0: it waits for ever.
+	PatienceSeconds int `json:"patienceSeconds,omitempty"`
 }
 
 // PhaseReport tells how far a node is. It replaces what was reported before.
