@@ -154,6 +154,7 @@ func (a *app) labUpCommand(place *labPlace) *cobra.Command {
 	flags.Var(&o.Memory, "memory", "memory of a new machine")
 	flags.IntVar(&o.CPUs, "cpus", 2, "processors of a new machine")
 	flags.IntVar(&o.Nice, "nice", 5, "how readily a new machine leaves the host's processors to others, 1 to 19")
+	flags.BoolVar(&o.OwnTime, "own-time", false, "the clock of a new machine, if emulated, goes by its instructions: many machines on few processors miss no deadlines; needs --cpus 1")
 	flags.StringArrayVar(&disks, "disk", []string{"8GiB"}, "size of a blank disk of a new machine; repeat for more disks")
 	flags.StringVar(&bus, "disk-bus", string(lab.SCSI), "how disks of new machines are attached: scsi, virtio, nvme, sata")
 	flags.IntVar(&o.NICs, "nics", 1, "network cards of a new machine; the first one boots")

@@ -22,7 +22,12 @@ type Options struct {
 	Firmware Firmware // Mixed
 	CPUs     int      // 2
 	// Nice is how readily a machine leaves the host's processors to others, as of nice(1). 5.
-	Nice   int
+	Nice int
+	// OwnTime has the clock of an emulated machine go by the instructions that it runs, not by the host's clock. Many such
+	// machines on few processors are slow, but none of them notices: what has half a minute by the machine's clock gets as
+	// much done in it as if the machine was alone. It needs one CPU. With KVM, clocks are the host's in any case.
+	OwnTime bool
+
 	Memory Size   // 2GiB
 	Disks  []Size // one of 8GiB
 	Bus    Bus    // SCSI
@@ -92,6 +97,7 @@ func (o Options) Validate() error {
 	bad(o.Firmware == BIOS || o.Firmware == UEFI || o.Firmware == Mixed, "firmware %q: must be bios, uefi or mixed", o.Firmware)
 	bad(o.CPUs >= 1 && o.CPUs <= 64, "%d CPUs: must be between 1 and 64", o.CPUs)
 	bad(o.Nice >= 1 && o.Nice <= 19, "nice %d: must be between 1 and 19", o.Nice)
+	bad(!o.OwnTime || o.CPUs == 1, "%d CPUs with a time of their own: only one can have that", o.CPUs)
 	bad(o.Memory >= 64*MiB && o.Memory%MiB == 0, "memory %s: must be whole MiB and at least 64MiB", o.Memory)
 	bad(len(o.Disks) <= maxDisks, "%d disks: at most %d", len(o.Disks), maxDisks)
 	for _, size := range o.Disks {

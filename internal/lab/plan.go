@@ -112,6 +112,7 @@ type Spec struct {
 	Firmware Firmware `json:"firmware"`
 	CPUs     int      `json:"cpus"`
 	Nice     int      `json:"nice"`
+	OwnTime  bool     `json:"ownTime,omitempty"`
 	Memory   Size     `json:"memory"`
 	Bus      Bus      `json:"bus"`
 	Disks    []Disk   `json:"disks"`
@@ -152,6 +153,7 @@ func specOf(o Options, index int) Spec {
 		Firmware: o.Firmware.of(index),
 		CPUs:     o.CPUs,
 		Nice:     o.Nice,
+		OwnTime:  o.OwnTime,
 		Memory:   o.Memory,
 		Bus:      o.Bus,
 		UUID:     uuid.NewSHA1(uuidSpace, []byte(machineName(o.Name, index))).String(),

@@ -93,18 +93,19 @@ func TestOptionsThatCannotWork(t *testing.T) {
 		options Options
 		want    string
 	}{
-		"no folder":                          {Options{Dir: "-"}, "folder is not given"},
-		"a name that is a path":              {Options{Name: "../x"}, `name "../x"`},
-		"a name that is too long":            {Options{Name: strings.Repeat("a", 33)}, "up to 32"},
-		"too many machines":                  {Options{Machines: 251}, "251 machines: must be between 0 and 250"},
-		"a firmware that nobody has":         {Options{Firmware: "coreboot"}, `firmware "coreboot": must be bios, uefi or mixed`},
-		"memory below what firmware needs":   {Options{Memory: MiB}, "memory 1MiB: must be whole MiB and at least 64MiB"},
-		"a disk of odd size":                 {Options{Disks: []Size{MiB + 512}}, "must be whole MiB"},
-		"a bus of another age":               {Options{Bus: "floppy"}, "must be scsi, virtio, nvme or sata"},
-		"more SATA disks than ports":         {Options{Bus: SATA, Disks: make([]Size, 7)}, "six ports"},
-		"an IPv6 subnet":                     {Options{Subnet: netip.MustParsePrefix("2001:db8::/64")}, "must be IPv4"},
-		"a subnet without room":              {Options{Subnet: netip.MustParsePrefix("10.0.0.0/30")}, "at least a /29"},
-		"an accelerator that does not exist": {Options{Accelerator: "xen"}, "must be kvm or tcg"},
+		"no folder":                               {Options{Dir: "-"}, "folder is not given"},
+		"a name that is a path":                   {Options{Name: "../x"}, `name "../x"`},
+		"a name that is too long":                 {Options{Name: strings.Repeat("a", 33)}, "up to 32"},
+		"too many machines":                       {Options{Machines: 251}, "251 machines: must be between 0 and 250"},
+		"a firmware that nobody has":              {Options{Firmware: "coreboot"}, `firmware "coreboot": must be bios, uefi or mixed`},
+		"memory below what firmware needs":        {Options{Memory: MiB}, "memory 1MiB: must be whole MiB and at least 64MiB"},
+		"a disk of odd size":                      {Options{Disks: []Size{MiB + 512}}, "must be whole MiB"},
+		"a bus of another age":                    {Options{Bus: "floppy"}, "must be scsi, virtio, nvme or sata"},
+		"more SATA disks than ports":              {Options{Bus: SATA, Disks: make([]Size, 7)}, "six ports"},
+		"an IPv6 subnet":                          {Options{Subnet: netip.MustParsePrefix("2001:db8::/64")}, "must be IPv4"},
+		"a subnet without room":                   {Options{Subnet: netip.MustParsePrefix("10.0.0.0/30")}, "at least a /29"},
+		"two processors with a time of their own": {Options{CPUs: 2, OwnTime: true}, "only one can have that"},
+		"an accelerator that does not exist":      {Options{Accelerator: "xen"}, "must be kvm or tcg"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			switch test.options.Dir {

@@ -40,6 +40,8 @@ func TestCommandLines(t *testing.T) {
 		{"sata-another-time", options(func(o *Options) { o.Bus = SATA }), TCG, startOptions{clock: time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC)}},
 		{"virtio-another-card", options(func(o *Options) { o.Bus = Virtio }), TCG, startOptions{newMAC: net.HardwareAddr{2, 0, 0, 0, 0, 9}}},
 		{"impersonates-another", options(nil), TCG, startOptions{like: &other}},
+		{"own-time", options(func(o *Options) { o.CPUs = 1; o.OwnTime = true }), TCG, startOptions{}},
+		{"own-time-kvm", options(func(o *Options) { o.CPUs = 1; o.OwnTime = true }), KVM, startOptions{}},
 		{"diskless", options(func(o *Options) { o.Disks = []Size{} }), TCG, startOptions{}},
 	}
 	archive := &txtar.Archive{Comment: []byte("QEMU's command line, one argument a line. Written by `go test ./internal/lab -update`.\n")}
