@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,6 +20,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/storm"
 )
 
 func (a *app) watchCommand() *cobra.Command {
@@ -176,7 +179,9 @@ func (a *app) watch(ctx context.Context, c client.WithWatch, pick *selection, go
 
 	var show display = &logDisplay{out: a.out, start: a.now(), now: a.now}
 	if _, _, tty := terminal(a.out); tty && !plain {
-		show = newScreen(a, goal.String())
+		s := newScreen(a, goal.String())
+		go s.followBoots(ctx) // ends with ctx
+		show = s
 	}
 	defer show.close()
 
@@ -353,6 +358,30 @@ type screen struct {
 	app  *app
 	goal string
 	last string
+	// boots is how many machines are under way before any of them is known by name.
+	boots atomic.Pointer[storm.Counts]
+}
+
+// followBoots asks for the counts of booting machines every other second. A server that has none is asked in vain.
+func (s *screen) followBoots(ctx context.Context) {
+	raw, err := s.app.raw()
+	if err != nil {
+		return
+	}
+	for ctx.Err() == nil {
+		var counts storm.Counts
+		answer, err := raw.Get().AbsPath("/coldrack/v1/storm").DoRaw(ctx)
+		if err == nil {
+			err = json.Unmarshal(answer, &counts)
+		}
+		if err == nil {
+			s.boots.Store(&counts)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(2 * time.Second):
+		}
+	}
 }
 
 // The alternate screen keeps what was on the terminal before, and gives it back at the end.
@@ -378,6 +407,9 @@ func (s *screen) draw(machines map[string]*v1alpha1.Machine, trouble string) {
 	}
 	_, plain := s.app.env("NO_COLOR")
 	snapshot := cli.Snapshot{Server: s.app.config.Host, Trouble: trouble, Goal: s.goal, Color: !plain}
+	if b := s.boots.Load(); b != nil && b.Loading+b.Waiting+b.Lost > 0 {
+		snapshot.Boots = cli.BootsText(b.Asked, b.Loading, b.Waiting, b.Lost)
+	}
 	for _, m := range machines {
 		snapshot.Machines = append(snapshot.Machines, *m)
 	}

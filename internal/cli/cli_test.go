@@ -138,6 +138,7 @@ func TestRenderWatch(t *testing.T) {
 		{"a narrow one shows who is stuck and why", Snapshot{Machines: all, Server: "https://10.0.0.1:7443", Goal: "3 Ready"}, 70, 20},
 		{"a low one counts what does not fit", Snapshot{Machines: all, Server: "x", Trouble: "connection\nrefused"}, 120, 8},
 		{"of four hundred machines the stuck one is on top", Snapshot{Machines: many, Server: "x"}, 100, 8},
+		{"a storm", Snapshot{Machines: all[:2], Server: "x", Boots: BootsText(412, 96, 316, 0)}, 100, 10},
 		{"no machines yet", Snapshot{Server: "x"}, 100, 10},
 	}
 	archive := &txtar.Archive{}

@@ -12,6 +12,8 @@ import (
 // Snapshot is what RenderWatch draws.
 type Snapshot struct {
 	Machines []v1alpha1.Machine
+	// Boots says how many machines are booting from the network; empty for none.
+	Boots string
 	// Server that the machines were read from.
 	Server string
 	// Trouble says why the picture may be old; empty while the connection stands.
@@ -77,10 +79,22 @@ func watchHead(s Snapshot, machines []v1alpha1.Machine, now time.Time) []line {
 	if counts := countText(machines, now); counts != "" {
 		lines = append(lines, line{counts, ""})
 	}
+	if s.Boots != "" {
+		lines = append(lines, line{s.Boots, ""})
+	}
 	if s.Trouble != "" {
 		lines = append(lines, line{"! this picture is old: " + oneLine(s.Trouble), colorYellow})
 	}
 	return append(lines, line{})
+}
+
+// BootsText tells how far machines are that boot from the network.
+func BootsText(asked, loading, waiting, lost int) string {
+	text := fmt.Sprintf("network boots: %d asked, %d loading", asked, loading)
+	if waiting > 0 {
+		text += fmt.Sprintf(", %d waiting for their turn", waiting)
+	}
+	return text + fmt.Sprintf(", %d lost", lost)
 }
 
 // countText is "2 stuck, 1 Failed, 3 Installing, 12 Ready".

@@ -27,6 +27,7 @@ type dhcpBackend struct {
 	*booter
 	log   *slog.Logger
 	ipxes *recentClients
+	turns *turns
 }
 
 // recentClients are the clients that were seen not long ago; it forgets the rest.
@@ -99,6 +100,7 @@ func (b dhcpBackend) BootFile(_ netip.Prefix, client dhcp.Query) (dhcp.BootFile,
 
 // Observe notes the addresses that known machines boot with, and says aloud what a person must know.
 func (b dhcpBackend) Observe(seen dhcp.Observation) {
+	b.turns.observe(seen)
 	if seen.Client.IPXE {
 		b.ipxes.add(seen.Client.MAC)
 	}
@@ -205,7 +207,7 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 	inside := func(open func() error) error { return netns.Do(s.cfg.BootNetns, open) }
 	ipxes := &recentClients{now: time.Now}
 	server, err := dhcp.New(dhcp.Options{
-		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes}, Dir: s.cfg.path("leases"), Log: log, Inside: inside,
+		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, turns: s.turns}, Admit: s.turns.admit, Dir: s.cfg.path("leases"), Log: log, Inside: inside,
 	}, base)
 	if err != nil {
 		return nil, err

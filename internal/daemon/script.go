@@ -36,6 +36,7 @@ type booter struct {
 	discoveryArgs []string
 	log           *slog.Logger
 	metrics       *metrics
+	turns         *turns
 }
 
 // reachedAt is the address by which a machine reaches this server: the configured one, else the one that
@@ -86,6 +87,7 @@ func (b *booter) script(request boot.Request, local netip.Addr) (string, error) 
 	}
 	name := b.fleet.Booted(ids, record)
 	b.metrics.boots.WithLabelValues(string(plan.Action)).Inc()
+	b.turns.decided(record.MAC, plan.Action)
 
 	target := boot.Target{Machine: name, LocalURL: b.bootURL(local) + "/" + plan.LocalFile(), RetryURL: b.bootURL(local) + "/boot.ipxe"}
 	switch plan.Action {

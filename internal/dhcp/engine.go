@@ -67,6 +67,7 @@ type engine struct {
 	now     func() time.Time
 	store   func(r record, done func(error)) // journal.add
 	count   *counters
+	admit   func(Query) bool // nil: everybody
 
 	mu      sync.Mutex
 	config  Config
@@ -351,6 +352,10 @@ func (x *exchange) usable(a netip.Addr) bool {
 }
 
 func (x *exchange) discover() {
+	if x.admit != nil && !x.admit(x.query) {
+		x.count.deferred.Add(1)
+		return
+	}
 	if reservation, ok := x.backend.Reservation(x.subnet.CIDR, x.query); ok {
 		if holder := x.otherHolder(reservation.Address); holder == "" {
 			x.reply(dhcpv4.MessageTypeOffer, reservation.Address, reservation.Hostname)

@@ -252,6 +252,26 @@ func (s *stage) lease(client int, want string) {
 	s.expect("request", "ack "+want, "acknowledged "+want, message(request, client, asking(want), ofServer("192.0.2.1")))
 }
 
+func TestWhoseTurnItIsNotComesAgain(t *testing.T) {
+	s := newStage(t)
+	turn := false
+	s.engine.admit = func(q Query) bool {
+		if q.MAC != mac(1).String() {
+			t.Errorf("asked about %s", q.MAC)
+		}
+		return turn
+	}
+	s.expect("not yet", "silence", "", message(discover, 1))
+	if n := s.engine.count.deferred.Load(); n != 1 {
+		t.Errorf("%d deferred", n)
+	}
+	turn = true
+	s.expect("now", "offer 192.0.2.100", "offered 192.0.2.100", message(discover, 1))
+	turn = false
+	s.expect("what was offered is given whatever came in between", "ack 192.0.2.100", "acknowledged 192.0.2.100",
+		message(request, 1, asking("192.0.2.100"), ofServer("192.0.2.1")))
+}
+
 func TestAnUnknownClientGetsALeaseFromThePool(t *testing.T) {
 	s := newStage(t)
 	s.lease(1, "192.0.2.100")

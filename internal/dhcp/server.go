@@ -17,6 +17,9 @@ type Options struct {
 	// Dir is where leases are kept.
 	Dir string
 	Log *slog.Logger
+	// Admit says whether a client's DISCOVER is to be answered now. One that is not comes again by itself. It is called under
+	// the engine's lock, so it must not block. nil: everybody is answered.
+	Admit func(client Query) bool
 	// Now is the clock, time.Now by default.
 	Now func() time.Time
 	// Inside runs a function in the network namespace of the interfaces; by default it just calls it.
@@ -64,6 +67,7 @@ func New(options Options, config Config) (*Server, error) {
 	}
 	s := &Server{options: options, journal: journal, config: config, ready: make(chan struct{}), links: map[string]*running{}}
 	s.engine = newEngine(options.Backend, options.Log, options.Now, journal.add, &s.count)
+	s.engine.admit = options.Admit
 	journal.snapshot = s.engine.records
 	s.engine.configure(config, records)
 	return s, nil

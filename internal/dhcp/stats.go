@@ -8,8 +8,8 @@ import (
 
 // counters are the totals behind Stats.
 type counters struct {
-	in, out                                                                  [16]atomic.Uint64 // by message type
-	malformed, noSubnet, exhausted, conflicts, foreign, unstored, sendErrors atomic.Uint64
+	in, out                                                                            [16]atomic.Uint64 // by message type
+	malformed, noSubnet, exhausted, deferred, conflicts, foreign, unstored, sendErrors atomic.Uint64
 }
 
 func (c *counters) received(kind dhcpv4.MessageType) { c.in[kind&15].Add(1) }
@@ -22,6 +22,7 @@ type Stats struct {
 	Malformed      uint64 // dropped messages
 	NoSubnet       uint64 // messages from where no subnet is configured
 	Exhausted      uint64 // clients that found a pool empty
+	Deferred       uint64 // DISCOVERs left unanswered until their client asks again, because it was not its turn
 	Conflicts      uint64 // addresses found in use by who they were not given to
 	ForeignServer  uint64 // signs of another DHCP server
 	Unstored       uint64 // ACKs withheld because the lease could not be stored
@@ -47,7 +48,7 @@ var messageWords = map[dhcpv4.MessageType]string{
 func (c *counters) snapshot() Stats {
 	s := Stats{Received: map[string]uint64{}, Sent: map[string]uint64{},
 		Malformed: c.malformed.Load(), NoSubnet: c.noSubnet.Load(), Exhausted: c.exhausted.Load(),
-		Conflicts: c.conflicts.Load(), ForeignServer: c.foreign.Load(), Unstored: c.unstored.Load(), SendErrors: c.sendErrors.Load()}
+		Deferred: c.deferred.Load(), Conflicts: c.conflicts.Load(), ForeignServer: c.foreign.Load(), Unstored: c.unstored.Load(), SendErrors: c.sendErrors.Load()}
 	for kind, word := range messageWords {
 		if n := c.in[kind].Load(); n > 0 {
 			s.Received[word] = n

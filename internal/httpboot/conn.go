@@ -57,7 +57,10 @@ func (l *limited) Accept() (net.Conn, error) {
 			continue
 		}
 		l.server.counters.conns.Add(1)
-		c := &guarded{Conn: conn, stall: l.server.options.StallTimeout}
+		c := &guarded{Conn: conn, stall: l.server.options.StallTimeout, pace: l.server.options.Pace, closed: l.closed}
+		if taking := l.server.options.Taking; taking != nil {
+			c.taking = func() { taking(client) }
+		}
 		c.leave = sync.OnceFunc(func() {
 			l.leave(client)
 			l.server.counters.conns.Add(-1)
@@ -98,18 +101,51 @@ type guarded struct {
 	net.Conn
 	stall time.Duration
 	leave func()
+	// pace in bytes a second, 0 for none; closed ends a pause for it.
+	pace   int64
+	closed <-chan struct{}
+	taking func() // nil: nobody wants to know
+}
+
+// part sends up to n bytes within one stall time, and no faster than the pace.
+func (g *guarded) part(n int64, send func(n int64) (int64, error)) (int64, error) {
+	if g.pace > 0 {
+		// Twenty parts a second, so that what is paced flows rather than comes in bursts.
+		n = min(n, max(g.pace/20, 4096))
+	}
+	began := time.Now()
+	g.Conn.SetWriteDeadline(began.Add(g.stall))
+	sent, err := send(n)
+	if g.taking != nil && sent >= heavy {
+		g.taking()
+	}
+	if g.pace > 0 && err == nil {
+		pause := time.NewTimer(time.Until(began.Add(time.Duration(sent) * time.Second / time.Duration(g.pace))))
+		defer pause.Stop()
+		select {
+		case <-pause.C:
+		case <-g.closed:
+			return sent, net.ErrClosed
+		}
+	}
+	return sent, err
 }
 
 // stretch is how much must be taken within one stall time, bytes: small enough for a slow link that
 // a thousand machines share, large enough for sendfile(2) to pay off.
 const stretch = 512 << 10
 
+// heavy is a part of an answer that tells that its client loads something large.
+const heavy = 4096
+
 func (g *guarded) Write(b []byte) (int, error) {
 	done := 0
 	for done < len(b) {
-		g.Conn.SetWriteDeadline(time.Now().Add(g.stall))
-		n, err := g.Conn.Write(b[done:min(len(b), done+stretch)])
-		done += n
+		n, err := g.part(int64(min(len(b)-done, stretch)), func(n int64) (int64, error) {
+			sent, err := g.Conn.Write(b[done : done+int(n)])
+			return int64(sent), err
+		})
+		done += int(n)
 		if err != nil {
 			return done, err
 		}
@@ -125,9 +161,9 @@ func (g *guarded) ReadFrom(source io.Reader) (int64, error) {
 	}
 	var done int64
 	for limited.N > 0 {
-		g.Conn.SetWriteDeadline(time.Now().Add(g.stall))
-		part := &io.LimitedReader{R: limited.R, N: min(limited.N, stretch)}
-		n, err := sink.ReadFrom(part)
+		n, err := g.part(min(limited.N, stretch), func(n int64) (int64, error) {
+			return sink.ReadFrom(&io.LimitedReader{R: limited.R, N: n})
+		})
 		done += n
 		limited.N -= n
 		if err != nil || n == 0 {

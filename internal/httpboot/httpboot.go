@@ -65,6 +65,10 @@ type Options struct {
 	MaxConns int
 	// MaxConnsPerClient bounds those of one address, 64 by default. More are closed.
 	MaxConnsPerClient int
+	// Pace bounds what one connection gets, bytes a second; 0: as fast as it goes.
+	Pace int64
+	// Taking is told of every client that takes a large answer, at least every few seconds of it. nil: nobody is.
+	Taking func(client netip.Addr)
 	// StallTimeout ends an answer of which the client takes nothing for so long; 60 s by default.
 	StallTimeout time.Duration
 	// Drain is how long answers may go on after Serve was told to stop; 5 s by default.

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -294,6 +295,43 @@ func TestBlobsAreSentByTheKernel(t *testing.T) {
 	}
 	if stats := server.Stats(); stats.Bytes != uint64(len(data)) || stats.Requests != 1 {
 		t.Errorf("stats %+v", stats)
+	}
+}
+
+// What is paced arrives whole and no faster than it should, from files and from memory, and is told of.
+func TestPace(t *testing.T) {
+	files := store{t.TempDir()}
+	data := content(400 << 10)
+	digest := files.put(t, data)
+	var taken atomic.Int32
+	base, _ := serve(t, Options{Content: files, Files: fsFunc(func(name string) (File, error) {
+		file, err := fstest.MapFS{"kernel": &fstest.MapFile{Data: data}}.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		return struct{ File }{file.(File)}, nil
+	}), Pace: 1 << 20, Taking: func(client netip.Addr) {
+		if !client.IsLoopback() {
+			t.Errorf("%s takes something", client)
+		}
+		taken.Add(1)
+	}})
+	for _, path := range []string{"/content/sha256/" + digest, "/kernel"} {
+		taken.Store(0)
+		began := time.Now()
+		_, body := raw(t, base, "GET "+path+" HTTP/1.0\r\n\r\n")
+		if took := time.Since(began); took < 300*time.Millisecond { // 390 ms at 1 MiB/s
+			t.Errorf("%s: %d bytes in %s", path, len(body), took)
+		}
+		if body != string(data) {
+			t.Errorf("%s: %d bytes, and not those", path, len(body))
+		}
+		if n := taken.Load(); n < 4 {
+			t.Errorf("%s: told %d times that somebody takes it", path, n)
+		}
+	}
+	if _, body := raw(t, base, "GET /healthz HTTP/1.0\r\n\r\n"); body == "" {
+		t.Error("no answer")
 	}
 }
 

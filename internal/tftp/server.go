@@ -27,9 +27,12 @@ type Options struct {
 	Log *slog.Logger
 	// OnTransfer is called at the end of every transfer, from the transfer's goroutine.
 	OnTransfer func(Transfer)
-	// MaxTransfers bounds how many transfers run at once, 1000 by default. Who comes on top is told
-	// so by an ERROR packet.
+	// MaxTransfers is how many transfers run at once, 1000 by default. A request on top is not answered: an ERROR would make
+	// firmware give up, silence makes it ask again after some seconds. Then it comes before new ones, and after
+	// MaxWait it gets its transfer all the same, up to four times as many.
 	MaxTransfers int
+	// MaxWait is how long a client has to ask in vain at most; 12 s by default: firmware gives up after 24 s.
+	MaxWait time.Duration
 	// MaxBlockSize bounds the negotiated block size, bytes; 65464 by default.
 	MaxBlockSize int
 	// MaxWindowSize bounds the negotiated window, blocks; 64 by default.
@@ -48,7 +51,8 @@ type Stats struct {
 	Requests    uint64 // read requests taken up
 	Repeated    uint64 // read requests ignored because their transfer had already begun
 	Malformed   uint64 // packets that were no request
-	Refused     uint64 // requests turned away: too many transfers, or writes
+	Refused     uint64 // requests turned away: writes, or no socket
+	Deferred    uint64 // requests left unanswered because too many transfers ran
 	Completed   uint64
 	Aborted     uint64 // ended by the client
 	Failed      uint64
@@ -62,9 +66,48 @@ type Server struct {
 	options  Options
 	mu       sync.Mutex
 	active   map[netip.AddrPort]*transfer
+	waiting  map[netip.AddrPort]wait
 	counters struct {
-		requests, repeated, malformed, refused, completed, aborted, failed, bytes, retransmits atomic.Uint64
+		requests, deferred, repeated, malformed, refused, completed, aborted, failed, bytes, retransmits atomic.Uint64
 	}
+}
+
+// wait is a client that has asked in vain.
+type wait struct{ first, last time.Time }
+
+const (
+	// patience is how long nobody gives up who has asked in vain: firmware asks every four seconds.
+	patience = 10 * time.Second
+	// maxWaiting bounds how many are remembered.
+	maxWaiting = 1 << 14
+)
+
+// admit says whether a client may have a transfer now. The caller holds mu.
+func (s *Server) admit(remote netip.AddrPort, now time.Time) bool {
+	room := s.options.MaxTransfers - len(s.active)
+	if room > 0 && len(s.waiting) == 0 {
+		return true
+	}
+	w, again := s.waiting[remote]
+	if !again {
+		w.first = now
+	}
+	w.last = now
+	for other, is := range s.waiting {
+		if now.Sub(is.last) > patience {
+			delete(s.waiting, other)
+		} else if other != remote && is.first.Before(w.first) {
+			room--
+		}
+	}
+	if room > 0 || now.Sub(w.first) >= s.options.MaxWait && len(s.active) < 4*s.options.MaxTransfers {
+		delete(s.waiting, remote)
+		return true
+	}
+	if again || len(s.waiting) < maxWaiting {
+		s.waiting[remote] = w
+	}
+	return false
 }
 
 // windowMemory bounds the buffer of one transfer, bytes.
@@ -81,6 +124,7 @@ func New(options Options) *Server {
 		options.Log = slog.New(slog.DiscardHandler)
 	}
 	setDefault(&options.MaxTransfers, 1000)
+	setDefault(&options.MaxWait, 12*time.Second)
 	setDefault(&options.MaxBlockSize, maxBlockSize)
 	setDefault(&options.MaxWindowSize, 64)
 	setDefault(&options.GiveUp, 30*time.Second)
@@ -94,7 +138,7 @@ func New(options Options) *Server {
 			return net.DialUDP("udp", from, net.UDPAddrFromAddrPort(remote))
 		}
 	}
-	return &Server{options: options, active: map[netip.AddrPort]*transfer{}}
+	return &Server{options: options, active: map[netip.AddrPort]*transfer{}, waiting: map[netip.AddrPort]wait{}}
 }
 
 func setDefault[T int | time.Duration](value *T, otherwise T) {
@@ -122,6 +166,7 @@ func (s *Server) Stats() Stats {
 		Repeated:    c.repeated.Load(),
 		Malformed:   c.malformed.Load(),
 		Refused:     c.refused.Load(),
+		Deferred:    c.deferred.Load(),
 		Completed:   c.completed.Load(),
 		Aborted:     c.aborted.Load(),
 		Failed:      c.failed.Load(),
@@ -228,8 +273,8 @@ func (s *Server) take(conn *net.UDPConn, packet []byte, local netip.Addr, remote
 			return
 		}
 		before.cancel(errSuperseded)
-	} else if len(s.active) >= s.options.MaxTransfers {
-		refuse(codeUndefined, fmt.Sprintf("server is busy with %d transfers, try again", len(s.active)))
+	} else if !s.admit(remote, time.Now()) {
+		s.counters.deferred.Add(1)
 		return
 	}
 	t.conn, err = s.options.Dial(local, remote)

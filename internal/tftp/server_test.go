@@ -376,7 +376,7 @@ func TestAnErrorIsNotAnsweredByAnError(t *testing.T) {
 	}
 }
 
-func TestTooManyTransfersAreToldSo(t *testing.T) {
+func TestWhoIsTooManyComesAgain(t *testing.T) {
 	conn := loopback(t)
 	server, _ := serve(t, conn, Options{FS: files(map[string][]byte{"f": content(2000)}), MaxTransfers: 2})
 	var first []*client
@@ -386,17 +386,55 @@ func TestTooManyTransfersAreToldSo(t *testing.T) {
 		c.conn.Read(make([]byte, 600)) // the first block has come: the transfer holds its place
 		first = append(first, c)
 	}
-	late := newClient(t, conn.LocalAddr())
-	_, err := late.get("f")
-	if want := (serverError{codeUndefined, "server is busy with 2 transfers, try again"}); err != want {
-		t.Errorf("got %v", err)
+	asks := func(c *client, want bool) {
+		t.Helper()
+		c.conn.WriteToUDP(encodeRequest(opRead, "f", "octet"), c.server)
+		c.conn.SetReadDeadline(time.Now().Add(map[bool]time.Duration{true: 10 * time.Second, false: 200 * time.Millisecond}[want]))
+		if _, err := c.conn.Read(make([]byte, 600)); (err == nil) != want {
+			t.Errorf("answered: %v (%v), want %v", err == nil, err, want)
+		}
+		c.conn.SetReadDeadline(time.Time{})
 	}
-	// One who is already being served may start over from the same port.
+	late, later := newClient(t, conn.LocalAddr()), newClient(t, conn.LocalAddr())
+	asks(late, false)
+	asks(later, false)
+	// One who is already being served may start over from the same port; when it is through, there is one place.
 	if _, err := first[0].get("f"); err != nil {
 		t.Errorf("starting over: %v", err)
 	}
-	if stats := server.Stats(); stats.Refused != 1 {
+	for deadline := time.Now().Add(10 * time.Second); server.Stats().Active > 1 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	asks(later, false) // it is late's
+	asks(late, true)
+	if stats := server.Stats(); stats.Deferred != 3 || stats.Refused != 0 {
 		t.Errorf("stats %+v", stats)
+	}
+}
+
+func TestNobodyIsDeferredForLongerThanFirmwareWaits(t *testing.T) {
+	s := New(Options{MaxTransfers: 1})
+	address := func(i int) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(i)) }
+	now := time.Now()
+	s.active[address(1)] = nil
+	for i, after := range []time.Duration{0, 4, 8} {
+		if s.admit(address(2), now.Add(after*time.Second)) {
+			t.Errorf("question %d is admitted", i)
+		}
+	}
+	if !s.admit(address(2), now.Add(12*time.Second)) {
+		t.Error("the fourth question is deferred, too")
+	}
+	for i := range 4 {
+		s.active[address(10+i)] = nil
+	}
+	s.waiting[address(3)] = wait{now, now.Add(12 * time.Second)}
+	if s.admit(address(3), now.Add(13*time.Second)) {
+		t.Error("there is a limit to that")
+	}
+	// Those that have not come again for a while are forgotten.
+	if s.admit(address(4), now.Add(time.Minute)); len(s.waiting) != 1 {
+		t.Errorf("%v wait", s.waiting)
 	}
 }
 

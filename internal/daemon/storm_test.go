@@ -1,0 +1,69 @@
+package daemon
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"testing"
+	"time"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/dhcp"
+	"coldrack.dev/internal/storm"
+)
+
+// One place: the second firmware waits until the first machine is in the discovery system.
+func TestTurnsFollowAMachineToDiscovery(t *testing.T) {
+	turns := newTurns(1)
+	clock := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	turns.now = func() time.Time { return clock }
+	counts := func() (c storm.Counts) {
+		t.Helper()
+		w := httptest.NewRecorder()
+		turns.ServeHTTP(w, httptest.NewRequest(http.MethodGet, stormPath, nil))
+		if err := json.Unmarshal(w.Body.Bytes(), &c); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	firmware := func(mac string) dhcp.Query { return dhcp.Query{MAC: mac, PXE: true} }
+	acknowledged := func(q dhcp.Query, address string) {
+		turns.observe(dhcp.Observation{Event: dhcp.Acknowledged, Client: q, Address: netip.MustParseAddr(address)})
+	}
+	if !turns.admit(firmware("a")) || turns.admit(firmware("b")) {
+		t.Fatal("one place, and it is not a's alone")
+	}
+	for _, other := range []dhcp.Query{{MAC: "c", PXE: true, IPXE: true}, {MAC: "d"}} {
+		if !turns.admit(other) {
+			t.Errorf("%+v waits, and is no firmware", other)
+		}
+	}
+	acknowledged(firmware("a"), "10.0.0.1")
+	clock = clock.Add(10 * time.Second)
+	acknowledged(dhcp.Query{MAC: "a", PXE: true, IPXE: true}, "10.0.0.2")
+	turns.decided("a", v1alpha1.BootDiscover)
+	if turns.admit(firmware("b")) {
+		t.Error("b does not wait while a loads")
+	}
+	// A slow link: minutes without a word by DHCP.
+	for range 4 {
+		clock = clock.Add(time.Minute)
+		turns.taking(netip.MustParseAddr("10.0.0.2"))
+	}
+	if c := counts(); c.Loading != 1 || c.Lost != 1 { // b gave up
+		t.Errorf("%+v", c)
+	}
+	acknowledged(dhcp.Query{MAC: "a", VendorClass: discoverySystem}, "10.0.0.2")
+	turns.taking(netip.MustParseAddr("10.0.0.2")) // the image
+	if c := counts(); c.Loading != 0 || c.Through != 1 {
+		t.Errorf("%+v", c)
+	}
+	if !turns.admit(firmware("b")) {
+		t.Error("b waits although nobody loads")
+	}
+	turns.decided("b", v1alpha1.BootLocalDisk)
+	if c := counts(); c.Through != 2 || c.Lost != 0 {
+		t.Errorf("%+v", c)
+	}
+}
