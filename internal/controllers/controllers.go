@@ -80,8 +80,8 @@ type Deps struct {
 	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
 	// Reserved are addresses that no machine may get: the servers'.
 	Reserved []netip.Addr
-	// HeartbeatInterval that nodes are told. Default 30 s.
-	HeartbeatInterval time.Duration
+	// LostAfter is how long a node may be silent before it counts as lost. Default 90 s, three heartbeats.
+	LostAfter time.Duration
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -90,8 +90,8 @@ func (d Deps) withDefaults() Deps {
 	if d.Now == nil {
 		d.Now = time.Now
 	}
-	if d.HeartbeatInterval == 0 {
-		d.HeartbeatInterval = 30 * time.Second
+	if d.LostAfter == 0 {
+		d.LostAfter = 90 * time.Second
 	}
 	if d.Clusters == nil {
 		d.Clusters = clusters.New(clusters.Options{Log: d.Log, Now: d.Now})

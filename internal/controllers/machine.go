@@ -36,7 +36,7 @@ type machines struct {
 const progressEvery = 2 * time.Second
 
 func machineReconciler(d Deps) reconciler {
-	r := &machines{Deps: d, limits: limitsFor(d.HeartbeatInterval, d.Fleet.StartedAt()), written: map[string]time.Time{}}
+	r := &machines{Deps: d, limits: limitsFor(d.LostAfter, d.Fleet.StartedAt()), written: map[string]time.Time{}}
 	return reconciler{
 		name: "machine", workers: 4, do: r.reconcile,
 		watches: []source.Source{each(d, &v1alpha1.Machine{}), observations(d.Fleet)},

@@ -23,8 +23,8 @@ type limits struct {
 	boot time.Duration
 }
 
-func limitsFor(heartbeat time.Duration, watching time.Time) limits {
-	return limits{watching: watching, silent: 3 * heartbeat, still: 10 * time.Minute, boot: 15 * time.Minute}
+func limitsFor(silent time.Duration, watching time.Time) limits {
+	return limits{watching: watching, silent: silent, still: 10 * time.Minute, boot: 15 * time.Minute}
 }
 
 // quiet is how long nothing may be heard of a machine in discovery, which asks for its assignment at least

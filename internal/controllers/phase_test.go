@@ -141,7 +141,7 @@ func TestPhase(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			s := test.scene
-			got := phase(s.m, s.live, s.now, limitsFor(30*time.Second, s.now.Add(-time.Hour)))
+			got := phase(s.m, s.live, s.now, limitsFor(90*time.Second, s.now.Add(-time.Hour)))
 			if got.phase != test.want || !strings.Contains(got.message, test.message) || got.step != test.step {
 				t.Errorf("got %s, step %q: %q; want %s, step %q, with %q", got.phase, got.step, got.message, test.want, test.step, test.message)
 			}
@@ -169,7 +169,7 @@ func TestPhaseAfterARestartOfTheServer(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			s := test.scene
-			got := phase(s.m, s.live, s.now, limitsFor(30*time.Second, s.now.Add(-test.ago)))
+			got := phase(s.m, s.live, s.now, limitsFor(90*time.Second, s.now.Add(-test.ago)))
 			if got.phase != test.want {
 				t.Errorf("got %s (%s), want %s", got.phase, got.message, test.want)
 			}
@@ -179,7 +179,7 @@ func TestPhaseAfterARestartOfTheServer(t *testing.T) {
 
 func TestFoldSaysTheSameTwice(t *testing.T) {
 	s := newScene(approved, inventory, installed(time.Hour), beat(0), booted(time.Hour, v1alpha1.BootLocalDisk))
-	l := limitsFor(30*time.Second, s.now.Add(-time.Hour))
+	l := limitsFor(90*time.Second, s.now.Add(-time.Hour))
 	fold(s.m, s.live, nil, s.now, l)
 	first := s.m.DeepCopy()
 	fold(s.m, s.live, nil, s.now.Add(20*time.Second), l)
@@ -197,16 +197,16 @@ func TestFoldSaysTheSameTwice(t *testing.T) {
 func TestConditions(t *testing.T) {
 	s := newScene(inventory)
 	s.live.Conflict, s.live.ConflictAt = "it has a MAC of machine a", s.now
-	fold(s.m, s.live, nil, s.now, limitsFor(30*time.Second, s.now))
+	fold(s.m, s.live, nil, s.now, limitsFor(90*time.Second, s.now))
 	conflict := conditionOf(s.m, v1alpha1.ConditionIdentityConflict)
 	if conflict == nil || conflict.Reason != "NotRecognised" || !strings.Contains(conflict.Message, "MAC of machine a") {
 		t.Errorf("conflict: %+v", conflict)
 	}
-	fold(s.m, fleet.Live{}, []fleet.Twin{{Name: "b", What: "UUID x"}}, s.now, limitsFor(30*time.Second, s.now))
+	fold(s.m, fleet.Live{}, []fleet.Twin{{Name: "b", What: "UUID x"}}, s.now, limitsFor(90*time.Second, s.now))
 	if c := conditionOf(s.m, v1alpha1.ConditionIdentityConflict); c == nil || c.Reason != "SharedIdentifiers" || !strings.Contains(c.Message, "UUID x with b") {
 		t.Errorf("twins: %+v", c)
 	}
-	fold(s.m, fleet.Live{}, nil, s.now, limitsFor(30*time.Second, s.now))
+	fold(s.m, fleet.Live{}, nil, s.now, limitsFor(90*time.Second, s.now))
 	if c := conditionOf(s.m, v1alpha1.ConditionIdentityConflict); c != nil {
 		t.Errorf("a conflict that is over is still there: %+v", c)
 	}
@@ -224,7 +224,7 @@ func conditionOf(m *v1alpha1.Machine, kind string) *metav1.Condition {
 func TestBytesAloneAreNoNews(t *testing.T) {
 	a := newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(0), progress(0, 10))
 	b := newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(0), progress(0, 90))
-	l := limitsFor(30*time.Second, a.now)
+	l := limitsFor(90*time.Second, a.now)
 	fold(a.m, a.live, nil, a.now, l)
 	fold(b.m, b.live, nil, b.now, l)
 	if !onlyBytes(a.m.Status, b.m.Status) {

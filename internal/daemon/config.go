@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/registry"
+	"coldrack.dev/internal/storm"
 )
 
 // Config is everything `coldrack serve` can be told. Every field is a flag, an environment variable and
@@ -70,8 +71,17 @@ type Config struct {
 	// needs some. Installed machines get theirs from their Profile.
 	DiscoveryArgs []string `json:"discoveryArgs,omitempty"`
 
+	// BootConcurrency is how many machines load what they boot at once. Further ones are asked to come again, but for no
+	// longer than their firmware has patience.
+	BootConcurrency int `json:"bootConcurrency"`
+	// BootPaceMbit bounds what one connection gets over plain HTTP, megabits a second; 0: as fast as it goes. For boot loaders
+	// that hang when data come too fast.
+	BootPaceMbit int `json:"bootPaceMbit,omitempty"`
+
 	// HeartbeatInterval that installed nodes are told.
 	HeartbeatInterval time.Duration `json:"heartbeatInterval"`
+	// LostAfter is how long a node may be silent before it counts as lost; 0: three heartbeats.
+	LostAfter time.Duration `json:"lostAfter,omitempty"`
 	// LogLevel is debug, info, warn or error; LogFormat text or json.
 	LogLevel  string `json:"logLevel"`
 	LogFormat string `json:"logFormat"`
@@ -86,6 +96,7 @@ func DefaultConfig() Config {
 		MachinePort:       7444,
 		TFTPPort:          69,
 		RegistryCacheGiB:  20,
+		BootConcurrency:   storm.Usual().Loading,
 		HeartbeatInterval: 30 * time.Second,
 		LogLevel:          "info",
 		LogFormat:         "text",
@@ -135,8 +146,17 @@ func (c Config) Validate() error {
 			bad("discoveryArgs", arg, "must be one kernel argument, for example nomodeset, and none of Coldrack's own")
 		}
 	}
+	if c.BootConcurrency < 1 {
+		bad("bootConcurrency", c.BootConcurrency, "must be at least 1")
+	}
+	if c.BootPaceMbit < 0 {
+		bad("bootPaceMbit", c.BootPaceMbit, "must be 0, for no bound, or the megabits a second of one connection")
+	}
 	if c.HeartbeatInterval < time.Second {
 		bad("heartbeatInterval", c.HeartbeatInterval, "must be at least 1s")
+	}
+	if c.LostAfter != 0 && c.LostAfter < 2*c.HeartbeatInterval {
+		bad("lostAfter", c.LostAfter, "must be at least two heartbeats, or 0 for three")
 	}
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":
@@ -149,6 +169,13 @@ func (c Config) Validate() error {
 		bad("logFormat", c.LogFormat, "must be text or json")
 	}
 	return errors.Join(errs...)
+}
+
+func (c Config) lostAfter() time.Duration {
+	if c.LostAfter == 0 {
+		return 3 * c.HeartbeatInterval
+	}
+	return c.LostAfter
 }
 
 func (c Config) path(elem ...string) string {

@@ -83,7 +83,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	s := &server{
 		cfg: cfg, log: log, keys: keys, sockets: sockets,
 		content: content{store: store}, importer: newImporter(cfg, store, log),
-		fleet: machines, metrics: newMetrics(machines), desk: newClusterDesk(log),
+		fleet: machines, metrics: newMetrics(machines), turns: newTurns(cfg.BootConcurrency), desk: newClusterDesk(log),
 	}
 	if s.clusters, err = s.newClusters(); err != nil {
 		return err
@@ -129,6 +129,7 @@ type server struct {
 	clusters *clusters.Set
 	desk     *clusterDesk
 	metrics  *metrics
+	turns    *turns
 	plane    *controlplane.ControlPlane
 }
 
@@ -164,6 +165,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		machinesPath:           machineLogs(s.fleet),
 		"/coldrack/v1/bundles": s.importer,
 		metricsPath:            s.metrics.handler(s.log),
+		stormPath:              s.turns,
 	}
 	maps.Copy(handlers, s.desk.handlers())
 	return controlplane.Start(ctx, controlplane.Config{
@@ -218,7 +220,7 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 	})
 	deps := controllers.Deps{
 		Client: direct, Cache: cached, Fleet: s.fleet, Log: s.log.With("part", "controllers"),
-		Catalog: catalog, HeartbeatInterval: s.cfg.HeartbeatInterval, Clusters: s.clusters, DialNode: s.dialNode,
+		Catalog: catalog, LostAfter: s.cfg.lostAfter(), Clusters: s.clusters, DialNode: s.dialNode,
 	}
 	if err := controllers.FeedClusters(ctx, deps); err != nil {
 		return err

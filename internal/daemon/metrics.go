@@ -74,7 +74,7 @@ func (m *metrics) watchDHCP(stats func() dhcp.Stats) {
 			s.counter("coldrack_dhcp_messages_total", messages, n, "direction", "sent", "type", kind)
 		}
 		for reason, n := range map[string]uint64{
-			"malformed": now.Malformed, "no_subnet": now.NoSubnet, "pool_exhausted": now.Exhausted,
+			"malformed": now.Malformed, "no_subnet": now.NoSubnet, "pool_exhausted": now.Exhausted, "not_its_turn": now.Deferred,
 			"lease_not_stored": now.Unstored, "send_error": now.SendErrors,
 		} {
 			s.counter("coldrack_dhcp_unanswered_total", "DHCP messages without an answer, by reason.", n, "reason", reason)
@@ -97,7 +97,7 @@ func (m *metrics) watchTFTP(stats func() tftp.Stats) {
 	m.registry.MustRegister(samples(func(s sink) {
 		now := stats()
 		for outcome, n := range map[string]uint64{
-			"completed": now.Completed, "aborted": now.Aborted, "failed": now.Failed, "refused": now.Refused, "malformed": now.Malformed,
+			"completed": now.Completed, "aborted": now.Aborted, "failed": now.Failed, "refused": now.Refused, "deferred": now.Deferred, "malformed": now.Malformed,
 		} {
 			s.counter("coldrack_tftp_requests_total", "TFTP requests that ended, by outcome.", n, "outcome", outcome)
 		}

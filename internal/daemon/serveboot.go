@@ -13,6 +13,7 @@ import (
 	"coldrack.dev/internal/httpboot"
 	"coldrack.dev/internal/machineapi"
 	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/sntp"
 	"coldrack.dev/internal/swarm"
 	"coldrack.dev/internal/tftp"
 )
@@ -20,7 +21,7 @@ import (
 func (s *server) newBooter(nonces *machineapi.Nonces) *booter {
 	return &booter{
 		fleet: s.fleet, nonces: nonces, content: s.content, cfg: s.cfg,
-		caPin: s.keys.machines.Fingerprint(), discoveryArgs: s.cfg.DiscoveryArgs, log: s.log.With("part", "boot"), metrics: s.metrics,
+		caPin: s.keys.machines.Fingerprint(), discoveryArgs: s.cfg.DiscoveryArgs, log: s.log.With("part", "boot"), metrics: s.metrics, turns: s.turns,
 	}
 }
 
@@ -30,6 +31,7 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	answers := s.newBooter(nonces)
 	web := httpboot.New(httpboot.Options{
 		Files: s.content, Content: answers, Scripts: answers, Log: s.log.With("part", "http"),
+		Pace: int64(s.cfg.BootPaceMbit) * 1_000_000 / 8, Taking: s.turns.taking,
 	})
 	s.metrics.watchHTTP(web.Stats)
 	group.Go(func() error { return web.Serve(ctx, s.sockets.http) })
@@ -46,6 +48,12 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	})
 	s.metrics.watchTFTP(files.Stats)
 	group.Go(func() error { return files.Serve(ctx, s.sockets.tftp) })
+
+	if clock := s.log.With("part", "time"); s.sockets.time != nil {
+		group.Go(func() error { return sntp.Serve(ctx, s.sockets.time, clock) })
+	} else {
+		clock.Info("machines are not told the time here: another program has the port, or this one may not", "port", sntp.Port)
+	}
 
 	api := machineapi.New(machineapi.Options{
 		Fleet: s.fleet, Store: store, Plans: plans, Content: s.content, Signer: s.keys.machines,

@@ -14,6 +14,7 @@ import (
 
 	"coldrack.dev/internal/netns"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/sntp"
 )
 
 // bootSockets are what machines talk to, DHCP apart, all in the boot network namespace.
@@ -21,6 +22,8 @@ type bootSockets struct {
 	http    net.Listener
 	machine net.Listener
 	tftp    *net.UDPConn
+	// time is nil where another program of this host tells the time.
+	time *net.UDPConn
 }
 
 // openBootSockets opens all of them or none.
@@ -47,6 +50,10 @@ func openBootSockets(ctx context.Context, cfg Config) (s bootSockets, err error)
 		return s, explainListen(err, "TFTP", "udp", cfg.TFTPPort, "--tftp-port")
 	}
 	s.tftp = conn.(*net.UDPConn)
+	// A host with a time server of its own needs no other.
+	if conn, err := netns.ListenPacket(ctx, cfg.BootNetns, "udp", net.JoinHostPort("", strconv.Itoa(sntp.Port))); err == nil {
+		s.time = conn.(*net.UDPConn)
+	}
 	return s, nil
 }
 
@@ -78,6 +85,9 @@ func (s bootSockets) close() {
 	}
 	if s.tftp != nil {
 		s.tftp.Close()
+	}
+	if s.time != nil {
+		s.time.Close()
 	}
 }
 
