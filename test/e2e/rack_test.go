@@ -41,12 +41,14 @@ type rack struct {
 
 	sshKey string // private key file whose public half is in the profile
 
-	mu      sync.Mutex
-	server  *exec.Cmd
-	exited  chan struct{}
-	log     string // the server's
-	started time.Time
-	ready   []time.Duration // of each start, until the API answered as admin
+	mu     sync.Mutex
+	server *exec.Cmd
+	exited chan struct{}
+	log    string // the server's
+	// patience is how long a machine may be silent before it counts as lost.
+	patience time.Duration
+	started  time.Time
+	ready    []time.Duration // of each start, until the API answered as admin
 }
 
 func root(t *testing.T) string {
@@ -74,7 +76,10 @@ func newRack(t *testing.T, objects string, options lab.Options, more ...lab.Opti
 		t.Fatal(err)
 	}
 	r := &rack{t: t, dir: dir, bin: filepath.Join(root(t), "bin"), bundle: bundlePath,
-		machine: map[string]*lab.Machine{}, log: filepath.Join(dir, "server.log"), started: time.Now()}
+		machine: map[string]*lab.Machine{}, log: filepath.Join(dir, "server.log"), started: time.Now(), patience: 30 * time.Second}
+	if options.OwnTime {
+		r.patience = 3 * time.Minute // a second of the machines may be several of ours
+	}
 	// A port that is free, and a lab of that name: several racks may stand side by side.
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -134,7 +139,7 @@ func (r *rack) serve() {
 	command := exec.Command(filepath.Join(r.bin, "coldrack"), "serve",
 		"--data-dir", filepath.Join(r.dir, "data"), "--api-address", r.api,
 		"--boot-netns", r.lab.Namespace(), "--bundles", r.bundle, "--trusted-keys", r.publicKey(),
-		"--heartbeat-interval", "10s", "--discovery-args", "tsc=reliable,mitigations=off,highres=off")
+		"--heartbeat-interval", "10s", "--lost-after", r.patience.String(), "--discovery-args", "tsc=reliable,mitigations=off,highres=off")
 	command.Stdout, command.Stderr = log, log
 	began := time.Now()
 	if err := command.Start(); err != nil {
