@@ -16,7 +16,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e e2e-cluster e2e-production bench generate clean
+.PHONY: help setup build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e e2e-laptop e2e-production bench generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -96,11 +96,11 @@ E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) go test -count=1 -v
 
 ## e2e        real programs and real firmware: from power-on to Ready, and to a cluster (QEMU, with or without KVM)
 e2e: bundle oracle
-	@$(E2E) -timeout 60m ./test/e2e/...
+	@$(E2E) -timeout 75m ./test/e2e/...
 
-## e2e-cluster  three blank machines become a cluster; the power of its nodes goes and comes back
-e2e-cluster: bundle bin/kubectl
-	@COLDRACK_E2E_CLUSTERS=1 $(E2E) -timeout 90m -run TestDevelopmentCluster ./test/e2e
+## e2e-laptop  one blank machine becomes a cluster of its own
+e2e-laptop: bundle bin/kubectl
+	@COLDRACK_E2E_CLUSTERS=1 $(E2E) -timeout 30m -run TestLaptopCluster ./test/e2e
 
 ## e2e-production  three etcd members, two control planes, a worker; failures, and the whole rack loses its power
 e2e-production: bundle bin/kubectl
@@ -109,7 +109,7 @@ e2e-production: bundle bin/kubectl
 ## bench      our boot services beside their peers, into docs/performance.md (root; installs test/bench/HOST-PACKAGES)
 bench: build
 	@hack/setup.sh test/bench/HOST-PACKAGES
-	@mkdir -p bin && go build -o bin/bench ./test/bench
+	@mkdir -p bin && go build -o bin/bench ./test/bench && go test -c -o bin/swarm.test ./test/swarm
 	@bin/bench
 
 ## generate   CRDs, deep copies and reference documentation from the types

@@ -22,7 +22,7 @@ type intents struct {
 }
 
 func intentReconciler(d Deps) reconciler {
-	r := &intents{Deps: d, store: NewStore(d.Client)}
+	r := &intents{Deps: d, store: NewStore(d.Client, d.Fleet.Get)}
 	return reconciler{name: "intent", workers: 2, do: r.reconcile, watches: []source.Source{each(d, &v1alpha1.Machine{})}}
 }
 

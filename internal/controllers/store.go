@@ -13,10 +13,16 @@ import (
 )
 
 // Store reads and writes Machines for the machine API, past any cache.
-type Store struct{ client client.Client }
+type Store struct {
+	client client.Client
+	known  func(name string) (*v1alpha1.Machine, bool)
+}
 
-// NewStore returns a Store over a client that reads from the API itself.
-func NewStore(direct client.Client) *Store { return &Store{direct} }
+// NewStore returns a Store over a client that reads from the API itself. known gives the version of a Machine that is in
+// memory: what is changed most often need not be read first, since a write that is based on an old version fails.
+func NewStore(direct client.Client, known func(name string) (*v1alpha1.Machine, bool)) *Store {
+	return &Store{direct, known}
+}
 
 // Get returns a Machine as it is in the store now.
 func (s *Store) Get(ctx context.Context, name string) (*v1alpha1.Machine, error) {
@@ -40,9 +46,18 @@ func (s *Store) Create(ctx context.Context, m *v1alpha1.Machine) (*v1alpha1.Mach
 // wrote in between. Only an answer without an error means that the store has it.
 func (s *Store) UpdateStatus(ctx context.Context, name string, change func(*v1alpha1.Machine) error) (*v1alpha1.Machine, error) {
 	// Not client-go's retry package: it takes a context that ended for success.
+	if base, ok := s.known(name); ok {
+		// Whatever goes wrong may be for the version's age.
+		if m, err := s.patchStatus(ctx, base.DeepCopy(), change); err == nil {
+			return m, nil
+		}
+	}
 	pause := 5 * time.Millisecond
 	for attempt := 1; ; attempt++ {
-		m, err := s.tryUpdateStatus(ctx, name, change)
+		m, err := s.Get(ctx, name)
+		if err == nil {
+			m, err = s.patchStatus(ctx, m, change)
+		}
 		if !apierrors.IsConflict(err) || attempt == maxAttempts {
 			return m, err
 		}
@@ -58,11 +73,7 @@ func (s *Store) UpdateStatus(ctx context.Context, name string, change func(*v1al
 // maxAttempts outlasts a crowd of writers to one object; about three seconds.
 const maxAttempts = 20
 
-func (s *Store) tryUpdateStatus(ctx context.Context, name string, change func(*v1alpha1.Machine) error) (*v1alpha1.Machine, error) {
-	m, err := s.Get(ctx, name)
-	if err != nil {
-		return nil, err
-	}
+func (s *Store) patchStatus(ctx context.Context, m *v1alpha1.Machine, change func(*v1alpha1.Machine) error) (*v1alpha1.Machine, error) {
 	before := m.DeepCopy()
 	if err := change(m); err != nil {
 		return nil, err

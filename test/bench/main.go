@@ -41,12 +41,13 @@ func command(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&b.rounds, "rounds", 3, "rounds; each measures everything once")
 	flags.StringVar(&b.coldrack, "coldrack", "bin/coldrack", "the program")
-	only := flags.String("only", "tftp,http,dhcp,scripts,storm", "what to measure")
+	flags.StringVar(&b.swarmTest, "swarm-test", "bin/swarm.test", "the measurement of test/swarm")
+	only := flags.String("only", "tftp,http,dhcp,scripts,storm,swarm", "what to measure")
 	out := flags.String("o", "docs/performance.md", "file with a generated part; empty: print only")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	for _, program := range []string{"ip", "dnsmasq", "nginx", "kea-dhcp4", "perfdhcp", "wrk"} {
+	for _, program := range []string{"ip", "dnsmasq", "nginx", "kea-dhcp4", "perfdhcp", "wrk", "udp-sender", "aria2c"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return fmt.Errorf("%w: run make setup", err)
 		}
@@ -56,7 +57,7 @@ func command(ctx context.Context, args []string) error {
 		return err
 	}
 	defer b.close()
-	parts := map[string]func(context.Context) error{"tftp": b.tftp, "http": b.http, "dhcp": b.dhcp, "scripts": b.scripts, "storm": b.storm}
+	parts := map[string]func(context.Context) error{"tftp": b.tftp, "http": b.http, "dhcp": b.dhcp, "scripts": b.scripts, "storm": b.storm, "swarm": b.swarm}
 	for _, name := range strings.Split(*only, ",") {
 		if parts[name] == nil {
 			return fmt.Errorf("-only: there is no %q", name)
@@ -64,12 +65,12 @@ func command(ctx context.Context, args []string) error {
 	}
 	before := loadAverage()
 	for round := range b.rounds {
-		for _, name := range []string{"tftp", "http", "dhcp", "scripts", "storm"} {
+		for _, name := range []string{"tftp", "http", "dhcp", "scripts", "storm", "swarm"} {
 			if !slices.Contains(strings.Split(*only, ","), name) {
 				continue
 			}
 			// What takes long and varies little is measured once.
-			if round > 0 && (name == "scripts" || name == "storm") {
+			if round > 0 && (name == "scripts" || name == "storm" || name == "swarm") {
 				continue
 			}
 			fmt.Fprintf(os.Stderr, "round %d of %d: %s\n", round+1, b.rounds, name)
@@ -94,11 +95,13 @@ func command(ctx context.Context, args []string) error {
 type bench struct {
 	rounds   int
 	coldrack string
-	dir      string
-	self     string
-	server   string // names of the namespaces
-	client   string
-	rows     []*row
+	// swarmTest is test/swarm as a program.
+	swarmTest string
+	dir       string
+	self      string
+	server    string // names of the namespaces
+	client    string
+	rows      []*row
 }
 
 // row is one line of the table.
@@ -113,7 +116,7 @@ type row struct {
 
 func (b *bench) row(what, unit, peerName, target string, met func(ours, peer float64) bool) *row {
 	for _, r := range b.rows {
-		if r.what == what {
+		if r.what == what && r.peerName == peerName {
 			return r
 		}
 	}
@@ -134,6 +137,9 @@ func (b *bench) open() (err error) {
 		}
 	}()
 	if b.self, err = os.Executable(); err != nil {
+		return err
+	}
+	if b.swarmTest, err = filepath.Abs(b.swarmTest); err != nil {
 		return err
 	}
 	if b.coldrack, err = filepath.Abs(b.coldrack); err != nil {

@@ -91,10 +91,9 @@ type cluster struct {
 	config     string // kubeconfig of an administrator, through the lab's forwarder
 }
 
-// TestLaptopCluster takes one blank machine to a cluster of its own, whose power then goes. It is what two cores
-// without KVM do in minutes; the stories of several nodes run on their own.
+// TestLaptopCluster takes one blank machine to a cluster of its own, whose power then goes.
 func TestLaptopCluster(t *testing.T) {
-	require.Need(t, "kubectl", "ssh")
+	needClusters(t)
 	key, public := sshKey(t)
 	r := newRack(t, fmt.Sprintf(segmentYAML, public), lab.Options{Machines: 1, Firmware: lab.UEFI, CPUs: 2, Memory: 3 * lab.GiB})
 	r.sshKey = key
@@ -111,7 +110,7 @@ func TestLaptopCluster(t *testing.T) {
 // TestDevelopmentCluster takes three blank machines to a working cluster: one with etcd and control plane, two
 // for workloads. Then the power of a node, and of the control plane, goes. Two cores without KVM take a quarter of an hour.
 func TestDevelopmentCluster(t *testing.T) {
-	needClusters(t)
+	require.Need(t, "kubectl", "ssh")
 	key, public := sshKey(t)
 	// Emulated processors that outnumber the host's wait for each other: only the control plane gets two, and it goes first.
 	control := lab.Options{Machines: 1, Firmware: lab.UEFI, CPUs: 2, Memory: 3 * lab.GiB}
@@ -126,6 +125,7 @@ func TestDevelopmentCluster(t *testing.T) {
 	if len(nodes) != 3 {
 		t.Fatalf("%d nodes, want 3: %v", len(nodes), nodes)
 	}
+	c.clocksAreSet()
 	c.useIt()
 	c.verify()
 	c.kubeadmReadsIt()
@@ -143,7 +143,7 @@ func TestDevelopmentCluster(t *testing.T) {
 	c.account()
 }
 
-// needClusters skips where nobody has asked for clusters of several machines, which take long without KVM.
+// needClusters skips where nobody has asked for more clusters than the one of every run: without KVM they take long.
 func needClusters(t *testing.T) {
 	if os.Getenv("COLDRACK_E2E_CLUSTERS") == "" {
 		t.Skip("runs with: make e2e-cluster, make e2e-production")
@@ -443,6 +443,19 @@ func (c *cluster) podsReachEachOther() error {
 		}
 	}
 	return nil
+}
+
+// clocksAreSet waits until every machine has the time from the server.
+func (c *cluster) clocksAreSet() {
+	c.t.Helper()
+	for _, node := range c.getCluster(c.name).Status.Nodes {
+		address := c.get(node.Machine).Spec.Network.Address
+		for began := time.Now(); strings.TrimSpace(c.ssh(address, "test -e /run/systemd/timesync/synchronized && echo yes || true")) != "yes"; time.Sleep(2 * time.Second) {
+			if time.Since(began) > 3*time.Minute {
+				c.t.Fatalf("%s has not set its clock: %s", node.Machine, c.ssh(address, "journalctl --no-pager -u systemd-timesyncd | tail -5"))
+			}
+		}
+	}
 }
 
 func (c *cluster) verify() {

@@ -80,7 +80,10 @@ func newSite(t testing.TB, machines int, link, origin float64, index diskimage.I
 		port := fmt.Sprint("p", i)
 		hub.Plug("br0", port, ns, "eth0")
 		ns.Run("ip", "link", "set", "eth0", "address", fmt.Sprintf("02:99:00:00:%02x:%02x", i/250, i%250+1))
-		ns.Address("eth0", fmt.Sprintf("10.99.%d.%d/16", i/250, i%250+1))
+		// With a broadcast address and a way for multicast, which udp-sender wants.
+		ns.Run("ip", "address", "add", fmt.Sprintf("10.99.%d.%d/16", i/250, i%250+1), "broadcast", "+", "dev", "eth0")
+		ns.Run("ip", "link", "set", "eth0", "up")
+		ns.Run("ip", "route", "add", "224.0.0.0/4", "dev", "eth0")
 		for where, dev := range map[*netns.NS]string{ns: "eth0", hub: port} {
 			where.Run("tc", "qdisc", "add", "dev", dev, "root", "tbf", "rate", fmt.Sprintf("%.0fkbit", rate*1000), "burst", "128kb", "latency", "40ms")
 		}
