@@ -112,6 +112,28 @@ func (c *testCluster) testVerify(t *testing.T) {
 		expect(t, checks, "clean-up coldrack-verify", true, "removed")
 		gone(t)
 	})
+	t.Run("a leader whose clock is off leads all the same", func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			leases := admin.CoordinationV1().Leases("kube-system")
+			for ctx.Err() == nil {
+				if lease, err := leases.Get(ctx, "kube-scheduler", metav1.GetOptions{}); err == nil {
+					at := metav1.NewMicroTime(lease.Spec.RenewTime.Add(10 * time.Millisecond))
+					lease.Spec.RenewTime = &at
+					_, _ = leases.Update(ctx, lease, metav1.UpdateOptions{})
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+		}()
+		options := c.verifyOptions()
+		options.NoPods = true
+		checks := collect(t.Context(), options)
+		stop()
+		<-ended
+		expect(t, checks, "component kube-scheduler", true, "led by node-01, whose clock is off by 1h0m")
+	})
 	t.Run("what an earlier verification left is removed first", func(t *testing.T) {
 		_, err := admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: verifyNamespace}}, metav1.CreateOptions{})
 		check(t, err)

@@ -490,7 +490,7 @@ func (c *cluster) powerCut(name string) {
 	t.Helper()
 	vm := c.machine[name]
 	node := c.get(name).Spec.Hostname
-	before := c.kubectl(time.Minute, "get", "node", node, "-o", "jsonpath={.status.nodeInfo.bootID}")
+	before := c.bootID(node)
 	if err := vm.PowerOff(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -499,18 +499,29 @@ func (c *cluster) powerCut(name string) {
 	if err := vm.PowerOn(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		out, err := c.tryKubectl("get", "node", node, "-o", `jsonpath={.status.nodeInfo.bootID} {.status.conditions[?(@.type=="Ready")].status}`)
-		if bootID, ready, _ := strings.Cut(out, " "); err == nil && bootID != before && ready == "True" {
-			break
-		}
-		if time.Since(began) > 10*time.Minute {
-			t.Fatalf("node %s does not come back: %v %s", node, err, out)
-		}
-		time.Sleep(2 * time.Second)
-	}
+	c.awaitNode(node, before, 10*time.Minute)
 	t.Logf("%s is a Ready node again %.0f s after its power came back", name, time.Since(began).Seconds())
 	c.awaitCluster(c.name, "Ready again", 5*time.Minute, func(k *v1alpha1.Cluster) bool { return k.Status.Phase == v1alpha1.ClusterReady })
+}
+
+// bootID tells one start of a node from another.
+func (c *cluster) bootID(node string) string {
+	c.t.Helper()
+	return c.kubectl(2*time.Minute, "get", "node", node, "-o", "jsonpath={.status.nodeInfo.bootID}")
+}
+
+// awaitNode waits until a node is Ready in another start than before.
+func (c *cluster) awaitNode(node, before string, within time.Duration) {
+	c.t.Helper()
+	for began := time.Now(); ; time.Sleep(2 * time.Second) {
+		out, err := c.tryKubectl("get", "node", node, "-o", `jsonpath={.status.nodeInfo.bootID} {.status.conditions[?(@.type=="Ready")].status}`)
+		if bootID, ready, _ := strings.Cut(out, " "); err == nil && bootID != before && ready == "True" {
+			return
+		}
+		if time.Since(began) > within {
+			c.t.Fatalf("node %s does not come back: %v %s", node, err, out)
+		}
+	}
 }
 
 // account tells what it all took.

@@ -70,6 +70,10 @@ spec:
 	// balancer, and one outside through the virtual IP.
 	etcd, controlPlane := c.machineWith(v1alpha1.RoleEtcd), c.carrierOf(virtualIP)
 	worker := c.get(c.machineWith(v1alpha1.RoleWorker)).Spec.Network.Address
+	boots := map[string]string{}
+	for _, name := range []string{etcd, controlPlane} {
+		boots[name] = c.bootID(c.get(name).Spec.Hostname)
+	}
 	gone := time.Now()
 	for _, name := range []string{etcd, controlPlane} {
 		if err := c.machine[name].PowerOff(t.Context()); err != nil {
@@ -93,6 +97,9 @@ spec:
 		if err := c.machine[name].PowerOn(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+	}
+	for _, name := range []string{etcd, controlPlane} {
+		c.awaitNode(c.get(name).Spec.Hostname, boots[name], 15*time.Minute)
 	}
 	c.awaitCluster(c.name, "whole again", 15*time.Minute, func(k *v1alpha1.Cluster) bool {
 		return k.Status.Phase == v1alpha1.ClusterReady && len(c.nodes()) == 6
