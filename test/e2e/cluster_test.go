@@ -460,10 +460,23 @@ func (c *cluster) clocksAreSet() {
 
 func (c *cluster) verify() {
 	c.t.Helper()
-	out, err := c.try("cluster", "verify", c.name)
-	c.t.Logf("coldrack cluster verify:\n%s", out)
-	if err != nil {
-		c.t.Errorf("cluster verify: %v", err)
+	c.verifyWithin(0)
+}
+
+// verifyWithin repeats a verification that finds something for a while: after a blackout, what was started in vain waits
+// before it is started again.
+func (c *cluster) verifyWithin(patience time.Duration) {
+	c.t.Helper()
+	for began := time.Now(); ; time.Sleep(10 * time.Second) {
+		out, err := c.try("cluster", "verify", c.name)
+		c.t.Logf("coldrack cluster verify:\n%s", out)
+		if err == nil {
+			return
+		}
+		if time.Since(began) >= patience {
+			c.t.Errorf("cluster verify: %v", err)
+			return
+		}
 	}
 }
 

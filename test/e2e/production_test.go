@@ -121,7 +121,7 @@ spec:
 	t.Logf("the rack is back %.0f s after its power", time.Since(light).Seconds())
 	c.kubectl(2*time.Minute, "-n", "shop", "get", "configmap", "written-meanwhile")
 	c.useIt()
-	c.verify()
+	c.verifyWithin(10 * time.Minute)
 	c.account()
 }
 
