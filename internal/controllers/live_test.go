@@ -174,7 +174,7 @@ func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane, prepare ...fun
 	for _, kind := range []client.Object{&v1alpha1.Cluster{}, &v1alpha1.MachineGroup{}, &v1alpha1.Secret{}, &v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}} {
 		check(t, w.client.DeleteAllOf(t.Context(), kind))
 	}
-	w.store = NewStore(w.client, w.fleet.Get)
+	w.store = NewStore(w.client, func(name string) (*v1alpha1.Machine, bool) { return w.fleet.Get(name) })
 	for _, f := range prepare {
 		f(w)
 	}

@@ -3,6 +3,7 @@ package storm
 import (
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,7 +115,7 @@ func TestAThousandFirmwares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(Limits{Loading: 100, Defer: 15 * time.Second, Quiet: 90 * time.Second})
 		admitted := make(chan bool)
-		peak := 0
+		var peak atomic.Int32
 		for i := range 1000 {
 			go func() {
 				name := fmt.Sprint(i)
@@ -134,7 +135,7 @@ func TestAThousandFirmwares(t *testing.T) {
 		go func() {
 			for range 60 {
 				time.Sleep(time.Second)
-				peak = max(peak, g.Counts(time.Now()).Loading)
+				peak.Store(max(peak.Load(), int32(g.Counts(time.Now()).Loading)))
 			}
 		}()
 		lost := 0
@@ -147,9 +148,9 @@ func TestAThousandFirmwares(t *testing.T) {
 		if lost > 0 {
 			t.Errorf("%d machines gave up", lost)
 		}
-		if peak < 100 {
-			t.Errorf("at most %d machines loaded at once", peak)
+		if peak.Load() < 100 {
+			t.Errorf("at most %d machines loaded at once", peak.Load())
 		}
-		t.Logf("at most %d loaded at once, %d questions were deferred", peak, g.Counts(time.Now()).Deferred)
+		t.Logf("at most %d loaded at once, %d questions were deferred", peak.Load(), g.Counts(time.Now()).Deferred)
 	})
 }
