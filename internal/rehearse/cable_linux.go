@@ -358,7 +358,8 @@ func (f *fetcher) try(ctx context.Context, address string, offset, length, keep 
 			f.r.Reset(f.conn)
 		}
 	}
-	stop := context.AfterFunc(ctx, func() { f.conn.SetDeadline(time.Unix(1, 0)) })
+	conn := f.conn // which may be closed and forgotten by the time that ctx ends
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var b strings.Builder
 	fmt.Fprintf(&b, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: coldrack-rehearsal\r\n", target.RequestURI(), target.Host)

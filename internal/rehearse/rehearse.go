@@ -118,6 +118,10 @@ func Rehearse(ctx context.Context, o Options) (r *Result, err error) {
 		return nil, err
 	}
 	defer server.stop(20 * time.Second)
+	o.Progress(Snapshot{Doing: "importing the bundle"})
+	if err := server.awaitBundle(ctx, dir, stage.serverPath(), plan.server.Addr()); err != nil {
+		return nil, err
+	}
 	return o.run(ctx, stage, server, plan)
 }
 

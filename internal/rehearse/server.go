@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"coldrack.dev/internal/netns"
 )
 
 // child is a process that the rehearsal started, and what it has taken of this host so far.
@@ -125,6 +129,36 @@ func startServer(ctx context.Context, program, dir string, args []string) (*chil
 			server.stop(time.Second)
 			return nil, context.Cause(ctx)
 		default:
+		}
+	}
+}
+
+// awaitBundle waits until the server has what machines load first. It is ready to be asked before it has read its bundle.
+func (c *child) awaitBundle(ctx context.Context, dir, namespace string, at netip.Addr) error {
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return netns.Dial(ctx, namespace, network, address)
+		},
+	}}
+	url := "http://" + netip.AddrPortFrom(at, 7080).String() + "/snponly.efi"
+	for {
+		if resp, err := client.Get(url); err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return nil
+			}
+		}
+		text, _ := os.ReadFile(filepath.Join(dir, "server.log"))
+		if bytes.Contains(text, []byte("a bundle of the configuration was not imported")) {
+			return fmt.Errorf("the server cannot use the bundle:\n%s", tail(text, 5))
+		}
+		select {
+		case <-c.ended:
+			return fmt.Errorf("the server ended before it had read its bundle: %w\n%s", c.err, tail(text, 20))
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }
