@@ -99,7 +99,7 @@ func (m *metrics) watchTFTP(stats func() tftp.Stats) {
 		for outcome, n := range map[string]uint64{
 			"completed": now.Completed, "aborted": now.Aborted, "failed": now.Failed, "refused": now.Refused, "deferred": now.Deferred, "malformed": now.Malformed,
 		} {
-			s.counter("coldrack_tftp_requests_total", "TFTP requests that ended, by outcome.", n, "outcome", outcome)
+			s.counter("coldrack_tftp_requests_total", "TFTP requests, by outcome; one that was deferred comes again.", n, "outcome", outcome)
 		}
 		s.counter("coldrack_tftp_sent_bytes_total", "Bytes that TFTP clients acknowledged.", now.Bytes)
 		s.counter("coldrack_tftp_retransmits_total", "TFTP blocks that were sent again.", now.Retransmits)

@@ -52,7 +52,7 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	if clock := s.log.With("part", "time"); s.sockets.time != nil {
 		group.Go(func() error { return sntp.Serve(ctx, s.sockets.time, clock) })
 	} else {
-		clock.Info("machines are not told the time here: another program has the port, or this one may not", "port", sntp.Port)
+		clock.Info("machines are not told the time by this server; if its host has no time server, their clocks need another", "err", s.sockets.timeErr)
 	}
 
 	api := machineapi.New(machineapi.Options{

@@ -22,8 +22,9 @@ type bootSockets struct {
 	http    net.Listener
 	machine net.Listener
 	tftp    *net.UDPConn
-	// time is nil where another program of this host tells the time.
-	time *net.UDPConn
+	// time is nil where it cannot be told, mostly because another program of this host does; timeErr says why.
+	time    *net.UDPConn
+	timeErr error
 }
 
 // openBootSockets opens all of them or none.
@@ -53,6 +54,8 @@ func openBootSockets(ctx context.Context, cfg Config) (s bootSockets, err error)
 	// A host with a time server of its own needs no other.
 	if conn, err := netns.ListenPacket(ctx, cfg.BootNetns, "udp", net.JoinHostPort("", strconv.Itoa(sntp.Port))); err == nil {
 		s.time = conn.(*net.UDPConn)
+	} else {
+		s.timeErr = err
 	}
 	return s, nil
 }

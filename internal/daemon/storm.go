@@ -9,6 +9,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/dhcp"
+	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/storm"
 )
 
@@ -39,15 +40,12 @@ func (t *turns) admit(client dhcp.Query) bool {
 	return t.gate.Ask(client.MAC, t.now())
 }
 
-// discoverySystem is what the discovery system calls itself in DHCP.
-const discoverySystem = "coldrack-agent"
-
 // observe follows a machine from its boot loader to the discovery system, which has been loaded when it asks for an address.
 func (t *turns) observe(seen dhcp.Observation) {
 	mac := seen.Client.MAC
 	switch {
 	case seen.Event != dhcp.Acknowledged:
-	case seen.Client.VendorClass == discoverySystem:
+	case seen.Client.VendorClass == wire.DHCPClass:
 		t.gate.Through(mac, t.now())
 	case seen.Client.PXE || seen.Client.HTTP || seen.Client.IPXE:
 		t.gate.Seen(mac, t.now())

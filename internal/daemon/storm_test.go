@@ -10,6 +10,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/dhcp"
+	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/storm"
 )
 
@@ -54,7 +55,7 @@ func TestTurnsFollowAMachineToDiscovery(t *testing.T) {
 	if c := counts(); c.Loading != 1 || c.Lost != 1 { // b gave up
 		t.Errorf("%+v", c)
 	}
-	acknowledged(dhcp.Query{MAC: "a", VendorClass: discoverySystem}, "10.0.0.2")
+	acknowledged(dhcp.Query{MAC: "a", VendorClass: wire.DHCPClass}, "10.0.0.2")
 	turns.taking(netip.MustParseAddr("10.0.0.2")) // the image
 	if c := counts(); c.Loading != 0 || c.Through != 1 {
 		t.Errorf("%+v", c)

@@ -47,7 +47,7 @@ func (v *verification) controlPlane(ctx context.Context) {
 				return "led by " + holder, nil
 			}
 			// It has ended, or its clock is not ours. One that leads renews its lease every few seconds by any clock.
-			for began := time.Now(); time.Since(began) < v.o.settle; time.Sleep(v.o.settle / 15) {
+			for began := time.Now(); time.Since(began) < v.o.settle && ctx.Err() == nil; time.Sleep(v.o.settle / 15) {
 				if again, at, err := v.leader(ctx, component); err == nil && !at.Equal(renewed) {
 					return fmt.Sprintf("led by %s, whose clock is off by %s", again, time.Since(at).Round(time.Second)), nil
 				}

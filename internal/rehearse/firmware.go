@@ -15,6 +15,8 @@ package rehearse
 import (
 	"fmt"
 	"time"
+
+	"coldrack.dev/internal/machineapi/wire"
 )
 
 // schedule is how long a client waits for an answer after each time it asks. When it has run out, the client
@@ -96,7 +98,7 @@ var (
 	ipxeDHCP = dhcpClient{name: "iPXE", vendor: "PXEClient:Arch:00007:UNDI:003010", user: "iPXE", arch: 7, pxe: true, ipxe: true,
 		discover: seconds(1, 2, 4, 8), request: seconds(1, 2, 4, 8), fails: "iPXE: no configuration methods succeeded"}
 	// The discovery system asks for ever; a quarter of an hour is for ever.
-	agentDHCP = dhcpClient{name: "discovery system", vendor: "coldrack-agent",
+	agentDHCP = dhcpClient{name: "discovery system", vendor: wire.DHCPClass,
 		discover: forever(5*time.Second, 15*time.Minute), request: seconds(5, 5, 5), fails: "the discovery system got no address"}
 )
 

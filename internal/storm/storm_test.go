@@ -1,7 +1,9 @@
 package storm
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -12,6 +14,17 @@ import (
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
 func at(seconds float64) time.Time { return noon.Add(time.Duration(seconds * float64(time.Second))) }
+
+// namesOfLost are the machines that were not heard of again, those that were silent for longest first.
+func namesOfLost(g *Gate, now time.Time) []string {
+	g.Counts(now) // looks who has fallen silent
+	names := slices.Collect(maps.Keys(g.clients))
+	names = slices.DeleteFunc(names, func(name string) bool { return g.clients[name].stage != lost })
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(g.clients[a].last.Compare(g.clients[b].last), cmp.Compare(a, b))
+	})
+	return names
+}
 
 func small() *Gate {
 	return New(Limits{Loading: 2, Defer: 15 * time.Second, Quiet: 90 * time.Second})
@@ -77,7 +90,7 @@ func TestTheSilentGiveTheirPlaceBack(t *testing.T) {
 	if !g.Ask("d", at(95)) {
 		t.Error("the place of a, silent for 95 s, is not free")
 	}
-	if got := g.Lost(at(95)); !slices.Equal(got, []string{"a", "c"}) {
+	if got := namesOfLost(g, at(95)); !slices.Equal(got, []string{"a", "c"}) {
 		t.Errorf("lost are %v, want a and c", got)
 	}
 	g.Ask("a", at(100)) // somebody pressed its button

@@ -28,11 +28,9 @@ type Options struct {
 	// OnTransfer is called at the end of every transfer, from the transfer's goroutine.
 	OnTransfer func(Transfer)
 	// MaxTransfers is how many transfers run at once, 1000 by default. A request on top is not answered: an ERROR would make
-	// firmware give up, silence makes it ask again after some seconds. Then it comes before new ones, and after
-	// MaxWait it gets its transfer all the same, up to four times as many.
+	// firmware give up, silence makes it ask again after some seconds. Then it comes before new ones, and after 12 s it
+	// gets its transfer all the same, up to four times as many.
 	MaxTransfers int
-	// MaxWait is how long a client has to ask in vain at most; 12 s by default: firmware gives up after 24 s.
-	MaxWait time.Duration
 	// MaxBlockSize bounds the negotiated block size, bytes; 65464 by default.
 	MaxBlockSize int
 	// MaxWindowSize bounds the negotiated window, blocks; 64 by default.
@@ -76,8 +74,10 @@ type Server struct {
 type wait struct{ first, last time.Time }
 
 const (
-	// patience is how long nobody gives up who has asked in vain: firmware asks every four seconds.
-	patience = 10 * time.Second
+	// maxWait is how long a client has to ask in vain at most: firmware gives up after 24 s.
+	maxWait = 12 * time.Second
+	// silence is after how long a client that does not ask again has given up: firmware asks every four seconds.
+	silence = 10 * time.Second
 	// maxWaiting bounds how many are remembered.
 	maxWaiting = 1 << 14
 )
@@ -94,13 +94,13 @@ func (s *Server) admit(remote netip.AddrPort, now time.Time) bool {
 	}
 	w.last = now
 	for other, is := range s.waiting {
-		if now.Sub(is.last) > patience {
+		if now.Sub(is.last) > silence {
 			delete(s.waiting, other)
 		} else if other != remote && is.first.Before(w.first) {
 			room--
 		}
 	}
-	if room > 0 || now.Sub(w.first) >= s.options.MaxWait && len(s.active) < 4*s.options.MaxTransfers {
+	if room > 0 || now.Sub(w.first) >= maxWait && len(s.active) < 4*s.options.MaxTransfers {
 		delete(s.waiting, remote)
 		return true
 	}
@@ -124,7 +124,6 @@ func New(options Options) *Server {
 		options.Log = slog.New(slog.DiscardHandler)
 	}
 	setDefault(&options.MaxTransfers, 1000)
-	setDefault(&options.MaxWait, 12*time.Second)
 	setDefault(&options.MaxBlockSize, maxBlockSize)
 	setDefault(&options.MaxWindowSize, 64)
 	setDefault(&options.GiveUp, 30*time.Second)

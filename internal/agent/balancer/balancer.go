@@ -44,8 +44,7 @@ type Pace struct {
 	Every time.Duration // between two checks of one backend
 	Limit time.Duration // for one answer
 	// Fresh is how long checks of a backend that answers go over one connection. A new one sees what a new client
-	// sees, and costs a TLS handshake at both ends: with every node of a cluster, more than the API server's own work
-	// when it is idle.
+	// sees, and costs a TLS handshake at both ends, for each node and API server of the cluster.
 	Fresh time.Duration
 	// Misses in a row until a backend that does not answer counts as dead, and its connections are closed. A
 	// backend whose machine is there but refuses connections is dead at once.

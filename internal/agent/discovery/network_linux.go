@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/agent/console"
+	"coldrack.dev/internal/machineapi/wire"
 )
 
 // Patience is how long the network is waited for.
@@ -165,7 +166,7 @@ func nicTexts(links []netlink.Link) string {
 // it needs an address and no boot file.
 func modifiers() []dhcpv4.Modifier {
 	return []dhcpv4.Modifier{
-		dhcpv4.WithOption(dhcpv4.OptClassIdentifier("coldrack-agent")),
+		dhcpv4.WithOption(dhcpv4.OptClassIdentifier(wire.DHCPClass)),
 		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionInterfaceMTU, dhcpv4.OptionClasslessStaticRoute,
 			dhcpv4.OptionRenewTimeValue),
 	}

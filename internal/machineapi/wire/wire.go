@@ -26,6 +26,9 @@ const (
 	PathRenew      = "/v1/renew"      // POST RenewRequest -> IdentityResponse
 )
 
+// DHCPClass is what the discovery system calls itself in DHCP (option 60): a server sees by it that a machine has loaded it.
+const DHCPClass = "coldrack-agent"
+
 // Kernel command line keys by which the boot script tells the agent where its server is.
 const (
 	ArgServer = "coldrack.server" // https://HOST:PORT of the machine API
