@@ -27,12 +27,13 @@ type importer struct {
 	store   *bundle.Store
 	log     *slog.Logger
 	turn    chan struct{} // one token: whoever holds it imports
+	begun   chan struct{} // closed when the configuration's bundles have been tried
 	mu      sync.Mutex
 	waiting []func() // called after each import
 }
 
 func newImporter(cfg Config, store *bundle.Store, log *slog.Logger) *importer {
-	return &importer{cfg: cfg, store: store, log: log.With("part", "bundles"), turn: make(chan struct{}, 1)}
+	return &importer{cfg: cfg, store: store, log: log.With("part", "bundles"), turn: make(chan struct{}, 1), begun: make(chan struct{})}
 }
 
 // onImport registers what is to be called after each import, for those who show what the store holds.
@@ -45,6 +46,7 @@ func (i *importer) onImport(f func()) {
 // run imports the bundles that the configuration names. A bundle that cannot be imported is an error in
 // the log, not the end of the server: machines that are installed must still be served.
 func (i *importer) run(ctx context.Context) error {
+	defer close(i.begun)
 	for _, path := range i.cfg.Bundles {
 		summary, err := i.importFile(ctx, path, true, func(bundle.Progress) {})
 		switch {
@@ -57,6 +59,16 @@ func (i *importer) run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// beginning says whether a bundle of the configuration may still bring what the store lacks.
+func (i *importer) beginning() bool {
+	select {
+	case <-i.begun:
+		return false
+	default:
+		return true
+	}
 }
 
 func (i *importer) importFile(ctx context.Context, path string, onlyNew bool, progress func(bundle.Progress)) (bundle.Summary, error) {

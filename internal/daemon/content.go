@@ -44,6 +44,12 @@ func (c content) netboot() (kernel, initrd bundle.Descriptor, ok bool) {
 // firstStages are the files that firmware and iPXE may load by name.
 var firstStages = []string{bundle.FileUndionly, bundle.FileSNPOnly, bundle.FileIPXE, bundle.FileLocal, bundle.FileLocalPC}
 
+// hasFirstStages says whether there is anything for firmware to load.
+func (c content) hasFirstStages() bool {
+	_, ok := c.newest(bundle.KindBootloaders)
+	return ok
+}
+
 // Open returns a first stage by its name, for TFTP.
 func (c content) Open(_ context.Context, name string, _ netip.AddrPort) (tftp.File, error) {
 	return c.openFirstStage(name)

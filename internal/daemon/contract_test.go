@@ -69,7 +69,7 @@ func newBootRack(t *testing.T) *bootRack {
 	sockets, err := openBootSockets(context.Background(), cfg)
 	check(t, err)
 	machines := fleet.New(fleet.Options{Log: log})
-	s := &server{cfg: cfg, log: log, keys: keys, sockets: sockets, content: content{store: store}, fleet: machines, metrics: newMetrics(machines), turns: newTurns(1000)}
+	s := &server{cfg: cfg, log: log, keys: keys, sockets: sockets, content: content{store: store}, fleet: machines, metrics: newMetrics(machines), turns: newTurns(1000, func() bool { return true })}
 
 	ctx, cancel := context.WithCancel(context.Background())
 	group, ctx := errgroup.WithContext(ctx)

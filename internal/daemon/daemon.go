@@ -79,11 +79,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		defer sockets.close()
 	}
 
-	machines := fleet.New(fleet.Options{Log: log.With("part", "fleet")})
+	machines, loaded, imports := fleet.New(fleet.Options{Log: log.With("part", "fleet")}), content{store: store}, newImporter(cfg, store, log)
+	turns := newTurns(cfg.BootConcurrency, func() bool { return !imports.beginning() || loaded.hasFirstStages() })
 	s := &server{
 		cfg: cfg, log: log, keys: keys, sockets: sockets,
-		content: content{store: store}, importer: newImporter(cfg, store, log),
-		fleet: machines, metrics: newMetrics(machines), turns: newTurns(cfg.BootConcurrency), desk: newClusterDesk(log),
+		content: loaded, importer: imports,
+		fleet: machines, metrics: newMetrics(machines), turns: turns, desk: newClusterDesk(log),
 	}
 	if s.clusters, err = s.newClusters(); err != nil {
 		return err

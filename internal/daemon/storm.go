@@ -20,15 +20,17 @@ const stormPath = "/coldrack/v1/storm"
 type turns struct {
 	gate *storm.Gate
 	now  func() time.Time
+	// bootable says whether there is anything to load yet.
+	bootable func() bool
 
 	mu        sync.Mutex
 	byAddress map[netip.Addr]string
 }
 
-func newTurns(loading int) *turns {
+func newTurns(loading int, bootable func() bool) *turns {
 	limits := storm.Usual()
 	limits.Loading = loading
-	return &turns{gate: storm.New(limits), now: time.Now, byAddress: map[netip.Addr]string{}}
+	return &turns{gate: storm.New(limits), now: time.Now, bootable: bootable, byAddress: map[netip.Addr]string{}}
 }
 
 // admit is asked for each DISCOVER. Only firmware waits for its turn: a boot loader is under way already, and whatever
@@ -36,6 +38,10 @@ func newTurns(loading int) *turns {
 func (t *turns) admit(client dhcp.Query) bool {
 	if client.IPXE || !client.PXE && !client.HTTP {
 		return true
+	}
+	if !t.bootable() {
+		// A firmware that is told of a file which is not there gives up at once; one that hears nothing asks again for a minute.
+		return false
 	}
 	return t.gate.Ask(client.MAC, t.now())
 }

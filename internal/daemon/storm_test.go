@@ -2,9 +2,11 @@ package daemon
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -16,7 +18,7 @@ import (
 
 // One place: the second firmware waits until the first machine is in the discovery system.
 func TestTurnsFollowAMachineToDiscovery(t *testing.T) {
-	turns := newTurns(1)
+	turns := newTurns(1, func() bool { return true })
 	clock := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 	turns.now = func() time.Time { return clock }
 	counts := func() (c storm.Counts) {
@@ -66,5 +68,25 @@ func TestTurnsFollowAMachineToDiscovery(t *testing.T) {
 	turns.decided("b", v1alpha1.BootLocalDisk)
 	if c := counts(); c.Through != 2 || c.Lost != 0 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// A server that has just been set up and reads its first bundle lets firmware ask again: a file that is not there would be the end.
+func TestFirmwareWaitsForTheFirstBundle(t *testing.T) {
+	bundle := filepath.Join(t.TempDir(), "absent.tar")
+	imports := newImporter(Config{Bundles: []string{bundle}}, nil, slog.New(slog.DiscardHandler))
+	turns := newTurns(1, func() bool { return !imports.beginning() })
+	firmware := dhcp.Query{MAC: "a", HTTP: true}
+	if turns.admit(firmware) {
+		t.Error("firmware is answered while there is nothing to load yet")
+	}
+	if !turns.admit(dhcp.Query{MAC: "b"}) {
+		t.Error("a system that loads nothing here waits")
+	}
+	if err := imports.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !turns.admit(firmware) {
+		t.Error("a bundle that cannot be read keeps machines waiting for ever")
 	}
 }
