@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -28,15 +27,11 @@ type machines struct {
 	Deps
 	limits limits
 
-	mu      sync.Mutex
-	written map[string]time.Time // when progress was last written
+	turns turns
 }
 
-// progressEvery is how often the store hears of bytes that move.
-const progressEvery = 2 * time.Second
-
 func machineReconciler(d Deps) reconciler {
-	r := &machines{Deps: d, limits: limitsFor(d.LostAfter, d.Fleet.StartedAt()), written: map[string]time.Time{}}
+	r := &machines{Deps: d, limits: limitsFor(d.LostAfter, d.Fleet.StartedAt())}
 	return reconciler{
 		name: "machine", workers: 4, do: r.reconcile,
 		watches: []source.Source{each(d, &v1alpha1.Machine{}), observations(d.Fleet)},
@@ -64,7 +59,7 @@ func observations(known *fleet.Fleet) source.Source {
 func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, error) {
 	m, ok, err := r.current(ctx, name)
 	if err != nil || !ok {
-		r.forget(name)
+		r.turns.forget(name)
 		return 0, err
 	}
 	now := r.Now()
@@ -82,13 +77,13 @@ func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, e
 	if equality.Semantic.DeepEqual(m.Status, next.Status) {
 		return again, nil
 	}
-	if wait := r.tooSoon(m, next, now); wait > 0 {
+	if wait := r.turns.wait(name, urgencyOf(m.Status, next.Status), now); wait > 0 {
 		return wait, nil
 	}
 	err = r.Client.Status().Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{}))
 	switch {
 	case apierrors.IsNotFound(err):
-		r.forget(name)
+		r.turns.forget(name)
 		return 0, nil
 	case apierrors.IsConflict(err):
 		// Somebody was faster, and the news of it is on its way to the fleet.
@@ -101,50 +96,6 @@ func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, e
 	}
 	r.Fleet.Put(next)
 	return again, nil
-}
-
-func (r *machines) forget(name string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.written, name)
-}
-
-// tooSoon says how long to wait when nothing but bytes changed and the store has heard of them just now.
-func (r *machines) tooSoon(was, next *v1alpha1.Machine, now time.Time) time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if onlyBytes(was.Status, next.Status) {
-		if wait := r.written[next.Name].Add(progressEvery).Sub(now); wait > 0 {
-			return wait
-		}
-	}
-	r.written[next.Name] = now
-	return 0
-}
-
-// onlyBytes says whether two states differ in nothing but how far their steps are.
-func onlyBytes(a, b v1alpha1.MachineStatus) bool {
-	blank := func(s v1alpha1.MachineStatus) v1alpha1.MachineStatus {
-		s.CurrentStep, _, _ = strings.Cut(s.CurrentStep, " ")
-		if s.Kubernetes != nil {
-			// What a phase waits for may change with every look.
-			s.Kubernetes = s.Kubernetes.DeepCopy()
-			for i := range s.Kubernetes.Phases {
-				p := &s.Kubernetes.Phases[i]
-				p.BytesDone, p.BytesTotal = 0, 0
-				if p.State == v1alpha1.StepRunning {
-					p.Message = ""
-				}
-			}
-			s.CurrentStep, s.Kubernetes.Message = "", ""
-		}
-		s.Steps = slices.Clone(s.Steps)
-		for i := range s.Steps {
-			s.Steps[i].BytesDone, s.Steps[i].BytesTotal = 0, 0
-		}
-		return s
-	}
-	return equality.Semantic.DeepEqual(blank(a), blank(b))
 }
 
 // fold writes into m's status everything this controller owns, and says when to look again. It is pure.

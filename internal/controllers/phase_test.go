@@ -186,7 +186,7 @@ func TestFoldSaysTheSameTwice(t *testing.T) {
 	if first.Status.Phase != v1alpha1.PhaseReady || s.m.Status.Phase != v1alpha1.PhaseReady {
 		t.Fatalf("phase %s", s.m.Status.Phase)
 	}
-	if !onlyBytes(first.Status, s.m.Status) {
+	if urgencyOf(first.Status, s.m.Status) != nowAndThen {
 		t.Errorf("without news status changed from\n%+v to\n%+v", first.Status, s.m.Status)
 	}
 	if len(s.m.Status.Boots) != 1 {
@@ -227,13 +227,17 @@ func TestBytesAloneAreNoNews(t *testing.T) {
 	l := limitsFor(90*time.Second, a.now)
 	fold(a.m, a.live, nil, a.now, l)
 	fold(b.m, b.live, nil, b.now, l)
-	if !onlyBytes(a.m.Status, b.m.Status) {
+	if urgencyOf(a.m.Status, b.m.Status) != nowAndThen {
 		t.Error("10 and 90 bytes are taken for more than a difference of bytes")
 	}
 	b.live.Steps[1].State = v1alpha1.StepSucceeded
 	fold(b.m, b.live, nil, b.now, l)
-	if onlyBytes(a.m.Status, b.m.Status) {
-		t.Error("the end of a step is taken for a difference of bytes")
+	if u := urgencyOf(a.m.Status, b.m.Status); u != inTurn {
+		t.Errorf("the end of a step is taken for more or less than progress: %d", u)
+	}
+	b.m.Status.Phase = v1alpha1.PhaseFailed
+	if u := urgencyOf(a.m.Status, b.m.Status); u != atOnce {
+		t.Errorf("a failure waits: %d", u)
 	}
 }
 

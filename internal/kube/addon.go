@@ -39,6 +39,15 @@ func digestOf(data map[string]string) map[string]string {
 	return map[string]string{annotationConfigDigest: hex.EncodeToString(sum[:8])}
 }
 
+// What a client inside a pod finds the API by.
+const (
+	serviceHost = "KUBERNETES_SERVICE_HOST"
+	servicePort = "KUBERNETES_SERVICE_PORT"
+)
+
+// AnnotationMayBeEmpty is on a DaemonSet for nodes that need not exist.
+const AnnotationMayBeEmpty = "coldrack.dev/may-be-empty"
+
 func hostPath(name, path string, kind corev1.HostPathType) corev1.Volume {
 	source := &corev1.HostPathVolumeSource{Path: path}
 	if kind != "" {
@@ -129,14 +138,42 @@ func (r *renderer) proxyObjects() ([]runtime.Object, error) {
 			},
 		},
 	}
-	return []runtime.Object{
+	proxies := r.onEveryNode(daemons, func(pod *corev1.PodSpec) {
+		container := &pod.Containers[0]
+		container.Command = append(container.Command, "--master=https://"+r.endpoint())
+	})
+	return append([]runtime.Object{
 		accountOf("kube-proxy", nil),
 		bindClusterRole("kubeadm:node-proxier", "system:node-proxier", account(kubeSystem, "kube-proxy")),
 		readConfigMap(kubeSystem, "kube-proxy", "kube-proxy"),
 		bindRole(kubeSystem, "kube-proxy", group(tokenGroup)),
 		configMap(kubeSystem, "kube-proxy", data, map[string]string{"app": "kube-proxy"}),
-		daemons,
-	}, nil
+	}, proxies...), nil
+}
+
+// onEveryNode returns what runs the daemons on every node: on our own as they are. Where machines may join that Coldrack does
+// not know, which have no load balancer on their loopback, these have daemons of their own, made outside by the function.
+func (r *renderer) onEveryNode(own *apps.DaemonSet, outside func(*corev1.PodSpec)) []runtime.Object {
+	if !r.cluster.Spec.Security.TokenDiscovery {
+		return []runtime.Object{own}
+	}
+	foreign := own.DeepCopy()
+	foreign.Name += "-foreign"
+	for _, labels := range []map[string]string{foreign.Labels, foreign.Spec.Selector.MatchLabels, foreign.Spec.Template.Labels} {
+		labels["k8s-app"] = foreign.Name
+	}
+	foreign.Annotations = map[string]string{AnnotationMayBeEmpty: "true"}
+	outside(&foreign.Spec.Template.Spec)
+	only := func(d *apps.DaemonSet, operator corev1.NodeSelectorOperator) {
+		d.Spec.Template.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+				MatchExpressions: []corev1.NodeSelectorRequirement{{Key: labelMachine, Operator: operator}},
+			}}},
+		}}
+	}
+	only(own, corev1.NodeSelectorOpExists)
+	only(foreign, corev1.NodeSelectorOpDoesNotExist)
+	return []runtime.Object{own, foreign}
 }
 
 // flannelObjects carry pod traffic in VXLAN. flanneld only makes the tunnel and its routes; the bridge on each
@@ -173,52 +210,66 @@ func (r *renderer) flannelObjects() ([]runtime.Object, error) {
 	rule := func(resource string, verbs ...string) rbac.PolicyRule {
 		return rbac.PolicyRule{APIGroups: []string{""}, Resources: []string{resource}, Verbs: verbs}
 	}
-	return []runtime.Object{
+	daemons := &apps.DaemonSet{
+		TypeMeta: appsType("DaemonSet"), ObjectMeta: objectMeta(kubeSystem, "kube-flannel", labels),
+		Spec: apps.DaemonSetSpec{
+			Selector: &metav1.LabelSelector{MatchLabels: labels},
+			// It has no sign of its own that it is ready. One that cannot go on has ended by then.
+			MinReadySeconds: 10,
+			Template: corev1.PodTemplateSpec{
+				ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: digestOf(data)},
+				Spec: corev1.PodSpec{
+					PriorityClassName: "system-node-critical", HostNetwork: true, ServiceAccountName: "flannel",
+					Tolerations:  []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+					NodeSelector: map[string]string{"kubernetes.io/os": "linux"},
+					Containers: []corev1.Container{{
+						Name: "kube-flannel", Image: r.release.flannelImage, ImagePullPolicy: corev1.PullIfNotPresent,
+						Command: []string{"/opt/bin/flanneld"}, Args: []string{"--ip-masq", "--kube-subnet-mgr", "--iface=$(HOST_IP)"},
+						Resources: corev1.ResourceRequirements{Requests: requests("100m", "50Mi")},
+						SecurityContext: &corev1.SecurityContext{Privileged: to(false),
+							Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN", "NET_RAW"}}},
+						Env: []corev1.EnvVar{
+							fieldEnv("POD_NAME", "metadata.name"), fieldEnv("POD_NAMESPACE", "metadata.namespace"),
+							// Of itself it takes the interface of the default route, and a rack without a way out has none.
+							fieldEnv("HOST_IP", "status.hostIP"),
+							// By the node's load balancer, not by the service address: that one needs kube-proxy.
+							{Name: serviceHost, Value: api},
+							{Name: servicePort, Value: strconv.Itoa(int(r.cluster.Spec.Endpoint.LocalPort))},
+							{Name: "EVENT_QUEUE_DEPTH", Value: "5000"},
+							{Name: "CONT_WHEN_CACHE_NOT_READY", Value: "false"},
+						},
+						VolumeMounts: []corev1.VolumeMount{
+							{Name: "run", MountPath: "/run/flannel"},
+							{Name: "flannel-cfg", MountPath: "/etc/kube-flannel/"},
+							{Name: "xtables-lock", MountPath: "/run/xtables.lock"},
+						},
+					}},
+					Volumes: []corev1.Volume{
+						hostPath("run", "/run/flannel", corev1.HostPathDirectoryOrCreate),
+						configVolume("flannel-cfg", "kube-flannel-cfg"),
+						hostPath("xtables-lock", "/run/xtables.lock", corev1.HostPathFileOrCreate),
+					},
+				},
+			},
+		},
+	}
+	flannels := r.onEveryNode(daemons, func(pod *corev1.PodSpec) {
+		for i := range pod.Containers[0].Env {
+			switch e := &pod.Containers[0].Env[i]; e.Name {
+			case serviceHost:
+				e.Value = r.endpointHost
+			case servicePort:
+				e.Value = strconv.Itoa(int(r.apiPort()))
+			}
+		}
+	})
+	return append([]runtime.Object{
 		accountOf("flannel", labels),
 		&rbac.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: objectMeta("", "flannel", labels),
 			Rules: []rbac.PolicyRule{rule("pods", "get"), rule("nodes", "get", "list", "watch"), rule("nodes/status", "patch")}},
 		bindClusterRole("flannel", "flannel", account(kubeSystem, "flannel")),
 		configMap(kubeSystem, "kube-flannel-cfg", data, labels),
-		&apps.DaemonSet{
-			TypeMeta: appsType("DaemonSet"), ObjectMeta: objectMeta(kubeSystem, "kube-flannel", labels),
-			Spec: apps.DaemonSetSpec{
-				Selector: &metav1.LabelSelector{MatchLabels: labels},
-				Template: corev1.PodTemplateSpec{
-					ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: digestOf(data)},
-					Spec: corev1.PodSpec{
-						PriorityClassName: "system-node-critical", HostNetwork: true, ServiceAccountName: "flannel",
-						Tolerations:  []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
-						NodeSelector: map[string]string{"kubernetes.io/os": "linux"},
-						Containers: []corev1.Container{{
-							Name: "kube-flannel", Image: r.release.flannelImage, ImagePullPolicy: corev1.PullIfNotPresent,
-							Command: []string{"/opt/bin/flanneld"}, Args: []string{"--ip-masq", "--kube-subnet-mgr"},
-							Resources: corev1.ResourceRequirements{Requests: requests("100m", "50Mi")},
-							SecurityContext: &corev1.SecurityContext{Privileged: to(false),
-								Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN", "NET_RAW"}}},
-							Env: []corev1.EnvVar{
-								fieldEnv("POD_NAME", "metadata.name"), fieldEnv("POD_NAMESPACE", "metadata.namespace"),
-								// By the node's load balancer, not by the service address: that one needs kube-proxy.
-								{Name: "KUBERNETES_SERVICE_HOST", Value: api},
-								{Name: "KUBERNETES_SERVICE_PORT", Value: strconv.Itoa(int(r.cluster.Spec.Endpoint.LocalPort))},
-								{Name: "EVENT_QUEUE_DEPTH", Value: "5000"},
-								{Name: "CONT_WHEN_CACHE_NOT_READY", Value: "false"},
-							},
-							VolumeMounts: []corev1.VolumeMount{
-								{Name: "run", MountPath: "/run/flannel"},
-								{Name: "flannel-cfg", MountPath: "/etc/kube-flannel/"},
-								{Name: "xtables-lock", MountPath: "/run/xtables.lock"},
-							},
-						}},
-						Volumes: []corev1.Volume{
-							hostPath("run", "/run/flannel", corev1.HostPathDirectoryOrCreate),
-							configVolume("flannel-cfg", "kube-flannel-cfg"),
-							hostPath("xtables-lock", "/run/xtables.lock", corev1.HostPathFileOrCreate),
-						},
-					},
-				},
-			},
-		},
-	}, nil
+	}, flannels...), nil
 }
 
 // dnsNodes is on how many nodes CoreDNS may run.

@@ -3,7 +3,57 @@ package kube
 import (
 	"strings"
 	"testing"
+
+	apps "k8s.io/api/apps/v1"
+	"sigs.k8s.io/yaml"
+
+	"coldrack.dev/api/v1alpha1"
 )
+
+// A machine that Coldrack does not know has no load balancer on its loopback: its daemons go to the cluster's endpoint. Each
+// node is in reach of exactly one of the two kinds.
+func TestDaemonsOfForeignMachines(t *testing.T) {
+	daemonsOf := func(foreign bool) map[string]apps.DaemonSet {
+		t.Helper()
+		plan := render(t, v1alpha1.TopologyDevelopment, func(in *Input) {
+			in.Cluster.Spec.Security.TokenDiscovery = foreign
+			in.Cluster.Spec.Network.Plugin = v1alpha1.NetworkFlannel
+		})
+		found := map[string]apps.DaemonSet{}
+		for _, object := range plan.Objects {
+			if object.Kind == "DaemonSet" {
+				var d apps.DaemonSet
+				if err := yaml.UnmarshalStrict(object.Content, &d); err != nil {
+					t.Fatal(err)
+				}
+				found[object.Name] = d
+			}
+		}
+		return found
+	}
+	if own := daemonsOf(false); len(own) != 2 || own["kube-proxy"].Spec.Template.Spec.Affinity != nil {
+		t.Errorf("a cluster that nobody foreign may join has %d daemons", len(own))
+	}
+	all := daemonsOf(true)
+	for name, reached := range map[string]string{"kube-proxy": "--master=https://10.20.0.11:6443", "kube-flannel": "value: 10.20.0.11"} {
+		own, foreign := all[name], all[name+"-foreign"]
+		if foreign.Spec.Selector.MatchLabels["k8s-app"] == own.Spec.Selector.MatchLabels["k8s-app"] {
+			t.Errorf("%s: two with one selector fight for each other's pods", name)
+		}
+		for d, operator := range map[*apps.DaemonSet]string{&own: "Exists", &foreign: "DoesNotExist"} {
+			text, err := yaml.Marshal(d.Spec.Template.Spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(string(text), "- key: coldrack.dev/machine\n          operator: "+operator+"\n") {
+				t.Errorf("%s is not kept to its nodes:\n%s", d.Name, text)
+			}
+			if got := strings.Contains(string(text), reached); got != (d == &foreign) {
+				t.Errorf("%s: the endpoint is in it: %v\n%s", d.Name, got, text)
+			}
+		}
+	}
+}
 
 func TestCorefile(t *testing.T) {
 	for _, noNameservers := range []bool{false, true} {

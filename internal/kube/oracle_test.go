@@ -593,6 +593,7 @@ var kubeadmDifferences = []difference{
 	{"+", `object \S+Binding .* subjects \d apiGroup`, "the API server fills it in"},
 	{"+", `object ClusterRoleBinding kubeadm:cluster-admins .*`, "kubeadm makes it, too, but with its own client that a dry run does not show"},
 	{"+", `object ClusterRole(Binding)? coldrack:(viewer|operator|view-cluster) .*`, "people of Coldrack's roles viewer and operator get certificates of these groups"},
+	{"+", `object DaemonSet kube-proxy(-foreign .*| spec template spec affinity .*)`, "a machine that joins by kubeadm has no load balancer on its loopback; only with spec.security.tokenDiscovery"},
 	{"-", `object Role(Binding)? kubeadm:bootstrap-signer-clusterinfo .*`, "hardened by default; spec.security.tokenDiscovery brings it back"},
 	{"-", `object Secret bootstrap-token-.*`, "tokens are made when somebody asks for one"},
 	{"-", `object ConfigMap (kubelet-config|kube-proxy) metadata annotations kubeadm.kubernetes.io/component-config.hash`, "it marks what kubeadm may replace by its own defaults"},

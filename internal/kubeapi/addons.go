@@ -10,6 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
+
+	"coldrack.dev/internal/kube"
 )
 
 // addonInterval is how often addons are looked at that are not ready.
@@ -29,7 +31,7 @@ func lookAtAddons(ctx context.Context, client kubernetes.Interface) ([]AddonStat
 	addons := []AddonState{}
 	add := func(kind string, object metav1.ObjectMeta, observed int64, wanted, ready, updated int32) {
 		a := AddonState{Kind: kind, Namespace: object.Namespace, Name: object.Name,
-			Ready:   observed >= object.Generation && wanted > 0 && ready >= wanted && updated >= wanted,
+			Ready:   observed >= object.Generation && (wanted > 0 || object.Annotations[kube.AnnotationMayBeEmpty] != "") && ready >= wanted && updated >= wanted,
 			Message: fmt.Sprintf("%d of %d ready", ready, wanted)}
 		if !a.Ready {
 			a.Message += fmt.Sprintf(", %d up to date", updated)
@@ -37,14 +39,14 @@ func lookAtAddons(ctx context.Context, client kubernetes.Interface) ([]AddonStat
 		addons = append(addons, a)
 	}
 	for _, d := range daemons.Items {
-		add("daemonset", d.ObjectMeta, d.Status.ObservedGeneration, d.Status.DesiredNumberScheduled, d.Status.NumberReady, d.Status.UpdatedNumberScheduled)
+		add("daemonset", d.ObjectMeta, d.Status.ObservedGeneration, d.Status.DesiredNumberScheduled, d.Status.NumberAvailable, d.Status.UpdatedNumberScheduled)
 	}
 	for _, d := range deployments.Items {
 		wanted := int32(1)
 		if d.Spec.Replicas != nil {
 			wanted = *d.Spec.Replicas
 		}
-		add("deployment", d.ObjectMeta, d.Status.ObservedGeneration, wanted, d.Status.ReadyReplicas, d.Status.UpdatedReplicas)
+		add("deployment", d.ObjectMeta, d.Status.ObservedGeneration, wanted, d.Status.AvailableReplicas, d.Status.UpdatedReplicas)
 	}
 	slices.SortFunc(addons, func(a, b AddonState) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Kind, b.Kind))
