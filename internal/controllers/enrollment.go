@@ -84,38 +84,60 @@ func (r *enrollment) reconcile(ctx context.Context, name string) (time.Duration,
 	if name == everything {
 		return 0, r.count(ctx, policies.Items)
 	}
-	m, ok, err := r.current(ctx, name)
-	if err != nil || !ok || !concerned(m) {
-		return 0, err
-	}
 	subnets, err := NewPlans(r.Cache).Subnets(ctx)
 	if err != nil {
 		return 0, err
 	}
-	next, held := enroll(m, world{
-		machines: r.Fleet.List(), policies: policies.Items, subnets: validSubnets(subnets), reserved: r.Reserved,
-		newID: uuid.NewString, now: r.Now(),
-	})
-	r.Fleet.Held(name, held)
-	if next == nil {
+	subnets = validSubnets(subnets)
+	m, ok, err := r.current(ctx, name)
+	for range maxAttempts {
+		if err != nil || !ok || !concerned(m) {
+			return 0, err
+		}
+		next, held := enroll(m, world{
+			machines: r.Fleet.List(), policies: policies.Items, subnets: subnets, reserved: r.Reserved,
+			newID: uuid.NewString, now: r.Now(),
+		})
+		if next == nil {
+			r.Fleet.Held(name, held)
+			return 0, nil
+		}
+		err = r.Client.Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{}))
+		switch {
+		case apierrors.IsNotFound(err):
+			return 0, nil
+		case apierrors.IsConflict(err):
+			// A machine that is being discovered has news of itself all the time. Whatever it was to be given is admitted, and
+			// until it has it nobody else gets it; so the decision is made again at once, from what is in the store now.
+			m, ok, err = r.stored(ctx, name)
+			continue
+		case apierrors.IsInvalid(err) || apierrors.IsForbidden(err):
+			r.Fleet.Held(name, fmt.Sprintf("cannot be enrolled: %v", err))
+			return time.Minute, nil
+		case err != nil:
+			return 0, fmt.Errorf("enrol machine %s: %w", name, err)
+		}
+		r.Fleet.Held(name, held)
+		r.Fleet.Put(next)
+		r.Log.Info("enrolled", "machine", name, "policy", next.Annotations[v1alpha1.AnnotationEnrolledBy],
+			"approved", next.Spec.Approved, "hostname", next.Spec.Hostname, "network", next.Spec.Network, "intent", next.Spec.Intent != nil)
 		return 0, nil
 	}
-	err = r.Client.Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{}))
-	switch {
-	case apierrors.IsNotFound(err):
-		return 0, nil
-	case apierrors.IsConflict(err):
-		return 100 * time.Millisecond, nil
-	case apierrors.IsInvalid(err) || apierrors.IsForbidden(err):
-		r.Fleet.Held(name, fmt.Sprintf("cannot be enrolled: %v", err))
-		return time.Minute, nil
-	case err != nil:
-		return 0, fmt.Errorf("enrol machine %s: %w", name, err)
+	return 100 * time.Millisecond, nil
+}
+
+// stored is the machine as it is in the store, whether or not the news of it has come.
+func (r *enrollment) stored(ctx context.Context, name string) (*v1alpha1.Machine, bool, error) {
+	m := &v1alpha1.Machine{}
+	err := r.Client.Get(ctx, client.ObjectKey{Name: name}, m)
+	if apierrors.IsNotFound(err) {
+		return nil, false, nil
 	}
-	r.Fleet.Put(next)
-	r.Log.Info("enrolled", "machine", name, "policy", next.Annotations[v1alpha1.AnnotationEnrolledBy],
-		"approved", next.Spec.Approved, "hostname", next.Spec.Hostname, "network", next.Spec.Network, "intent", next.Spec.Intent != nil)
-	return 0, nil
+	if err != nil {
+		return nil, false, fmt.Errorf("read machine %s: %w", name, err)
+	}
+	r.Fleet.Put(m)
+	return m, true, nil
 }
 
 // count writes how many machines each policy has enrolled.

@@ -167,6 +167,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		"/coldrack/v1/bundles": s.importer,
 		metricsPath:            s.metrics.handler(s.log),
 		stormPath:              s.turns,
+		profilesPath:           profiles(),
 	}
 	maps.Copy(handlers, s.desk.handlers())
 	return controlplane.Start(ctx, controlplane.Config{
