@@ -316,16 +316,23 @@ func (r *clusterLeader) giveProfiles(ctx context.Context, f clusterFacts) error 
 			if g.Spec.Profile == "" || m == nil || m.Spec.Profile != "" || m.Status.Installed != nil {
 				continue
 			}
-			next := m.DeepCopy()
-			next.Spec.Profile = g.Spec.Profile
-			err := r.Client.Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{}))
-			if err != nil {
+			if err := r.giveProfile(ctx, m, g.Spec.Profile); err != nil {
 				return fmt.Errorf("give machine %s the profile of group %s: %w", name, g.Name, err)
 			}
-			r.Fleet.Put(next)
 			r.Log.Info("machine gets the profile of its group", "machine", name, "group", g.Name, "profile", g.Spec.Profile)
 		}
 	}
+	return nil
+}
+
+func (r *clusterLeader) giveProfile(ctx context.Context, m *v1alpha1.Machine, profile string) error {
+	defer r.Fleet.Write(m.Name)()
+	next := m.DeepCopy()
+	next.Spec.Profile = profile
+	if err := r.Client.Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{})); err != nil {
+		return err
+	}
+	r.Fleet.Put(next)
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -33,14 +34,19 @@ import (
 // enrollment gives discovered machines what they need to be installed: approval and a name, where a policy
 // says so, an address from their subnet's static range, and the intent to install.
 //
-// It has one worker, and looks at machines through the fleet, which holds its own last writes; so no address,
-// name or number is given out twice.
-type enrollment struct{ Deps }
+// It looks at machines through the fleet, which holds its own last writes, and counts what is being written as given; so no
+// address, name or number is given out twice.
+type enrollment struct {
+	Deps
+
+	mu       sync.Mutex                   // one decision at a time
+	underway map[string]*v1alpha1.Machine // what is being written, by name
+}
 
 func enrollmentReconciler(d Deps) reconciler {
-	r := &enrollment{d}
+	r := &enrollment{Deps: d, underway: map[string]*v1alpha1.Machine{}}
 	return reconciler{
-		name: "enrollment", workers: 1, do: r.reconcile,
+		name: "enrollment", workers: 4, do: r.reconcile,
 		watches: []source.Source{
 			each(d, &v1alpha1.Machine{}), r.all(&v1alpha1.EnrollmentPolicy{}), r.all(&v1alpha1.Subnet{}),
 			source.Kind(d.Cache, &v1alpha1.Machine{}, enqueueEverything, enrolledByChanged()),
@@ -89,15 +95,14 @@ func (r *enrollment) reconcile(ctx context.Context, name string) (time.Duration,
 		return 0, err
 	}
 	subnets = validSubnets(subnets)
+	defer r.Fleet.Write(name)()
+	defer r.settled(name)
 	m, ok, err := r.current(ctx, name)
 	for range maxAttempts {
 		if err != nil || !ok || !concerned(m) {
 			return 0, err
 		}
-		next, held := enroll(m, world{
-			machines: r.Fleet.List(), policies: policies.Items, subnets: subnets, reserved: r.Reserved,
-			newID: uuid.NewString, now: r.Now(),
-		})
+		next, held := r.decide(m, policies.Items, subnets)
 		if next == nil {
 			r.Fleet.Held(name, held)
 			return 0, nil
@@ -113,7 +118,7 @@ func (r *enrollment) reconcile(ctx context.Context, name string) (time.Duration,
 			continue
 		case apierrors.IsInvalid(err) || apierrors.IsForbidden(err):
 			r.Fleet.Held(name, fmt.Sprintf("cannot be enrolled: %v", err))
-			return time.Minute, nil
+			return 5 * time.Second, nil
 		case err != nil:
 			return 0, fmt.Errorf("enrol machine %s: %w", name, err)
 		}
@@ -124,6 +129,30 @@ func (r *enrollment) reconcile(ctx context.Context, name string) (time.Duration,
 		return 0, nil
 	}
 	return 100 * time.Millisecond, nil
+}
+
+// decide is enroll in the world as it will be once all that was decided is written. What is decided counts until settled.
+func (r *enrollment) decide(m *v1alpha1.Machine, policies []v1alpha1.EnrollmentPolicy, subnets []v1alpha1.Subnet) (next *v1alpha1.Machine, held string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	machines := r.Fleet.List()
+	for i := range machines {
+		if given := r.underway[machines[i].Name]; given != nil {
+			machines[i] = given
+		}
+	}
+	next, held = enroll(m, world{machines: machines, policies: policies, subnets: subnets, reserved: r.Reserved, newID: uuid.NewString, now: r.Now()})
+	if next != nil {
+		r.underway[m.Name] = next
+	}
+	return next, held
+}
+
+// settled says that what was decided for a machine is in the fleet, or will not be.
+func (r *enrollment) settled(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.underway, name)
 }
 
 // stored is the machine as it is in the store, whether or not the news of it has come.

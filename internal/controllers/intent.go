@@ -22,7 +22,7 @@ type intents struct {
 }
 
 func intentReconciler(d Deps) reconciler {
-	r := &intents{Deps: d, store: NewStore(d.Client, d.Fleet.Get)}
+	r := &intents{Deps: d, store: NewStore(d.Client, d.Fleet)}
 	return reconciler{name: "intent", workers: 2, do: r.reconcile, watches: []source.Source{each(d, &v1alpha1.Machine{})}}
 }
 
@@ -50,7 +50,6 @@ func (r *intents) reconcile(ctx context.Context, name string) (time.Duration, er
 	case err != nil:
 		return 0, fmt.Errorf("intent of machine %s: %w", name, err)
 	}
-	r.Fleet.Put(m)
 	return 0, nil
 }
 
@@ -78,11 +77,13 @@ func wasReleased(m *v1alpha1.Machine) bool {
 // withdraw takes the approval of a released machine back, so that it is not installed again, and clears the
 // wish, so that a later approval is a new one.
 func (r *intents) withdraw(ctx context.Context, m *v1alpha1.Machine) (*v1alpha1.Machine, error) {
+	defer r.Fleet.Write(m.Name)()
 	next := m.DeepCopy()
 	next.Spec.Approved, next.Spec.Intent = false, nil
 	if err := r.Client.Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{})); err != nil {
 		return nil, err
 	}
 	r.Log.Info("machine was released and is no longer approved", "machine", m.Name)
+	r.Fleet.Put(next)
 	return next, nil
 }

@@ -174,7 +174,6 @@ func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane, prepare ...fun
 	for _, kind := range []client.Object{&v1alpha1.Cluster{}, &v1alpha1.MachineGroup{}, &v1alpha1.Secret{}, &v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}} {
 		check(t, w.client.DeleteAllOf(t.Context(), kind))
 	}
-	w.store = NewStore(w.client, func(name string) (*v1alpha1.Machine, bool) { return w.fleet.Get(name) })
 	for _, f := range prepare {
 		f(w)
 	}
@@ -203,6 +202,7 @@ func (w *liveWorld) start() {
 	cached, err := cache.New(w.config(), cache.Options{Scheme: w.scheme(), DefaultTransform: cache.TransformStripManagedFields()})
 	check(w.t, err)
 	w.fleet = fleet.New(fleet.Options{Log: testLog()})
+	w.store = NewStore(w.client, w.fleet)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return cached.Start(ctx) })
 	synced, err := Feed(ctx, cached, w.fleet)
@@ -485,7 +485,8 @@ func storeStartsOver(t *testing.T, w *liveWorld) {
 	var wg sync.WaitGroup
 	for i := range 10 {
 		wg.Go(func() {
-			_, err := w.store.UpdateStatus(t.Context(), "a", func(m *v1alpha1.Machine) error {
+			// Each in a server of its own, which does not know of the others.
+			_, err := NewStore(w.client, fleet.New(fleet.Options{})).UpdateStatus(t.Context(), "a", func(m *v1alpha1.Machine) error {
 				m.Status.PastIntents = append(m.Status.PastIntents, fmt.Sprint(i))
 				return nil
 			})

@@ -57,6 +57,7 @@ func observations(known *fleet.Fleet) source.Source {
 }
 
 func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, error) {
+	defer r.Fleet.Write(name)()
 	m, ok, err := r.current(ctx, name)
 	if err != nil || !ok {
 		r.turns.forget(name)

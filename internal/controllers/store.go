@@ -10,17 +10,18 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/fleet"
 )
 
 // Store reads and writes Machines for the machine API, past any cache.
 type Store struct {
 	client client.Client
-	known  func(name string) (*v1alpha1.Machine, bool)
+	fleet  *fleet.Fleet
 }
 
-// NewStore returns a Store over a client that reads from the API itself. known gives the version of a Machine that is in
-// memory: what is changed most often need not be read first, since a write that is based on an old version fails.
-func NewStore(direct client.Client, known func(name string) (*v1alpha1.Machine, bool)) *Store {
+// NewStore returns a Store over a client that reads from the API itself. What the fleet has in memory need not be read first,
+// since a write that is based on an old version fails.
+func NewStore(direct client.Client, known *fleet.Fleet) *Store {
 	return &Store{direct, known}
 }
 
@@ -45,13 +46,23 @@ func (s *Store) Create(ctx context.Context, m *v1alpha1.Machine) (*v1alpha1.Mach
 // UpdateStatus lets change alter the status of a Machine and writes it, starting over when somebody else
 // wrote in between. Only an answer without an error means that the store has it.
 func (s *Store) UpdateStatus(ctx context.Context, name string, change func(*v1alpha1.Machine) error) (*v1alpha1.Machine, error) {
-	// Not client-go's retry package: it takes a context that ended for success.
-	if base, ok := s.known(name); ok {
+	defer s.fleet.Write(name)()
+	m, err := s.updateStatus(ctx, name, change)
+	if err != nil {
+		return nil, err
+	}
+	s.fleet.Put(m)
+	return m, nil
+}
+
+func (s *Store) updateStatus(ctx context.Context, name string, change func(*v1alpha1.Machine) error) (*v1alpha1.Machine, error) {
+	if base, ok := s.fleet.Get(name); ok {
 		// Whatever goes wrong may be for the version's age.
 		if m, err := s.patchStatus(ctx, base.DeepCopy(), change); err == nil {
 			return m, nil
 		}
 	}
+	// Not client-go's retry package: it takes a context that ended for success.
 	pause := 5 * time.Millisecond
 	for attempt := 1; ; attempt++ {
 		m, err := s.Get(ctx, name)

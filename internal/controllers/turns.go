@@ -65,13 +65,13 @@ func withoutSteps(s v1alpha1.MachineStatus) v1alpha1.MachineStatus {
 const (
 	// bytesEvery is how often the store hears of a machine's bytes at most.
 	bytesEvery = 2 * time.Second
-	// turnEvery is how often it hears of any machine's progress at most. A write takes about 5 ms of a processor, so a
-	// thousand machines that install at once take an eighth of one and not several.
-	turnEvery = 40 * time.Millisecond
+	// turnEvery is how often it hears of any machine's progress at most. A write takes about 10 ms of a processor, with all who
+	// are told of it; so a thousand machines that install at once take a tenth of one and not several.
+	turnEvery = 100 * time.Millisecond
 )
 
 // turns gives each machine that has progress to be written a time for it, in the order in which they come. A few machines
-// need not wait; of a thousand each has its turn every 40 seconds.
+// need not wait; of a thousand each has its turn every 100 seconds.
 type turns struct {
 	mu      sync.Mutex
 	next    time.Time            // the first time that is not given out

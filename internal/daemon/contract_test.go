@@ -74,7 +74,7 @@ func newBootRack(t *testing.T) *bootRack {
 	ctx, cancel := context.WithCancel(context.Background())
 	group, ctx := errgroup.WithContext(ctx)
 	nonces := machineapi.NewNonces(nil)
-	_, err = s.serveBoot(ctx, group, nonces, controllers.NewStore(nil, s.fleet.Get), controllers.NewPlans(nil))
+	_, err = s.serveBoot(ctx, group, nonces, controllers.NewStore(nil, s.fleet), controllers.NewPlans(nil))
 	check(t, err)
 	t.Cleanup(func() {
 		cancel()

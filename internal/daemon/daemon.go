@@ -233,7 +233,7 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 		if deps.Reserved, err = ownAddresses(s.cfg.BootNetns); err != nil {
 			return err
 		}
-		dhcp, err := s.serveBoot(ctx, group, machineapi.NewNonces(nil), controllers.NewStore(direct, s.fleet.Get), controllers.NewPlans(cached))
+		dhcp, err := s.serveBoot(ctx, group, machineapi.NewNonces(nil), controllers.NewStore(direct, s.fleet), controllers.NewPlans(cached))
 		if err != nil {
 			return err
 		}

@@ -50,6 +50,7 @@ type Fleet struct {
 	arrived signal
 	changed map[string]signal
 	any     signal
+	writers writers
 }
 
 // New returns an empty Fleet.
@@ -59,6 +60,7 @@ func New(opts Options) *Fleet {
 		machines: map[string]*v1alpha1.Machine{}, index: NewIndex(), addresses: owners{}, live: map[string]*live{},
 		newcomers: map[string]Newcomer{}, removed: map[string]time.Time{}, synced: make(chan struct{}),
 		dirty: newDirtySet(), arrived: newSignal(), changed: map[string]signal{}, any: newSignal(),
+		writers: writers{turns: map[string]*writer{}},
 	}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)

@@ -40,6 +40,39 @@ func (f *Fleet) wake(name string) {
 	}
 }
 
+// writers let one part of the server at a time write a machine. The store would refuse what is based on an old version anyway,
+// but only after all the work of a write.
+type writers struct {
+	mu    sync.Mutex
+	turns map[string]*writer
+}
+
+type writer struct {
+	mu    sync.Mutex
+	count int // that have the turn or wait for it
+}
+
+// Write waits for the caller's turn to read the machine, write it, and Put the answer. done ends the turn.
+func (f *Fleet) Write(name string) (done func()) {
+	f.writers.mu.Lock()
+	w := f.writers.turns[name]
+	if w == nil {
+		w = &writer{}
+		f.writers.turns[name] = w
+	}
+	w.count++
+	f.writers.mu.Unlock()
+	w.mu.Lock()
+	return func() {
+		w.mu.Unlock()
+		f.writers.mu.Lock()
+		defer f.writers.mu.Unlock()
+		if w.count--; w.count == 0 {
+			delete(f.writers.turns, name)
+		}
+	}
+}
+
 // dirtySet collects names that a controller shall look at. It holds each name once, so it is bounded by
 // the number of machines however fast they report.
 type dirtySet struct {
