@@ -74,6 +74,8 @@ func startEtcd(ctx context.Context, log *slog.Logger, dir string) (endpoint stri
 	cfg.AutoCompactionRetention = "15m"
 	cfg.BootstrapDefragThresholdMegabytes = 128
 	cfg.WarningUnaryRequestDuration = time.Second
+	// Who watches something that seldom changes hears how far the store is, or its place would be compacted away.
+	cfg.WatchProgressNotifyInterval = time.Minute
 	// A single member elects itself; there is nobody whose vote could be slow.
 	cfg.TickMs, cfg.ElectionMs = 25, 125
 
