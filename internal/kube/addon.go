@@ -253,7 +253,15 @@ func (r *renderer) flannelObjects() ([]runtime.Object, error) {
 			},
 		},
 	}
+	network, err := r.foreignNetwork()
+	if err != nil {
+		return nil, err
+	}
 	flannels := r.onEveryNode(daemons, func(pod *corev1.PodSpec) {
+		container := &pod.Containers[0]
+		container.Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", network}}}}
+		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: "cni", MountPath: cniDir})
+		pod.Volumes = append(pod.Volumes, hostPath("cni", cniDir, corev1.HostPathDirectoryOrCreate))
 		for i := range pod.Containers[0].Env {
 			switch e := &pod.Containers[0].Env[i]; e.Name {
 			case serviceHost:
@@ -270,6 +278,29 @@ func (r *renderer) flannelObjects() ([]runtime.Object, error) {
 		bindClusterRole("flannel", "flannel", account(kubeSystem, "flannel")),
 		configMap(kubeSystem, "kube-flannel-cfg", data, labels),
 	}, flannels...), nil
+}
+
+// foreignNetwork is a script that gives a node which Coldrack did not configure its bridge, as soon as flanneld says what its
+// pods' network is: by the first address of it, with its length.
+func (r *renderer) foreignNetwork() (string, error) {
+	var script strings.Builder
+	var subnets []string
+	script.WriteString("set -eu\nuntil [ -s /run/flannel/subnet.env ]; do busybox sleep 1; done\n. /run/flannel/subnet.env\n")
+	for _, pods := range r.podCIDRs {
+		if pods.Addr().Is4() {
+			script.WriteString("ip=${FLANNEL_SUBNET%/*}\nv4=${ip%.*}.$((${ip##*.} - 1))/${FLANNEL_SUBNET#*/}\n")
+			subnets = append(subnets, "${v4}")
+		} else {
+			script.WriteString("ip=${FLANNEL_IPV6_SUBNET%/*}\nv6=${ip%1}/${FLANNEL_IPV6_SUBNET#*/}\n")
+			subnets = append(subnets, "${v6}")
+		}
+	}
+	config, err := r.podNetwork(subnets)
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(&script, "cat >%[1]s/coldrack.new <<END\n%[2]sEND\nbusybox mv %[1]s/coldrack.new %[1]s/10-coldrack.conflist\n", cniDir, config)
+	return script.String(), nil
 }
 
 // dnsNodes is on how many nodes CoreDNS may run.

@@ -1,6 +1,9 @@
 package kube
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -68,5 +71,39 @@ func TestCorefile(t *testing.T) {
 		if answers := strings.Contains(config, "rcode NXDOMAIN\n"); answers != noNameservers {
 			t.Errorf("without nameservers %v: says itself that names do not exist %v:\n%s", noNameservers, answers, config)
 		}
+	}
+}
+
+// What flanneld writes, and what comes of it on a node that Coldrack did not configure.
+func TestNetworkOfForeignMachines(t *testing.T) {
+	plan := render(t, v1alpha1.TopologyDevelopment, func(in *Input) {
+		in.Cluster.Spec.Security.TokenDiscovery = true
+		in.Cluster.Spec.Network.Plugin = v1alpha1.NetworkFlannel
+	})
+	var script string
+	for _, object := range plan.Objects {
+		if object.Name == "kube-flannel-foreign" {
+			var d apps.DaemonSet
+			if err := yaml.UnmarshalStrict(object.Content, &d); err != nil {
+				t.Fatal(err)
+			}
+			script = d.Spec.Template.Spec.Containers[0].Lifecycle.PostStart.Exec.Command[2]
+		}
+	}
+	dir := t.TempDir()
+	script = strings.NewReplacer("/run/flannel", dir, cniDir, dir, "busybox mv", "mv").Replace(script)
+	if err := os.WriteFile(filepath.Join(dir, "subnet.env"), []byte("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s\n%s", err, out, script)
+	}
+	got, err := os.ReadFile(filepath.Join(dir, "10-coldrack.conflist"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := fileOf(t, plan.Nodes["machine-01"], cniFile)
+	if want := strings.Replace(own, "10.244.0.0/24", "10.244.7.0/24", 1); string(got) != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }

@@ -46,11 +46,11 @@ type cniIPAM struct {
 }
 
 type cniRange struct {
-	Subnet netip.Prefix `json:"subnet"`
+	Subnet string `json:"subnet"`
 }
 
 type cniRoute struct {
-	Dst netip.Prefix `json:"dst"`
+	Dst string `json:"dst"`
 }
 
 type cniPortMap struct {
@@ -66,13 +66,30 @@ func (r *renderer) networkFiles(n *node) ([]File, error) {
 	if plugin == v1alpha1.NetworkNone {
 		return nil, nil
 	}
+	var subnets []string
+	for _, pods := range n.PodCIDRs {
+		subnets = append(subnets, pods.String())
+	}
+	config, err := r.podNetwork(subnets)
+	if err != nil {
+		return nil, err
+	}
+	files := []File{{Path: cniFile, Mode: modeSecret, Content: config}}
+	if plugin == v1alpha1.NetworkRouted {
+		files = append(files, File{Path: masqueradeFile, Mode: modePublic, Content: r.masquerade(n)})
+	}
+	return files, nil
+}
+
+// podNetwork is the configuration of a bridge with these subnets, one for each of the cluster's families.
+func (r *renderer) podNetwork(subnets []string) ([]byte, error) {
 	bridge := cniBridge{Type: "bridge", Bridge: "cni0", IsGateway: true, HairpinMode: true, MTU: r.podMTU(),
 		IPAM: cniIPAM{Type: "host-local", DataDir: "/run/cni/ipam"}}
-	for _, pods := range n.PodCIDRs {
-		bridge.IPAM.Ranges = append(bridge.IPAM.Ranges, []cniRange{{pods}})
-		everywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-		if pods.Addr().Is6() {
-			everywhere = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	for i, subnet := range subnets {
+		bridge.IPAM.Ranges = append(bridge.IPAM.Ranges, []cniRange{{subnet}})
+		everywhere := "0.0.0.0/0"
+		if r.podCIDRs[i].Addr().Is6() {
+			everywhere = "::/0"
 		}
 		bridge.IPAM.Routes = append(bridge.IPAM.Routes, cniRoute{everywhere})
 	}
@@ -86,11 +103,7 @@ func (r *renderer) networkFiles(n *node) ([]File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode the pod network: %w", err)
 	}
-	files := []File{{Path: cniFile, Mode: modeSecret, Content: append(config, '\n')}}
-	if plugin == v1alpha1.NetworkRouted {
-		files = append(files, File{Path: masqueradeFile, Mode: modePublic, Content: r.masquerade(n)})
-	}
-	return files, nil
+	return append(config, '\n'), nil
 }
 
 func (r *renderer) podMTU() int32 {
