@@ -278,6 +278,24 @@ func (b *bench) dhcp(ctx context.Context) error {
 		} else {
 			r.peer = append(r.peer, rate)
 		}
+		// perfdhcp takes more of a processor for an exchange than either server, so the rates above are nearly its own. What a
+		// server takes says more.
+		run, err := b.perfdhcp(ctx, server, 6000)
+		if err != nil {
+			return fmt.Errorf("%s: %w", server, err)
+		}
+		for _, part := range []struct {
+			what string
+			took time.Duration
+		}{{"DHCP, processor time of the server for an exchange, at 6,000/s", run.server}, {"... and of perfdhcp, which asks", run.load}} {
+			r := b.row(part.what, "µs", "Kea, memfile", "", nil)
+			each := part.took.Seconds() * 1e6 / (6000 * perfSeconds)
+			if server == "Coldrack" {
+				r.ours = append(r.ours, each)
+			} else {
+				r.peer = append(r.peer, each)
+			}
+		}
 	}
 	return nil
 }
@@ -285,10 +303,11 @@ func (b *bench) dhcp(ctx context.Context) error {
 // exchanges finds the highest rate of completed exchanges at which fewer than 0.1 % are dropped.
 func (b *bench) exchanges(ctx context.Context, server string) (best float64, err error) {
 	for low, high, try := 0.0, 0.0, 4000.0; ; {
-		got, drops, err := b.perfdhcp(ctx, server, try)
+		run, err := b.perfdhcp(ctx, server, try)
 		if err != nil {
 			return 0, err
 		}
+		got, drops := run.rate, run.drops
 		fmt.Fprintf(os.Stderr, "  %s: asked %.0f/s, got %.0f/s, drops %.3f %%\n", server, try, got, drops)
 		if drops < 0.1 {
 			low, best = try, max(best, got)
@@ -313,48 +332,67 @@ var (
 	perfDrops = regexp.MustCompile(`drops ratio: ([0-9.e+-]+|nan|-nan) %`)
 )
 
-func (b *bench) perfdhcp(ctx context.Context, server string, rate float64) (got, drops float64, err error) {
+// perfRun is what came of asking for some seconds.
+type perfRun struct {
+	rate, drops  float64       // completed exchanges a second; lost ones in percent
+	server, load time.Duration // processor time
+}
+
+const perfSeconds = 4
+
+func (b *bench) perfdhcp(ctx context.Context, server string, rate float64) (run perfRun, err error) {
 	leases, err := os.MkdirTemp(b.dir, "leases")
 	if err != nil {
-		return 0, 0, err
+		return run, err
 	}
-	args := []string{b.self, "serve", "dhcp", leases}
+	args, comm := []string{b.self, "serve", "dhcp", leases}, filepath.Base(b.self)
 	if server == "Kea" {
 		config := filepath.Join(leases, "kea.conf")
 		if err := os.WriteFile(config, fmt.Appendf(nil, keaConfig, leases, runtime.NumCPU()), 0o644); err != nil {
-			return 0, 0, err
+			return run, err
 		}
 		args = []string{"env", "KEA_PIDFILE_DIR=" + leases, "KEA_LOCKFILE_DIR=" + leases, "kea-dhcp4", "-c", config}
+		comm = "kea-dhcp4"
 	}
 	stop, err := b.run(ctx, server+"-dhcp", args...)
 	if err != nil {
-		return 0, 0, err
+		return run, err
 	}
 	defer stop()
 	if err := b.await(ctx, server+"-dhcp", "-u", "67"); err != nil {
-		return 0, 0, err
+		return run, err
 	}
 	time.Sleep(300 * time.Millisecond)
+	before, err := b.processorTime(comm)
+	if err != nil {
+		return run, err
+	}
 	// Exit status 3 says that exchanges were dropped.
-	out, err := inside(ctx, b.client, "perfdhcp", "-4", "-r", fmt.Sprintf("%.0f", rate), "-R", "100000", "-p", "4", "-W", "1000000", "-l", "c0", serverAddress).CombinedOutput()
+	perf := inside(ctx, b.client, "perfdhcp", "-4", "-r", fmt.Sprintf("%.0f", rate), "-R", "100000", "-p", strconv.Itoa(perfSeconds), "-W", "1000000", "-l", "c0", serverAddress)
+	out, err := perf.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 3) {
-		return 0, 0, fmt.Errorf("perfdhcp: %w: %s", err, out)
+		return run, fmt.Errorf("perfdhcp: %w: %s", err, out)
 	}
 	match := perfRate.FindSubmatch(out)
 	if match == nil {
-		return 0, 0, fmt.Errorf("perfdhcp printed no rate: %s", out)
+		return run, fmt.Errorf("perfdhcp printed no rate: %s", out)
 	}
-	got, _ = strconv.ParseFloat(string(match[1]), 64)
+	after, err := b.processorTime(comm)
+	if err != nil {
+		return run, err
+	}
+	run.server, run.load = after-before, perf.ProcessState.UserTime()+perf.ProcessState.SystemTime()
+	run.rate, _ = strconv.ParseFloat(string(match[1]), 64)
 	// It counts the second in which it waits for the last answers.
-	got *= 5.0 / 4
+	run.rate *= (perfSeconds + 1.0) / perfSeconds
 	for _, m := range perfDrops.FindAllSubmatch(out, -1) {
 		v, err := strconv.ParseFloat(string(m[1]), 64)
 		if err == nil {
-			drops = max(drops, v)
+			run.drops = max(run.drops, v)
 		}
 	}
-	return got, drops, nil
+	return run, nil
 }
 
 const inventory = 10000
@@ -434,24 +472,52 @@ func (b *bench) scripts(ctx context.Context) error {
 	return nil
 }
 
-// memory is what the server that runs in the namespace has resident, MiB.
-func (b *bench) memory(name string) (float64, error) {
-	out, err := exec.Command("ip", "netns", "pids", b.server).Output()
+// processorTime is what the server of that name in the namespace has taken so far.
+func (b *bench) processorTime(name string) (time.Duration, error) {
+	pid, err := b.process(name)
 	if err != nil {
 		return 0, err
 	}
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	var ticks int64 // utime and stime, of which Linux shows 100 a second
+	for _, field := range fields[11:13] {
+		n, _ := strconv.ParseInt(field, 10, 64)
+		ticks += n
+	}
+	return time.Duration(ticks) * (time.Second / 100), nil
+}
+
+// process finds a program that runs in the server's namespace.
+func (b *bench) process(name string) (pid string, err error) {
+	out, err := exec.Command("ip", "netns", "pids", b.server).Output()
+	if err != nil {
+		return "", err
+	}
 	for _, pid := range strings.Fields(string(out)) {
-		comm, _ := os.ReadFile("/proc/" + pid + "/comm")
-		if strings.TrimSpace(string(comm)) != name {
-			continue
-		}
-		status, _ := os.ReadFile("/proc/" + pid + "/status")
-		if m := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(status); m != nil {
-			kib, _ := strconv.ParseFloat(string(m[1]), 64)
-			return kib / 1024, nil
+		if comm, _ := os.ReadFile("/proc/" + pid + "/comm"); strings.TrimSpace(string(comm)) == name {
+			return pid, nil
 		}
 	}
-	return 0, errors.New("no such process")
+	return "", fmt.Errorf("no %s runs", name)
+}
+
+// memory is what the server that runs in the namespace has resident, MiB.
+func (b *bench) memory(name string) (float64, error) {
+	pid, err := b.process(name)
+	if err != nil {
+		return 0, err
+	}
+	status, _ := os.ReadFile("/proc/" + pid + "/status")
+	m := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(status)
+	if m == nil {
+		return 0, errors.New("no such process")
+	}
+	kib, _ := strconv.ParseFloat(string(m[1]), 64)
+	return kib / 1024, nil
 }
 
 func (b *bench) storm(ctx context.Context) error {
