@@ -20,7 +20,9 @@ const (
 	criSocket        = "unix:///run/containerd/containerd.sock"
 	kubeletConfig    = kubeletDir + "/config.yaml"
 	kubeletFlagsFile = kubeletDir + "/kubeadm-flags.env"
-	mebibyte         = 1 << 20
+	// kubeletInstance is what kubeadm takes this machine's own part of the configuration from.
+	kubeletInstance = kubeletDir + "/instance-config.yaml"
+	mebibyte        = 1 << 20
 )
 
 // kubeletConfiguration is what all kubelets of the cluster have in common. kubeadm keeps it in the cluster
@@ -153,6 +155,7 @@ func (r *renderer) kubeletFiles(n *node) ([]File, error) {
 		{Path: manifestsDir, Mode: modeDir | fs.ModeDir},
 		{Path: kubeletDir, Mode: modeDir | fs.ModeDir},
 		{Path: kubeletConfig, Mode: modeSecret, Content: config},
+		{Path: kubeletInstance, Mode: modeSecret, Content: []byte("containerRuntimeEndpoint: " + criSocket + "\n")},
 		{Path: kubeletFlagsFile, Mode: modePublic, Content: fmt.Appendf(nil, "KUBELET_KUBEADM_ARGS=%q\n", strings.Join(flags.command("")[1:], " "))},
 		// The kubelet finds its certificate by this link, and points it elsewhere when it rotates.
 		{Path: kubeletClientLink, Link: kubeletClientFile, Once: true},

@@ -254,8 +254,8 @@ func (f facts) readRoot(t *testing.T, root string) {
 			f.config(t, "kubelet config", content)
 		case path == kubeletFlagsFile:
 			f.kubeletFlags(content)
-		case path == kubeletDir+"/instance-config.yaml":
-			f["kubelet file "+path] = "there"
+		case path == kubeletInstance:
+			f.document(t, "kubelet instance", content)
 		}
 		return nil
 	})
@@ -303,6 +303,8 @@ func planFacts(t *testing.T, plan *Plan, machine string) facts {
 			f.config(t, "kubelet config", file.Content)
 		case kubeletFlagsFile:
 			f.kubeletFlags(file.Content)
+		case kubeletInstance:
+			f.document(t, "kubelet instance", file.Content)
 		}
 	}
 	certificates := map[string]CertificateRequest{}
@@ -587,7 +589,6 @@ var kubeadmDifferences = []difference{
 	{"+", `kubelet config registerWithTaints .*`, "the taint is there before the first pod could be placed; kubeadm adds it afterwards"},
 	{"+", `kubelet config clusterDNS fd00:96::a`, "DNS has an address of both families"},
 	{"+", `kubelet flag --node-(ip|labels)`, "known beforehand"},
-	{"-", `kubelet file .*/instance-config.yaml`, "kubeadm merges it into config.yaml, which we write as a whole"},
 
 	// What kubeadm uploads.
 	{"+", `object \S+Binding .* subjects \d apiGroup`, "the API server fills it in"},
