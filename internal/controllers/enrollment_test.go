@@ -9,8 +9,10 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/fleet"
 )
 
 func rack(changes ...func(*v1alpha1.SubnetSpec)) v1alpha1.Subnet {
@@ -240,5 +242,40 @@ func TestMatches(t *testing.T) {
 				t.Errorf("got %v", got)
 			}
 		})
+	}
+}
+
+// Two that are enrolled at once do not get the same, also while neither is written; what is not written in the end is free again.
+func TestEnrolledAtOnce(t *testing.T) {
+	known := fleet.New(fleet.Options{})
+	machines := map[string]*v1alpha1.Machine{}
+	for i, name := range []string{"a", "b", "c"} {
+		m := waiting(name)
+		m.UID = types.UID(name)
+		m.Spec.Identifiers = v1alpha1.Identifiers{MACs: []string{fmt.Sprintf("52:54:00:00:00:0%d", i+1)}}
+		machines[name] = m
+		known.Put(m)
+	}
+	r := &enrollment{Deps: Deps{Fleet: known, Now: time.Now}, underway: map[string]*v1alpha1.Machine{}}
+	give := func(name string) string {
+		t.Helper()
+		next, held := r.decide(machines[name], []v1alpha1.EnrollmentPolicy{policy("all")}, []v1alpha1.Subnet{rack()})
+		if next == nil {
+			t.Fatalf("%s gets nothing: %s", name, held)
+		}
+		return next.Spec.Hostname + " " + next.Spec.Network.Address
+	}
+	if got := give("a"); got != "node-001 10.0.0.10" {
+		t.Errorf("a gets %s", got)
+	}
+	if got := give("b"); got != "node-002 10.0.0.11" {
+		t.Errorf("while a is being written b gets %s", got)
+	}
+	if got := give("a"); got != "node-001 10.0.0.10" {
+		t.Errorf("decided again a gets %s", got)
+	}
+	r.settled("a") // it was deleted meanwhile
+	if got := give("c"); got != "node-001 10.0.0.10" {
+		t.Errorf("when a came to nothing c gets %s", got)
 	}
 }

@@ -224,3 +224,26 @@ func BenchmarkByMAC(b *testing.B) {
 		}
 	}
 }
+
+// Whoever writes a machine has it alone; others are written meanwhile.
+func TestOneWriterAtATime(t *testing.T) {
+	f := New(Options{})
+	done := f.Write("a")
+	f.Write("b")() // does not wait for a
+	entered, left := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(left)
+		defer f.Write("a")()
+		close(entered)
+	}()
+	select {
+	case <-entered:
+		t.Fatal("two write one machine")
+	case <-time.After(20 * time.Millisecond):
+	}
+	done()
+	<-left
+	if n := len(f.writers.turns); n != 0 {
+		t.Errorf("%d machines are remembered of which nobody writes any", n)
+	}
+}
