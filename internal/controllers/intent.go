@@ -33,12 +33,12 @@ func (r *intents) reconcile(ctx context.Context, name string) (time.Duration, er
 	}
 	switch {
 	case acknowledge(m.DeepCopy(), r.Now()):
-		m, err = r.store.UpdateStatus(ctx, name, func(m *v1alpha1.Machine) error {
+		_, err = r.store.UpdateStatus(ctx, name, func(m *v1alpha1.Machine) error {
 			acknowledge(m, r.Now())
 			return nil
 		})
 	case wasReleased(m):
-		m, err = r.withdraw(ctx, m)
+		err = r.withdraw(ctx, m)
 	default:
 		return 0, nil
 	}
@@ -76,14 +76,14 @@ func wasReleased(m *v1alpha1.Machine) bool {
 
 // withdraw takes the approval of a released machine back, so that it is not installed again, and clears the
 // wish, so that a later approval is a new one.
-func (r *intents) withdraw(ctx context.Context, m *v1alpha1.Machine) (*v1alpha1.Machine, error) {
+func (r *intents) withdraw(ctx context.Context, m *v1alpha1.Machine) error {
 	defer r.Fleet.Write(m.Name)()
 	next := m.DeepCopy()
 	next.Spec.Approved, next.Spec.Intent = false, nil
 	if err := r.Client.Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{})); err != nil {
-		return nil, err
+		return err
 	}
 	r.Log.Info("machine was released and is no longer approved", "machine", m.Name)
 	r.Fleet.Put(next)
-	return next, nil
+	return nil
 }
