@@ -143,7 +143,7 @@ func (r *enrollment) decide(m *v1alpha1.Machine, policies []v1alpha1.EnrollmentP
 	}
 	next, held = enroll(m, world{machines: machines, policies: policies, subnets: subnets, reserved: r.Reserved, newID: uuid.NewString, now: r.Now()})
 	if next != nil {
-		r.underway[m.Name] = next
+		r.underway[m.Name] = next.DeepCopy() // the client reads its answer into next
 	}
 	return next, held
 }
