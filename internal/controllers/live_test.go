@@ -208,7 +208,7 @@ func (w *liveWorld) start() {
 	synced, err := Feed(ctx, cached, w.fleet)
 	check(w.t, err)
 	w.clusters = clusters.New(clusters.Options{Programs: noPrograms{}, Log: testLog()})
-	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, LostAfter: 30 * time.Second,
+	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, LostAfter: time.Hour,
 		Clusters: w.clusters, DialNode: w.dial}
 	w.deps = deps
 	group.Go(func() error { return synced(ctx) })
