@@ -43,6 +43,7 @@ func serveOptions() map[string]settings.Option {
 		"discoveryArgs":     usage("kernel arguments of the discovery system, for hardware that needs some, for example nomodeset"),
 		"registryUpstreams": usage("registries that container images are fetched from when no bundle has them, for example docker.io; http://HOST for plain HTTP"),
 		"registryCacheGib":  usage("GiB of images from such registries that are kept"),
+		"swarmFrom":         usage("from how many machines on that fetch the same they give it to each other; 0: never, the server gives all"),
 		"bootConcurrency":   usage("how many machines load what they boot at once; others wait, but no longer than their firmware does"),
 		"bootPaceMbit":      usage("megabits a second for one connection of a boot loader, for loaders that hang when data come too fast; 0: no bound"),
 		"heartbeatInterval": usage("how often installed nodes report"),

@@ -39,7 +39,9 @@ type Options struct {
 	Programs Programs
 	// Registry is the content store that nodes pull images from; nil when there is none.
 	Registry *kube.Registry
-	Log      *slog.Logger
+	// KitFrom is how many machines a cluster must have for its nodes to give each other what they fetch; 0: they never do.
+	KitFrom int
+	Log     *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -258,6 +260,11 @@ func (s *Set) input(r Record, authorities map[kube.Authority][]byte, serviceAcco
 		in.Machines = append(in.Machines, kubeMachine(n, machines[n.Machine]))
 	}
 	slices.SortFunc(in.Machines, func(a, b kube.Machine) int { return cmp.Compare(a.Name, b.Name) })
+	if in.Registry != nil && s.KitFrom > 0 && len(in.Machines) >= s.KitFrom {
+		registry := *in.Registry
+		registry.Local = "http://" + kitListen
+		in.Registry = &registry
+	}
 	in.NoNameservers = len(r.Subnets) > 0 && !slices.ContainsFunc(r.Subnets, func(subnet v1alpha1.Subnet) bool {
 		return len(subnet.Spec.DNS) > 0 && slices.ContainsFunc(in.Machines, func(m kube.Machine) bool { return within(subnet, m.Addresses) })
 	})

@@ -357,6 +357,39 @@ func TestOnlyWhatIsRecordedIsHandedOut(t *testing.T) {
 	}
 }
 
+func TestNodesOfALargeClusterHaveAKit(t *testing.T) {
+	set := newSet()
+	set.KitFrom = 4
+	small, large := rack(t, "small", v1alpha1.TopologyDevelopment, 2), rack(t, "large", v1alpha1.TopologyDevelopment, 3)
+	set.Put(record(t, small))
+	if a, _ := set.Node("small-001"); a.Plan == nil || a.Plan.Kit != nil {
+		t.Errorf("of three nodes: %+v", a)
+	}
+	if _, _, ok, err := set.Kit("small-001"); ok || err != nil {
+		t.Errorf("of three nodes: %v %v", ok, err)
+	}
+	set.Put(record(t, large))
+	a, _ := set.Node("large-001")
+	if a.Plan == nil || a.Plan.Kit == nil {
+		t.Fatalf("of four nodes: %+v", a)
+	}
+	local := false
+	for _, f := range a.Plan.Files {
+		local = local || strings.HasSuffix(f.Path, "/hosts.toml") && strings.Contains(string(f.Content), "http://"+a.Plan.Kit.Listen)
+	}
+	if !local {
+		t.Error("containerd is not told where the agent gives what it has")
+	}
+	programs, images, ok, err := set.Kit("large-002")
+	if err != nil || !ok || len(programs) != 1 || !slices.ContainsFunc(images, func(i string) bool { return strings.Contains(i, "/kube-proxy:") }) ||
+		slices.ContainsFunc(images, func(i string) bool { return strings.Contains(i, "kube-apiserver") }) {
+		t.Errorf("kit: %v, %v, %v, %v", programs, images, ok, err)
+	}
+	if _, _, ok, _ := set.Kit("nobody"); ok {
+		t.Error("a machine of no cluster has a kit")
+	}
+}
+
 func TestSecretsGoToTheControlPlaneOnly(t *testing.T) {
 	set := newSet()
 	s := rack(t, "a", v1alpha1.TopologyProduction, 2)

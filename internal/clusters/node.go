@@ -70,11 +70,52 @@ func (s *Set) assignment(name string, c *cluster, machine string) wire.NodeAssig
 			plan.Programs = append(plan.Programs, p)
 		}
 	}
+	if r := c.input.Registry; r != nil && r.Local != "" {
+		plan.Kit = &wire.NodeKit{Listen: kitListen}
+	}
 	out.Plan = plan
 	if c.paused {
 		out.Message = fmt.Sprintf("cluster %s is paused: spec.paused", name)
 	}
 	return out
+}
+
+// kitListen is where a node's agent serves containerd on that node.
+const kitListen = "127.0.0.1:7446"
+
+// Kit is what the nodes of a machine's cluster have in common: programs in the order in which they are needed, and the
+// images that each of them runs. It is false for a machine whose cluster has no kit.
+func (s *Set) Kit(machine string) (programs []wire.Program, images []string, ok bool, err error) {
+	assignment, _ := s.Node(machine)
+	if assignment.Plan == nil || assignment.Plan.Kit == nil {
+		return nil, nil, false, nil
+	}
+	s.mu.Lock()
+	c := s.clusters[s.memberOf[machine]]
+	if c != nil && c.plan != nil {
+		images = c.plan.Requirements.EveryNode
+	}
+	s.mu.Unlock()
+	all, err := s.Programs.Programs(assignment.Plan.KubernetesVersion)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	for _, p := range all {
+		phase, everywhere := kube.ProgramPhase(p.Name, nil)
+		if p.Phase = string(phase); everywhere {
+			programs = append(programs, p)
+		}
+	}
+	slices.SortStableFunc(programs, func(a, b wire.Program) int {
+		late := func(p wire.Program) int {
+			if p.Phase == string(kube.PhaseContent) {
+				return 0
+			}
+			return 1
+		}
+		return cmp.Compare(late(a), late(b))
+	})
+	return programs, images, true, nil
 }
 
 // versioned gives an assignment a version that stands for its content.

@@ -41,6 +41,7 @@ func (s *server) newClusters() (*clusters.Set, error) {
 		options.Registry = &kube.Registry{
 			URL: "https://" + net.JoinHostPort(address.String(), strconv.Itoa(s.cfg.MachinePort)), CA: s.keys.machines.CertPEM(),
 		}
+		options.KitFrom = s.cfg.SwarmFrom
 	}
 	return clusters.New(options), nil
 }

@@ -78,6 +78,10 @@ type Config struct {
 	// that hang when data come too fast.
 	BootPaceMbit int `json:"bootPaceMbit,omitempty"`
 
+	// SwarmFrom is how many machines that fetch the same there must be for them to give it to each other: fewer are served as
+	// fast by the server alone. 0: they never do.
+	SwarmFrom int `json:"swarmFrom"`
+
 	// HeartbeatInterval that installed nodes are told.
 	HeartbeatInterval time.Duration `json:"heartbeatInterval"`
 	// LostAfter is how long a node may be silent before it counts as lost; 0: three heartbeats.
@@ -97,6 +101,7 @@ func DefaultConfig() Config {
 		TFTPPort:          69,
 		RegistryCacheGiB:  20,
 		BootConcurrency:   storm.Usual().Loading,
+		SwarmFrom:         5,
 		HeartbeatInterval: 30 * time.Second,
 		LogLevel:          "info",
 		LogFormat:         "text",
@@ -145,6 +150,9 @@ func (c Config) Validate() error {
 		if arg == "" || strings.ContainsAny(arg, " \t\n\"") || strings.HasPrefix(arg, "coldrack.") {
 			bad("discoveryArgs", arg, "must be one kernel argument, for example nomodeset, and none of Coldrack's own")
 		}
+	}
+	if c.SwarmFrom < 0 {
+		bad("swarmFrom", c.SwarmFrom, "must be 0 or more")
 	}
 	if c.BootConcurrency < 1 {
 		bad("bootConcurrency", c.BootConcurrency, "must be at least 1")

@@ -55,9 +55,13 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 		clock.Info("machines are not told the time by this server; if its host has no time server, their clocks need another", "err", s.sockets.timeErr)
 	}
 
+	var tracker *swarm.Tracker
+	if s.cfg.SwarmFrom > 0 {
+		tracker = swarm.NewTracker(swarm.TrackerOptions{Few: s.cfg.SwarmFrom - 1})
+	}
 	api := machineapi.New(machineapi.Options{
 		Fleet: s.fleet, Store: store, Plans: plans, Content: s.content, Signer: s.keys.machines,
-		Swarm: swarm.NewTracker(swarm.TrackerOptions{Few: 4}), Clusters: s.clusters, BootURL: answers.bootURL, Nonces: nonces, Log: s.log.With("part", "machineapi"), HeartbeatInterval: s.cfg.HeartbeatInterval,
+		Swarm: tracker, Clusters: s.clusters, Kits: &kits{store: s.content.store, clusters: s.clusters}, BootURL: answers.bootURL, Nonces: nonces, Log: s.log.With("part", "machineapi"), HeartbeatInterval: s.cfg.HeartbeatInterval,
 	})
 	certificates := &machineCertificates{authority: s.keys.machines, now: time.Now}
 	config := machineapi.TLSConfig(certificates.get, s.keys.machines.Pool())

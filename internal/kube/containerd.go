@@ -81,6 +81,9 @@ type mirror struct {
 	CA           string   `toml:"ca,omitempty"`
 }
 
+// full capabilities: to say which digest a tag stands for, and to give what a digest names.
+func full() []string { return []string{"pull", "resolve"} }
+
 // usualRegistries are those that manifests name most.
 var usualRegistries = [...]string{"docker.io", "gcr.io", "ghcr.io", "quay.io", "registry.k8s.io"}
 
@@ -108,17 +111,23 @@ func (r *renderer) mirrors() ([]File, error) {
 		if host != "_default" {
 			fmt.Fprintf(&content, "server = %q\n", upstream(host))
 		}
+		if store != nil && store.Local != "" {
+			// What a tag means only the store says.
+			if err := writeMirror(&content, store.Local, mirror{Capabilities: []string{"pull"}}); err != nil {
+				return nil, err
+			}
+		}
 		if store != nil {
 			ca := ""
 			if len(store.CA) > 0 {
 				ca = registryCA
 			}
-			if err := writeMirror(&content, store.URL, ca); err != nil {
+			if err := writeMirror(&content, store.URL, mirror{Capabilities: full(), CA: ca}); err != nil {
 				return nil, err
 			}
 		}
 		for _, endpoint := range endpoints[host] {
-			if err := writeMirror(&content, endpoint, authorities[host]); err != nil {
+			if err := writeMirror(&content, endpoint, mirror{Capabilities: full(), CA: authorities[host]}); err != nil {
 				return nil, err
 			}
 		}
@@ -131,8 +140,8 @@ func (r *renderer) mirrors() ([]File, error) {
 }
 
 // writeMirror appends one host. containerd tries hosts in the order of the file, which encoding a map would lose.
-func writeMirror(content *bytes.Buffer, url, ca string) error {
-	encoded, err := toml.Marshal(map[string]map[string]mirror{"host": {url: {Capabilities: []string{"pull", "resolve"}, CA: ca}}})
+func writeMirror(content *bytes.Buffer, url string, m mirror) error {
+	encoded, err := toml.Marshal(map[string]map[string]mirror{"host": {url: m}})
 	if err != nil {
 		return fmt.Errorf("encode registry mirror %s: %w", url, err)
 	}

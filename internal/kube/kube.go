@@ -166,6 +166,8 @@ type Registry struct {
 	URL string
 	// CA is a PEM bundle; empty for plain HTTP or publicly trusted certificates.
 	CA []byte
+	// Local is where each node's agent gives what it has by digest, asked before URL; empty: nowhere.
+	Local string
 }
 
 // Input is everything that a cluster's plan depends on.

@@ -189,8 +189,13 @@ func TestWhatUsersAdd(t *testing.T) {
 	}
 	hosts := fileOf(t, worker, certsDir+"/registry.example.org:5000/hosts.toml")
 	own, first, second := strings.Index(hosts, "10.20.0.1:8443"), strings.Index(hosts, "10.20.0.3"), strings.Index(hosts, "10.20.0.4")
-	if own < 0 || own > first || first > second {
+	if own < 0 || own > first || first > second || strings.Contains(hosts, "127.0.0.1") {
 		t.Errorf("the content store comes first, the mirrors in their order:\n%s", hosts)
+	}
+	shared := render(t, v1alpha1.TopologyDevelopment, func(in *Input) { in.Registry.Local = "http://127.0.0.1:7446" })
+	hosts = fileOf(t, shared.Nodes["machine-02"], certsDir+"/registry.k8s.io/hosts.toml")
+	if want := "server = \"https://registry.k8s.io\"\n\n[host.\"http://127.0.0.1:7446\"]\ncapabilities = [\"pull\"]\n\n[host.\"https://10.20.0.1:8443\"]\ncapabilities = [\"pull\", \"resolve\"]"; !strings.HasPrefix(strings.ReplaceAll(hosts, "'", "\""), want) {
+		t.Errorf("what other nodes gave comes first, and never says what a tag means:\n%s", hosts)
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 type Requirements struct {
 	// Images of containers, by full name and tag.
 	Images []string
+	// EveryNode are those of the images that each node runs.
+	EveryNode []string
 	// Programs on the nodes, each at its path.
 	Programs []Program
 	// Packages of Debian on the nodes.
@@ -26,7 +28,7 @@ type Program struct {
 }
 
 func (r *renderer) requirements() Requirements {
-	images := map[string]bool{}
+	images, everywhere := map[string]bool{}, map[string]bool{}
 	versions := map[string]release{r.cluster.Spec.Version: r.release}
 	for _, n := range r.nodes {
 		versions[n.version] = n.release
@@ -37,12 +39,12 @@ func (r *renderer) requirements() Requirements {
 		for _, name := range []component{componentAPIServer, componentManager, componentScheduler} {
 			images[kubernetesImage(name, version)] = true
 		}
-		images[rel.etcdImage], images[rel.coreDNSImage], images[rel.pauseImage] = true, true, true
+		images[rel.etcdImage], images[rel.coreDNSImage], everywhere[rel.pauseImage] = true, true, true
 		if r.cluster.Spec.Network.Proxy != v1alpha1.ProxyNone {
-			images[kubernetesImage("kube-proxy", version)] = true
+			everywhere[kubernetesImage("kube-proxy", version)] = true
 		}
 		if r.cluster.Spec.Network.Plugin == v1alpha1.NetworkFlannel {
-			images[rel.flannelImage] = true
+			everywhere[rel.flannelImage] = true
 		}
 		programs = append(programs,
 			Program{Name: "kubelet", Path: "/usr/bin/kubelet", Version: version},
@@ -61,5 +63,6 @@ func (r *renderer) requirements() Requirements {
 		packages = append(packages, "curl", "keepalived")
 	}
 	slices.Sort(packages)
-	return Requirements{Images: slices.Sorted(maps.Keys(images)), Programs: programs, Packages: packages}
+	maps.Copy(images, everywhere)
+	return Requirements{Images: slices.Sorted(maps.Keys(images)), EveryNode: slices.Sorted(maps.Keys(everywhere)), Programs: programs, Packages: packages}
 }

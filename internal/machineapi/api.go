@@ -28,6 +28,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/kit"
 	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/swarm"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -72,6 +73,12 @@ type Clusters interface {
 	Sign(machine, cluster, certificate string, public crypto.PublicKey) (certPEM []byte, leaf *x509.Certificate, err error)
 }
 
+// Kits knows what nodes exchange.
+type Kits interface {
+	// Kit is what the machine and the others of its cluster fetch; false when they fetch it from the server.
+	Kit(ctx context.Context, machine string) (kit.Kit, bool, error)
+}
+
 // Options are what an API needs; every field without a default must be set.
 type Options struct {
 	Fleet   *fleet.Fleet
@@ -82,6 +89,8 @@ type Options struct {
 	Nonces  *Nonces
 	// Clusters may be nil where there are none.
 	Clusters Clusters
+	// Kits may be nil where there are none.
+	Kits Kits
 	// Swarm lets machines fetch images from each other; nil sends them all to the boot listener.
 	Swarm *swarm.Tracker
 	// BootURL is the boot listener's base URL for a machine that has reached this server at local.
@@ -184,6 +193,7 @@ func (a *API) routes() []route {
 		{post, wire.PathComplete, sessions, 256 << 10, body(a.complete)},
 		{post, wire.PathHeartbeat, nodes, 256 << 10, body(a.heartbeat)},
 		{get, wire.PathNode, nodes, 0, a.nodeAssignment},
+		{get, wire.PathKit, nodes, 0, a.kit},
 		{post, wire.PathCertificate, nodes, 64 << 10, body(a.nodeCertificate)},
 		{post, wire.PathPhases, nodes, 256 << 10, body(a.phases)},
 		{post, wire.PathSwarm, sessionsAndNodes, 512 << 10, body(a.swarm)},

@@ -98,6 +98,20 @@ func (a *API) nodeCertificate(ctx context.Context, c call, in wire.CertificateRe
 	return wire.CertificateResponse{Certificate: string(certificate), ExpiresAt: leaf.NotAfter.UTC()}, nil
 }
 
+// kit answers with the chunks of what the node and others like it fetch.
+func (a *API) kit(ctx context.Context, c call) (any, error) {
+	m, err := a.node(ctx, c.peer)
+	if err != nil {
+		return nil, err
+	}
+	if a.Kits != nil && a.Swarm != nil {
+		if k, ok, err := a.Kits.Kit(ctx, m.Name); err != nil || ok {
+			return k, err
+		}
+	}
+	return nil, refuse(http.StatusNotFound, wire.CodeNotFound, "the nodes of this machine's cluster fetch everything from the server")
+}
+
 // phases takes in how far a node is, in memory only.
 func (a *API) phases(ctx context.Context, c call, in wire.PhaseReport) (any, error) {
 	m, err := a.node(ctx, c.peer)

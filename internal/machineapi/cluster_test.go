@@ -1,6 +1,7 @@
 package machineapi
 
 import (
+	"context"
 	"crypto/x509"
 	"net/netip"
 	"strings"
@@ -9,9 +10,11 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/clusters"
+	"coldrack.dev/internal/kit"
 	"coldrack.dev/internal/kube"
 	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/swarm"
 )
 
 type noPrograms struct{}
@@ -53,6 +56,13 @@ func (a *agent) certificate(cluster, name, csr string) (wire.CertificateResponse
 	return send[wire.CertificateResponse](a, "POST", wire.PathCertificate, wire.CertificateRequest{Cluster: cluster, Name: name, CSR: csr})
 }
 
+type kitOf map[string]kit.Kit
+
+func (k kitOf) Kit(_ context.Context, machine string) (kit.Kit, bool, error) {
+	found, ok := k[machine]
+	return found, ok, nil
+}
+
 func TestNodesOfClusters(t *testing.T) {
 	s := newServer(t)
 	set := clusters.New(clusters.Options{Programs: noPrograms{}})
@@ -90,6 +100,21 @@ func TestNodesOfClusters(t *testing.T) {
 	}
 	if _, err := control.node("", "x"); code(err) != wire.CodeBadRequest {
 		t.Errorf("a wait that is no number: %v", err)
+	}
+
+	fetch := func(a *agent) (kit.Kit, error) { return send[kit.Kit](a, "GET", wire.PathKit, nil) }
+	if _, err := fetch(worker); code(err) != wire.CodeNotFound {
+		t.Errorf("a server without kits: %v", err)
+	}
+	s.api.Kits, s.api.Swarm = kitOf{worker.name: {Digest: "sha256:1"}}, swarm.NewTracker(swarm.TrackerOptions{})
+	if k, err := fetch(worker); err != nil || k.Digest != "sha256:1" {
+		t.Errorf("a worker's kit: %+v, %v", k, err)
+	}
+	if _, err := fetch(control); code(err) != wire.CodeNotFound {
+		t.Errorf("a machine without a kit: %v", err)
+	}
+	if _, err := fetch(session); code(err) != wire.CodeForbidden {
+		t.Errorf("a session: %v", err)
 	}
 
 	key := newKey(t)

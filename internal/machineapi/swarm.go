@@ -18,7 +18,7 @@ import (
 const (
 	// maxSwarmList bounds the lists of an announcement: nobody knows more peers or was granted more chunks.
 	maxSwarmList = 64
-	// nodeUploadLimit, 100 Mbit/s, is what an installed node gives to others: its workload comes first.
+	// nodeUploadLimit, 100 Mbit/s, is what a node that is up gives to others: its workload comes first.
 	nodeUploadLimit = 12_500_000
 )
 
@@ -33,7 +33,9 @@ func (a *API) swarm(ctx context.Context, c call, in wire.SwarmAnnounce) (any, er
 	answer := wire.SwarmAnswer{}
 	if c.peer.kind == kindNode {
 		m, err = a.node(ctx, c.peer)
-		answer.UploadLimit = nodeUploadLimit
+		if err == nil && m.Status.Kubernetes != nil && m.Status.Kubernetes.Done {
+			answer.UploadLimit = nodeUploadLimit
+		}
 	} else {
 		m, err = a.machine(ctx, c.peer.machine)
 	}

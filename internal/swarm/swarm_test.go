@@ -307,6 +307,26 @@ func TestFewMachinesAreNotBroughtTogether(t *testing.T) {
 	}
 }
 
+func TestThoseWhoOnlyGiveSpeakSeldom(t *testing.T) {
+	s := newSite(TrackerOptions{})
+	for i := range 3 {
+		s.say(i, Announcement{Have: set(4, 0, 1, 2, 3)})
+	}
+	if a := s.say(0, Announcement{Have: set(4, 0, 1, 2, 3)}); a.Again < 20*time.Second {
+		t.Errorf("all have all, and the first shall speak again after %s", a.Again)
+	}
+	if a := s.say(3, Announcement{Have: set(4, 1)}); a.Again > 2*time.Second || len(a.Peers) != 3 {
+		t.Errorf("one who comes later is told %+v", a)
+	}
+	if a := s.say(0, Announcement{Have: set(4, 0, 1, 2, 3)}); a.Again > 2*time.Second {
+		t.Errorf("one lacks something, and the first shall speak again after %s", a.Again)
+	}
+	s.now = s.now.Add(time.Minute) // within four of the long intervals; the one who was told a short one is gone
+	if a := s.say(1, Announcement{Have: set(4, 0, 1, 2, 3)}); a.Again < 20*time.Second {
+		t.Errorf("all that are left have all, and the second shall speak again after %s", a.Again)
+	}
+}
+
 func TestTheOriginSendsEachChunkOnce(t *testing.T) {
 	s := newSite(TrackerOptions{Slots: 4, PerMember: 2, Extra: 0.001})
 	var granted []int

@@ -144,6 +144,7 @@ type crowd struct {
 	granted int                  // chunks, since the crowd came together
 	extra   int                  // of these, chunks that were somewhere already
 	bad     map[string]reporters // by culprit
+	full    int                  // members that have everything
 	swept   time.Time
 	hungry  int // machines that asked for more than was granted since waiting was last counted
 	waiting int
@@ -203,7 +204,7 @@ func (t *Tracker) Announce(now time.Time, blob string, m Member, a Announcement)
 	for _, i := range a.Returned {
 		c.release(i, me)
 	}
-	answer := Answer{Again: c.interval()}
+	answer := Answer{Again: c.again()}
 	me.heard, me.silence = now, max(t.opts.Silence, 4*answer.Again)
 	answer.Expelled = c.complaints(me, a)
 	if len(c.members) <= t.opts.Few {
@@ -288,9 +289,21 @@ func newCrowd(size int) *crowd {
 	return c
 }
 
+// idleInterval of those who only give.
+const idleInterval = 30 * time.Second
+
 // interval keeps the announcements of a crowd below some 500 a second.
 func (c *crowd) interval() time.Duration {
 	return max(time.Second, time.Duration(len(c.members))*2*time.Millisecond)
+}
+
+// again is when a member shall speak next. Where all have everything they are there for who comes, and that he cannot
+// reach one that is gone he finds out himself.
+func (c *crowd) again() time.Duration {
+	if c.full == len(c.members) {
+		return max(idleInterval, c.interval())
+	}
+	return c.interval()
 }
 
 func (c *crowd) join(m Member, now time.Time, dice *rand.Rand) *member {
@@ -364,7 +377,13 @@ func (c *crowd) has(m *member, have *Set, now time.Time) {
 		}
 		c.count(i, m, more)
 	}
+	if m.have.Full() {
+		c.full--
+	}
 	m.have.Copy(have)
+	if m.have.Full() {
+		c.full++
+	}
 }
 
 // count changes how many members have chunk i. What one has that nobody shall ask counts for nobody.

@@ -42,6 +42,12 @@ type Balancer interface {
 	Health() (ready bool, why []string)
 }
 
+// Kit exchanges content with other nodes.
+type Kit interface {
+	// Set says what the plan wants, nil for nothing, where the server's content is, and for which version of Kubernetes.
+	Set(k *wire.NodeKit, contentURL, version string)
+}
+
 // Pace is how patient bring-up is.
 type Pace struct {
 	Probe       time.Duration // between two looks at something that is waited for
@@ -68,6 +74,8 @@ type Options struct {
 	Systemd  Systemd
 	Router   Router
 	Balancer Balancer
+	// Kit is what this node shares with others of its cluster; nil for nothing.
+	Kit Kit
 	// Content is a source of what is below /content/ of a base address. tell is called before each further try.
 	Content func(base string, tell func(what string, err error, wait time.Duration)) Fetcher
 	Pace    Pace
@@ -299,6 +307,9 @@ func (e *Executor) start(ctx context.Context) (p *pass, end func()) {
 		return nil, nil
 	}
 	e.track.follow(e.begun.Version, e.begun.Plan)
+	if e.Kit != nil {
+		e.Kit.Set(e.begun.Plan.Kit, e.content, e.begun.Plan.KubernetesVersion)
+	}
 	soft, interrupt := context.WithCancelCause(ctx)
 	open, hold := context.WithCancelCause(soft)
 	e.interrupt, e.hold = interrupt, hold

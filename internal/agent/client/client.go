@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"coldrack.dev/internal/kit"
 	"coldrack.dev/internal/machineapi/wire"
 )
 
@@ -177,7 +178,10 @@ func Retry(ctx context.Context, tell func(err error, wait time.Duration), f func
 }
 
 // callLimit is how long a call may take; the long poll adds the time it asks to wait.
-const callLimit = 30 * time.Second
+const (
+	callLimit = 30 * time.Second
+	kitLimit  = 2 * time.Minute
+)
 
 func call[T any](ctx context.Context, c *Client, method, path string, limit time.Duration, in any) (T, error) {
 	var out T
@@ -274,6 +278,11 @@ func (c *Client) Renew(ctx context.Context, r wire.RenewRequest) (wire.IdentityR
 func (c *Client) Node(ctx context.Context, version string, wait time.Duration) (wire.NodeAssignment, error) {
 	q := url.Values{"version": {version}, "wait": {strconv.Itoa(int(wait.Seconds()))}}
 	return call[wire.NodeAssignment](ctx, c, http.MethodGet, wire.PathNode+"?"+q.Encode(), wait+callLimit, nil)
+}
+
+// Kit asks for what the nodes of this machine's cluster have in common. The server may have to read it first.
+func (c *Client) Kit(ctx context.Context) (kit.Kit, error) {
+	return call[kit.Kit](ctx, c, http.MethodGet, wire.PathKit, kitLimit, nil)
 }
 
 // Certificate asks for one of the certificates of the node's plan.

@@ -171,9 +171,28 @@ func Join(ctx context.Context, c Config, index diskimage.Index, origin diskimage
 
 // ReadChunk implements diskimage.Source: it waits until the chunk is here.
 func (x *Exchange) ReadChunk(ctx context.Context, c diskimage.Chunk) ([]byte, error) {
+	for {
+		if err := x.Wait(ctx, c); err != nil {
+			return nil, err
+		}
+		i := x.number[c.BlobOffset]
+		b, sealed, err := x.kept(i)
+		if err != nil || !sealed || c.Verify(b) == nil {
+			return b, err
+		}
+		x.Log.Warn("a chunk that was here is damaged; it is fetched again", "chunk", i)
+		x.mu.Lock()
+		x.picker.Forget(i)
+		x.pump()
+		x.mu.Unlock()
+	}
+}
+
+// Wait until a chunk is here.
+func (x *Exchange) Wait(ctx context.Context, c diskimage.Chunk) error {
 	i, ok := x.number[c.BlobOffset]
 	if !ok || x.index.Chunks[i] != c {
-		return nil, fmt.Errorf("chunk at byte %d of the blob is none of this image", c.BlobOffset)
+		return fmt.Errorf("chunk at byte %d of the blob is none of this image", c.BlobOffset)
 	}
 	patience := x.patience + rand.N(x.patience)
 	timer := time.NewTimer(patience)
@@ -184,15 +203,15 @@ func (x *Exchange) ReadChunk(ctx context.Context, c diskimage.Chunk) ([]byte, er
 		x.mu.Unlock()
 		switch {
 		case has:
-			return x.kept(i)
+			return nil
 		case failed != nil:
-			return nil, failed
+			return failed
 		}
 		select {
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return context.Cause(ctx)
 		case <-x.ctx.Done():
-			return nil, errors.New("the exchange has ended")
+			return errors.New("the exchange has ended")
 		case <-changed:
 		case <-timer.C:
 			timer.Reset(x.insist(i, patience))
@@ -219,15 +238,15 @@ func (x *Exchange) insist(i int, patience time.Duration) time.Duration {
 }
 
 // kept reads a chunk that is in the store.
-func (x *Exchange) kept(i int) ([]byte, error) {
+func (x *Exchange) kept(i int) (b []byte, sealed bool, err error) {
 	c := x.index.Chunks[i]
-	b := make([]byte, c.BlobLength)
+	b = make([]byte, c.BlobLength)
 	x.storing.RLock()
 	defer x.storing.RUnlock()
 	if n, err := x.store.ReadAt(b, c.BlobOffset); n < len(b) {
-		return nil, fmt.Errorf("read back a stored chunk: %w", err)
+		return nil, false, fmt.Errorf("read back a stored chunk: %w", err)
 	}
-	return b, nil
+	return b, x.sealed, nil
 }
 
 // keep verifies a chunk and stores it.

@@ -2,16 +2,21 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"coldrack.dev/internal/agent/balancer"
 	"coldrack.dev/internal/agent/bringup"
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/content"
+	"coldrack.dev/internal/agent/exchange"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/routes"
+	"coldrack.dev/internal/agent/share"
 )
 
 // keptLines of the log wait for a server that is away.
@@ -44,13 +49,14 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 		log.Warn("cannot tell systemd that this service is up", "err", err)
 	}
 	log.Info("node agent started", "machine", settings.Machine, "server", settings.Server, "version", version, "certificate", id.NotAfter)
+	var shown atomic.Pointer[tls.Certificate]
 	a := &Agent{
 		Log: log, Lines: lines, Server: server, Identity: id, Next: next, Machine: settings.Machine, Root: "/",
-		Use:    func(n identity.Node) { server.Use(n.Certificate) },
+		Use:    func(n identity.Node) { server.Use(n.Certificate); shown.Store(&n.Certificate) },
 		Look:   (&Looker{Root: "/", Version: version}).Look,
 		Reboot: Reboot, Now: time.Now, Sleep: sleep,
 	}
-	membership, err := cluster(log, server, version)
+	membership, err := cluster(log, server, sharer(log, server, settings, &shown, version), version)
 	if err != nil {
 		// Whoever reads the heartbeats learns of it.
 		log.Error("this machine cannot be a node of a cluster", "err", err)
@@ -60,24 +66,35 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 	return a.Run(ctx)
 }
 
+// sharer wires this node's part in the exchange of content with other nodes.
+func sharer(log *slog.Logger, server *client.Client, settings identity.Settings, shown *atomic.Pointer[tls.Certificate], version string) *share.Sharer {
+	authorities := x509.NewCertPool()
+	authorities.AppendCertsFromPEM([]byte(settings.CA))
+	return share.New(share.Options{
+		Log: log, Server: server, Dir: share.Dir,
+		Exchange: exchange.Config{Log: log, Server: server, Certificate: shown.Load, CAs: func() *x509.CertPool { return authorities }},
+		Source:   func(base string) share.Source { return content.New(base, "coldrack-agent/"+version, nil) },
+	})
+}
+
 // cluster wires what makes this machine a node of a cluster.
-func cluster(log *slog.Logger, server *client.Client, version string) (*Membership, error) {
+func cluster(log *slog.Logger, server *client.Client, kit *share.Sharer, version string) (*Membership, error) {
 	keeper, err := routes.New(log)
 	if err != nil {
 		return nil, err
 	}
 	lb := balancer.New(log, balancer.UsualPace())
 	executor, err := bringup.New(bringup.Options{
-		Log: log, Root: "/", Server: server, Systemd: bringup.Systemctl{}, Router: keeper, Balancer: lb,
+		Log: log, Root: "/", Server: server, Systemd: bringup.Systemctl{}, Router: keeper, Balancer: lb, Kit: kit,
 		Content: func(base string, tell func(string, error, time.Duration)) bringup.Fetcher {
-			return content.New(base, "coldrack-agent/"+version, tell)
+			return kit.Through(content.New(base, "coldrack-agent/"+version, tell))
 		},
 		Pace: bringup.UsualPace(), Now: time.Now, Sleep: sleep,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &Membership{Log: log, Server: server, Executor: executor, Beside: []Task{keeper.Run, lb.Run}, Sleep: sleep}, nil
+	return &Membership{Log: log, Server: server, Executor: executor, Beside: []Task{keeper.Run, lb.Run, kit.Run}, Sleep: sleep}, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) {

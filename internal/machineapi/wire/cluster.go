@@ -5,6 +5,7 @@ import "time"
 // Paths of the machine API for a node that belongs to a Kubernetes cluster. The node certificate opens them.
 const (
 	PathNode        = "/v1/node"             // GET ?version=V&wait=SECONDS -> NodeAssignment (long poll)
+	PathKit         = "/v1/node/kit"         // GET -> kit.Kit; 404 when there is none
 	PathCertificate = "/v1/node/certificate" // POST CertificateRequest -> CertificateResponse
 	PathPhases      = "/v1/node/phases"      // POST PhaseReport -> Empty
 )
@@ -42,7 +43,15 @@ type NodePlan struct {
 	Kubeconfigs  []NodeKubeconfig  `json:"kubeconfigs,omitempty"`
 	Routes       []NodeRoute       `json:"routes,omitempty"`
 	LoadBalancer *LoadBalancer     `json:"loadBalancer,omitempty"`
-	Phases       []Phase           `json:"phases"`
+	// Kit says that nodes give each other what they fetch: PathKit has it.
+	Kit    *NodeKit `json:"kit,omitempty"`
+	Phases []Phase  `json:"phases"`
+}
+
+// NodeKit is how a node passes on what came by its kit.
+type NodeKit struct {
+	// Listen is the host and port where the agent serves blobs by the OCI distribution protocol to its own node.
+	Listen string `json:"listen"`
 }
 
 // Program is an executable file that comes from the content store.

@@ -1,0 +1,106 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+
+	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/kit"
+	"coldrack.dev/internal/machineapi/wire"
+)
+
+// kits makes what nodes exchange of what the bundles hold; it implements machineapi.Kits.
+type kits struct {
+	store    *bundle.Store
+	clusters interface {
+		// Kit is what the nodes of a machine's cluster have in common.
+		Kit(machine string) (programs []wire.Program, images []string, ok bool, err error)
+	}
+
+	mu   sync.Mutex
+	made []madeKit // newest first
+}
+
+type madeKit struct {
+	parts []kit.Part
+	kit   kit.Kit
+}
+
+// keptKits are those of the versions that clusters have at a time.
+const keptKits = 8
+
+// Kit of a machine's cluster. To make one, some hundred MiB are read; everybody waits for the first who asks.
+func (k *kits) Kit(ctx context.Context, machine string) (kit.Kit, bool, error) {
+	programs, images, ok, err := k.clusters.Kit(machine)
+	if err != nil || !ok {
+		return kit.Kit{}, false, err
+	}
+	var parts []kit.Part
+	for _, p := range programs {
+		parts = append(parts, kit.Part{Digest: p.Content.Digest, Size: p.Content.Size})
+	}
+	artifacts := k.store.Artifacts()
+	for _, name := range images {
+		i := slices.IndexFunc(artifacts, func(a bundle.Artifact) bool { return a.Kind == bundle.KindContainer && a.Name == name })
+		if i < 0 {
+			continue // no bundle has it, so the nodes fetch it from elsewhere
+		}
+		own, err := k.image(artifacts[i].Digest)
+		if err != nil {
+			return kit.Kit{}, false, fmt.Errorf("image %s: %w", name, err)
+		}
+		parts = append(parts, own...)
+	}
+	if len(parts) == 0 {
+		return kit.Kit{}, false, nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range k.made {
+		if slices.Equal(m.parts, parts) {
+			return m.kit, true, nil
+		}
+	}
+	// Not with the request's context: whoever is next would begin again.
+	made, err := kit.Make(context.WithoutCancel(ctx), parts, func(digest string) (io.ReadCloser, error) {
+		f, _, err := k.store.Open(digest)
+		return f, err
+	})
+	if err != nil {
+		return kit.Kit{}, false, err
+	}
+	k.made = slices.Insert(k.made, 0, madeKit{parts, made})
+	k.made = k.made[:min(len(k.made), keptKits)]
+	return made, true, nil
+}
+
+// image is the manifest of an image and what it refers to. What an index refers to nodes fetch from the server: which of
+// its images they need is their affair.
+func (k *kits) image(digest string) ([]kit.Part, error) {
+	f, size, err := k.store.Open(digest)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var m struct {
+		MediaType string     `json:"mediaType"`
+		Config    *kit.Part  `json:"config"`
+		Layers    []kit.Part `json:"layers"`
+	}
+	const maxManifest = 4 << 20
+	if err := json.NewDecoder(io.LimitReader(f, maxManifest)).Decode(&m); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", digest, err)
+	}
+	parts := []kit.Part{{Digest: digest, Size: size, MediaType: m.MediaType}}
+	if m.MediaType == "" {
+		parts[0].MediaType = "application/vnd.oci.image.manifest.v1+json"
+	}
+	if m.Config != nil {
+		parts = append(parts, *m.Config)
+	}
+	return append(parts, m.Layers...), nil
+}
