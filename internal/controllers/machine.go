@@ -27,11 +27,11 @@ type machines struct {
 	Deps
 	limits limits
 
-	turns turns
+	turns *turns
 }
 
 func machineReconciler(d Deps) reconciler {
-	r := &machines{Deps: d, limits: limitsFor(d.LostAfter, d.Fleet.StartedAt())}
+	r := &machines{Deps: d, limits: limitsFor(d.LostAfter, d.Fleet.StartedAt()), turns: newTurns()}
 	return reconciler{
 		name: "machine", workers: 4, do: r.reconcile,
 		watches: []source.Source{each(d, &v1alpha1.Machine{}), observations(d.Fleet)},
