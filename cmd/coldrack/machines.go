@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -94,6 +95,53 @@ func (s *selection) list(ctx context.Context, c client.Client) ([]v1alpha1.Machi
 	return slices.DeleteFunc(machines, func(m v1alpha1.Machine) bool { return !s.matches(&m) }), nil
 }
 
+// few machines are read from the store, where what was written a moment ago is sure to be. Of ten thousand that would take
+// seconds: they are seen as the server's memory has them, which follows within moments.
+const few = 500
+
+// listed are the selected machines as far as an output shows them.
+func (a *app) listed(ctx context.Context, pick *selection, output string) ([]v1alpha1.Machine, error) {
+	c, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	whole := output != "" && output != "wide" && output != "name"
+	if len(pick.names) > 0 || whole {
+		return pick.list(ctx, c)
+	}
+	var list v1alpha1.MachineList
+	if err := c.List(ctx, &list, client.Limit(few)); err != nil {
+		return nil, fmt.Errorf("list machines: %w", err)
+	}
+	machines := list.Items
+	if list.Continue != "" {
+		known, ok := a.known(ctx)
+		if !ok {
+			return pick.list(ctx, c)
+		}
+		machines = known
+	}
+	return slices.DeleteFunc(machines, func(m v1alpha1.Machine) bool { return !pick.matches(&m) }), nil
+}
+
+// known are the machines in the server's memory. It is false where another API holds them, and whenever anything is in the
+// way.
+func (a *app) known(ctx context.Context) ([]v1alpha1.Machine, bool) {
+	raw, err := a.raw()
+	if err != nil {
+		return nil, false
+	}
+	answer, err := raw.Get().AbsPath("/coldrack/v1/machines").DoRaw(ctx)
+	if err != nil {
+		return nil, false
+	}
+	var list v1alpha1.MachineList
+	if err := json.Unmarshal(answer, &list); err != nil || list.Kind != "MachineList" {
+		return nil, false
+	}
+	return list.Items, true
+}
+
 func getMachine(ctx context.Context, c client.Client, name string) (*v1alpha1.Machine, error) {
 	m := &v1alpha1.Machine{}
 	err := c.Get(ctx, client.ObjectKey{Name: name}, m)
@@ -127,11 +175,7 @@ func (a *app) machinesCommand() *cobra.Command {
 			if err := pick.check(); err != nil {
 				return err
 			}
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			machines, err := pick.list(cmd.Context(), c)
+			machines, err := a.listed(cmd.Context(), &pick, output)
 			if err != nil {
 				return err
 			}

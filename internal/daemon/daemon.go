@@ -164,6 +164,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 	}
 	handlers := map[string]http.Handler{
 		machinesPath:           machineLogs(s.fleet),
+		machineListPath:        machineList(s.fleet),
 		"/coldrack/v1/bundles": s.importer,
 		metricsPath:            s.metrics.handler(s.log),
 		stormPath:              s.turns,

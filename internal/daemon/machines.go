@@ -1,0 +1,49 @@
+package daemon
+
+import (
+	"encoding/json"
+	"net/http"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/fleet"
+)
+
+// machineListPath answers GET with all machines (MachineList), as they are known in memory and without the details of
+// which a table shows nothing. To read ten thousand from the store takes seconds.
+const machineListPath = "/coldrack/v1/machines"
+
+func machineList(known *fleet.Fleet) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet {
+			http.Error(w, "only GET", http.StatusMethodNotAllowed)
+			return
+		}
+		if !known.IsSynced() {
+			http.Error(w, "the machines have not been read from the store yet", http.StatusServiceUnavailable)
+			return
+		}
+		machines := known.List()
+		list := v1alpha1.MachineList{
+			TypeMeta: metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion.String(), Kind: "MachineList"},
+			Items:    make([]v1alpha1.Machine, 0, len(machines)),
+		}
+		for _, m := range machines {
+			list.Items = append(list.Items, brief(*m))
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(list)
+	})
+}
+
+// brief leaves out what makes a machine large. What m refers to is shared and stays as it is.
+func brief(m v1alpha1.Machine) v1alpha1.Machine {
+	m.ManagedFields, m.Status.Boots = nil, nil
+	if m.Status.Inventory != nil {
+		inventory := *m.Status.Inventory
+		inventory.NICs = nil
+		m.Status.Inventory = &inventory
+	}
+	return m
+}

@@ -1,0 +1,45 @@
+package daemon
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/fleet"
+)
+
+func TestMachinesAreListedFromMemory(t *testing.T) {
+	known := fleet.New(fleet.Options{})
+	m := &v1alpha1.Machine{Status: v1alpha1.MachineStatus{
+		Phase: v1alpha1.PhaseReady, Boots: []v1alpha1.BootRecord{{}},
+		Inventory: &v1alpha1.Inventory{System: v1alpha1.SystemInfo{Serial: "S1"}, NICs: []v1alpha1.NIC{{Name: "eth0"}}},
+	}}
+	m.Name, m.UID, m.ResourceVersion, m.Labels = "node-1", "1", "1", map[string]string{"rack": "r1"}
+	known.Put(m)
+	ask := func(method string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		machineList(known).ServeHTTP(w, httptest.NewRequest(method, machineListPath, nil))
+		return w
+	}
+	if w := ask(http.MethodGet); w.Code != http.StatusServiceUnavailable {
+		t.Errorf("before the store was read: %d", w.Code)
+	}
+	known.MarkSynced()
+	if w := ask(http.MethodPost); w.Code != http.StatusMethodNotAllowed {
+		t.Errorf("POST: %d", w.Code)
+	}
+	var list v1alpha1.MachineList
+	check(t, json.Unmarshal(ask(http.MethodGet).Body.Bytes(), &list))
+	if list.Kind != "MachineList" || len(list.Items) != 1 {
+		t.Fatalf("listed %+v", list)
+	}
+	got := list.Items[0]
+	if got.Name != "node-1" || got.Labels["rack"] != "r1" || got.Status.Phase != v1alpha1.PhaseReady || got.Status.Inventory.System.Serial != "S1" || got.Status.Boots != nil || got.Status.Inventory.NICs != nil {
+		t.Errorf("listed %+v", got)
+	}
+	if kept, _ := known.Get("node-1"); len(kept.Status.Boots) != 1 || len(kept.Status.Inventory.NICs) != 1 {
+		t.Errorf("what is known has become %+v", kept.Status)
+	}
+}
