@@ -428,19 +428,6 @@ func (b *bench) scripts(ctx context.Context) error {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	// Controllers look at each machine once and write what they think of it; that is not what is measured.
-	for began := time.Now(); ; time.Sleep(3 * time.Second) {
-		out, err := inside(ctx, b.server, b.coldrack, "--kubeconfig", kubeconfig, "machines").CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("coldrack machines: %w: %.300s", err, out)
-		}
-		if bytes.Count(out, []byte(" Expected ")) == inventory {
-			break
-		}
-		if time.Since(began) > 4*time.Minute {
-			return fmt.Errorf("after %v %d of %d machines have no phase", time.Since(began), inventory-bytes.Count(out, []byte(" Expected ")), inventory)
-		}
-	}
 	out, err := inside(ctx, b.client, "wrk", "-t", "1", "-c", "32", "-d", "8s", "-s", script, "http://"+serverAddress+":7080/").CombinedOutput()
 	match := wrkRate.FindSubmatch(out)
 	if err != nil || match == nil || bytes.Contains(out, []byte("Non-2xx")) {
