@@ -139,6 +139,8 @@ func TestRenderWatch(t *testing.T) {
 		{"a low one counts what does not fit", Snapshot{Machines: all, Server: "x", Trouble: "connection\nrefused"}, 120, 8},
 		{"of four hundred machines the stuck one is on top", Snapshot{Machines: many, Server: "x"}, 100, 8},
 		{"a storm", Snapshot{Machines: all[:2], Server: "x", Boots: BootsText(412, 96, 316, 0)}, 100, 10},
+		{"beside a rehearsal", Snapshot{Machines: all, Server: "x", Rehearsed: "1 of 4 ready after 64.0 s; rehearsed: 3, and 1 after 24.0 s",
+			Stragglers: map[string]string{all[len(all)-1].Name: "straggler: 111.0 s since its boot; the others take 60.0 s here"}}, 140, 20},
 		{"no machines yet", Snapshot{Server: "x"}, 100, 10},
 	}
 	archive := &txtar.Archive{}

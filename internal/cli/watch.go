@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -14,6 +16,10 @@ type Snapshot struct {
 	Machines []v1alpha1.Machine
 	// Boots says how many machines are booting from the network; empty for none.
 	Boots string
+	// Rehearsed says how the run stands to its rehearsal; empty without one.
+	Rehearsed string
+	// Stragglers by name, and why they count as such.
+	Stragglers map[string]string
 	// Server that the machines were read from.
 	Server string
 	// Trouble says why the picture may be old; empty while the connection stands.
@@ -41,9 +47,22 @@ type line struct{ text, color string }
 func RenderWatch(s Snapshot, width, height int, now time.Time) string {
 	machines := append([]v1alpha1.Machine{}, s.Machines...)
 	SortMachines(machines, true, now)
+	// Those that need a person come first all the same.
+	slices.SortStableFunc(machines, func(a, b v1alpha1.Machine) int {
+		first := func(m *v1alpha1.Machine) int {
+			switch {
+			case Stuck(m, now) != "":
+				return 0
+			case s.Stragglers[m.Name] != "":
+				return 1
+			}
+			return 2
+		}
+		return cmp.Compare(first(&a), first(&b))
+	})
 	lines := watchHead(s, machines, now)
 
-	rows, colors := watchRows(machines, width, now)
+	rows, colors := watchRows(machines, s.Stragglers, width, now)
 	room := height - len(lines) - 1
 	if len(machines) == 0 {
 		lines = append(lines, line{"No machines yet. Power one on in a Subnet, or write one with `coldrack apply`.", ""})
@@ -81,6 +100,13 @@ func watchHead(s Snapshot, machines []v1alpha1.Machine, now time.Time) []line {
 	}
 	if s.Boots != "" {
 		lines = append(lines, line{s.Boots, ""})
+	}
+	if s.Rehearsed != "" {
+		text := s.Rehearsed
+		if n := len(s.Stragglers); n > 0 {
+			text += fmt.Sprintf("; stragglers: %d", n)
+		}
+		lines = append(lines, line{text, ""})
 	}
 	if s.Trouble != "" {
 		lines = append(lines, line{"! this picture is old: " + oneLine(s.Trouble), colorYellow})
@@ -120,7 +146,7 @@ func countText(machines []v1alpha1.Machine, now time.Time) string {
 }
 
 // watchRows returns an aligned header and one row per machine, with the rows' colours.
-func watchRows(machines []v1alpha1.Machine, width int, now time.Time) (rows, colors []string) {
+func watchRows(machines []v1alpha1.Machine, stragglers map[string]string, width int, now time.Time) (rows, colors []string) {
 	// A narrow terminal gets the columns that tell who is stuck and why.
 	narrow := width > 0 && width < 100
 	header := []string{"MACHINE", "PHASE", "SINCE", "PROGRESS", "ADDRESS", "RACK", "MESSAGE"}
@@ -131,9 +157,13 @@ func watchRows(machines []v1alpha1.Machine, width int, now time.Time) (rows, col
 	for i := range machines {
 		m := &machines[i]
 		progress, text := stepCell(m), message(m, now)
+		straggler := stragglers[m.Name]
+		if Stuck(m, now) == "" {
+			text = cmp.Or(straggler, text)
+		}
 		row := []string{m.Name, PhaseOf(m), since(m, now), progress, AddressOf(m), rack(m.Spec.Location), text}
 		if narrow {
-			if progress != "" && Stuck(m, now) == "" {
+			if progress != "" && Stuck(m, now) == "" && straggler == "" {
 				text = progress
 			}
 			row = []string{m.Name, PhaseOf(m), since(m, now), text}
@@ -145,7 +175,7 @@ func watchRows(machines []v1alpha1.Machine, width int, now time.Time) (rows, col
 			color = colorRed
 		case m.Status.Phase == v1alpha1.PhaseReady:
 			color = colorGreen
-		case m.Status.Phase == v1alpha1.PhaseWaiting:
+		case m.Status.Phase == v1alpha1.PhaseWaiting, straggler != "":
 			color = colorYellow
 		}
 		colors = append(colors, color)

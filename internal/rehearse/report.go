@@ -20,6 +20,7 @@ type Result struct {
 	Loss     float64 `json:"loss,omitempty"`
 	// FinishedAt is when the last machine that became ready did so, counted from the first power-on.
 	FinishedAt time.Duration        `json:"finishedAt"`
+	Arrivals   []Arrival            `json:"arrivals,omitempty"`
 	Ramp       time.Duration        `json:"ramp"`
 	Timings    map[string]Quantiles `json:"timings"`
 	// Spent is how long machines were in a phase on their way, on average over all.
@@ -62,6 +63,7 @@ func summarize(o Options, p plan, r *Record, w *watch, why string) *Result {
 			result.FinishedAt = max(result.FinishedAt, r.since[i])
 		}
 	}
+	result.Arrivals = arrivals(r.machines, r.points)
 	for what, samples := range r.samples {
 		result.Timings[what] = quantiles(samples)
 	}
