@@ -242,7 +242,7 @@ func (a *app) waitForIntents(ctx context.Context, c client.WithWatch, asked []v1
 		ids[m.Name] = m.Spec.Intent.ID
 		pick.names = append(pick.names, m.Name)
 	}
-	return a.watch(ctx, c, pick, &intentGoal{ids: ids, limit: timeout}, false)
+	return a.watch(ctx, c, pick, &intentGoal{ids: ids, limit: timeout}, false, nil)
 }
 
 // intentGoal waits until every intent was acknowledged as ended.
@@ -349,7 +349,7 @@ func (a *app) approveCommand() *cobra.Command {
 			for _, m := range approved {
 				pick.names = append(pick.names, m.Name)
 			}
-			return a.watch(ctx, c, &pick, &phaseGoal{phase: string(v1alpha1.PhaseReady), count: len(approved), limit: timeout, stopOnFailure: true}, false)
+			return a.watch(ctx, c, &pick, &phaseGoal{phase: string(v1alpha1.PhaseReady), count: len(approved), limit: timeout, stopOnFailure: true}, false, nil)
 		},
 	}
 	a.addConnectionFlag(cmd)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -17,9 +18,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/rehearse"
 	"coldrack.dev/internal/storm"
 )
 
@@ -28,6 +31,7 @@ func (a *app) watchCommand() *cobra.Command {
 		pick  selection
 		goal  phaseGoal
 		plain bool
+		file  string
 	)
 	cmd := &cobra.Command{
 		Use:   "watch [NAME...]",
@@ -35,11 +39,15 @@ func (a *app) watchCommand() *cobra.Command {
 		Long: `Follow machines live. On a terminal: the whole screen, stuck machines first. Elsewhere, or with
 --plain: one line for each transition, with the seconds since the start.
 
+With --rehearsed FILE, written by "coldrack rehearse -o json", it says how the run stands to what was rehearsed, and
+which machines are slower than that can explain.
+
 With --until the command ends as soon as enough machines are in that phase, and with exit code 4 when
 they are not in time.`,
 		Example: `  coldrack watch
   coldrack watch --until Ready --count 3 --timeout 15m
-  coldrack watch node-1 node-2 --until Ready --stop-on-failure`,
+  coldrack watch node-1 node-2 --until Ready --stop-on-failure
+  coldrack rehearse -f plan.yaml -o json > rehearsed.json; coldrack watch --rehearsed rehearsed.json`,
 		ValidArgsFunction: a.completeMachines,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			pick.names = args
@@ -56,13 +64,18 @@ they are not in time.`,
 			if err != nil {
 				return err
 			}
-			return a.watch(cmd.Context(), c, &pick, &goal, plain)
+			rehearsed, err := readRehearsal(file, a.now())
+			if err != nil {
+				return err
+			}
+			return a.watch(cmd.Context(), c, &pick, &goal, plain, rehearsed)
 		},
 	}
 	a.addConnectionFlag(cmd)
 	pick.addFlags(cmd)
 	goal.addFlags(cmd)
 	cmd.Flags().BoolVar(&plain, "plain", false, "print lines even on a terminal")
+	cmd.Flags().StringVar(&file, "rehearsed", "", "compare with a rehearsal: the file that rehearse -o json wrote")
 	return cmd
 }
 
@@ -170,16 +183,17 @@ type display interface {
 }
 
 // watch follows machines until the goal is reached, the time is up or the person has seen enough.
-func (a *app) watch(ctx context.Context, c client.WithWatch, pick *selection, goal goal, plain bool) error {
+func (a *app) watch(ctx context.Context, c client.WithWatch, pick *selection, goal goal, plain bool, rehearsed *rehearsal) error {
 	stop := func() {}
 	if limit := goal.timeout(); limit > 0 {
 		ctx, stop = context.WithTimeout(ctx, limit)
 	}
 	defer stop()
 
-	var show display = &logDisplay{out: a.out, start: a.now(), now: a.now}
+	var show display = &logDisplay{out: a.out, start: a.now(), now: a.now, rehearsed: rehearsed}
 	if _, _, tty := terminal(a.out); tty && !plain {
 		s := newScreen(a, goal.String())
+		s.rehearsed = rehearsed
 		go s.followBoots(ctx) // ends with ctx
 		show = s
 	}
@@ -323,6 +337,10 @@ type logDisplay struct {
 	now     func() time.Time
 	trouble bool
 	width   int
+
+	rehearsed *rehearsal
+	compared  time.Time
+	flagged   map[string]bool
 }
 
 func (l *logDisplay) print(machine, text string) {
@@ -340,7 +358,10 @@ func (l *logDisplay) changed(before, after *v1alpha1.Machine) {
 	}
 }
 
-func (l *logDisplay) draw(_ map[string]*v1alpha1.Machine, trouble string) {
+func (l *logDisplay) draw(machines map[string]*v1alpha1.Machine, trouble string) {
+	if l.rehearsed != nil && l.now().Sub(l.compared) >= compareEvery {
+		l.compare(l.rehearsed.compare(machines, l.now()))
+	}
 	switch {
 	case trouble != "" && !l.trouble:
 		l.print("-", "connection lost, trying again: "+trouble)
@@ -350,7 +371,75 @@ func (l *logDisplay) draw(_ map[string]*v1alpha1.Machine, trouble string) {
 	l.trouble = trouble != ""
 }
 
+// compareEvery is how often a log says how the run stands to its rehearsal.
+const compareEvery = 10 * time.Second
+
+func (l *logDisplay) compare(c rehearse.Comparison) {
+	l.compared = l.now()
+	if c.Text != "" {
+		l.print("-", c.Text)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Stragglers)) {
+		if !l.flagged[name] {
+			l.print(name, c.Stragglers[name])
+		}
+	}
+	l.flagged = map[string]bool{}
+	for name := range c.Stragglers {
+		l.flagged[name] = true
+	}
+}
+
 func (l *logDisplay) close() {}
+
+// rehearsal is what a run is compared with.
+type rehearsal struct {
+	result *rehearse.Result
+	// from is when a machine must have booted at the earliest to be part of the run.
+	from time.Time
+}
+
+// readRehearsal returns nil for no file.
+func readRehearsal(file string, now time.Time) (*rehearsal, error) {
+	if file == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("read the rehearsal: %w", err)
+	}
+	result := &rehearse.Result{}
+	if err := yaml.Unmarshal(text, result); err != nil {
+		return nil, fmt.Errorf("%s: %w; it must be what \"coldrack rehearse -o json\" wrote", file, err)
+	}
+	if result.Machines == 0 || len(result.Arrivals) == 0 {
+		return nil, fmt.Errorf("%s: no machine was ready in it, or it is not what \"coldrack rehearse -o json\" wrote", file)
+	}
+	// Whoever begins to watch late sees the whole run all the same.
+	return &rehearsal{result, now.Add(-2*result.FinishedAt - 10*time.Minute)}, nil
+}
+
+func (r *rehearsal) compare(machines map[string]*v1alpha1.Machine, now time.Time) rehearse.Comparison {
+	var real []rehearse.Real
+	for _, m := range machines {
+		real = append(real, realOf(m))
+	}
+	return r.result.Compare(real, r.from, now)
+}
+
+// realOf finds the boot into the agent that the machine's run began with, its last one.
+func realOf(m *v1alpha1.Machine) rehearse.Real {
+	out := rehearse.Real{Name: m.Name}
+	for _, b := range m.Status.Boots {
+		if (b.Action == v1alpha1.BootDiscover || b.Action == v1alpha1.BootInstall) && b.At.After(out.Booted) {
+			out.Booted = b.At.Time
+		}
+	}
+	if m.Status.Phase == v1alpha1.PhaseReady && m.Status.PhaseSince != nil && m.Status.PhaseSince.After(out.Booted) {
+		out.Ready = m.Status.PhaseSince.Time
+	}
+	return out
+}
 
 // screen draws the whole terminal. Each picture asks for the size anew, so a resized window is right
 // after a second.
@@ -360,6 +449,8 @@ type screen struct {
 	last string
 	// boots is how many machines are under way before any of them is known by name.
 	boots atomic.Pointer[storm.Counts]
+
+	rehearsed *rehearsal
 }
 
 // followBoots asks for the counts of booting machines every other second. A server that has none is asked in vain.
@@ -412,6 +503,10 @@ func (s *screen) draw(machines map[string]*v1alpha1.Machine, trouble string) {
 	}
 	for _, m := range machines {
 		snapshot.Machines = append(snapshot.Machines, *m)
+	}
+	if s.rehearsed != nil {
+		c := s.rehearsed.compare(machines, s.app.now())
+		snapshot.Rehearsed, snapshot.Stragglers = c.Text, c.Stragglers
 	}
 	s.last = cli.RenderWatch(snapshot, width, height, s.app.now())
 	fmt.Fprint(s.app.out, cursorHome, strings.ReplaceAll(s.last, "\n", eraseLine+"\r\n"), eraseLine, eraseBelow)
