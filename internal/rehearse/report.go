@@ -96,9 +96,10 @@ func serverUse(w *watch, finished time.Duration) ServerUse {
 		r := rates(w.samples[i-2], w.samples[i])
 		u.PeakCPU, u.PeakSent = max(u.PeakCPU, r.CPU), max(u.PeakSent, r.Sent)
 	}
-	if w.hold > 0 && w.hold < len(w.samples)-1 {
-		r := rates(w.samples[w.hold], last)
-		u.HoldCPU, u.HoldDuration = r.CPU, (last.At - w.samples[w.hold].At).Seconds()
+	// The first half goes to what the server has still to write down of the last machines.
+	if from := (w.hold + len(w.samples)) / 2; w.hold > 0 && from < len(w.samples)-1 {
+		r := rates(w.samples[from], last)
+		u.HoldCPU, u.HoldDuration = r.CPU, (last.At - w.samples[from].At).Seconds()
 	}
 	return u
 }
