@@ -230,6 +230,9 @@ func (s *Sharer) serve(ctx context.Context, w wish) error {
 	}
 	if !whole {
 		if err := s.fetch(ctx, have, f); err != nil {
+			if ctx.Err() == nil {
+				_ = os.Remove(f.Name()) // the disk may be full of it
+			}
 			return err
 		}
 	}

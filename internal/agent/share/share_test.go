@@ -338,6 +338,13 @@ func TestWithoutAKitTheServerGivesAll(t *testing.T) {
 			n.start()
 			check(t, n.program(s.parts[0]))
 			check(t, n.program(s.parts[1]))
+			for range 100 { // what has failed takes no room
+				if left, _ := filepath.Glob(n.Dir + "/*"); len(left) == 0 {
+					return
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			t.Error("something is left on the disk")
 		})
 	}
 }
