@@ -46,7 +46,7 @@ type Fleet struct {
 	synced    chan struct{}
 	refused   time.Time // when the newcomer limit was last logged
 
-	dirty   dirtySet
+	dirty   *dirtySet
 	arrived signal
 	changed map[string]signal
 	any     signal
@@ -198,11 +198,9 @@ func (f *Fleet) Get(name string) (*v1alpha1.Machine, bool) {
 // List returns all Machines, by name.
 func (f *Fleet) List() []*v1alpha1.Machine {
 	f.mu.RLock()
-	defer f.mu.RUnlock()
-	list := make([]*v1alpha1.Machine, 0, len(f.machines))
-	for _, m := range f.machines {
-		list = append(list, m)
-	}
+	list := slices.AppendSeq(make([]*v1alpha1.Machine, 0, len(f.machines)), maps.Values(f.machines))
+	f.mu.RUnlock()
+	// Sorting takes milliseconds for which nobody's boot shall wait.
 	slices.SortFunc(list, func(a, b *v1alpha1.Machine) int { return strings.Compare(a.Name, b.Name) })
 	return list
 }

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 )
@@ -76,17 +77,17 @@ func (f *Fleet) Write(name string) (done func()) {
 // dirtySet collects names that a controller shall look at. It holds each name once, so it is bounded by
 // the number of machines however fast they report.
 type dirtySet struct {
-	mu    *sync.Mutex
+	mu    sync.Mutex
 	names map[string]bool
 	ready chan struct{} // capacity 1
 }
 
-func newDirtySet() dirtySet {
-	return dirtySet{mu: new(sync.Mutex), names: map[string]bool{}, ready: make(chan struct{}, 1)}
+func newDirtySet() *dirtySet {
+	return &dirtySet{names: map[string]bool{}, ready: make(chan struct{}, 1)}
 }
 
 // add marks a name as dirty; an empty one only wakes the caller of NextDirty.
-func (d dirtySet) add(name string) {
+func (d *dirtySet) add(name string) {
 	if name != "" {
 		d.mu.Lock()
 		d.names[name] = true
@@ -113,15 +114,12 @@ func (f *Fleet) NextDirty(ctx context.Context) ([]string, error) {
 			return nil, ctx.Err()
 		}
 		d.mu.Lock()
-		names := make([]string, 0, len(d.names))
-		for name := range d.names {
-			names = append(names, name)
-		}
-		clear(d.names)
+		dirty := d.names
+		// A new one: to walk through a map takes as long as it was ever large.
+		d.names = map[string]bool{}
 		d.mu.Unlock()
-		if len(names) > 0 {
-			slices.Sort(names)
-			return names, nil
+		if len(dirty) > 0 {
+			return slices.Sorted(maps.Keys(dirty)), nil
 		}
 	}
 }
