@@ -340,7 +340,7 @@ type logDisplay struct {
 
 	rehearsed *rehearsal
 	compared  time.Time
-	flagged   map[string]bool
+	flagged   map[string]string // stragglers that were told of
 }
 
 func (l *logDisplay) print(machine, text string) {
@@ -380,14 +380,11 @@ func (l *logDisplay) compare(c rehearse.Comparison) {
 		l.print("-", c.Text)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Stragglers)) {
-		if !l.flagged[name] {
+		if l.flagged[name] == "" {
 			l.print(name, c.Stragglers[name])
 		}
 	}
-	l.flagged = map[string]bool{}
-	for name := range c.Stragglers {
-		l.flagged[name] = true
-	}
+	l.flagged = c.Stragglers
 }
 
 func (l *logDisplay) close() {}

@@ -100,22 +100,17 @@ func (s *Set) Kit(machine string) (programs []wire.Program, images []string, ok 
 	if err != nil {
 		return nil, nil, false, err
 	}
+	var later []wire.Program
 	for _, p := range all {
-		phase, everywhere := kube.ProgramPhase(p.Name, nil)
-		if p.Phase = string(phase); everywhere {
+		switch phase, everywhere := kube.ProgramPhase(p.Name, nil); {
+		case !everywhere:
+		case phase == kube.PhaseContent:
 			programs = append(programs, p)
+		default:
+			later = append(later, p)
 		}
 	}
-	slices.SortStableFunc(programs, func(a, b wire.Program) int {
-		late := func(p wire.Program) int {
-			if p.Phase == string(kube.PhaseContent) {
-				return 0
-			}
-			return 1
-		}
-		return cmp.Compare(late(a), late(b))
-	})
-	return programs, images, true, nil
+	return append(programs, later...), images, true, nil
 }
 
 // versioned gives an assignment a version that stands for its content.

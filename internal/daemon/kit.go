@@ -1,12 +1,15 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
 	"sync"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"coldrack.dev/internal/bundle"
 	"coldrack.dev/internal/kit"
@@ -33,7 +36,7 @@ type madeKit struct {
 // keptKits are those of the versions that clusters have at a time.
 const keptKits = 8
 
-// Kit of a machine's cluster. To make one, some hundred MiB are read; everybody waits for the first who asks.
+// Kit of a machine's cluster. To make one, all of it is read; everybody waits for the first who asks.
 func (k *kits) Kit(ctx context.Context, machine string) (kit.Kit, bool, error) {
 	programs, images, ok, err := k.clusters.Kit(machine)
 	if err != nil || !ok {
@@ -78,29 +81,20 @@ func (k *kits) Kit(ctx context.Context, machine string) (kit.Kit, bool, error) {
 	return made, true, nil
 }
 
-// image is the manifest of an image and what it refers to. What an index refers to nodes fetch from the server: which of
-// its images they need is their affair.
+// image is the manifest of an image and what it refers to.
 func (k *kits) image(digest string) ([]kit.Part, error) {
 	f, size, err := k.store.Open(digest)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	var m struct {
-		MediaType string     `json:"mediaType"`
-		Config    *kit.Part  `json:"config"`
-		Layers    []kit.Part `json:"layers"`
-	}
-	const maxManifest = 4 << 20
-	if err := json.NewDecoder(io.LimitReader(f, maxManifest)).Decode(&m); err != nil {
+	m, err := v1.ParseManifest(f)
+	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", digest, err)
 	}
-	parts := []kit.Part{{Digest: digest, Size: size, MediaType: m.MediaType}}
-	if m.MediaType == "" {
-		parts[0].MediaType = "application/vnd.oci.image.manifest.v1+json"
+	parts := []kit.Part{{Digest: digest, Size: size, MediaType: cmp.Or(string(m.MediaType), string(types.OCIManifestSchema1))}}
+	for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+		parts = append(parts, kit.Part{Digest: d.Digest.String(), Size: d.Size, MediaType: string(d.MediaType)})
 	}
-	if m.Config != nil {
-		parts = append(parts, *m.Config)
-	}
-	return append(parts, m.Layers...), nil
+	return parts, nil
 }

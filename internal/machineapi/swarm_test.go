@@ -65,6 +65,26 @@ func TestMachinesFindEachOther(t *testing.T) {
 	}
 }
 
+// A node whose bring-up is done has a workload, which comes first.
+func TestOnlyANodeThatIsUpGivesSlowly(t *testing.T) {
+	s := newServer(t)
+	s.api.Swarm = swarm.NewTracker(swarm.TrackerOptions{})
+	_, node := s.installed(wire.Identifiers{MACs: []string{"52:54:00:00:00:01"}, UUID: "00000000-0000-4000-8000-000000000001"}, "i1")
+	for _, done := range []bool{false, true} {
+		m, err := s.store.UpdateStatus(t.Context(), node.name, func(m *v1alpha1.Machine) error {
+			m.Status.Kubernetes = &v1alpha1.KubernetesStatus{Cluster: "rack", Done: done}
+			return nil
+		})
+		check(t, err)
+		s.fleet.Put(m)
+		answer, err := send[wire.SwarmAnswer](node, http.MethodPost, wire.PathSwarm, wire.SwarmAnnounce{Blob: someBlob, Chunks: 3, Have: []byte{7}, Port: 4001})
+		check(t, err)
+		if limited := answer.UploadLimit == nodeUploadLimit; limited != done {
+			t.Errorf("bring-up done %v: the node is told to give %d bytes a second", done, answer.UploadLimit)
+		}
+	}
+}
+
 func TestWhatIsNoAnnouncement(t *testing.T) {
 	s := newServer(t)
 	s.api.Swarm = swarm.NewTracker(swarm.TrackerOptions{})

@@ -1,7 +1,6 @@
 package rehearse
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"sort"
@@ -65,7 +64,9 @@ func (r *Result) Compare(machines []Real, from, now time.Time) Comparison {
 	for _, m := range machines {
 		if !m.Ready.IsZero() {
 			took = append(took, m.Ready.Sub(m.Booted))
-			last = later(last, m.Ready)
+			if m.Ready.After(last) {
+				last = m.Ready
+			}
 		}
 	}
 	slices.Sort(took)
@@ -105,7 +106,7 @@ func (r *Result) readyAt(at time.Duration) int {
 
 // whenReady is false when so many never were.
 func (r *Result) whenReady(n int) (time.Duration, bool) {
-	i, _ := slices.BinarySearchFunc(r.Arrivals, n, func(a Arrival, n int) int { return cmp.Compare(a.Ready, n) })
+	i := sort.Search(len(r.Arrivals), func(i int) bool { return r.Arrivals[i].Ready >= n })
 	if i == len(r.Arrivals) {
 		return 0, false
 	}
@@ -119,11 +120,4 @@ func (r *Result) spread() float64 {
 		return 1
 	}
 	return float64(q.Max) / float64(q.P50)
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }

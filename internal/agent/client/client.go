@@ -177,10 +177,11 @@ func Retry(ctx context.Context, tell func(err error, wait time.Duration), f func
 	}
 }
 
-// callLimit is how long a call may take; the long poll adds the time it asks to wait.
 const (
+	// callLimit is how long a call may take; the long poll adds the time it asks to wait.
 	callLimit = 30 * time.Second
-	kitLimit  = 2 * time.Minute
+	// kitLimit is that of a kit, which the server may have to make first.
+	kitLimit = 2 * time.Minute
 )
 
 func call[T any](ctx context.Context, c *Client, method, path string, limit time.Duration, in any) (T, error) {

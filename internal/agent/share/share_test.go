@@ -354,9 +354,11 @@ func TestAnotherWishEndsTheFirst(t *testing.T) {
 	check(t, n.program(s.parts[0]))
 	n.Set(nil, "", "")
 	for range 100 {
-		if _, err := net.Dial("tcp", n.listen); err != nil {
+		c, err := net.Dial("tcp", n.listen)
+		if err != nil {
 			break
 		}
+		_ = c.Close()
 		time.Sleep(20 * time.Millisecond)
 	}
 	if c, err := net.Dial("tcp", n.listen); err == nil {
