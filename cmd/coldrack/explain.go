@@ -12,8 +12,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/boot"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/netboot/boot"
 )
 
 // explanation is the outcome of explain-boot.

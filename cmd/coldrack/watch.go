@@ -22,8 +22,8 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/netboot/gate"
 	"coldrack.dev/internal/rehearse"
-	"coldrack.dev/internal/storm"
 )
 
 func (a *app) watchCommand() *cobra.Command {
@@ -445,7 +445,7 @@ type screen struct {
 	goal string
 	last string
 	// boots is how many machines are under way before any of them is known by name.
-	boots atomic.Pointer[storm.Counts]
+	boots atomic.Pointer[gate.Counts]
 
 	rehearsed *rehearsal
 }
@@ -457,7 +457,7 @@ func (s *screen) followBoots(ctx context.Context) {
 		return
 	}
 	for ctx.Err() == nil {
-		var counts storm.Counts
+		var counts gate.Counts
 		answer, err := raw.Get().AbsPath("/coldrack/v1/storm").DoRaw(ctx)
 		if err == nil {
 			err = json.Unmarshal(answer, &counts)

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"coldrack.dev/internal/netboot/gate"
 	"coldrack.dev/internal/registry"
-	"coldrack.dev/internal/storm"
 )
 
 // Config is everything `coldrack serve` can be told. Every field is a flag, an environment variable and
@@ -100,7 +100,7 @@ func DefaultConfig() Config {
 		MachinePort:       7444,
 		TFTPPort:          69,
 		RegistryCacheGiB:  20,
-		BootConcurrency:   storm.Usual().Loading,
+		BootConcurrency:   gate.Usual().Loading,
 		SwarmFrom:         5,
 		HeartbeatInterval: 30 * time.Second,
 		LogLevel:          "info",

@@ -14,7 +14,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/bundle"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/tftp"
+	"coldrack.dev/internal/netboot/tftp"
 )
 
 // content answers from the store of imported bundles what the boot services, the machine API and the

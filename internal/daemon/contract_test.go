@@ -20,14 +20,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/boot"
 	"coldrack.dev/internal/bundle"
 	"coldrack.dev/internal/controllers"
-	"coldrack.dev/internal/dhcp"
 	"coldrack.dev/internal/diskimage"
 	"coldrack.dev/internal/fleet"
-	"coldrack.dev/internal/httpboot"
 	"coldrack.dev/internal/machineapi"
+	"coldrack.dev/internal/netboot/boot"
+	"coldrack.dev/internal/netboot/dhcp"
+	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/test/netns"
 )
 

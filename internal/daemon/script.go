@@ -13,12 +13,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/boot"
 	"coldrack.dev/internal/bundle"
 	"coldrack.dev/internal/fleet"
-	"coldrack.dev/internal/httpboot"
 	"coldrack.dev/internal/machineapi"
 	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/netboot/boot"
+	"coldrack.dev/internal/netboot/httpboot"
 )
 
 // errStarting is answered until every Machine has been read: a known machine must not be taken for a

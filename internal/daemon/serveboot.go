@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coldrack.dev/internal/controllers"
-	"coldrack.dev/internal/httpboot"
 	"coldrack.dev/internal/machineapi"
+	"coldrack.dev/internal/netboot/httpboot"
+	"coldrack.dev/internal/netboot/sntp"
+	"coldrack.dev/internal/netboot/tftp"
 	"coldrack.dev/internal/netns"
-	"coldrack.dev/internal/sntp"
 	"coldrack.dev/internal/swarm"
-	"coldrack.dev/internal/tftp"
 )
 
 func (s *server) newBooter(nonces *machineapi.Nonces) *booter {

@@ -12,9 +12,9 @@ import (
 	"syscall"
 	"time"
 
+	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/netns"
 	"coldrack.dev/internal/pki"
-	"coldrack.dev/internal/sntp"
 )
 
 // bootSockets are what machines talk to, DHCP apart, all in the boot network namespace.

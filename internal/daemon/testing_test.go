@@ -23,8 +23,8 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/bundle"
-	"coldrack.dev/internal/dhcp"
 	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/netboot/dhcp"
 )
 
 func check(t testing.TB, err error) {

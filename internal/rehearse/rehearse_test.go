@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/boot"
 	"coldrack.dev/internal/manifest"
+	"coldrack.dev/internal/netboot/boot"
 )
 
 func TestScriptsOfTheServerAreUnderstood(t *testing.T) {

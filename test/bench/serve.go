@@ -10,9 +10,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"coldrack.dev/internal/dhcp"
-	"coldrack.dev/internal/httpboot"
-	"coldrack.dev/internal/tftp"
+	"coldrack.dev/internal/netboot/dhcp"
+	"coldrack.dev/internal/netboot/httpboot"
+	"coldrack.dev/internal/netboot/tftp"
 )
 
 // serve runs Coldrack's protocol servers alone, as `coldrack serve` does: serve tftp|http FOLDER, serve dhcp FOLDER.

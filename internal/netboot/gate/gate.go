@@ -1,4 +1,4 @@
-// Package storm decides whose turn it is when more machines boot at once than can be served at once.
+// Package gate decides whose turn it is when more machines boot at once than can be served at once.
 //
 // Firmware gives up. A machine that is not answered asks again a few times, ever less often, and then starts something
 // else: late is lost. Answering everybody at once does not help either, since all of them then load slowly together until the
@@ -6,7 +6,7 @@
 // load at once, to those first that have asked for longest, and to everybody in time before it gives up.
 //
 // The package knows machines by name only, and keeps no clock: whoever calls says what happened when.
-package storm
+package gate
 
 import (
 	"container/list"

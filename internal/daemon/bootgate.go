@@ -8,17 +8,17 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/dhcp"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/storm"
+	"coldrack.dev/internal/netboot/dhcp"
+	"coldrack.dev/internal/netboot/gate"
 )
 
-// stormPath answers GET with how many machines boot, wait for their turn and were lost (storm.Counts).
+// stormPath answers GET with how many machines boot, wait for their turn and were lost (gate.Counts).
 const stormPath = "/coldrack/v1/storm"
 
 // turns tells the gate of boots what the boot services see. A machine is known by the hardware address that it boots with.
 type turns struct {
-	gate *storm.Gate
+	gate *gate.Gate
 	now  func() time.Time
 	// bootable says whether there is anything to load yet.
 	bootable func() bool
@@ -28,9 +28,9 @@ type turns struct {
 }
 
 func newTurns(loading int, bootable func() bool) *turns {
-	limits := storm.Usual()
+	limits := gate.Usual()
 	limits.Loading = loading
-	return &turns{gate: storm.New(limits), now: time.Now, bootable: bootable, byAddress: map[netip.Addr]string{}}
+	return &turns{gate: gate.New(limits), now: time.Now, bootable: bootable, byAddress: map[netip.Addr]string{}}
 }
 
 // admit is asked for each DISCOVER. Only firmware waits for its turn: a boot loader is under way already, and whatever

@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/dhcp"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/storm"
+	"coldrack.dev/internal/netboot/dhcp"
+	"coldrack.dev/internal/netboot/gate"
 )
 
 // One place: the second firmware waits until the first machine is in the discovery system.
@@ -21,7 +21,7 @@ func TestTurnsFollowAMachineToDiscovery(t *testing.T) {
 	turns := newTurns(1, func() bool { return true })
 	clock := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 	turns.now = func() time.Time { return clock }
-	counts := func() (c storm.Counts) {
+	counts := func() (c gate.Counts) {
 		t.Helper()
 		w := httptest.NewRecorder()
 		turns.ServeHTTP(w, httptest.NewRequest(http.MethodGet, stormPath, nil))

@@ -1,4 +1,4 @@
-package storm
+package gate
 
 import (
 	"cmp"
