@@ -19,9 +19,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/bundle"
-	"coldrack.dev/internal/bundle/build"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/content/bundle/build"
 	"coldrack.dev/internal/daemon"
 )
 

@@ -9,7 +9,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/content/bundle"
 )
 
 // packBundle writes a small signed bundle with a discovery system of a megabyte, and the public key beside

@@ -17,8 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/bundle"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/kube"
 	"coldrack.dev/internal/manifest"
 	"coldrack.dev/internal/manifest/yamlerr"

@@ -19,8 +19,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/bundle"
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/kube"
 )
 

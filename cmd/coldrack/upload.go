@@ -16,7 +16,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/content/bundle"
 )
 
 // How a bundle travels to the server, below people's API and under its authentication (the other side is

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/content/bundle"
 )
 
 // importer brings bundles into the store, one at a time: those that the configuration names at start, and

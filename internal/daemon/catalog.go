@@ -12,8 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/bundle"
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/content/diskimage"
 )
 
 // catalog shows the imported bundles as objects; it implements controllers.Catalog.

@@ -21,8 +21,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/bundle"
 	"coldrack.dev/internal/clusters"
+	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/controlplane"
 	"coldrack.dev/internal/kube"
 	"coldrack.dev/internal/kubeapi"

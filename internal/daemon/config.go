@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"coldrack.dev/internal/content/registry"
 	"coldrack.dev/internal/netboot/gate"
-	"coldrack.dev/internal/registry"
 )
 
 // Config is everything `coldrack serve` can be told. Every field is a flag, an environment variable and

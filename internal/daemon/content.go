@@ -12,7 +12,7 @@ import (
 	"slices"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/netboot/tftp"
 )

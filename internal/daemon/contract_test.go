@@ -20,9 +20,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/controllers"
-	"coldrack.dev/internal/diskimage"
 	"coldrack.dev/internal/fleet"
 	"coldrack.dev/internal/machineapi"
 	"coldrack.dev/internal/netboot/boot"

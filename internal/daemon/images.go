@@ -6,8 +6,8 @@ import (
 	"os"
 	"strings"
 
-	"coldrack.dev/internal/bundle"
-	"coldrack.dev/internal/registry"
+	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/content/registry"
 )
 
 // imageContent is the container images of the imported bundles; it implements registry.Content.

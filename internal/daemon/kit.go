@@ -11,8 +11,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
-	"coldrack.dev/internal/bundle"
-	"coldrack.dev/internal/kit"
+	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/machineapi/wire"
 )
 

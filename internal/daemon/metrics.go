@@ -9,11 +9,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/content/registry"
 	"coldrack.dev/internal/fleet"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/tftp"
-	"coldrack.dev/internal/registry"
 	"coldrack.dev/internal/version"
 )
 

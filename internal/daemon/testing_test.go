@@ -22,8 +22,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/bundle"
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/netboot/dhcp"
 )
 

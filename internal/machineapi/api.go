@@ -27,10 +27,10 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/content/swarm"
+	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/fleet"
-	"coldrack.dev/internal/kit"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/swarm"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 

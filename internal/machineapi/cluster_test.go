@@ -10,11 +10,11 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/clusters"
-	"coldrack.dev/internal/kit"
+	"coldrack.dev/internal/content/swarm"
+	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/kube"
 	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/pki"
-	"coldrack.dev/internal/swarm"
 )
 
 type noPrograms struct{}

@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/swarm"
 )
 
 var someBlob = "sha256:" + strings.Repeat("ab", 32)

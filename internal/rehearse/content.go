@@ -12,8 +12,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"coldrack.dev/internal/bundle"
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/content/diskimage"
 )
 
 // Sizes of what a made-up bundle holds, bytes. The defaults are about those of the default bundle.

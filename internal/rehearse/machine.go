@@ -19,7 +19,7 @@ import (
 
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/discovery"
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/machineapi/wire"
 )
 

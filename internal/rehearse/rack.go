@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
 )
 
 // RackConfig is what the process of the machines is told, as JSON on its standard input. It runs until that

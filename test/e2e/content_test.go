@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/klauspost/compress/zstd"
 
-	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/test/require"
 )
 

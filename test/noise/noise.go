@@ -7,7 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
 )
 
 // Image has chunks of chunkSize bytes each, stored in least to least+spread bytes of noise, and the blob that

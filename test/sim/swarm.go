@@ -10,7 +10,7 @@ import (
 	"slices"
 	"time"
 
-	"coldrack.dev/internal/swarm"
+	"coldrack.dev/internal/content/swarm"
 )
 
 // Gigabit is a link of 1 Gbit/s in bytes per second.

@@ -28,11 +28,11 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"coldrack.dev/internal/agent/exchange"
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/content/swarm"
+	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/machineapi/wire"
 	innetns "coldrack.dev/internal/netns"
-	"coldrack.dev/internal/swarm"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )
@@ -194,7 +194,7 @@ type outcome struct {
 	first, last time.Duration
 	images      float64 // that left the origin's link
 	survivors   int
-	stats       exchange.Stats
+	stats       peer.Stats
 }
 
 // run has all machines fetch the image; ours says how. kill is the share of machines that lose their power after
@@ -206,7 +206,7 @@ func (s *site) run(ours bool, kill float64, after time.Duration) (outcome, error
 	pool := x509.NewCertPool()
 	pool.AddCert(s.ca)
 	var group errgroup.Group
-	var joined []*exchange.Exchange
+	var joined []*peer.Exchange
 	doomed := int(kill * float64(len(s.machines)))
 	ctx, stop := context.WithCancel(s.t.Context())
 	defer stop()
@@ -221,7 +221,7 @@ func (s *site) run(ours bool, kill float64, after time.Duration) (outcome, error
 		}
 		var source diskimage.Source = m
 		if ours {
-			x, err := exchange.Join(own, exchange.Config{
+			x, err := peer.Join(own, peer.Config{
 				Log: slog.New(slog.DiscardHandler), Server: m,
 				Certificate: func() *tls.Certificate { return m.cert }, CAs: func() *x509.CertPool { return pool },
 				Listen: func(ctx context.Context) (net.Listener, error) {

@@ -20,7 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"coldrack.dev/internal/kit"
+	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/machineapi/wire"
 )
 

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/machineapi/wire"
 )
 

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/machineapi/wire"
 )
 

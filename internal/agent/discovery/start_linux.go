@@ -19,11 +19,11 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/console"
 	"coldrack.dev/internal/agent/content"
-	"coldrack.dev/internal/agent/exchange"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/install"
 	"coldrack.dev/internal/agent/inventory"
 	"coldrack.dev/internal/agent/lldp"
+	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/machineapi/wire"
 )
 
@@ -88,7 +88,7 @@ func converse(ctx context.Context, g *errgroup.Group, con *console.Console, log 
 		Settings: identity.Settings{Server: args.Server, Pin: args.Pin.String()},
 	}
 	var shown atomic.Pointer[tls.Certificate]
-	installer.Exchange = &exchange.Config{
+	installer.Exchange = &peer.Config{
 		Log: log, Server: server, Certificate: shown.Load,
 		CAs: sync.OnceValue(func() *x509.CertPool { // asked for after enrolment only
 			pool := x509.NewCertPool()

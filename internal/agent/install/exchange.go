@@ -8,10 +8,10 @@ import (
 	"os"
 	"strings"
 
-	"coldrack.dev/internal/agent/exchange"
 	"coldrack.dev/internal/agent/probe"
+	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/diskboot"
-	"coldrack.dev/internal/diskimage"
 	"coldrack.dev/internal/machineapi/wire"
 )
 
@@ -26,7 +26,7 @@ const (
 
 // shared is this machine's part in the distribution of its image.
 type shared struct {
-	*exchange.Exchange
+	*peer.Exchange
 	base int64    // of the stored chunks in the root partition; -1 when they are in memory
 	view *os.File // from which chunks are given after the image is written
 }
@@ -46,7 +46,7 @@ func (a *act) chunks(ctx context.Context, root *os.File) diskimage.Source {
 	}
 	config := *a.Exchange
 	config.Log = a.Log
-	x, err := exchange.Join(ctx, config, a.index, origin, store)
+	x, err := peer.Join(ctx, config, a.index, origin, store)
 	if err != nil {
 		a.Log.Warn("fetching the image from the server alone", "err", err)
 		return origin
@@ -56,7 +56,7 @@ func (a *act) chunks(ctx context.Context, root *os.File) diskimage.Source {
 }
 
 // keep finds a place for the stored chunks, nil if there is none.
-func (a *act) keep(root *os.File) (base int64, store exchange.Store) {
+func (a *act) keep(root *os.File) (base int64, store peer.Store) {
 	size := a.table.Size(a.table.Partitions[diskboot.RootPartition-1])
 	base, ok := place(size, a.index.Size, a.index.BlobSize, memoryAvailable())
 	switch {

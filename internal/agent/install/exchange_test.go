@@ -21,10 +21,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"coldrack.dev/internal/agent/exchange"
 	"coldrack.dev/internal/agent/probe"
+	"coldrack.dev/internal/content/swarm"
+	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/swarm"
 )
 
 // crowd is the server as one machine sees it that brings machines together.
@@ -50,7 +50,7 @@ func (c crowd) Swarm(_ context.Context, in wire.SwarmAnnounce) (wire.SwarmAnswer
 }
 
 // exchange is what an installer of the lab needs to take part.
-func (l *lab) exchange(tracker *swarm.Tracker, machine string) *exchange.Config {
+func (l *lab) exchange(tracker *swarm.Tracker, machine string) *peer.Config {
 	l.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -70,7 +70,7 @@ func (l *lab) exchange(tracker *swarm.Tracker, machine string) *exchange.Config 
 	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	pool := x509.NewCertPool()
 	pool.AddCert(l.ca)
-	return &exchange.Config{
+	return &peer.Config{
 		Server: crowd{tracker, machine, "sha256:" + hex.EncodeToString(sum[:])},
 		Certificate: func() *tls.Certificate {
 			return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}

@@ -22,12 +22,12 @@ import (
 
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/content"
-	"coldrack.dev/internal/agent/exchange"
 	"coldrack.dev/internal/agent/gpt"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/target"
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/nodeconfig"
 )
@@ -45,7 +45,7 @@ type Installer struct {
 	Server  Server
 	Content *content.Source
 	// Exchange lets this machine fetch its image from others, and give it to them; nil for the server alone.
-	Exchange *exchange.Config
+	Exchange *peer.Config
 	// Inventory is read anew for each act: disks may have been changed since the last.
 	Inventory func() wire.Inventory
 	// InUse names disks that must not be touched; the function of this package on a machine.

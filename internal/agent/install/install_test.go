@@ -32,7 +32,7 @@ import (
 	"coldrack.dev/internal/agent/content"
 	"coldrack.dev/internal/agent/gpt"
 	"coldrack.dev/internal/agent/identity"
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/nodeconfig"
 	"coldrack.dev/test/require"

@@ -21,8 +21,8 @@ import (
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/probe"
 	"coldrack.dev/internal/agent/target"
+	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/diskboot"
-	"coldrack.dev/internal/diskimage"
 	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/nodeconfig"
 )

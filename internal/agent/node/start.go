@@ -12,11 +12,11 @@ import (
 	"coldrack.dev/internal/agent/bringup"
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/content"
-	"coldrack.dev/internal/agent/exchange"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/routes"
-	"coldrack.dev/internal/agent/share"
+	"coldrack.dev/internal/content/swarm/nodecache"
+	"coldrack.dev/internal/content/swarm/peer"
 )
 
 // keptLines of the log wait for a server that is away.
@@ -67,18 +67,18 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 }
 
 // sharer wires this node's part in the exchange of content with other nodes.
-func sharer(log *slog.Logger, server *client.Client, settings identity.Settings, shown *atomic.Pointer[tls.Certificate], version string) *share.Sharer {
+func sharer(log *slog.Logger, server *client.Client, settings identity.Settings, shown *atomic.Pointer[tls.Certificate], version string) *nodecache.Sharer {
 	authorities := x509.NewCertPool()
 	authorities.AppendCertsFromPEM([]byte(settings.CA))
-	return share.New(share.Options{
-		Log: log, Server: server, Dir: share.Dir,
-		Exchange: exchange.Config{Log: log, Server: server, Certificate: shown.Load, CAs: func() *x509.CertPool { return authorities }},
-		Source:   func(base string) share.Source { return content.New(base, "coldrack-agent/"+version, nil) },
+	return nodecache.New(nodecache.Options{
+		Log: log, Server: server, Dir: nodecache.Dir,
+		Exchange: peer.Config{Log: log, Server: server, Certificate: shown.Load, CAs: func() *x509.CertPool { return authorities }},
+		Source:   func(base string) nodecache.Source { return content.New(base, "coldrack-agent/"+version, nil) },
 	})
 }
 
 // cluster wires what makes this machine a node of a cluster.
-func cluster(log *slog.Logger, server *client.Client, kit *share.Sharer, version string) (*Membership, error) {
+func cluster(log *slog.Logger, server *client.Client, kit *nodecache.Sharer, version string) (*Membership, error) {
 	keeper, err := routes.New(log)
 	if err != nil {
 		return nil, err

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
 )
 
 const (

@@ -28,7 +28,7 @@ import (
 	"coldrack.dev/internal/diskboot"
 )
 
-const recipes = "../../../recipes"
+const recipes = "../../../../recipes"
 
 func TestTheRecipesInTheRepositoryAreRight(t *testing.T) {
 	entries, err := os.ReadDir(recipes)

@@ -26,7 +26,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/content/bundle"
 )
 
 // Options say what to build, from what, and where to.

@@ -16,8 +16,8 @@ import (
 	"syscall"
 	"time"
 
-	"coldrack.dev/internal/bundle"
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/content/diskimage"
 )
 
 //go:embed customize.sh

@@ -1,12 +1,12 @@
-package exchange
+package peer
 
 import (
 	"context"
 	"time"
 
 	"coldrack.dev/internal/agent/client"
+	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/swarm"
 )
 
 // announce tells the server what is here, as often as it wants to hear it and whenever the origin's help is wanted.

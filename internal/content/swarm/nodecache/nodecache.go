@@ -1,9 +1,9 @@
-// Package share fetches what the nodes of a cluster have in common, programs and the layers of container images, from
+// Package nodecache fetches what the nodes of a cluster have in common, programs and the layers of container images, from
 // those nodes and the server together, keeps it, and gives it to others as long as the node runs. To its own node it
 // gives programs as a source of content, and images by the OCI distribution protocol on a port of the node itself.
 //
 // Nothing depends on it: what the kit does not have, and everything when there is none, comes from the server alone.
-package share
+package nodecache
 
 import (
 	"context"
@@ -23,10 +23,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/agent/exchange"
-	"coldrack.dev/internal/kit"
+	"coldrack.dev/internal/content/swarm"
+	"coldrack.dev/internal/content/swarm/kit"
+	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/swarm"
 )
 
 // Dir is where a node keeps its kit.
@@ -45,7 +45,7 @@ const (
 
 // Server is the machine API as this package uses it.
 type Server interface {
-	exchange.Server
+	peer.Server
 	Kit(context.Context) (kit.Kit, error)
 }
 
@@ -64,7 +64,7 @@ type Options struct {
 	// Dir on the node's disk.
 	Dir string
 	// Exchange is this machine's identity towards others.
-	Exchange exchange.Config
+	Exchange peer.Config
 	// Source at a base address.
 	Source func(base string) Source
 	// Free says how many bytes a folder's file system has left; nil asks the kernel.
@@ -94,7 +94,7 @@ type wish struct {
 type session struct {
 	kit    kit.Kit
 	chunks []chunk
-	*exchange.Exchange
+	*peer.Exchange
 }
 
 // New returns a Sharer.
@@ -204,7 +204,7 @@ func (s *Sharer) serve(ctx context.Context, w wish) error {
 			config.Have.Add(i)
 		}
 	}
-	x, err := exchange.Join(ctx, config, index, origin{k, s.Source(w.base)}, f)
+	x, err := peer.Join(ctx, config, index, origin{k, s.Source(w.base)}, f)
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package share
+package nodecache
 
 import (
 	"context"
@@ -11,8 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"coldrack.dev/internal/diskimage"
-	"coldrack.dev/internal/kit"
+	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/content/swarm/kit"
 )
 
 type chunk = diskimage.Chunk

@@ -6,7 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/content/bundle"
 )
 
 // programs compresses the programs of nodes, and returns their folder and what is in them.

@@ -36,7 +36,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/kube"
 )
 

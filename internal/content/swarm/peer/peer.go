@@ -1,4 +1,4 @@
-package exchange
+package peer
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/swarm"
 )
 
 // peer is another machine as this one sees it.

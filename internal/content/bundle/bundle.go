@@ -24,7 +24,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
 )
 
 // Kind says what an artifact is for.

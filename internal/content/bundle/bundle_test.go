@@ -22,7 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/test/require"
 )
 

@@ -1,4 +1,4 @@
-package exchange
+package peer
 
 import (
 	"context"
@@ -17,8 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/swarm"
 )
 
 // longestHave is how long the answer to what is there may be held back.

@@ -11,7 +11,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 
-	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/content/bundle"
 )
 
 // GoRecipe is a folder with a go.mod of its own, which pins what its programs are built from.

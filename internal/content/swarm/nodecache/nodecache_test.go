@@ -1,4 +1,4 @@
-package share
+package nodecache
 
 import (
 	"bytes"
@@ -28,11 +28,11 @@ import (
 
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/content"
-	"coldrack.dev/internal/agent/exchange"
-	"coldrack.dev/internal/kit"
+	"coldrack.dev/internal/content/swarm"
+	"coldrack.dev/internal/content/swarm/kit"
+	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/pki"
-	"coldrack.dev/internal/swarm"
 )
 
 func check(t testing.TB, err error) {
@@ -154,7 +154,7 @@ func (s *site) node(name, dir string) *node {
 	log := slog.New(slog.DiscardHandler)
 	n := &node{site: s, Sharer: New(Options{
 		Log: log, Server: me, Dir: dir,
-		Exchange: exchange.Config{
+		Exchange: peer.Config{
 			Log: log, Server: me, Certificate: func() *tls.Certificate { return &pair }, CAs: s.ca.Pool,
 			Listen: func(ctx context.Context) (net.Listener, error) {
 				return (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")

@@ -13,7 +13,7 @@ import (
 	"hash"
 	"io"
 
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
 )
 
 // ChunkSize of a kit, save its last chunk. Kits are of some hundred MiB.

@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"coldrack.dev/internal/bundle"
+	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/diskboot"
 )
 

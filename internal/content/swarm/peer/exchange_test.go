@@ -1,4 +1,4 @@
-package exchange
+package peer
 
 import (
 	"bytes"
@@ -25,9 +25,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/swarm"
 	"coldrack.dev/test/noise"
 )
 

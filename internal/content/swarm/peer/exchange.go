@@ -1,4 +1,4 @@
-// Package exchange fetches the chunks of an image from other machines that install or have installed it, and
+// Package peer fetches the chunks of an image from other machines that install or have installed it, and
 // gives them to others, while the server's boot listener, the origin, fills in whatever nobody has.
 //
 // An Exchange is a diskimage.Source. What to fetch from whom is decided by package swarm; here are the
@@ -7,7 +7,7 @@
 //
 // It never makes an install depend on others: without the server's word on peers, and for every chunk that does
 // not come, it goes to the origin alone.
-package exchange
+package peer
 
 import (
 	"context"
@@ -25,9 +25,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/machineapi/wire"
-	"coldrack.dev/internal/swarm"
 )
 
 // Server brings machines together.

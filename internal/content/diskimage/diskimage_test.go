@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/diskimage"
+	"coldrack.dev/internal/content/diskimage"
 )
 
 const chunk = diskimage.DefaultChunkSize
