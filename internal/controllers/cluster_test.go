@@ -20,7 +20,7 @@ import (
 	"coldrack.dev/internal/clusters"
 	"coldrack.dev/internal/kube"
 	"coldrack.dev/internal/kubeapi"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 var errNoNode = errors.New("there is no node behind this test")

@@ -25,7 +25,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/kube"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )

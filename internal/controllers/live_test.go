@@ -28,8 +28,8 @@ import (
 	"coldrack.dev/internal/clusters"
 	"coldrack.dev/internal/controlplane"
 	"coldrack.dev/internal/fleet"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/wire"
 )
 
 // liveWorld is a real API with the parts of this package running against it.

@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/gate"
+	"coldrack.dev/internal/wire"
 )
 
 // stormPath answers GET with how many machines boot, wait for their turn and were lost (gate.Counts).

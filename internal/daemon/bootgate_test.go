@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/gate"
+	"coldrack.dev/internal/wire"
 )
 
 // One place: the second firmware waits until the first machine is in the discovery system.

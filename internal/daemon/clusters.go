@@ -10,8 +10,8 @@ import (
 
 	"coldrack.dev/internal/clusters"
 	"coldrack.dev/internal/kube"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/wire"
 )
 
 // Programs implements clusters.Programs.

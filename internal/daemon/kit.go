@@ -13,7 +13,7 @@ import (
 
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/swarm/kit"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // kits makes what nodes exchange of what the bundles hold; it implements machineapi.Kits.

@@ -4,7 +4,7 @@ import (
 	"slices"
 	"testing"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/require"
 )
 

@@ -16,9 +16,9 @@ import (
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/fleet"
 	"coldrack.dev/internal/machineapi"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/httpboot"
+	"coldrack.dev/internal/wire"
 )
 
 // errStarting is answered until every Machine has been read: a known machine must not be taken for a

@@ -9,7 +9,7 @@ import (
 	"unicode"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 

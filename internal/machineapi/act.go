@@ -10,8 +10,8 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/fleet"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/wire"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 

@@ -30,7 +30,7 @@ import (
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/fleet"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 

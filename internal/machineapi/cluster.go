@@ -11,8 +11,8 @@ import (
 
 	"coldrack.dev/internal/clusters"
 	"coldrack.dev/internal/fleet"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/wire"
 )
 
 // nodeAssignment answers as soon as what the node must have for its cluster is another than it knows, or when

@@ -13,8 +13,8 @@ import (
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/kube"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/wire"
 )
 
 type noPrograms struct{}

@@ -8,8 +8,8 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/fleet"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/wire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )

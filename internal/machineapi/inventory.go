@@ -5,7 +5,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/fleet"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 

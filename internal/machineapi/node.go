@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/wire"
 )
 
 // Limits of what a heartbeat may carry.

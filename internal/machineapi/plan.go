@@ -12,8 +12,8 @@ import (
 	"strings"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/wire"
 )
 
 // ingredients are everything that an assignment depends on. What could not be found is nil or empty, with

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 func TestAssign(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/fleet"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 const (

@@ -7,7 +7,7 @@ import (
 	"net"
 	"time"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // Machine is one simulated machine.

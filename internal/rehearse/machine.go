@@ -20,7 +20,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/discovery"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // life is one machine from power-on on.

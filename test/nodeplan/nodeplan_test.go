@@ -30,8 +30,8 @@ import (
 	"coldrack.dev/internal/agent/bringup"
 	"coldrack.dev/internal/clusters"
 	"coldrack.dev/internal/kube"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/require"
 )
 

@@ -31,8 +31,8 @@ import (
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/machineapi/wire"
 	innetns "coldrack.dev/internal/netns"
+	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )

@@ -21,7 +21,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // authority signs the API servers of a test.

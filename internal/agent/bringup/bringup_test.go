@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 func TestABlankMachineBecomesANode(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // disk is the file system below a folder, "/" on a node. Paths are absolute within it.

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 const (

@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // kubeconfig is the file format of kubectl, as JSON, which is YAML. Byte slices are base64 in it, as the format

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"sync"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // StateDir holds what a node remembers of its cluster.

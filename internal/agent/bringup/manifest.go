@@ -11,7 +11,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // manifestsDir is where the kubelet finds static pods; a pod NAME is in NAME.yaml.

@@ -12,7 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // pass is one walk through all phases of a plan. It compares what the plan wants with what is there and makes up

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // Validate refuses a plan that cannot be carried out whatever happens: a name that leads nowhere, a circle of

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 const etcdManifest = `apiVersion: v1

@@ -17,7 +17,7 @@ import (
 	"strings"
 	"time"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 const (

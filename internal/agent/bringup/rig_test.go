@@ -34,7 +34,7 @@ import (
 
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/content"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // testCA signs for a test.

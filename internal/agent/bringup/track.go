@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // track is how far the phases are. It tells whenever that changes.

@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 const unitDir = "/etc/systemd/system"

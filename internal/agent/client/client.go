@@ -21,7 +21,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/content/swarm/kit"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // maxAnswer bounds an answer's body; a plan with its files is the largest.

@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // authority is a CA of the test.

@@ -15,7 +15,7 @@ import (
 
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/probe"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // progressEvery is the least time between two lines about the same running step.

@@ -16,7 +16,7 @@ import (
 
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // Source is one listener that has blobs.

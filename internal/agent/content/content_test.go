@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 func digest(s string) string {

@@ -20,7 +20,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/console"
 	"coldrack.dev/internal/agent/install"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 const (

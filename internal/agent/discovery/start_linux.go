@@ -24,7 +24,7 @@ import (
 	"coldrack.dev/internal/agent/inventory"
 	"coldrack.dev/internal/agent/lldp"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 const workDir = "/run/coldrack"

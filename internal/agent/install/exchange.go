@@ -12,7 +12,7 @@ import (
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/diskboot"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 const (

@@ -24,7 +24,7 @@ import (
 	"coldrack.dev/internal/agent/probe"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // crowd is the server as one machine sees it that brings machines together.

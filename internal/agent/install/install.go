@@ -28,8 +28,8 @@ import (
 	"coldrack.dev/internal/agent/target"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/wire"
 )
 
 // Server is the part of the machine API that an act uses.

@@ -33,8 +33,8 @@ import (
 	"coldrack.dev/internal/agent/gpt"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/require"
 )
 

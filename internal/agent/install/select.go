@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/agent/probe"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // SelectDisk finds the one disk that all hints describe. None or several are refused: an install must

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 func TestSelectDisk(t *testing.T) {

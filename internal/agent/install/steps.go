@@ -23,8 +23,8 @@ import (
 	"coldrack.dev/internal/agent/target"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/diskboot"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/wire"
 )
 
 const (

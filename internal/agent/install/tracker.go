@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // ErrCancelled says that the server no longer wants the act that was running.

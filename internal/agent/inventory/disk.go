@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/agent/probe"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // sectorSize of the kernel's own counting in sysfs, whatever the disk's.

@@ -13,7 +13,7 @@ import (
 	"strconv"
 	"strings"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // Collector reads the inventory below a root folder.

@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // NICs lists interfaces with hardware behind them.

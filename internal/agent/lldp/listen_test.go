@@ -9,7 +9,7 @@ import (
 
 	"github.com/mdlayher/packet"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/netns"
 )
 

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"unicode"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // TLV types (802.1AB-2016, table 8-1).

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 const (

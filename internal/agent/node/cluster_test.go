@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // plans answers questions in turn; when there are no more answers, the test ends.

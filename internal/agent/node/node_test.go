@@ -21,7 +21,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // server answers as the test says, and certifies whatever key it is shown.

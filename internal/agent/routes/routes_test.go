@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/require"
 )
 

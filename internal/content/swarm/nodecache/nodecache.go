@@ -26,7 +26,7 @@ import (
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // Dir is where a node keeps its kit.

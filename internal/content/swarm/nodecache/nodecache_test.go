@@ -31,8 +31,8 @@ import (
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/machineapi/wire"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/wire"
 )
 
 func check(t testing.TB, err error) {

@@ -6,7 +6,7 @@ import (
 
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // announce tells the server what is here, as often as it wants to hear it and whenever the origin's help is wanted.

@@ -27,7 +27,7 @@ import (
 
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // Server brings machines together.

@@ -27,7 +27,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/noise"
 )
 

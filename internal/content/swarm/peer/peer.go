@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // peer is another machine as this one sees it.

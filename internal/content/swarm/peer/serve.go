@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/machineapi/wire"
+	"coldrack.dev/internal/wire"
 )
 
 // longestHave is how long the answer to what is there may be held back.
