@@ -41,8 +41,8 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/clusters"
-	"coldrack.dev/internal/fleet"
 	"coldrack.dev/internal/liblog"
+	"coldrack.dev/internal/machine/fleet"
 )
 
 // SubnetSink is told the IP plans that are valid, all of them, whenever one changes.

@@ -28,7 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 )
 
 // enrollment gives discovered machines what they need to be installed: approval and a name, where a policy

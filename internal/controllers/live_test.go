@@ -27,7 +27,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/clusters"
 	"coldrack.dev/internal/controlplane"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/wire"
 )

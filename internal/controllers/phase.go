@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 )
 
 // limits are how long a machine may be silent or stand still.

@@ -8,7 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/wire"
 )
 

@@ -23,7 +23,7 @@ import (
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/controllers"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machineapi"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/dhcp"

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 )
 
 const machinesPath = "/coldrack/v1/machines/"

@@ -7,7 +7,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 )
 
 // machineListPath answers GET with all machines (MachineList), as they are known in memory and without the details of

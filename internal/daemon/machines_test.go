@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 )
 
 func TestMachinesAreListedFromMemory(t *testing.T) {

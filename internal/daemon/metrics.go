@@ -10,7 +10,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/registry"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/tftp"

@@ -14,7 +14,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machineapi"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/httpboot"

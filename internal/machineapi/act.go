@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/wire"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"

@@ -29,7 +29,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/wire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/clusters"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/wire"
 )

@@ -7,7 +7,7 @@ import (
 	"slices"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/wire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"

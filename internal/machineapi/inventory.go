@@ -4,7 +4,7 @@ import (
 	"slices"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/wire"
 	"k8s.io/apimachinery/pkg/api/resource"
 )

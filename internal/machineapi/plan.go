@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/wire"
 )
 

@@ -11,7 +11,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/wire"
 )
 

@@ -22,7 +22,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/fleet"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/wire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"

@@ -11,7 +11,7 @@ import (
 	"coldrack.dev/internal/agent/probe"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/diskboot"
+	"coldrack.dev/internal/machine/diskboot"
 	"coldrack.dev/internal/wire"
 )
 

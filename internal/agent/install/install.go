@@ -28,7 +28,7 @@ import (
 	"coldrack.dev/internal/agent/target"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/wire"
 )
 

@@ -33,7 +33,7 @@ import (
 	"coldrack.dev/internal/agent/gpt"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/require"
 )

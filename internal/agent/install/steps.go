@@ -22,8 +22,8 @@ import (
 	"coldrack.dev/internal/agent/probe"
 	"coldrack.dev/internal/agent/target"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/diskboot"
-	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/machine/diskboot"
+	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/wire"
 )
 

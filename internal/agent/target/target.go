@@ -14,7 +14,7 @@ import (
 	"strconv"
 	"strings"
 
-	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/machine/nodeconfig"
 )
 
 // Target is a mounted root file system.

@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/test/require"
 )
 

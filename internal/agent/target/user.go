@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/machine/nodeconfig"
 )
 
 // Range from which people's logins get their numbers, as Debian's adduser has it.

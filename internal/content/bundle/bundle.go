@@ -51,10 +51,10 @@ const (
 	FileUndionly = "undionly.kpxe" // bootloaders: iPXE for BIOS, by TFTP
 	FileIPXE     = "ipxe.efi"      // bootloaders: iPXE for UEFI x64 with its own drivers
 	FileSNPOnly  = "snponly.efi"   // bootloaders: iPXE for UEFI x64 on the firmware's driver
-	FileLocal    = "local.efi"     // bootloaders: GRUB that starts an installed disk on UEFI, see internal/diskboot
+	FileLocal    = "local.efi"     // bootloaders: GRUB that starts an installed disk on UEFI, see internal/machine/diskboot
 	FileLocalPC  = "local.lkrn"    // bootloaders: the same for BIOS
-	FileBootImg  = "boot.img"      // bootloaders: GRUB's first sector, see internal/diskboot
-	FileCoreImg  = "core.img"      // bootloaders: GRUB for the BIOS boot partition, see internal/diskboot
+	FileBootImg  = "boot.img"      // bootloaders: GRUB's first sector, see internal/machine/diskboot
+	FileCoreImg  = "core.img"      // bootloaders: GRUB for the BIOS boot partition, see internal/machine/diskboot
 	FileShim     = "shimx64.efi"   // bootloaders: signed shim, EFI/BOOT/BOOTX64.EFI on the disk
 	FileGRUB     = "grubx64.efi"   // bootloaders: signed GRUB; reads /EFI/debian/grub.cfg on the same file system
 

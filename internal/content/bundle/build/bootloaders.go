@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/diskboot"
+	"coldrack.dev/internal/machine/diskboot"
 )
 
 // loaderFiles says where Debian's packages have the boot loaders. core.img is made here.

@@ -25,7 +25,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
 
-	"coldrack.dev/internal/diskboot"
+	"coldrack.dev/internal/machine/diskboot"
 )
 
 const recipes = "../../../../recipes"

@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
 
-	"coldrack.dev/internal/nodeconfig"
+	"coldrack.dev/internal/machine/nodeconfig"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden parts of testdata")
