@@ -89,7 +89,7 @@ bin/kubeadm bin/kube-apiserver: hack/oracle/go.mod hack/oracle/go.sum hack/oracl
 
 ## oracle     real kubeadm's output against ours; what we do in a cluster against a real kube-apiserver
 oracle: bin/kubeadm bin/kube-apiserver bin/etcd bin/kubectl
-	@COLDRACK_REQUIRE=kubeadm,kube-apiserver,kubectl,netns,etcd go test -count=1 ./internal/kube ./internal/kubeapi
+	@COLDRACK_REQUIRE=kubeadm,kube-apiserver,kubectl,netns,etcd go test -count=1 ./internal/cluster/kube ./internal/cluster/kubeapi
 
 # Tests that drive virtual machines, with their bundle.
 E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) go test -count=1 -v

@@ -18,8 +18,8 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/kube"
 	"coldrack.dev/internal/manifest"
 	"coldrack.dev/internal/manifest/yamlerr"
 )

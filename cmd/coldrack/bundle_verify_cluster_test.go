@@ -19,9 +19,9 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/kube"
 )
 
 // clusterBundle is what goes into a bundle for a cluster; tests take things out.

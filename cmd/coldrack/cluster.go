@@ -18,7 +18,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 )
 
 func (a *app) clusterCommand() *cobra.Command {

@@ -12,8 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/cluster/kubeapi"
 	"coldrack.dev/internal/daemon"
-	"coldrack.dev/internal/kubeapi"
 )
 
 func (a *app) clusterVerifyCommand() *cobra.Command {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds a real program of Kubernetes into the given file; its name says which. What internal/kube renders is compared
-# with what kubeadm generates; internal/kubeapi is tested against kube-apiserver.
+# Builds a real program of Kubernetes into the given file; its name says which. What internal/cluster/kube renders is compared
+# with what kubeadm generates; internal/cluster/kubeapi is tested against kube-apiserver.
 # usage: hack/oracle/build.sh bin/kubeadm
 set -euo pipefail
 out=$(realpath -m "$1")

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 )
 
 // Plan is what RenderPlan prints.

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 )
 
 func TestPlanPictures(t *testing.T) {

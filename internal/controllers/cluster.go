@@ -17,8 +17,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/clusters"
-	"coldrack.dev/internal/kubeapi"
+	"coldrack.dev/internal/cluster/kubeapi"
+	"coldrack.dev/internal/cluster/members"
 )
 
 // clusterLeader decides what a cluster is: it checks what is written, makes the keys, chooses machines, records
@@ -125,8 +125,8 @@ func (r *clusterLeader) tooSoon(was, next *v1alpha1.Cluster) time.Duration {
 
 // situation is what exists. Without the cluster, its Cluster is nil. Groups of clusters that are not there or
 // about to go take no machines.
-func (r *clusterLeader) situation(ctx context.Context, reader client.Reader, name string) (clusters.Situation, error) {
-	var s clusters.Situation
+func (r *clusterLeader) situation(ctx context.Context, reader client.Reader, name string) (members.Situation, error) {
+	var s members.Situation
 	all, groups := &v1alpha1.ClusterList{}, &v1alpha1.MachineGroupList{}
 	if err := reader.List(ctx, all); err != nil {
 		return s, fmt.Errorf("list clusters: %w", err)
@@ -156,7 +156,7 @@ func (r *clusterLeader) situation(ctx context.Context, reader client.Reader, nam
 
 // look finds out everything that the status says. It makes the keys of a cluster that can be carried out. What it
 // decides is not recorded yet.
-func (r *clusterLeader) look(ctx context.Context, s *clusters.Situation) (clusterFacts, error) {
+func (r *clusterLeader) look(ctx context.Context, s *members.Situation) (clusterFacts, error) {
 	f := clusterFacts{now: r.Now(), machines: map[string]*v1alpha1.Machine{}, nodes: s.Cluster.Status.Nodes}
 	for i := range s.Machines {
 		f.machines[s.Machines[i].Name] = &s.Machines[i]
@@ -176,7 +176,7 @@ func (r *clusterLeader) look(ctx context.Context, s *clusters.Situation) (cluste
 	if f.invalid, err = r.keys(ctx, s.Cluster); err != nil || f.invalid != "" {
 		return f, err
 	}
-	if f.decision, err = clusters.Decide(*s); err != nil {
+	if f.decision, err = members.Decide(*s); err != nil {
 		f.decision.Waiting = append(f.decision.Waiting, err.Error())
 		f.decision.Nodes = s.Cluster.Status.Nodes
 	}
@@ -189,11 +189,11 @@ func (r *clusterLeader) look(ctx context.Context, s *clusters.Situation) (cluste
 		if err != nil || fresh.Cluster == nil || fresh.Cluster.ResourceVersion != s.Cluster.ResourceVersion {
 			return f, errors.Join(err, errBehind)
 		}
-		if f.decision, err = clusters.Decide(fresh); err != nil {
+		if f.decision, err = members.Decide(fresh); err != nil {
 			return f, err
 		}
 	}
-	if grown(s.Cluster.Status.Nodes, f.decision.Nodes) || !(clusters.Record{Cluster: s.Cluster, Groups: f.groups}).Settled() {
+	if grown(s.Cluster.Status.Nodes, f.decision.Nodes) || !(members.Record{Cluster: s.Cluster, Groups: f.groups}).Settled() {
 		if _, err := r.Clusters.Preview(s.Cluster, nil, *s); err != nil {
 			f.invalid = err.Error()
 			return f, nil
@@ -218,7 +218,7 @@ func grown(was, is []v1alpha1.ClusterNode) bool {
 }
 
 // validate says what keeps a cluster from being carried out as it is written, or "".
-func (r *clusterLeader) validate(s *clusters.Situation, groups []v1alpha1.MachineGroup, subnets []v1alpha1.Subnet) string {
+func (r *clusterLeader) validate(s *members.Situation, groups []v1alpha1.MachineGroup, subnets []v1alpha1.Subnet) string {
 	c := s.Cluster
 	facts := v1alpha1.ClusterFacts{Groups: groups, Versions: r.Catalog.KubernetesVersions(), Subnets: subnets, Clusters: s.Clusters}
 	if facts.Versions == nil {
@@ -277,14 +277,14 @@ func (r *clusterLeader) validateAddresses(c *v1alpha1.Cluster) field.ErrorList {
 // keys makes sure that a cluster has its keys. They are made once: who comes second takes what is there, and what
 // is lost while there are nodes is not made anew, because the nodes would trust nobody any more.
 func (r *clusterLeader) keys(ctx context.Context, c *v1alpha1.Cluster) (problem string, err error) {
-	name := clusters.SecretName(c.Name)
+	name := members.SecretName(c.Name)
 	secret := &v1alpha1.Secret{}
 	err = r.Client.Get(ctx, client.ObjectKey{Name: name}, secret)
 	if apierrors.IsNotFound(err) {
 		if len(c.Status.Nodes) > 0 {
 			return fmt.Sprintf("Secret %s with the cluster's keys is gone; restore it from a backup. Nodes keep running with what they have, until their certificates expire", name), nil
 		}
-		material, err := clusters.NewMaterial(c, r.Now())
+		material, err := members.NewMaterial(c, r.Now())
 		if err != nil {
 			return "", fmt.Errorf("make keys of cluster %s: %w", c.Name, err)
 		}
@@ -302,7 +302,7 @@ func (r *clusterLeader) keys(ctx context.Context, c *v1alpha1.Cluster) (problem 
 	if err != nil {
 		return "", fmt.Errorf("read keys of cluster %s: %w", c.Name, err)
 	}
-	if err := clusters.CheckSecret(secret, c); err != nil {
+	if err := members.CheckSecret(secret, c); err != nil {
 		return err.Error(), nil
 	}
 	return "", nil
@@ -344,7 +344,7 @@ func (r *clusterLeader) letGo(ctx context.Context, c *v1alpha1.Cluster) error {
 	}
 	var left []string
 	for _, n := range c.Status.Nodes {
-		if m, _ := r.Fleet.Get(n.Machine); !clusters.Gone(m) {
+		if m, _ := r.Fleet.Get(n.Machine); !members.Gone(m) {
 			left = append(left, n.Machine)
 		}
 	}
@@ -369,17 +369,17 @@ func (r *clusterLeader) letGo(ctx context.Context, c *v1alpha1.Cluster) error {
 
 func (r *clusterLeader) archiveKeys(ctx context.Context, c *v1alpha1.Cluster) error {
 	secret := &v1alpha1.Secret{}
-	err := r.Client.Get(ctx, client.ObjectKey{Name: clusters.SecretName(c.Name)}, secret)
+	err := r.Client.Get(ctx, client.ObjectKey{Name: members.SecretName(c.Name)}, secret)
 	if apierrors.IsNotFound(err) {
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("read keys of cluster %s: %w", c.Name, err)
 	}
-	if clusters.CheckSecret(secret, c) != nil {
+	if members.CheckSecret(secret, c) != nil {
 		return nil // of another cluster, or not readable: for a person
 	}
 	kept := &v1alpha1.Secret{Type: secret.Type, Data: secret.Data}
-	kept.Name, kept.Annotations = clusters.ArchiveName(c), secret.Annotations
+	kept.Name, kept.Annotations = members.ArchiveName(c), secret.Annotations
 	switch err := r.Client.Create(ctx, kept); {
 	case apierrors.IsAlreadyExists(err):
 		if err := r.Client.Get(ctx, client.ObjectKey{Name: kept.Name}, kept); err != nil {

@@ -17,9 +17,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/clusters"
-	"coldrack.dev/internal/kube"
-	"coldrack.dev/internal/kubeapi"
+	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/kubeapi"
+	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/wire"
 )
 
@@ -205,7 +205,7 @@ func keysAreMadeOnce(t *testing.T, w *liveWorld) {
 	}
 	wg.Wait()
 	first := w.secret()
-	if _, err := clusters.ParseMaterial(first); err != nil {
+	if _, err := members.ParseMaterial(first); err != nil {
 		t.Fatal(err)
 	}
 	leader := &clusterLeader{Deps: w.deps.withDefaults()}
@@ -304,7 +304,7 @@ func deletedClusterWaits(t *testing.T, w *liveWorld) {
 			w.client.Get(t.Context(), client.ObjectKeyFromObject(cluster), &v1alpha1.Cluster{}) != nil
 	}, func() string { return "the cluster stays" })
 	kept := &v1alpha1.Secret{}
-	check(t, w.client.Get(t.Context(), client.ObjectKey{Name: clusters.ArchiveName(cluster)}, kept))
+	check(t, w.client.Get(t.Context(), client.ObjectKey{Name: members.ArchiveName(cluster)}, kept))
 	if !maps.EqualFunc(kept.Data, keys.Data, bytes.Equal) || w.client.Get(t.Context(), client.ObjectKeyFromObject(keys), keys) == nil {
 		t.Error("its keys were not put aside")
 	}
@@ -316,9 +316,9 @@ func factsOf(t *testing.T) (*v1alpha1.Cluster, *clusterFacts) {
 	t.Helper()
 	cluster, groups, err := kube.Preset(v1alpha1.TopologyDevelopment, kube.PresetOptions{Name: "rack", Workers: 2})
 	check(t, err)
-	s := clusters.Situation{Cluster: cluster, Groups: groups}
+	s := members.Situation{Cluster: cluster, Groups: groups}
 	f := &clusterFacts{now: time.Unix(1000, 0), groups: groups, machines: map[string]*v1alpha1.Machine{},
-		view: clusters.View{Plan: &kube.Plan{Endpoint: "https://x", Objects: []kube.Object{{Name: "o"}}}}}
+		view: members.View{Plan: &kube.Plan{Endpoint: "https://x", Objects: []kube.Object{{Name: "o"}}}}}
 	f.api = &kubeapi.State{Reachable: true, Nodes: map[string]kubeapi.NodeState{}, Objects: kubeapi.ObjectsState{Digest: kubeapi.Digest(f.view.Plan.Objects), Count: 1},
 		Addons: []kubeapi.AddonState{{Kind: "deployment", Namespace: "kube-system", Name: "coredns", Ready: true, Message: "2 of 2 ready"}}}
 	for i, name := range []string{"a", "b", "c"} {
@@ -329,7 +329,7 @@ func factsOf(t *testing.T) (*v1alpha1.Cluster, *clusterFacts) {
 		f.machines[name] = &m
 		f.api.Nodes[name] = kubeapi.NodeState{Name: name, Ready: true, Since: time.Unix(900, 0)}
 	}
-	f.decision, err = clusters.Decide(s)
+	f.decision, err = members.Decide(s)
 	check(t, err)
 	f.nodes = f.decision.Nodes
 	return cluster, f

@@ -23,9 +23,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/clusters"
-	"coldrack.dev/internal/kube"
-	"coldrack.dev/internal/kubeapi"
+	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/kubeapi"
+	"coldrack.dev/internal/cluster/members"
 )
 
 // clusterAPIs has a runner for the API of every cluster that has a plan and is not paused.
@@ -139,7 +139,7 @@ func (a *clusterAPIs) run(ctx context.Context) error {
 }
 
 // attend starts a runner, or tells the one that there is of a new plan.
-func (a *clusterAPIs) attend(ctx context.Context, running map[string]*attended, name string, view clusters.View) error {
+func (a *clusterAPIs) attend(ctx context.Context, running map[string]*attended, name string, view members.View) error {
 	options, err := a.options(ctx, name, view)
 	if err != nil {
 		return err
@@ -176,7 +176,7 @@ func (a *clusterAPIs) attend(ctx context.Context, running map[string]*attended, 
 // serverTTL is how long the server's own certificate for a cluster lasts: no longer than it takes to get another.
 const serverTTL = time.Hour
 
-func (a *clusterAPIs) options(ctx context.Context, name string, view clusters.View) (kubeapi.Options, error) {
+func (a *clusterAPIs) options(ctx context.Context, name string, view members.View) (kubeapi.Options, error) {
 	wanted, err := kubeapi.WantedBy(view.Cluster, view.Plan, view.Machines)
 	if err != nil {
 		return kubeapi.Options{}, err
@@ -208,7 +208,7 @@ func (a *clusterAPIs) options(ctx context.Context, name string, view clusters.Vi
 // ServerCertificate is the certificate by which this server is known to a cluster's API. It is of the group
 // system:masters, which the API server lets do everything without asking anybody: the binding that makes
 // kubeadm:cluster-admins administrators is among the first objects that this server itself has to make.
-func ServerCertificate(set *clusters.Set, cluster string) (*tls.Certificate, error) {
+func ServerCertificate(set *members.Set, cluster string) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make key for cluster %s: %w", cluster, err)
@@ -227,7 +227,7 @@ func (a *clusterAPIs) foreignNetworks(ctx context.Context, name, node string) ([
 		if err := a.Client.Get(ctx, client.ObjectKey{Name: name}, cluster); err != nil {
 			return nil, fmt.Errorf("read cluster %s: %w", name, err)
 		}
-		decided, err := clusters.DecideForeign(cluster, node)
+		decided, err := members.DecideForeign(cluster, node)
 		if err != nil {
 			return nil, err
 		}

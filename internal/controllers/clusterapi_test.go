@@ -24,7 +24,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"

@@ -17,7 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/clusters"
+	"coldrack.dev/internal/cluster/members"
 )
 
 // clusterFeed carries what is recorded of clusters into the Set that nodes are answered from. It runs in every
@@ -80,7 +80,7 @@ func clusterWatches(d Deps) []source.Source {
 			return requests(g.Spec.Cluster)
 		})),
 		source.Kind(d.Cache, &v1alpha1.Secret{}, handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, s *v1alpha1.Secret) []reconcile.Request {
-			if name, ok := strings.CutPrefix(s.Name, clusters.SecretName("")); ok {
+			if name, ok := strings.CutPrefix(s.Name, members.SecretName("")); ok {
 				return requests(name)
 			}
 			return nil
@@ -102,7 +102,7 @@ func everyCluster(ctx context.Context, d Deps) []reconcile.Request {
 }
 
 func feedCluster(ctx context.Context, d Deps, name string) error {
-	record := clusters.Record{Cluster: &v1alpha1.Cluster{}}
+	record := members.Record{Cluster: &v1alpha1.Cluster{}}
 	switch err := d.Cache.Get(ctx, client.ObjectKey{Name: name}, record.Cluster); {
 	case apierrors.IsNotFound(err):
 		d.Clusters.Remove(name)
@@ -130,7 +130,7 @@ func feedCluster(ctx context.Context, d Deps, name string) error {
 		}
 	}
 	secret := &v1alpha1.Secret{}
-	switch err := d.Cache.Get(ctx, client.ObjectKey{Name: clusters.SecretName(name)}, secret); {
+	switch err := d.Cache.Get(ctx, client.ObjectKey{Name: members.SecretName(name)}, secret); {
 	case err == nil:
 		record.Secret = secret
 	case !apierrors.IsNotFound(err):

@@ -10,9 +10,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/clusters"
-	"coldrack.dev/internal/kube"
-	"coldrack.dev/internal/kubeapi"
+	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/kubeapi"
+	"coldrack.dev/internal/cluster/members"
 )
 
 // clusterFacts are everything that a cluster's status follows from.
@@ -23,10 +23,10 @@ type clusterFacts struct {
 	machines map[string]*v1alpha1.Machine
 	// invalid is why the cluster cannot be carried out as it is written, or empty.
 	invalid  string
-	decision clusters.Decision
+	decision members.Decision
 	// nodes to record.
 	nodes []v1alpha1.ClusterNode
-	view  clusters.View
+	view  members.View
 	// api is nil while nothing is known of the cluster's own API.
 	api *kubeapi.State
 }

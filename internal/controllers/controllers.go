@@ -40,7 +40,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/clusters"
+	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/liblog"
 	"coldrack.dev/internal/machine/fleet"
 )
@@ -75,7 +75,7 @@ type Deps struct {
 	// Subnets may be nil where no DHCP is served.
 	Subnets SubnetSink
 	// Clusters holds what nodes are handed out. nil: an own one, which nobody is answered from.
-	Clusters *clusters.Set
+	Clusters *members.Set
 	// DialNode connects to a node; nil is an ordinary net.Dialer.
 	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
 	// Reserved are addresses that no machine may get: the servers'.
@@ -94,7 +94,7 @@ func (d Deps) withDefaults() Deps {
 		d.LostAfter = 90 * time.Second
 	}
 	if d.Clusters == nil {
-		d.Clusters = clusters.New(clusters.Options{Log: d.Log, Now: d.Now})
+		d.Clusters = members.New(members.Options{Log: d.Log, Now: d.Now})
 	}
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)

@@ -25,7 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/clusters"
+	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/controlplane"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/pki"
@@ -42,7 +42,7 @@ type liveWorld struct {
 	plans   *planSink
 
 	fleet    *fleet.Fleet // of the present life
-	clusters *clusters.Set
+	clusters *members.Set
 	deps     Deps
 	dial     func(context.Context, string, string) (net.Conn, error) // to nodes
 	stop     func()
@@ -207,7 +207,7 @@ func (w *liveWorld) start() {
 	group.Go(func() error { return cached.Start(ctx) })
 	synced, err := Feed(ctx, cached, w.fleet)
 	check(w.t, err)
-	w.clusters = clusters.New(clusters.Options{Programs: noPrograms{}, Log: testLog()})
+	w.clusters = members.New(members.Options{Programs: noPrograms{}, Log: testLog()})
 	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, LostAfter: time.Hour,
 		Clusters: w.clusters, DialNode: w.dial}
 	w.deps = deps

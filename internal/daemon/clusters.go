@@ -8,13 +8,13 @@ import (
 	"slices"
 	"strconv"
 
-	"coldrack.dev/internal/clusters"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/netns"
 	"coldrack.dev/internal/wire"
 )
 
-// Programs implements clusters.Programs.
+// Programs implements members.Programs.
 func (c content) Programs(kubernetes string) ([]wire.Program, error) {
 	stored, err := c.store.Programs(kubernetes)
 	if err != nil {
@@ -30,8 +30,8 @@ func (c content) Programs(kubernetes string) ([]wire.Program, error) {
 }
 
 // newClusters holds what nodes of clusters are handed out. Without boot services nobody is handed anything.
-func (s *server) newClusters() (*clusters.Set, error) {
-	options := clusters.Options{Programs: s.content, Log: s.log.With("part", "clusters")}
+func (s *server) newClusters() (*members.Set, error) {
+	options := members.Options{Programs: s.content, Log: s.log.With("part", "clusters")}
 	if !s.cfg.NoBoot {
 		address, err := s.nodesReach()
 		if err != nil {
@@ -43,7 +43,7 @@ func (s *server) newClusters() (*clusters.Set, error) {
 		}
 		options.KitFrom = s.cfg.SwarmFrom
 	}
-	return clusters.New(options), nil
+	return members.New(options), nil
 }
 
 // nodesReach is the address by which nodes reach this server: the configured one, or the first of the first

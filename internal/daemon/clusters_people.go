@@ -21,11 +21,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/clusters"
+	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/kubeapi"
+	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/controlplane"
-	"coldrack.dev/internal/kube"
-	"coldrack.dev/internal/kubeapi"
 )
 
 // Paths of people's requests about clusters, below people's API and under its authentication.
@@ -38,10 +38,10 @@ const (
 // maxAsk bounds what a person sends, in bytes.
 const maxAsk = 16 << 20
 
-// clusterFacts is what a clusterDesk needs to know. It is *clusters.Set.
+// clusterFacts is what a clusterDesk needs to know. It is *members.Set.
 type clusterFacts interface {
-	View(name string) (clusters.View, bool, <-chan struct{})
-	Preview(cluster *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, now clusters.Situation) (clusters.Preview, error)
+	View(name string) (members.View, bool, <-chan struct{})
+	Preview(cluster *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, now members.Situation) (members.Preview, error)
 	ClientCertificate(clusterName, user string, groups []string, ttl time.Duration, public crypto.PublicKey) (certPEM []byte, leaf *x509.Certificate, err error)
 }
 
@@ -266,7 +266,7 @@ func (d *clusterDesk) certificate(_ http.ResponseWriter, r *http.Request, tools 
 		return nil, refuseAsk(http.StatusConflict, "cluster %s has no keys yet: %s", cluster.Name, orText(view.Problem, cluster.Status.Message))
 	}
 	certificate, leaf, err := tools.clusters.ClientCertificate(cluster.Name, ask.User, ask.Groups, ttl, public)
-	if errors.Is(err, clusters.ErrRefused) {
+	if errors.Is(err, members.ErrRefused) {
 		return nil, refuseAsk(http.StatusConflict, "%v", err)
 	}
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/clusters"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/members"
 )
 
 // PlanAsk asks what would happen if objects were applied.
@@ -78,7 +78,7 @@ func (d *clusterDesk) plan(_ http.ResponseWriter, r *http.Request, tools *deskTo
 
 // world is what exists, with what somebody proposes laid over it.
 type world struct {
-	now clusters.Situation
+	now members.Situation
 	// clusters and groups that are proposed, as they would be after they were applied.
 	clusters map[string]*v1alpha1.Cluster
 	groups   map[string]*v1alpha1.MachineGroup
@@ -97,7 +97,7 @@ func (t *deskTools) world(ctx context.Context) (*world, error) {
 		}
 	}
 	return &world{
-		now:      clusters.Situation{Clusters: cs.Items, Groups: gs.Items, Machines: ms.Items, Subnets: ss.Items},
+		now:      members.Situation{Clusters: cs.Items, Groups: gs.Items, Machines: ms.Items, Subnets: ss.Items},
 		clusters: map[string]*v1alpha1.Cluster{}, groups: map[string]*v1alpha1.MachineGroup{},
 	}, nil
 }
@@ -293,7 +293,7 @@ func (w *world) written(cluster, was *v1alpha1.Cluster, groups []v1alpha1.Machin
 }
 
 // machines tells which machine is where, why, and what has to happen first.
-func (w *world) machines(was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, outcome *clusters.Preview) []kube.PreviewMachine {
+func (w *world) machines(was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, outcome *members.Preview) []kube.PreviewMachine {
 	known := map[string]*v1alpha1.Machine{}
 	for i := range w.now.Machines {
 		known[w.now.Machines[i].Name] = &w.now.Machines[i]

@@ -14,8 +14,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/kubeapi"
 	"coldrack.dev/internal/controllers"
-	"coldrack.dev/internal/kubeapi"
 )
 
 const (

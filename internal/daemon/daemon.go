@@ -18,7 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/clusters"
+	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/controllers"
 	"coldrack.dev/internal/controlplane"
@@ -127,7 +127,7 @@ type server struct {
 	content  content
 	importer *importer
 	fleet    *fleet.Fleet
-	clusters *clusters.Set
+	clusters *members.Set
 	desk     *clusterDesk
 	metrics  *metrics
 	turns    *turns

@@ -68,7 +68,7 @@ type Signer interface {
 type Clusters interface {
 	// Node is what the machine must have, and a channel that is closed when that may have changed.
 	Node(machine string) (wire.NodeAssignment, <-chan struct{})
-	// Sign signs one of the certificates that the machine's plan names. An error that is clusters.ErrRefused is
+	// Sign signs one of the certificates that the machine's plan names. An error that is members.ErrRefused is
 	// for the machine.
 	Sign(machine, cluster, certificate string, public crypto.PublicKey) (certPEM []byte, leaf *x509.Certificate, err error)
 }

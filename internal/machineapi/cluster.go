@@ -9,7 +9,7 @@ import (
 	"net/netip"
 	"time"
 
-	"coldrack.dev/internal/clusters"
+	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/wire"
@@ -87,7 +87,7 @@ func (a *API) nodeCertificate(ctx context.Context, c call, in wire.CertificateRe
 		return nil, refuse(http.StatusForbidden, wire.CodeForbidden, "this server has no clusters")
 	}
 	certificate, leaf, err := a.Clusters.Sign(m.Name, in.Cluster, in.Name, public)
-	if errors.Is(err, clusters.ErrRefused) {
+	if errors.Is(err, members.ErrRefused) {
 		return nil, refuse(http.StatusForbidden, wire.CodeForbidden, "%s", fleet.Printable(err.Error(), 500))
 	} else if err != nil {
 		return nil, err

@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/clusters"
+	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
-	"coldrack.dev/internal/kube"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/wire"
 )
@@ -22,11 +22,11 @@ type noPrograms struct{}
 func (noPrograms) Programs(string) ([]wire.Program, error) { return nil, nil }
 
 // clusterOf is a cluster of a control-plane machine and workers, as a leader would have recorded it.
-func clusterOf(t *testing.T, name string, machines ...string) clusters.Record {
+func clusterOf(t *testing.T, name string, machines ...string) members.Record {
 	t.Helper()
 	cluster, groups, err := kube.Preset(v1alpha1.TopologyDevelopment, kube.PresetOptions{Name: name, Workers: len(machines) - 1})
 	check(t, err)
-	s := clusters.Situation{Cluster: cluster, Groups: groups}
+	s := members.Situation{Cluster: cluster, Groups: groups}
 	for i, machine := range machines {
 		m := v1alpha1.Machine{Spec: v1alpha1.MachineSpec{Approved: true, Network: &v1alpha1.MachineNetwork{Address: netip.AddrFrom4([4]byte{10, 0, 0, byte(10 + i)}).String()}}}
 		m.Name = machine
@@ -35,17 +35,17 @@ func clusterOf(t *testing.T, name string, machines ...string) clusters.Record {
 	}
 	s.Groups[0].Spec.Selector.MatchLabels = map[string]string{"control": "yes"}
 	s.Groups[1].Spec.Selector.MatchLabels = map[string]string{"control": ""}
-	decision, err := clusters.Decide(s)
+	decision, err := members.Decide(s)
 	check(t, err)
 	if len(decision.Nodes) != len(machines) {
 		t.Fatalf("decided %+v", decision)
 	}
 	cluster.Status.Nodes = decision.Nodes
-	material, err := clusters.NewMaterial(cluster, time.Now())
+	material, err := members.NewMaterial(cluster, time.Now())
 	check(t, err)
 	secret, err := material.Secret(cluster)
 	check(t, err)
-	return clusters.Record{Cluster: cluster, Groups: groups, Machines: s.Machines, Secret: secret}
+	return members.Record{Cluster: cluster, Groups: groups, Machines: s.Machines, Secret: secret}
 }
 
 func (a *agent) node(version string, wait string) (wire.NodeAssignment, error) {
@@ -65,7 +65,7 @@ func (k kitOf) Kit(_ context.Context, machine string) (kit.Kit, bool, error) {
 
 func TestNodesOfClusters(t *testing.T) {
 	s := newServer(t)
-	set := clusters.New(clusters.Options{Programs: noPrograms{}})
+	set := members.New(members.Options{Programs: noPrograms{}})
 	s.api.Clusters = set
 	s.api.BootURL = func(local netip.Addr) string { return "http://" + local.String() + ":7080" }
 	session, control := s.installed(wire.Identifiers{MACs: []string{"52:54:00:00:00:01"}, UUID: "00000000-0000-4000-8000-000000000001"}, "i1")

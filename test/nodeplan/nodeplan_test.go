@@ -28,8 +28,8 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/agent/bringup"
-	"coldrack.dev/internal/clusters"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/require"
@@ -45,7 +45,7 @@ func check(t *testing.T, err error) {
 // server is a cluster of a preset, as the server keeps it.
 type server struct {
 	t       *testing.T
-	set     *clusters.Set
+	set     *members.Set
 	cluster *v1alpha1.Cluster
 }
 
@@ -59,7 +59,7 @@ func newServer(t *testing.T, preset v1alpha1.Topology, plugin v1alpha1.NetworkPl
 	check(t, err)
 	cluster.UID, cluster.Generation, cluster.Status.ObservedGeneration = types.UID("uid"), 1, 1
 	cluster.Spec.Network.Plugin = plugin
-	s := clusters.Situation{Cluster: cluster, Clusters: []v1alpha1.Cluster{*cluster}, Groups: groups}
+	s := members.Situation{Cluster: cluster, Clusters: []v1alpha1.Cluster{*cluster}, Groups: groups}
 	for _, g := range groups {
 		for range g.WantedReplicas() {
 			n := len(s.Machines) + 11
@@ -71,10 +71,10 @@ func newServer(t *testing.T, preset v1alpha1.Topology, plugin v1alpha1.NetworkPl
 			})
 		}
 	}
-	decision, err := clusters.Decide(s)
+	decision, err := members.Decide(s)
 	check(t, err)
 	cluster.Status.Nodes = decision.Nodes
-	material, err := clusters.NewMaterial(cluster, time.Now())
+	material, err := members.NewMaterial(cluster, time.Now())
 	check(t, err)
 	secret, err := material.Secret(cluster)
 	check(t, err)
@@ -84,8 +84,8 @@ func newServer(t *testing.T, preset v1alpha1.Topology, plugin v1alpha1.NetworkPl
 	packed := enc.EncodeAll(body, nil)
 	program := wire.Program{Name: "kubelet", Path: "/usr/bin/kubelet", Digest: digest(body), Size: int64(len(body)), Version: cluster.Spec.Version, Phase: "content",
 		Content: wire.Content{Digest: digest(packed), Size: int64(len(packed))}}
-	set := clusters.New(clusters.Options{Programs: programs{program}, Registry: &kube.Registry{URL: "https://10.20.0.1:7444", CA: []byte("ca\n")}})
-	set.Put(clusters.Record{Cluster: cluster, Groups: groups, Machines: s.Machines, Secret: secret})
+	set := members.New(members.Options{Programs: programs{program}, Registry: &kube.Registry{URL: "https://10.20.0.1:7444", CA: []byte("ca\n")}})
+	set.Put(members.Record{Cluster: cluster, Groups: groups, Machines: s.Machines, Secret: secret})
 	return &server{t, set, cluster}
 }
 

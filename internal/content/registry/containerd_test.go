@@ -28,9 +28,9 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/registry"
-	"coldrack.dev/internal/kube"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )

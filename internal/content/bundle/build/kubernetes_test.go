@@ -36,8 +36,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/kube"
 )
 
 const goodKubernetes = `

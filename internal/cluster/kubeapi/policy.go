@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"coldrack.dev/internal/kubeapi/pkcs10"
+	"coldrack.dev/internal/cluster/kubeapi/pkcs10"
 	certificates "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 )
 
 // TestAtARealAPIServer tells one story, in order: each part builds on the cluster that the one before left.

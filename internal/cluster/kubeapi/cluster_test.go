@@ -26,7 +26,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 	"k8s.io/client-go/kubernetes"

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 	coordination "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"

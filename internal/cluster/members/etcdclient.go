@@ -1,4 +1,4 @@
-package clusters
+package members
 
 import (
 	"crypto/ecdsa"
@@ -10,7 +10,7 @@ import (
 	"fmt"
 	"time"
 
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 )
 
 // EtcdAuthority is the PEM certificate that a cluster's etcd members are verified with; empty without keys.

@@ -1,8 +1,8 @@
-package clusters
+package members
 
 import (
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 )
 
 // Preview is what would be decided and handed out if a cluster were as somebody proposes.

@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 )
 
 const (

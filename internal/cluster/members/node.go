@@ -1,4 +1,4 @@
-package clusters
+package members
 
 import (
 	"cmp"
@@ -11,7 +11,7 @@ import (
 	"slices"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/wire"
 )
 

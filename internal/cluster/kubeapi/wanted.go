@@ -8,7 +8,7 @@ import (
 	"slices"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 )
 
 // WantedBy collects what a plan wants. machines are those that it was rendered from.

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 

@@ -7,7 +7,7 @@ import (
 	authorization "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 )
 
 // testPeople asks the API server itself what the groups in people's certificates may do.

@@ -1,4 +1,4 @@
-package clusters
+package members
 
 import (
 	"cmp"
@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 

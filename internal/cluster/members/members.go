@@ -1,11 +1,11 @@
-// Package clusters turns what is recorded of Kubernetes clusters into what each machine is handed out: it decides
+// Package members turns what is recorded of Kubernetes clusters into what each machine is handed out: it decides
 // which machines a cluster gets (Decide), keeps the plan of every cluster rendered in memory (Set), and signs the
 // certificates that a plan names, and no others.
 //
 // It trusts records only. A machine is a node when Cluster.status.nodes says so, which is written before anything
 // acts on it; keys are read from the cluster's Secret, which is written before anything uses them and never
 // replaced. So several servers, and one after a restart, hand out the same.
-package clusters
+package members
 
 import (
 	"cmp"
@@ -24,7 +24,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/wire"
 )
 

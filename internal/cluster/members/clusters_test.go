@@ -1,4 +1,4 @@
-package clusters
+package members
 
 import (
 	"crypto"
@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/wire"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"

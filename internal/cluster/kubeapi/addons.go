@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 
-	"coldrack.dev/internal/kube"
+	"coldrack.dev/internal/cluster/kube"
 )
 
 // addonInterval is how often addons are looked at that are not ready.
