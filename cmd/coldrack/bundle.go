@@ -22,7 +22,7 @@ import (
 	"coldrack.dev/internal/cli"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/bundle/build"
-	"coldrack.dev/internal/daemon"
+	"coldrack.dev/internal/server/daemon"
 )
 
 func (a *app) bundleCommand() *cobra.Command {

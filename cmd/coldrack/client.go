@@ -25,7 +25,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/daemon"
+	"coldrack.dev/internal/server/daemon"
 	"coldrack.dev/internal/version"
 )
 

@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
-	"coldrack.dev/internal/daemon"
+	"coldrack.dev/internal/server/daemon"
 )
 
 // clusterKubeconfig are the flags of kubeconfig that belong to a cluster.

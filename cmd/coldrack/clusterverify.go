@@ -13,7 +13,7 @@ import (
 
 	"coldrack.dev/internal/cli"
 	"coldrack.dev/internal/cluster/kubeapi"
-	"coldrack.dev/internal/daemon"
+	"coldrack.dev/internal/server/daemon"
 )
 
 func (a *app) clusterVerifyCommand() *cobra.Command {

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"coldrack.dev/internal/cli/doctor"
-	"coldrack.dev/internal/daemon"
+	"coldrack.dev/internal/server/daemon"
 )
 
 func (a *app) doctorCommand() *cobra.Command {

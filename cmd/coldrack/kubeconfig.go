@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"coldrack.dev/internal/cli/settings"
-	"coldrack.dev/internal/daemon"
+	"coldrack.dev/internal/server/daemon"
 )
 
 // roleGroups maps the roles that people speak of to the groups that the API enforces.

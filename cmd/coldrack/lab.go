@@ -21,8 +21,8 @@ import (
 	"golang.org/x/term"
 
 	"coldrack.dev/internal/cli"
-	"coldrack.dev/internal/daemon"
 	"coldrack.dev/internal/lab"
+	"coldrack.dev/internal/server/daemon"
 )
 
 // labPlace says which lab is meant.

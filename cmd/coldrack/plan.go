@@ -22,8 +22,8 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
-	"coldrack.dev/internal/daemon"
 	"coldrack.dev/internal/manifest"
+	"coldrack.dev/internal/server/daemon"
 )
 
 func (a *app) planCommand() *cobra.Command {

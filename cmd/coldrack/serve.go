@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"coldrack.dev/internal/cli/settings"
-	"coldrack.dev/internal/daemon"
+	"coldrack.dev/internal/server/daemon"
 )
 
 // defaultConfigFile is read when it exists and --config names no other.

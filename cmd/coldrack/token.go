@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"coldrack.dev/internal/cli"
-	"coldrack.dev/internal/controlplane"
+	"coldrack.dev/internal/server/controlplane"
 )
 
 func (a *app) tokenCommand() *cobra.Command {

@@ -20,7 +20,7 @@ import (
 )
 
 // How a bundle travels to the server, below people's API and under its authentication (the other side is
-// internal/daemon/bundles.go). The upload is named by the digest of the bundle's index, so that it finds its
+// internal/server/daemon/bundles.go). The upload is named by the digest of the bundle's index, so that it finds its
 // earlier half again after an interruption.
 const (
 	uploadPath         = "/coldrack/v1/bundles"

@@ -15,9 +15,9 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/machine/fleet"
-	"coldrack.dev/internal/machineapi"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/httpboot"
+	"coldrack.dev/internal/server/machineapi"
 	"coldrack.dev/internal/wire"
 )
 

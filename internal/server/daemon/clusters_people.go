@@ -25,7 +25,7 @@ import (
 	"coldrack.dev/internal/cluster/kubeapi"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/controlplane"
+	"coldrack.dev/internal/server/controlplane"
 )
 
 // Paths of people's requests about clusters, below people's API and under its authentication.

@@ -21,7 +21,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/controlplane"
+	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/test/engines"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"

@@ -20,13 +20,13 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/controllers"
-	"coldrack.dev/internal/controlplane"
 	"coldrack.dev/internal/liblog"
 	"coldrack.dev/internal/machine/fleet"
-	"coldrack.dev/internal/machineapi"
 	"coldrack.dev/internal/manifest"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/server/controllers"
+	"coldrack.dev/internal/server/controlplane"
+	"coldrack.dev/internal/server/machineapi"
 	"coldrack.dev/internal/version"
 )
 

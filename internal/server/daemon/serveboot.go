@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/controllers"
-	"coldrack.dev/internal/machineapi"
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/netboot/tftp"
 	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/server/controllers"
+	"coldrack.dev/internal/server/machineapi"
 )
 
 func (s *server) newBooter(nonces *machineapi.Nonces) *booter {

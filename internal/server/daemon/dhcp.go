@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/controllers"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/radv"
 	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/server/controllers"
 )
 
 // dhcpBackend tells the DHCP server what it needs of the product, from memory.

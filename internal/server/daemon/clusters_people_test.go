@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/controlplane"
+	"coldrack.dev/internal/server/controlplane"
 )
 
 func TestWhatCertificatesARoleMayAskFor(t *testing.T) {

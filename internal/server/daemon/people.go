@@ -14,7 +14,7 @@ import (
 	"coldrack.dev/internal/pki"
 )
 
-// Groups of people's client certificates and tokens; internal/controlplane enforces what each may do.
+// Groups of people's client certificates and tokens; internal/server/controlplane enforces what each may do.
 const (
 	GroupAdmin    = "coldrack:admin"
 	GroupOperator = "coldrack:operator"

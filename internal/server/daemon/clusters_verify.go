@@ -15,7 +15,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kubeapi"
-	"coldrack.dev/internal/controllers"
+	"coldrack.dev/internal/server/controllers"
 )
 
 const (

@@ -26,9 +26,9 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/members"
-	"coldrack.dev/internal/controlplane"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/wire"
 )
 

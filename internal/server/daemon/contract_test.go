@@ -22,12 +22,12 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/controllers"
 	"coldrack.dev/internal/machine/fleet"
-	"coldrack.dev/internal/machineapi"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/httpboot"
+	"coldrack.dev/internal/server/controllers"
+	"coldrack.dev/internal/server/machineapi"
 	"coldrack.dev/test/netns"
 )
 
