@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"coldrack.dev/internal/rehearse"
+	"coldrack.dev/internal/lab/rehearse"
 )
 
 func (a *app) rehearseCommand() *cobra.Command {

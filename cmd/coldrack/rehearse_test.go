@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/rehearse"
+	"coldrack.dev/internal/lab/rehearse"
 	"coldrack.dev/test/require"
 )
 

@@ -22,8 +22,8 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/lab/rehearse"
 	"coldrack.dev/internal/netboot/gate"
-	"coldrack.dev/internal/rehearse"
 )
 
 func (a *app) watchCommand() *cobra.Command {

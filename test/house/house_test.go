@@ -71,8 +71,8 @@ var rules = []forbidden{
 	{"internal/server/machineapi", module + "internal/server/controlplane", true, "machines never reach people's API"},
 	{"internal/server/controllers", module + "internal/server/machineapi$", false, "siblings meet in daemon only; the wire's words are shared"},
 	{"internal/server/controllers", module + "internal/server/controlplane", false, "controllers take a rest.Config, so that any Kubernetes API serves"},
-	{"internal/rehearse", module + "internal/server/daemon", true, "a rehearsal meets the server as machines do: over the network"},
-	{"internal/rehearse", module + "internal/server/machineapi$", true, "a rehearsal meets the server as machines do: over the network"},
+	{"internal/lab/rehearse", module + "internal/server/daemon", true, "a rehearsal meets the server as machines do: over the network"},
+	{"internal/lab/rehearse", module + "internal/server/machineapi$", true, "a rehearsal meets the server as machines do: over the network"},
 	{"internal/", module + "cmd/", true, "nothing imports a command"},
 	{"internal/", module + "test/", false, "the product does not import its tests"},
 }
