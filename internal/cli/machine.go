@@ -13,7 +13,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 )
 
-// Phases in the order of a machine's way, the order in which counts are shown.
+// phases are in the order in which counts are shown: trouble first, then the order of a machine's life.
 var phases = [...]v1alpha1.MachinePhase{
 	v1alpha1.PhaseFailed, v1alpha1.PhaseLost,
 	v1alpha1.PhaseExpected, v1alpha1.PhaseDiscovering, v1alpha1.PhaseWaiting, v1alpha1.PhaseApproved,

@@ -147,7 +147,7 @@ func TestDevelopmentCluster(t *testing.T) {
 // needClusters skips where nobody has asked for more clusters than the one of every run: without KVM they take long.
 func needClusters(t *testing.T) {
 	if os.Getenv("COLDRACK_E2E_CLUSTERS") == "" {
-		t.Skip("runs with: make e2e-cluster, make e2e-production")
+		t.Skip("runs with: make e2e-laptop, make e2e-production")
 	}
 	require.Need(t, "kubectl", "ssh")
 }

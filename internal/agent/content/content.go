@@ -23,7 +23,7 @@ import (
 type Source struct {
 	base string
 	http *http.Client
-	// Tell is called before each further try; nil for none.
+	// tell is called before each retry; nil for none.
 	tell func(what string, err error, wait time.Duration)
 	// stall is how long a transfer may deliver nothing.
 	stall time.Duration
@@ -194,7 +194,7 @@ func (w *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// pieces is how much Copy fetches at once: what a broken connection costs.
+// piece is how much Copy fetches at once, and so what a broken connection costs at most.
 const piece = 4 << 20
 
 // Copy fetches a blob of any size piece by piece and writes it to w. What w got is right only when Copy returns

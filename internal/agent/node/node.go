@@ -24,7 +24,7 @@ import (
 const (
 	defaultInterval = 30 * time.Second
 	longestInterval = 10 * time.Minute
-	// firstRetries come quickly: a node that has just started is waited for.
+	// firstRetry is short: a person may be waiting for a node that has just started.
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
 	renewRetry = 10 * time.Minute

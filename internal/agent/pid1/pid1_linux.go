@@ -50,7 +50,7 @@ func Run() error {
 	return nil
 }
 
-// Restart brings what is written to the disks and boots the machine again.
+// restart syncs the disks and reboots the machine.
 func restart(con *console.Console, after time.Duration) {
 	if after > 0 {
 		con.Say("this machine restarts in %s", after)

@@ -17,7 +17,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 )
 
-// ConditionAvailable of an Image: its content is in the store of this installation.
+// conditionAvailable of an Image: its content is in this server's store.
 const conditionAvailable = "Available"
 
 // catalogReconciler keeps an Image and a Bundle for everything that was imported. Objects of content that is
