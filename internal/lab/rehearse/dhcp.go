@@ -163,8 +163,8 @@ func (e *exchange) message(now time.Time, kind dhcpv4.MessageType) *dhcpv4.DHCPv
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionUserClassInformation, []byte(e.client.user)))
 	}
 	if e.client.ipxe {
-		// Feature list as iPXE sends it: here only HTTP (0x13).
-		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.GenericOptionCode(175), []byte{0x13, 1, 1}))
+		// Feature list as iPXE sends it: HTTP (0x13), bzImage (0x18), EFI (0x24).
+		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.GenericOptionCode(175), []byte{0x13, 1, 1, 0x18, 1, 1, 0x24, 1, 1}))
 	}
 	return m
 }

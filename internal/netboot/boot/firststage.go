@@ -7,10 +7,39 @@ type FirstStageRequest struct {
 	// Arch is option 93 (RFC 4578, section 2.1; IANA "Processor Architecture Types"), or ArchUnknown
 	// when the option is absent.
 	Arch uint16
-	// IPXE is true when the client is iPXE already (user class "iPXE").
-	IPXE bool
+	// IPXE is set when the client is iPXE already.
+	IPXE *IPXE
 	// HTTP is true when the client boots by UEFI HTTP (vendor class "HTTPClient").
 	HTTP bool
+}
+
+// IPXE is what an iPXE tells of itself. It may be the firmware's own, which is often old or was built for little.
+type IPXE struct {
+	// GPXE: it is gPXE, iPXE's forerunner, which does not run iPXE's scripts.
+	GPXE bool
+	// Features is true when it lists its features; one that lists none is taken to have all.
+	Features           bool
+	HTTP, BzImage, EFI bool
+	// Given is true when the client has just been given our own iPXE, so that this one must be it.
+	Given bool
+}
+
+// lacks says what keeps an iPXE from carrying out our script on an architecture, empty when nothing does.
+func (i IPXE) lacks(arch uint16) string {
+	bios := arch == ArchBIOS || arch == ArchUnknown
+	switch {
+	case i.GPXE:
+		return "iPXE's scripts"
+	case !i.Features:
+		return ""
+	case !i.HTTP:
+		return "HTTP"
+	case bios && !i.BzImage:
+		return "Linux kernels (bzImage)"
+	case !bios && !i.EFI:
+		return "EFI programs"
+	}
+	return ""
 }
 
 // Client architectures of option 93.
@@ -39,16 +68,38 @@ type FirstStage struct {
 	File string
 	// URL is true when the client must be given File as an http:// URL.
 	URL bool
+	// Replaces is true when File takes the place of an iPXE that cannot do what is needed.
+	Replaces bool
 	// Reason for a person.
 	Reason string
 }
 
 // ChooseFirstStage returns the first stage for a firmware. snponly.efi drives the network through the
 // firmware's own driver, which is the one that has just worked; undionly.kpxe does the same on BIOS.
+//
+// An iPXE gets its script. One that could not carry it out gets our own iPXE by TFTP, once: what comes back lacking the same is
+// our own, and another turn would not end.
 func ChooseFirstStage(request FirstStageRequest) FirstStage {
-	if request.IPXE {
-		return FirstStage{File: fileScript, URL: true, Reason: "iPXE asks for its script"}
+	ipxe := request.IPXE
+	if ipxe == nil {
+		return chooseForFirmware(request)
 	}
+	lacks := ipxe.lacks(request.Arch)
+	switch {
+	case lacks == "":
+		return FirstStage{File: fileScript, URL: true, Reason: "iPXE asks for its script"}
+	case ipxe.Given:
+		return FirstStage{File: fileScript, URL: true, Reason: fmt.Sprintf("iPXE lacks %s, and it is the one that this server gave out; build and import a new bundle", lacks)}
+	}
+	stage := chooseForFirmware(FirstStageRequest{Arch: request.Arch})
+	stage.Replaces = stage.File != ""
+	// It loads by TFTP, which every iPXE can, also where its firmware boots by HTTP.
+	stage.URL = false
+	stage.Reason = fmt.Sprintf("the firmware's own iPXE lacks %s; %s", lacks, stage.Reason)
+	return stage
+}
+
+func chooseForFirmware(request FirstStageRequest) FirstStage {
 	switch request.Arch {
 	case ArchBIOS, ArchUnknown:
 		return FirstStage{File: fileBIOS, Reason: "BIOS"}

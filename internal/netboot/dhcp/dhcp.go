@@ -70,6 +70,8 @@ type Query struct {
 	// PXE, HTTP and IPXE tell what kind of boot loader asks: vendor class PXEClient, vendor class
 	// HTTPClient, user class iPXE or iPXE's own option 175. A client may be PXE and IPXE at once.
 	PXE, HTTP, IPXE bool
+	// Told is what iPXE tells of its features.
+	Told IPXE
 	// Interface is the server's interface the packet came in by.
 	Interface string
 	// Server is the address under which the client reaches the server.

@@ -99,7 +99,8 @@ func queryOf(m *dhcpv4.DHCPv4) Query {
 	}
 	q.PXE = strings.HasPrefix(q.VendorClass, "PXEClient")
 	q.HTTP = strings.HasPrefix(q.VendorClass, "HTTPClient")
-	q.IPXE = q.UserClass == "iPXE" || len(m.Options.Get(optIPXE)) > 0
+	own := m.Options.Get(optIPXE)
+	q.IPXE, q.Told = q.UserClass == "iPXE" || len(own) > 0, parseIPXE(own)
 	if q.Relay.IsUnspecified() {
 		q.Relay = netip.Addr{}
 	}

@@ -94,7 +94,7 @@ func newBootRack(t *testing.T) *bootRack {
 	boots := s.newBooter(nonces)
 	return &bootRack{
 		t: t, server: s, boots: boots, listen: listen,
-		dhcp: dhcpBackend{booter: boots, log: log, ipxes: &recentClients{now: time.Now}},
+		dhcp: dhcpBackend{booter: boots, log: log, ipxes: &recentClients{now: time.Now}, replaced: &replacedIPXEs{now: time.Now}},
 		web: &http.Client{Timeout: within, Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext:       func(_ context.Context, network, address string) (net.Conn, error) { return dial(network, address) },

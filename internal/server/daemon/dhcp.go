@@ -27,7 +27,9 @@ type dhcpBackend struct {
 	*booter
 	log   *slog.Logger
 	ipxes *recentClients
-	turns *turns
+	// replaced are clients whose firmware's iPXE was just given our own.
+	replaced *replacedIPXEs
+	turns    *turns
 }
 
 // recentClients are the clients that were seen not long ago; it forgets the rest.
@@ -81,7 +83,7 @@ func (b dhcpBackend) Reserved(address netip.Addr) bool {
 
 // BootFile is the first stage for a firmware.
 func (b dhcpBackend) BootFile(_ netip.Prefix, client dhcp.Query) (dhcp.BootFile, bool) {
-	stage := boot.ChooseFirstStage(boot.FirstStageRequest{Arch: client.Arch, IPXE: client.IPXE, HTTP: client.HTTP})
+	stage := b.firstStage(client)
 	switch {
 	case stage.File == "":
 		if client.PXE || client.HTTP {
@@ -98,6 +100,15 @@ func (b dhcpBackend) BootFile(_ netip.Prefix, client dhcp.Query) (dhcp.BootFile,
 	return dhcp.BootFile{NextServer: server, File: stage.File}, true
 }
 
+func (b dhcpBackend) firstStage(client dhcp.Query) boot.FirstStage {
+	request := boot.FirstStageRequest{Arch: client.Arch, HTTP: client.HTTP}
+	if client.IPXE {
+		request.IPXE = &boot.IPXE{GPXE: client.UserClass == "gPXE", Features: client.Told.Features, HTTP: client.Told.HTTP,
+			BzImage: client.Told.BzImage, EFI: client.Told.EFI, Given: b.replaced.comesBack(client)}
+	}
+	return boot.ChooseFirstStage(request)
+}
+
 // Observe notes the addresses that known machines boot with, and says aloud what a person must know.
 func (b dhcpBackend) Observe(seen dhcp.Observation) {
 	b.turns.observe(seen)
@@ -106,6 +117,10 @@ func (b dhcpBackend) Observe(seen dhcp.Observation) {
 	}
 	switch seen.Event {
 	case dhcp.Acknowledged:
+		if stage := b.firstStage(seen.Client); stage.Replaces {
+			b.log.Info("the firmware's iPXE is replaced by our own", "mac", seen.Client.MAC, "version", seen.Client.Told.Version, "file", stage.File, "reason", stage.Reason)
+			b.replaced.add(seen.Client)
+		}
 		b.fleet.Leased(seen.Client.MAC, seen.Address.String(), seen.Subnet.String())
 	case dhcp.ForeignServer:
 		b.log.Error("another DHCP server answers on this segment: machines may take its answer instead of ours; switch it off or exclude our machines there",
@@ -207,7 +222,7 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 	inside := func(open func() error) error { return netns.Do(s.cfg.BootNetns, open) }
 	ipxes := &recentClients{now: time.Now}
 	server, err := dhcp.New(dhcp.Options{
-		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, turns: s.turns}, Admit: s.turns.admit, Dir: s.cfg.path("leases"), Log: log, Inside: inside,
+		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, replaced: &replacedIPXEs{now: time.Now}, turns: s.turns}, Admit: s.turns.admit, Dir: s.cfg.path("leases"), Log: log, Inside: inside,
 	}, base)
 	if err != nil {
 		return nil, err
