@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"coldrack.dev/internal/durable"
 	"coldrack.dev/internal/server/daemon"
 )
 
@@ -151,5 +152,5 @@ func (k *clusterKubeconfig) deliver(a *app, config *clientcmdapi.Config) error {
 	if target, err := os.Readlink(path); err == nil && strings.HasPrefix(target, "/") {
 		path = target
 	}
-	return replaceFile(path, content)
+	return durable.Update(path, content, 0o600)
 }

@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"coldrack.dev/internal/cli/settings"
+	"coldrack.dev/internal/durable"
 	"coldrack.dev/internal/server/daemon"
 )
 
@@ -133,7 +134,7 @@ A person on another machine needs --server with an address that the API's certif
 				_, err = a.out.Write(content)
 				return err
 			}
-			if err := os.WriteFile(write, content, 0o600); err != nil {
+			if err := durable.Update(write, content, 0o600); err != nil {
 				return err
 			}
 			fmt.Fprintf(a.err, "wrote %s for %s, role %s, valid for %s\n", write, user, role, ttl)

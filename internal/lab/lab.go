@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/durable"
 	"coldrack.dev/internal/netns"
 )
 
@@ -452,11 +453,7 @@ func writeJSON(path string, value any) error {
 	if err != nil {
 		return err
 	}
-	temporary := path + ".new"
-	if err := os.WriteFile(temporary, append(text, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temporary, path)
+	return durable.WriteFile(path, append(text, '\n'), 0o600)
 }
 
 func readJSON(path string, value any) error {

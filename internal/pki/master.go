@@ -51,7 +51,7 @@ func OpenMasterKey(dir string) (MasterKey, error) {
 	if _, err := rand.Read(secret); err != nil {
 		return MasterKey{}, fmt.Errorf("make master key: %w", err)
 	}
-	if err := writeDurably(path, []byte(hex.EncodeToString(secret)+"\n"), 0o600); err != nil {
+	if err := replaceFile(path, []byte(hex.EncodeToString(secret)+"\n"), 0o600); err != nil {
 		return MasterKey{}, err
 	}
 	return MasterKey{secret: secret}, nil

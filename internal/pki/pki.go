@@ -25,6 +25,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"coldrack.dev/internal/durable"
 )
 
 const (
@@ -103,10 +105,10 @@ func createAuthority(certPath, keyPath, name string, master MasterKey) (*Authori
 	if err != nil {
 		return nil, fmt.Errorf("seal key of authority %s: %w", name, err)
 	}
-	if err := writeDurably(keyPath, sealed, 0o600); err != nil {
+	if err := replaceFile(keyPath, sealed, 0o600); err != nil {
 		return nil, err
 	}
-	if err := writeDurably(certPath, EncodeCertificate(cert), 0o644); err != nil {
+	if err := replaceFile(certPath, EncodeCertificate(cert), 0o644); err != nil {
 		return nil, err
 	}
 	return &Authority{cert: cert, key: key}, nil
@@ -270,31 +272,12 @@ func ParseCertificate(certPEM []byte) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// writeDurably replaces a file so that a power cut leaves the old or the new content, never a part.
-func writeDurably(path string, content []byte, mode fs.FileMode) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// replaceFile writes a file into a folder that is made if it is missing.
+func replaceFile(path string, content []byte, mode fs.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("make folder for %s: %w", path, err)
 	}
-	temp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(temp.Name())
-	_, err = temp.Write(content)
-	err = errors.Join(err, temp.Chmod(mode), temp.Sync(), temp.Close())
-	if err == nil {
-		err = os.Rename(temp.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	folder, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer folder.Close()
-	if err := folder.Sync(); err != nil {
+	if err := durable.WriteFile(path, content, mode); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil

@@ -7,13 +7,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
 	"coldrack.dev/internal/agent/client"
+	"coldrack.dev/internal/durable"
 )
 
 // Paths on an installed node.
@@ -121,38 +121,20 @@ func Load(root, name string) (Node, error) {
 
 // SaveNext writes a renewed identity beside the present one, durably.
 func SaveNext(root string, b []byte) error {
-	dir := filepath.Join(root, Dir)
-	temp := filepath.Join(dir, NextFile+".new")
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
+	if err := durable.WriteFile(filepath.Join(root, Dir, NextFile), b, 0o600); err != nil {
 		return fmt.Errorf("save the node's next identity: %w", err)
 	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("save the node's next identity: %w", err)
-	}
-	if err := os.Rename(temp, filepath.Join(dir, NextFile)); err != nil {
-		return err
-	}
-	return syncDir(dir)
+	return nil
 }
 
 // Promote makes the next identity the present one.
 func Promote(root string) error {
 	dir := filepath.Join(root, Dir)
-	if err := os.Rename(filepath.Join(dir, NextFile), filepath.Join(dir, NodeFile)); err != nil {
+	if err := durable.Rename(filepath.Join(dir, NextFile), filepath.Join(dir, NodeFile)); err != nil {
 		return fmt.Errorf("replace the node's identity: %w", err)
 	}
-	return syncDir(dir)
+	return nil
 }
 
 // Drop forgets the next identity.
 func Drop(root string) error { return os.Remove(filepath.Join(root, Dir, NextFile)) }
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}

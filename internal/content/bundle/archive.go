@@ -9,11 +9,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/durable"
 )
 
 const (
@@ -372,36 +372,29 @@ func (w *archiveWriter) add(name string, size int64, r io.Reader) error {
 // writeArchive writes a whole bundle to path, which is replaced only when all is well. open returns a
 // blob's content, which is verified on its way.
 func writeArchive(ctx context.Context, c *contents, path string, open func(Descriptor) (io.ReadCloser, error), progress func(Progress)) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".bundle-*")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(f.Name()) }() // gone already when all went well
-	defer func() { _ = f.Close() }()
 	signature, err := marshalLine(c.signature)
 	if err != nil {
 		return err
 	}
-	w := &archiveWriter{tw: tar.NewWriter(f), created: c.info.Created}
-	for _, e := range []struct {
-		name string
-		body []byte
-	}{{entryLayout, []byte(ociLayout)}, {entryIndex, c.index}, {entrySignature, signature}} {
-		if err := w.add(e.name, int64(len(e.body)), strings.NewReader(string(e.body))); err != nil {
-			return err
+	return durable.Write(path, 0o644, func(f io.Writer) error {
+		w := &archiveWriter{tw: tar.NewWriter(f), created: c.info.Created}
+		for _, e := range []struct {
+			name string
+			body []byte
+		}{{entryLayout, []byte(ociLayout)}, {entryIndex, c.index}, {entrySignature, signature}} {
+			if err := w.add(e.name, int64(len(e.body)), strings.NewReader(string(e.body))); err != nil {
+				return err
+			}
 		}
-	}
-	p := &tracker{report: progress, at: Progress{Bundle: c.info.Name, Total: c.size()}}
-	for _, b := range c.blobs {
-		p.file(b)
-		if err := w.blob(ctx, b, open, p); err != nil {
-			return err
+		p := &tracker{report: progress, at: Progress{Bundle: c.info.Name, Total: c.size()}}
+		for _, b := range c.blobs {
+			p.file(b)
+			if err := w.blob(ctx, b, open, p); err != nil {
+				return err
+			}
 		}
-	}
-	if err := errors.Join(w.tw.Close(), f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+		return w.tw.Close()
+	})
 }
 
 func (w *archiveWriter) blob(ctx context.Context, b blobRef, open func(Descriptor) (io.ReadCloser, error), p *tracker) error {

@@ -17,6 +17,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
+
+	"coldrack.dev/internal/durable"
 )
 
 // Annotations of the store's own index, which lists one nested index for each imported bundle.
@@ -60,7 +62,7 @@ func OpenStore(dir string) (*Store, error) {
 		}
 	}
 	if _, err := os.Stat(s.path("oci-layout")); errors.Is(err, fs.ErrNotExist) {
-		if err := s.replace("oci-layout", []byte(ociLayout)); err != nil {
+		if err := durable.WriteFile(s.path("oci-layout"), []byte(ociLayout), 0o644); err != nil {
 			return nil, fmt.Errorf("open content store %s: %w", dir, err)
 		}
 	}
@@ -140,10 +142,10 @@ func (s *Store) Put(ctx context.Context, r io.Reader, want string) error {
 	if err := errors.Join(tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
 		return fmt.Errorf("store blob %s: %w", want, err)
 	}
-	if err := os.Rename(tmp.Name(), s.path("blobs", "sha256", hex)); err != nil {
+	if err := durable.Rename(tmp.Name(), s.path("blobs", "sha256", hex)); err != nil {
 		return fmt.Errorf("store blob %s: %w", want, err)
 	}
-	return syncDir(s.path("blobs", "sha256"))
+	return nil
 }
 
 type mismatchError struct{ want, got string }
@@ -315,27 +317,10 @@ func (s *Store) publish(c *contents, now time.Time) (Info, error) {
 	if err != nil {
 		return Info{}, fmt.Errorf("publish bundle: %w", err)
 	}
-	if err := s.replace("index.json", raw); err != nil {
+	if err := durable.WriteFile(s.path("index.json"), raw, 0o644); err != nil {
 		return Info{}, fmt.Errorf("publish bundle: %w", err)
 	}
 	return info, nil
-}
-
-// replace writes a file of the store's top directory so that it is there whole or not at all.
-func (s *Store) replace(name string, content []byte) error {
-	tmp, err := os.CreateTemp(s.path("tmp"), name+"-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	defer func() { _ = os.Remove(tmp.Name()) }()
-	_, err = tmp.Write(content)
-	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	if err := os.Rename(tmp.Name(), s.path(name)); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return syncDir(s.dir)
 }
 
 // clearTemporary removes what crashed processes left, unless somebody is writing just now.
@@ -401,18 +386,6 @@ func (s *Store) Check(ctx context.Context, progress func(Progress)) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync directory: %w", err)
-	}
-	defer func() { _ = d.Close() }()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync directory %s: %w", dir, err)
-	}
-	return nil
 }
 
 // contextReader ends a long copy when its context does.

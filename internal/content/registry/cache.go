@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"coldrack.dev/internal/durable"
 )
 
 // cache is a folder of blobs from upstreams, bounded by evicting what was used longest ago:
@@ -171,16 +173,5 @@ func (c *cache) putTag(t tag) error {
 	if err != nil {
 		return err
 	}
-	file, err := os.CreateTemp(filepath.Join(c.dir, "tmp"), "tag-*")
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(raw)
-	if err = errors.Join(err, file.Close()); err == nil {
-		err = os.Rename(file.Name(), c.tagPath(t.Reference))
-	}
-	if err != nil {
-		_ = os.Remove(file.Name())
-	}
-	return err
+	return durable.WriteFile(c.tagPath(t.Reference), raw, 0o600)
 }

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"coldrack.dev/internal/durable"
 )
 
 // record is a change of a lease as it is kept on disk.
@@ -278,36 +280,16 @@ func (j *journal) compact() error {
 		b = appendRecord(b, r)
 	}
 	path := filepath.Join(j.dir, JournalName)
-	file, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err := durable.WriteFile(path, b, 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		return err
-	}
-	_, err = file.Write(b)
-	if err == nil {
-		err = file.Sync()
-	}
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err == nil {
-		err = syncDir(j.dir)
-	}
-	if err != nil {
-		file.Close()
-		return fmt.Errorf("write %s: %w", path, err)
 	}
 	if j.file != nil {
 		j.file.Close()
 	}
 	j.file, j.lines, j.kept = file, len(records), len(records)
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

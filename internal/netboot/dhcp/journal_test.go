@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +17,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"net/netip"
 )
 
 var compareRecords = cmp.Options{cmp.AllowUnexported(record{}), cmpopts.EquateComparable(netip.Addr{})}
@@ -176,7 +176,7 @@ func TestTheJournalIsCompacted(t *testing.T) {
 	if got := latest(read); !cmp.Equal(got, current, compareRecords) {
 		t.Errorf("left is %v", got)
 	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "*.new")); left != nil {
+	if left, _ := filepath.Glob(filepath.Join(dir, ".*")); left != nil {
 		t.Errorf("left over: %v", left)
 	}
 }
@@ -210,10 +210,10 @@ func TestAfterAFailedWriteTheJournalRecovers(t *testing.T) {
 	mu.Lock()
 	current = []record{lease(1)}
 	mu.Unlock()
-	// A directory in the way of the new file makes the compaction fail, as a full disk would.
+	// A directory in the place of the file makes the compaction fail, as a full disk would.
 	j.file.Close()
-	obstacle := filepath.Join(dir, JournalName+".new")
-	if err := os.MkdirAll(filepath.Join(obstacle, "x"), 0o755); err != nil {
+	file, aside := filepath.Join(dir, JournalName), filepath.Join(dir, "aside")
+	if err := errors.Join(os.Rename(file, aside), os.MkdirAll(filepath.Join(file, "x"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -221,7 +221,7 @@ func TestAfterAFailedWriteTheJournalRecovers(t *testing.T) {
 			t.Fatal("stored although it cannot be")
 		}
 	}
-	if err := os.RemoveAll(obstacle); err != nil {
+	if err := errors.Join(os.RemoveAll(file), os.Rename(aside, file)); err != nil {
 		t.Fatal(err)
 	}
 	if err := put(j, lease(3)); err != nil {

@@ -21,6 +21,8 @@ import (
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
+
+	"coldrack.dev/internal/durable"
 )
 
 // Token is a bearer token that people or programs authenticate with. The secret itself is shown once, when
@@ -205,30 +207,8 @@ func (t *Tokens) change(edit func([]Token) ([]Token, error)) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFileSync(t.path, append(data, '\n')); err != nil {
+	if err := durable.WriteFile(t.path, append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write tokens: %w", err)
 	}
 	return nil
-}
-
-// writeFileSync replaces a file by one of mode 0600 that is on disk, whole, when the call returns.
-func writeFileSync(name string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), name); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

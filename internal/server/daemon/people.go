@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"coldrack.dev/internal/durable"
 	"coldrack.dev/internal/pki"
 )
 
@@ -76,8 +77,7 @@ func writeAdminKubeconfig(cfg Config, people *pki.Authority, server string) (wri
 	if err != nil {
 		return false, err
 	}
-	temp := path + ".new"
-	if err := errors.Join(os.WriteFile(temp, content, 0o600), os.Rename(temp, path)); err != nil {
+	if err := durable.WriteFile(path, content, 0o600); err != nil {
 		return false, fmt.Errorf("write %s: %w", path, err)
 	}
 	return true, nil

@@ -26,6 +26,7 @@ import (
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/content/swarm/peer"
+	"coldrack.dev/internal/durable"
 	"coldrack.dev/internal/wire"
 )
 
@@ -297,7 +298,7 @@ func (s *Sharer) fetch(ctx context.Context, have *session, f *os.File) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), strings.TrimSuffix(f.Name(), partial)); err != nil {
+	if err := durable.Rename(f.Name(), strings.TrimSuffix(f.Name(), partial)); err != nil {
 		return err
 	}
 	st := have.Stats()
