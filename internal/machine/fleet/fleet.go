@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machine/identify"
 )
 
 // Options of a Fleet.
@@ -38,8 +39,8 @@ type Fleet struct {
 
 	mu        sync.RWMutex
 	machines  map[string]*v1alpha1.Machine
-	index     *Index
-	addresses owners // planned addresses, in canonical form
+	index     *identify.Index
+	addresses map[netip.Addr][]string // who plans to have an address
 	live      map[string]*live
 	newcomers map[string]Newcomer
 	removed   map[string]time.Time // UIDs of machines that were deleted, and when
@@ -57,7 +58,7 @@ type Fleet struct {
 func New(opts Options) *Fleet {
 	f := &Fleet{
 		log: opts.Log, now: opts.Now, maxNewcomers: opts.MaxNewcomers,
-		machines: map[string]*v1alpha1.Machine{}, index: NewIndex(), addresses: owners{}, live: map[string]*live{},
+		machines: map[string]*v1alpha1.Machine{}, index: identify.NewIndex(), addresses: map[netip.Addr][]string{}, live: map[string]*live{},
 		newcomers: map[string]Newcomer{}, removed: map[string]time.Time{}, synced: make(chan struct{}),
 		dirty: newDirtySet(), arrived: newSignal(), changed: map[string]signal{}, any: newSignal(),
 		writers: writers{turns: map[string]*writer{}},
@@ -126,11 +127,11 @@ func (f *Fleet) put(m *v1alpha1.Machine) (news bool) {
 		delete(f.live, m.Name) // deleted and made anew: nothing of the old one's life applies
 	}
 	if old != nil {
-		f.addresses.remove(plannedAddress(old), old.Name)
+		f.releaseAddress(old)
 	}
 	f.machines[m.Name] = m
 	f.index.Put(m)
-	f.addresses.add(plannedAddress(m), m.Name)
+	f.claimAddress(m)
 	delete(f.newcomers, m.Name)
 	f.wake(m.Name)
 	return true
@@ -149,21 +150,36 @@ func (f *Fleet) Remove(name string, uid string) {
 		delete(f.machines, name)
 		delete(f.live, name)
 		f.index.Remove(name)
-		f.addresses.remove(plannedAddress(m), name)
+		f.releaseAddress(m)
 		f.wake(name)
 	}
 }
 
-// plannedAddress is the machine's address in canonical form, or nothing.
-func plannedAddress(m *v1alpha1.Machine) []string {
+// claimAddress notes the machine's planned address; needs f.mu.
+func (f *Fleet) claimAddress(m *v1alpha1.Machine) {
+	if address, ok := plannedAddress(m); ok {
+		f.addresses[address] = append(f.addresses[address], m.Name)
+	}
+}
+
+// releaseAddress takes back what claimAddress noted; needs f.mu.
+func (f *Fleet) releaseAddress(m *v1alpha1.Machine) {
+	address, ok := plannedAddress(m)
+	if !ok {
+		return
+	}
+	f.addresses[address] = slices.DeleteFunc(f.addresses[address], func(name string) bool { return name == m.Name })
+	if len(f.addresses[address]) == 0 {
+		delete(f.addresses, address)
+	}
+}
+
+func plannedAddress(m *v1alpha1.Machine) (netip.Addr, bool) {
 	if m.Spec.Network == nil {
-		return nil
+		return netip.Addr{}, false
 	}
 	address, err := netip.ParseAddr(m.Spec.Network.Address)
-	if err != nil {
-		return nil
-	}
-	return []string{address.String()}
+	return address, err == nil
 }
 
 // buried remembers a deletion for longer than any request lasts.
@@ -205,8 +221,8 @@ func (f *Fleet) List() []*v1alpha1.Machine {
 	return list
 }
 
-// Match finds the machine that the identifiers belong to. See Index.Match.
-func (f *Fleet) Match(q Query) Match {
+// Match finds the machine that the identifiers belong to. See identify.Index.Match.
+func (f *Fleet) Match(q identify.Query) identify.Match {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return f.index.Match(q)
@@ -216,12 +232,12 @@ func (f *Fleet) Match(q Query) Match {
 func (f *Fleet) Lookup(ids v1alpha1.Identifiers) (*v1alpha1.Machine, string) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	match := f.index.Match(Query{Identifiers: ids})
+	match := f.index.Match(identify.Query{Identifiers: ids})
 	return f.machines[match.Machine], match.Reason
 }
 
 // Twins are the other machines that share identifiers with the named one, each with what is shared.
-func (f *Fleet) Twins(name string) []Twin {
+func (f *Fleet) Twins(name string) []identify.Twin {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return f.index.Twins(name)
@@ -239,7 +255,7 @@ type Reservation struct {
 func (f *Fleet) ByMAC(mac string) (Reservation, bool) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	match := f.index.Match(Query{Identifiers: v1alpha1.Identifiers{MACs: []string{mac}}})
+	match := f.index.Match(identify.Query{Identifiers: v1alpha1.Identifiers{MACs: []string{mac}}})
 	m := f.machines[match.Machine]
 	if m == nil {
 		return Reservation{}, false
@@ -251,7 +267,7 @@ func (f *Fleet) ByMAC(mac string) (Reservation, bool) {
 	if n := m.Spec.Network; n != nil {
 		r.Subnet = n.Subnet
 		// The address is for one interface; the machine's other ones boot from the pool.
-		if n.MAC == "" || normalMAC(n.MAC) == normalMAC(mac) {
+		if n.MAC == "" || identify.MAC(n.MAC) == identify.MAC(mac) {
 			r.Address, _ = netip.ParseAddr(n.Address)
 		}
 	}
@@ -266,5 +282,5 @@ func (f *Fleet) AddressOwners(address string) []string {
 	}
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	return f.addresses.of([]string{parsed.String()})
+	return slices.Sorted(slices.Values(f.addresses[parsed]))
 }

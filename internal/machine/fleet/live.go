@@ -9,6 +9,7 @@ import (
 	"unicode"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/wire"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -144,7 +145,7 @@ func (f *Fleet) lost(name string) bool {
 // known becomes a Newcomer. It returns the machine's name: the one it has or is about to get, empty when
 // none can be told.
 func (f *Fleet) Booted(ids v1alpha1.Identifiers, record v1alpha1.BootRecord) string {
-	match := f.Match(Query{Identifiers: ids})
+	match := f.Match(identify.Query{Identifiers: ids})
 	if match.Conflict {
 		for _, name := range match.Involved {
 			f.Conflicted(name, match.Reason)
@@ -174,8 +175,8 @@ func (f *Fleet) Booted(ids v1alpha1.Identifiers, record v1alpha1.BootRecord) str
 
 // arrive notes an unknown machine and returns the name that it is about to get.
 func (f *Fleet) arrive(ids v1alpha1.Identifiers) string {
-	ids = Normal(ids)
-	name := NameFor(ids)
+	ids = identify.Normal(ids)
+	name := identify.NameFor(ids)
 	if name == "" {
 		return ""
 	}
@@ -228,12 +229,12 @@ func (f *Fleet) ForgetNewcomer(name string) {
 
 // Leased records the address that a known machine boots with.
 func (f *Fleet) Leased(mac, address, subnet string) {
-	match := f.Match(Query{Identifiers: v1alpha1.Identifiers{MACs: []string{mac}}})
+	match := f.Match(identify.Query{Identifiers: v1alpha1.Identifiers{MACs: []string{mac}}})
 	if match.Machine == "" {
 		return
 	}
 	f.observe(match.Machine, func(l *live) bool {
-		next := v1alpha1.LeaseStatus{Address: address, Subnet: subnet, MAC: normalMAC(mac)}
+		next := v1alpha1.LeaseStatus{Address: address, Subnet: subnet, MAC: identify.MAC(mac)}
 		changed := l.Lease == nil || *l.Lease != next
 		l.Lease = &next
 		return changed

@@ -28,7 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/identify"
 )
 
 // enrollment gives discovered machines what they need to be installed: approval and a name, where a policy
@@ -381,7 +381,7 @@ var (
 // hostname fills a policy's pattern in. With an index it is the lowest that makes a name nobody has.
 func hostname(pattern string, m *v1alpha1.Machine, machines []*v1alpha1.Machine) (string, error) {
 	mac := ""
-	if ids := fleet.Normal(m.Spec.Identifiers).MACs; len(ids) > 0 {
+	if ids := identify.Normal(m.Spec.Identifiers).MACs; len(ids) > 0 {
 		mac = ids[0]
 	}
 	inventory := m.Status.Inventory
@@ -392,8 +392,8 @@ func hostname(pattern string, m *v1alpha1.Machine, machines []*v1alpha1.Machine)
 	}
 	filled := pattern
 	for key, value := range map[string]string{
-		"{serial}": fleet.Normal(v1alpha1.Identifiers{Serial: inventory.System.Serial}).Serial,
-		"{uuid}":   fleet.Normal(v1alpha1.Identifiers{UUID: inventory.System.UUID}).UUID,
+		"{serial}": identify.Normal(v1alpha1.Identifiers{Serial: inventory.System.Serial}).Serial,
+		"{uuid}":   identify.Normal(v1alpha1.Identifiers{UUID: inventory.System.UUID}).UUID,
 		"{mac}":    strings.ReplaceAll(mac, ":", ""),
 	} {
 		if !strings.Contains(filled, key) {

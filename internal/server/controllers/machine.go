@@ -19,6 +19,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/wire"
 )
 
@@ -100,7 +101,7 @@ func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, e
 }
 
 // fold writes into m's status everything this controller owns, and says when to look again. It is pure.
-func fold(m *v1alpha1.Machine, live fleet.Live, twins []fleet.Twin, now time.Time, l limits) (until time.Time) {
+func fold(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin, now time.Time, l limits) (until time.Time) {
 	s := &m.Status
 	s.ObservedGeneration = m.Generation
 	s.Boots = mergeBoots(live.Boots, s.Boots)
@@ -211,7 +212,7 @@ func foldKubernetes(m *v1alpha1.Machine, live fleet.Live) {
 	m.Status.Kubernetes = next
 }
 
-func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []fleet.Twin, now time.Time) {
+func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin, now time.Time) {
 	s := &m.Status
 	set := func(kind string, holds bool, reason, message string) {
 		c := metav1.Condition{
@@ -251,7 +252,7 @@ func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []fleet.Twin, no
 }
 
 // conflictOf says what other machine has identifiers of this one.
-func conflictOf(live fleet.Live, twins []fleet.Twin, now time.Time) (reason, message string) {
+func conflictOf(live fleet.Live, twins []identify.Twin, now time.Time) (reason, message string) {
 	const remembered = time.Hour
 	if live.Conflict != "" && now.Sub(live.ConflictAt) < remembered {
 		return "NotRecognised", "a machine was turned away: " + live.Conflict

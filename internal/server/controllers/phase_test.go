@@ -9,6 +9,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/wire"
 )
 
@@ -202,7 +203,7 @@ func TestConditions(t *testing.T) {
 	if conflict == nil || conflict.Reason != "NotRecognised" || !strings.Contains(conflict.Message, "MAC of machine a") {
 		t.Errorf("conflict: %+v", conflict)
 	}
-	fold(s.m, fleet.Live{}, []fleet.Twin{{Name: "b", What: "UUID x"}}, s.now, limitsFor(90*time.Second, s.now))
+	fold(s.m, fleet.Live{}, []identify.Twin{{Name: "b", What: "UUID x"}}, s.now, limitsFor(90*time.Second, s.now))
 	if c := conditionOf(s.m, v1alpha1.ConditionIdentityConflict); c == nil || c.Reason != "SharedIdentifiers" || !strings.Contains(c.Message, "UUID x with b") {
 		t.Errorf("twins: %+v", c)
 	}

@@ -22,6 +22,7 @@ import (
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/liblog"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/manifest"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/server/controllers"
@@ -176,7 +177,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		ServingCert: certPEM, ServingKey: keyPEM, ClientCAs: s.keys.people.CertPEM(),
 		EncryptionKey: encryptionKey,
 		Handlers:      handlers,
-		Normalize:     fleet.Normalize,
+		Normalize:     identify.Normalize,
 		Version:       version.Get().Version,
 		EtcdEndpoints: cfg.EtcdEndpoints, EtcdCAFile: cfg.EtcdCAFile, EtcdCertFile: cfg.EtcdCertFile, EtcdKeyFile: cfg.EtcdKeyFile,
 		Kubeconfig: cfg.Kubeconfig,

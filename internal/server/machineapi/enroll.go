@@ -8,6 +8,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/wire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -70,7 +71,7 @@ func presented(in wire.EnrollRequest) v1alpha1.Identifiers {
 		macs = append([]string{in.BootMAC}, macs...)
 	}
 	const maxMACs = 64
-	return fleet.Normal(v1alpha1.Identifiers{
+	return identify.Normal(v1alpha1.Identifiers{
 		MACs: macs[:min(len(macs), maxMACs)],
 		UUID: in.Identifiers.UUID, Serial: in.Identifiers.Serial, BMCMAC: in.Identifiers.BMCMAC,
 	})
@@ -78,7 +79,7 @@ func presented(in wire.EnrollRequest) v1alpha1.Identifiers {
 
 // sameMachine refuses a nonce that was read off another machine's boot.
 func sameMachine(b Binding, ids v1alpha1.Identifiers) error {
-	boot := fleet.Normal(b.Identifiers).MACs
+	boot := identify.Normal(b.Identifiers).MACs
 	if len(boot) == 0 || slices.ContainsFunc(boot, func(mac string) bool { return slices.Contains(ids.MACs, mac) }) {
 		return nil
 	}
@@ -87,7 +88,7 @@ func sameMachine(b Binding, ids v1alpha1.Identifiers) error {
 
 // identify returns the Machine with these identifiers and records one that is new.
 func (a *API) identify(ctx context.Context, ids v1alpha1.Identifiers) (*v1alpha1.Machine, error) {
-	match := a.Fleet.Match(fleet.Query{Identifiers: ids, Complete: true})
+	match := a.Fleet.Match(identify.Query{Identifiers: ids, Complete: true})
 	if match.Conflict {
 		for _, name := range match.Involved {
 			a.Fleet.Conflicted(name, match.Reason)
@@ -97,7 +98,7 @@ func (a *API) identify(ctx context.Context, ids v1alpha1.Identifiers) (*v1alpha1
 	if match.Machine != "" {
 		return a.machine(ctx, match.Machine)
 	}
-	name := fleet.NameFor(ids)
+	name := identify.NameFor(ids)
 	if name == "" {
 		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "identifiers: no valid MAC and no UUID that tells this machine from others")
 	}
@@ -122,7 +123,7 @@ func (a *API) record(ctx context.Context, name string, ids v1alpha1.Identifiers,
 		return nil, fmt.Errorf("read machine %s: %w", name, err)
 	}
 	a.Fleet.Put(m)
-	if match := a.Fleet.Match(fleet.Query{Identifiers: ids, Complete: true}); match.Machine == name {
+	if match := a.Fleet.Match(identify.Query{Identifiers: ids, Complete: true}); match.Machine == name {
 		return m, nil
 	} else if match.Machine == "" {
 		return nil, refuse(http.StatusConflict, wire.CodeConflict, "a machine with the MACs %v would be named %s, but that is another machine: %s", ids.MACs, name, match.Reason)

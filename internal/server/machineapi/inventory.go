@@ -5,6 +5,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/wire"
 	"k8s.io/apimachinery/pkg/api/resource"
 )
@@ -47,7 +48,7 @@ func inventoryOf(in wire.Inventory) *v1alpha1.Inventory {
 		out.BMC = &v1alpha1.BMCInfo{Address: text(in.BMC.Address), MAC: text(in.BMC.MAC)}
 	}
 	// What the machine calls itself elsewhere counts too: a NIC without a driver is in no list of NICs.
-	for _, mac := range fleet.Normal(v1alpha1.Identifiers{MACs: in.Identifiers.MACs}).MACs {
+	for _, mac := range identify.Normal(v1alpha1.Identifiers{MACs: in.Identifiers.MACs}).MACs {
 		known := slices.ContainsFunc(out.NICs, func(n v1alpha1.NIC) bool { return n.MAC == mac })
 		if !known && len(out.NICs) < maxNICs {
 			out.NICs = append(out.NICs, v1alpha1.NIC{MAC: mac})
@@ -80,7 +81,7 @@ func nicOf(n wire.NIC) v1alpha1.NIC {
 	out := v1alpha1.NIC{
 		Name: text(n.Name), MAC: text(n.MAC), Driver: text(n.Driver), Link: n.Link, SpeedMbps: int32(n.SpeedMbps), Boot: n.Boot,
 	}
-	if macs := fleet.Normal(v1alpha1.Identifiers{MACs: []string{n.MAC}}).MACs; len(macs) == 1 {
+	if macs := identify.Normal(v1alpha1.Identifiers{MACs: []string{n.MAC}}).MACs; len(macs) == 1 {
 		out.MAC = macs[0]
 	}
 	if l := n.LLDP; l != nil {

@@ -1,10 +1,13 @@
-package fleet
+// Package identify tells which machine it is that speaks, by what it says of itself. It is pure: it holds what is known of
+// all machines, and neither reads a clock nor talks to anybody.
+package identify
 
 import (
 	"fmt"
 	"net"
 	"slices"
 	"strings"
+	"unicode"
 
 	"coldrack.dev/api/v1alpha1"
 )
@@ -114,19 +117,19 @@ func entryOf(m *v1alpha1.Machine) entry {
 		macs:    validMACs(ids.MACs),
 		uuids:   appendValid(nil, normalUUID(ids.UUID)),
 		serials: appendValid(nil, normalSerial(ids.Serial)),
-		bmcs:    appendValid(nil, normalMAC(ids.BMCMAC)),
+		bmcs:    appendValid(nil, MAC(ids.BMCMAC)),
 	}
 	inventory := m.Status.Inventory
 	if inventory == nil {
 		return e
 	}
 	for _, nic := range inventory.NICs {
-		e.macs = appendValid(e.macs, normalMAC(nic.MAC))
+		e.macs = appendValid(e.macs, MAC(nic.MAC))
 	}
 	e.uuids = appendValid(e.uuids, normalUUID(inventory.System.UUID))
 	e.serials = appendValid(e.serials, normalSerial(inventory.System.Serial))
 	if inventory.BMC != nil {
-		e.bmcs = appendValid(e.bmcs, normalMAC(inventory.BMC.MAC))
+		e.bmcs = appendValid(e.bmcs, MAC(inventory.BMC.MAC))
 	}
 	e.complete = len(inventory.NICs) > 0
 	return e
@@ -137,7 +140,7 @@ func (q Query) entry() entry {
 		macs:     validMACs(q.MACs),
 		uuids:    appendValid(nil, normalUUID(q.UUID)),
 		serials:  appendValid(nil, normalSerial(q.Serial)),
-		bmcs:     appendValid(nil, normalMAC(q.BMCMAC)),
+		bmcs:     appendValid(nil, MAC(q.BMCMAC)),
 		complete: q.Complete,
 	}
 }
@@ -282,7 +285,7 @@ func appendValid(list []string, value string) []string {
 func validMACs(macs []string) []string {
 	var list []string
 	for _, mac := range macs {
-		list = appendValid(list, normalMAC(mac))
+		list = appendValid(list, MAC(mac))
 	}
 	return list
 }
@@ -302,19 +305,19 @@ func NameFor(ids v1alpha1.Identifiers) string {
 // Normal returns the identifiers in the form in which a Machine's spec has them: lower case, without
 // those that are no identifiers at all.
 func Normal(ids v1alpha1.Identifiers) v1alpha1.Identifiers {
-	n := v1alpha1.Identifiers{MACs: validMACs(ids.MACs), BMCMAC: normalMAC(ids.BMCMAC)}
+	n := v1alpha1.Identifiers{MACs: validMACs(ids.MACs), BMCMAC: MAC(ids.BMCMAC)}
 	if normalUUID(ids.UUID) != "" {
 		n.UUID = strings.ToLower(strings.TrimSpace(ids.UUID))
 	}
 	if normalSerial(ids.Serial) != "" {
-		n.Serial = printable(ids.Serial, 64)
+		n.Serial = printable(ids.Serial)
 	}
 	return n
 }
 
-// normalMAC returns a MAC in lower case with colons, or "" for what is not the address of one NIC: zeros,
+// MAC returns a MAC in lower case with colons, or "" for what is not the address of one NIC: zeros,
 // broadcast, multicast, InfiniBand's 20 bytes.
-func normalMAC(mac string) string {
+func MAC(mac string) string {
 	hw, err := net.ParseMAC(strings.TrimSpace(mac))
 	if err != nil || len(hw) != 6 || hw[0]&1 == 1 || allEqual(hw.String(), ":") {
 		return ""
@@ -366,11 +369,29 @@ func swap(hex string) string {
 
 // normalSerial returns the serial in upper case, or "" for what vendors write when they mean none.
 func normalSerial(serial string) string {
-	serial = strings.Join(strings.Fields(strings.ToUpper(printable(serial, 64))), " ")
+	serial = strings.Join(strings.Fields(strings.ToUpper(printable(serial))), " ")
 	if serial == "" || allEqual(serial, "-. ") || slices.Contains(emptySerials, serial) || strings.Contains(serial, "O.E.M") {
 		return ""
 	}
 	return serial
+}
+
+// printable is a serial without what no terminal should be sent, cut to the length that a Machine holds.
+func printable(serial string) string {
+	serial = strings.Map(func(r rune) rune {
+		switch {
+		case r == '\t' || r == '\n':
+			return ' '
+		case r == unicode.ReplacementChar || !unicode.IsPrint(r):
+			return -1
+		}
+		return r
+	}, serial)
+	const limit = 64
+	if len(serial) > limit {
+		serial = strings.ToValidUTF8(serial[:limit], "")
+	}
+	return strings.TrimSpace(serial)
 }
 
 // allEqual says whether s consists of one character repeated, apart from separators.

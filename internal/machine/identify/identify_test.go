@@ -1,4 +1,4 @@
-package fleet
+package identify
 
 import (
 	"strings"
