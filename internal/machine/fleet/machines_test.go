@@ -8,8 +8,8 @@ import (
 
 const (
 	macA, macA2, macB, macNew = "52:54:00:00:00:0a", "52:54:00:00:0a:02", "52:54:00:00:00:0b", "52:54:00:00:00:99"
-	uuidA, uuidB       = "a0a0a0a0-1111-4111-8111-0123456789ab", "b0b0b0b0-2222-4222-8222-0123456789ab"
-	amiUUID            = "03000200-0400-0500-0006-000700080009"
+	uuidA, uuidB              = "a0a0a0a0-1111-4111-8111-0123456789ab", "b0b0b0b0-2222-4222-8222-0123456789ab"
+	amiUUID                   = "03000200-0400-0500-0006-000700080009"
 )
 
 // expected is a machine from a rack sheet, or one that a boot script made.

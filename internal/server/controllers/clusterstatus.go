@@ -13,6 +13,7 @@ import (
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/kubeapi"
 	"coldrack.dev/internal/cluster/members"
+	"coldrack.dev/internal/machine/lifecycle"
 )
 
 // clusterFacts are everything that a cluster's status follows from.
@@ -274,8 +275,8 @@ func troubles(nodes []v1alpha1.ClusterNode, f clusterFacts) (worse, others []str
 			worse = append(worse, fmt.Sprintf("machine %s is %s: %s", n.Machine, m.Status.Phase, m.Status.Message))
 		case wasReady && !n.Ready:
 			worse = append(worse, fmt.Sprintf("node %s is not ready since %s: %s", n.NodeName, n.ReadyChangedAt.UTC().Format(time.RFC3339), n.Message))
-		case failedPhase(m) != "":
-			worse = append(worse, failedPhase(m))
+		case lifecycle.FailedPhase(m) != "":
+			worse = append(worse, lifecycle.FailedPhase(m))
 		case n.Ready && n.Message != "":
 			others = append(others, fmt.Sprintf("node %s: %s", n.NodeName, n.Message))
 		}
@@ -296,20 +297,6 @@ func troubles(nodes []v1alpha1.ClusterNode, f clusterFacts) (worse, others []str
 	return worse, append(others, f.api.Problems...)
 }
 
-// failedPhase says which phase of a machine's bring-up failed first, or "".
-func failedPhase(m *v1alpha1.Machine) string {
-	up := bringup(m)
-	if up == nil {
-		return ""
-	}
-	for _, p := range up.Phases {
-		if p.State == v1alpha1.StepFailed {
-			return fmt.Sprintf("machine %s: %s failed: %s", m.Name, p.Name, p.Message)
-		}
-	}
-	return ""
-}
-
 // bringingUp says what each machine that is no node yet is doing.
 func bringingUp(nodes []v1alpha1.ClusterNode, f clusterFacts) []string {
 	var messages []string
@@ -321,35 +308,11 @@ func bringingUp(nodes []v1alpha1.ClusterNode, f clusterFacts) []string {
 			messages = append(messages, fmt.Sprintf("machine %s is %s", n.Machine, strings.TrimSpace(string(m.Status.Phase)+" "+m.Status.CurrentStep)))
 		case bringup(m) == nil:
 			messages = append(messages, fmt.Sprintf("machine %s has not begun", n.Machine))
-		case !m.Status.Kubernetes.Done && failedPhase(m) == "":
-			messages = append(messages, fmt.Sprintf("machine %s: %s", n.Machine, runningPhase(m.Status.Kubernetes)))
+		case !m.Status.Kubernetes.Done && lifecycle.FailedPhase(m) == "":
+			messages = append(messages, fmt.Sprintf("machine %s: %s", n.Machine, lifecycle.RunningPhase(m.Status.Kubernetes)))
 		case m.Status.Kubernetes.Done:
 			messages = append(messages, strings.TrimSuffix(fmt.Sprintf("node %s is up and not ready yet: %s", n.NodeName, n.Message), ": "))
 		}
 	}
 	return messages
-}
-
-// runningPhase is what a node is at, in a few words: the last phase that is running, since earlier ones take long
-// only when later ones wait for them.
-func runningPhase(up *v1alpha1.KubernetesStatus) string {
-	for _, p := range slices.Backward(up.Phases) {
-		if p.State == v1alpha1.StepRunning {
-			if p.Message != "" {
-				return p.Name + ": " + p.Message
-			}
-			return stepText([]v1alpha1.Step{p})
-		}
-	}
-	for _, p := range up.Phases {
-		if p.State == v1alpha1.StepFailed {
-			return p.Name + " failed"
-		}
-	}
-	for _, p := range up.Phases {
-		if p.State == v1alpha1.StepPending {
-			return p.Name
-		}
-	}
-	return ""
 }

@@ -6,11 +6,11 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machine/lifecycle"
 )
 
 // intents acknowledges what people and policies want done, and takes back the approval of machines that
@@ -32,12 +32,12 @@ func (r *intents) reconcile(ctx context.Context, name string) (time.Duration, er
 		return 0, err
 	}
 	switch {
-	case acknowledge(m.DeepCopy(), r.Now()):
+	case lifecycle.Acknowledge(m.DeepCopy(), r.Now()):
 		_, err = r.store.UpdateStatus(ctx, name, func(m *v1alpha1.Machine) error {
-			acknowledge(m, r.Now())
+			lifecycle.Acknowledge(m, r.Now())
 			return nil
 		})
-	case wasReleased(m):
+	case lifecycle.WasReleased(m):
 		err = r.withdraw(ctx, m)
 	default:
 		return 0, nil
@@ -51,27 +51,6 @@ func (r *intents) reconcile(ctx context.Context, name string) (time.Duration, er
 		return 0, fmt.Errorf("intent of machine %s: %w", name, err)
 	}
 	return 0, nil
-}
-
-// acknowledge takes a new intent into status, and closes one that cannot be meant. It reports whether it
-// changed anything. It is pure.
-func acknowledge(m *v1alpha1.Machine, now time.Time) bool {
-	changed := m.AcknowledgeIntent()
-	intent := m.OpenIntent()
-	if intent != nil && intent.Action == v1alpha1.ActionInstall && m.Status.Installed != nil {
-		status, at := m.Status.Intent, metav1.NewTime(now)
-		status.State, status.FinishedAt = v1alpha1.IntentFailed, &at
-		status.Message = fmt.Sprintf("%s is installed already (%s); an install over it is action Reinstall", m.Name, m.Status.Installed.Image)
-		return true
-	}
-	return changed
-}
-
-// wasReleased says whether the machine's wish to be released was fulfilled and still stands.
-func wasReleased(m *v1alpha1.Machine) bool {
-	intent, status := m.Spec.Intent, m.Status.Intent
-	return intent != nil && status != nil && intent.ID == status.ID &&
-		status.Action == v1alpha1.ActionRelease && status.State == v1alpha1.IntentSucceeded
 }
 
 // withdraw takes the approval of a released machine back, so that it is not installed again, and clears the

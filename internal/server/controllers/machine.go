@@ -1,17 +1,12 @@
 package controllers
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -19,20 +14,19 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
-	"coldrack.dev/internal/machine/identify"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/machine/lifecycle"
 )
 
 // machines folds what the fleet observed into status.
 type machines struct {
 	Deps
-	limits limits
+	limits lifecycle.Limits
 
-	turns *turns
+	throttle *statusThrottle
 }
 
 func machineReconciler(d Deps) reconciler {
-	r := &machines{Deps: d, limits: limitsFor(d.LostAfter, d.Fleet.StartedAt()), turns: newTurns()}
+	r := &machines{Deps: d, limits: lifecycle.LimitsFor(d.LostAfter, d.Fleet.StartedAt()), throttle: newStatusThrottle()}
 	return reconciler{
 		name: "machine", workers: 4, do: r.reconcile,
 		watches: []source.Source{each(d, &v1alpha1.Machine{}), observations(d.Fleet)},
@@ -61,12 +55,12 @@ func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, e
 	defer r.Fleet.Write(name)()
 	m, ok, err := r.current(ctx, name)
 	if err != nil || !ok {
-		r.turns.forget(name)
+		r.throttle.forget(name)
 		return 0, err
 	}
 	now := r.Now()
 	next := m.DeepCopy()
-	until := fold(next, r.Fleet.Live(name), r.Fleet.Twins(name), now, r.limits)
+	until := lifecycle.Fold(next, r.Fleet.Live(name), r.Fleet.Twins(name), now, r.limits)
 	if up := next.Status.Kubernetes; up != nil {
 		if cluster, node, roles, ok := r.Clusters.Member(name); ok && cluster == up.Cluster {
 			up.Node, up.Roles = node, roles
@@ -79,13 +73,13 @@ func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, e
 	if equality.Semantic.DeepEqual(m.Status, next.Status) {
 		return again, nil
 	}
-	if wait := r.turns.wait(name, urgencyOf(m.Status, next.Status), now); wait > 0 {
+	if wait := r.throttle.wait(name, lifecycle.UrgencyOf(m.Status, next.Status), now); wait > 0 {
 		return wait, nil
 	}
 	err = r.Client.Status().Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{}))
 	switch {
 	case apierrors.IsNotFound(err):
-		r.turns.forget(name)
+		r.throttle.forget(name)
 		return 0, nil
 	case apierrors.IsConflict(err):
 		// Somebody was faster, and the news of it is on its way to the fleet.
@@ -98,171 +92,4 @@ func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, e
 	}
 	r.Fleet.Put(next)
 	return again, nil
-}
-
-// fold writes into m's status everything this controller owns, and says when to look again. It is pure.
-func fold(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin, now time.Time, l limits) (until time.Time) {
-	s := &m.Status
-	s.ObservedGeneration = m.Generation
-	s.Boots = mergeBoots(live.Boots, s.Boots)
-	if live.Lease != nil {
-		s.Lease = live.Lease.DeepCopy()
-	}
-	s.Steps = steps(m, live)
-	foldNode(m, live)
-	s.Steps = endReboot(s.Steps, s.Intent, s.Node)
-	foldKubernetes(m, live)
-	if live.Address != "" {
-		s.Address = live.Address
-	}
-	v := phase(m, live, now, l)
-	if s.Phase != v.phase {
-		s.Phase, s.PhaseSince = v.phase, new(metav1.NewTime(now))
-	}
-	s.Message, s.CurrentStep = v.message, v.step
-	if up := s.Kubernetes; up != nil && s.Phase == v1alpha1.PhaseReady && !up.Done {
-		s.CurrentStep = cmp.Or(v.step, runningPhase(up))
-		if failed := failedPhase(m); failed != "" && s.Message == "" {
-			s.Message = failed
-		}
-	}
-	foldConditions(m, live, twins, now)
-	return v.until
-}
-
-// endReboot ends the last step of an act, which the machine itself cannot report: an install's when the node
-// was heard of from its disk; a release has none, because the machine stays in discovery.
-func endReboot(steps []v1alpha1.Step, intent *v1alpha1.IntentStatus, node *v1alpha1.NodeStatus) []v1alpha1.Step {
-	last := len(steps) - 1
-	if last < 0 || steps[last].Name != wire.StepReboot || steps[last].State != v1alpha1.StepRunning ||
-		intent == nil || intent.State != v1alpha1.IntentSucceeded {
-		return steps
-	}
-	steps = slices.Clone(steps)
-	switch {
-	case intent.Action == v1alpha1.ActionRelease:
-		steps[last].State, steps[last].StartedAt, steps[last].Message = v1alpha1.StepSkipped, nil, "stays in discovery"
-	case node != nil && node.ReadyAt != nil && intent.FinishedAt != nil && !node.ReadyAt.Before(intent.FinishedAt):
-		steps[last].State, steps[last].FinishedAt = v1alpha1.StepSucceeded, new(metav1.NewMicroTime(node.ReadyAt.Time))
-	}
-	return steps
-}
-
-// mergeBoots puts together what this server answered and what was recorded before, newest first.
-func mergeBoots(live, recorded []v1alpha1.BootRecord) []v1alpha1.BootRecord {
-	const keep = 10
-	var out []v1alpha1.BootRecord
-	for _, b := range slices.Concat(live, recorded) {
-		// The store keeps whole seconds.
-		b.At = metav1.NewTime(b.At.Truncate(time.Second))
-		same := func(o v1alpha1.BootRecord) bool { return o.At.Equal(&b.At) && o.MAC == b.MAC && o.Action == b.Action }
-		if !slices.ContainsFunc(out, same) {
-			out = append(out, b)
-		}
-	}
-	slices.SortStableFunc(out, func(a, b v1alpha1.BootRecord) int { return b.At.Compare(a.At.Time) })
-	return out[:min(len(out), keep)]
-}
-
-// foldNode records what the node of the current installation said of itself.
-func foldNode(m *v1alpha1.Machine, live fleet.Live) {
-	beat, installed := live.Heartbeat, m.Status.Installed
-	if beat == nil || installed == nil || live.HeartbeatAt.Before(installed.At.Time) {
-		return
-	}
-	node := &v1alpha1.NodeStatus{
-		AgentVersion: beat.AgentVersion, OS: beat.OS, Kernel: beat.Kernel, BootID: beat.BootID,
-		Addresses: beat.Addresses, FailedUnits: beat.FailedUnits,
-	}
-	if !beat.BootedAt.IsZero() {
-		node.BootedAt = new(metav1.NewTime(beat.BootedAt.Truncate(time.Second)))
-	}
-	if n := m.Spec.Network; n != nil {
-		node.Interface = beat.Interfaces[n.Address]
-	}
-	node.ReadyAt = new(metav1.NewTime(live.ReadyAt.Truncate(time.Second)))
-	if was := m.Status.Node; was != nil && was.BootID == node.BootID {
-		// The server was restarted, not the node; and a boot time computed from an uptime wavers.
-		node.ReadyAt, node.BootedAt = was.ReadyAt, was.BootedAt
-	}
-	m.Status.Node = node
-}
-
-// foldKubernetes records what the node of the current installation said of its bring-up. What it said in a life of
-// the server before stands until it says something else.
-func foldKubernetes(m *v1alpha1.Machine, live fleet.Live) {
-	if m.Status.Installed == nil {
-		m.Status.Kubernetes = nil
-		return
-	}
-	up := live.Bringup
-	if up == nil || live.BringupAt.Before(m.Status.Installed.At.Time) {
-		return
-	}
-	next := &v1alpha1.KubernetesStatus{Cluster: up.Cluster, Version: up.KubernetesVersion, Phases: up.Phases, Done: up.Done}
-	if was := m.Status.Kubernetes; was != nil && was.Cluster == next.Cluster {
-		next.Node, next.Roles = was.Node, was.Roles
-	}
-	if !up.CertificatesExpireAt.IsZero() {
-		next.CertificatesExpireAt = new(metav1.NewTime(up.CertificatesExpireAt.UTC().Truncate(time.Second)))
-	}
-	if !next.Done {
-		next.Message = runningPhase(next)
-	}
-	m.Status.Kubernetes = next
-}
-
-func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin, now time.Time) {
-	s := &m.Status
-	set := func(kind string, holds bool, reason, message string) {
-		c := metav1.Condition{
-			Type: kind, Status: metav1.ConditionFalse, Reason: reason, Message: message,
-			ObservedGeneration: m.Generation, LastTransitionTime: metav1.NewTime(now),
-		}
-		if holds {
-			c.Status = metav1.ConditionTrue
-		}
-		meta.SetStatusCondition(&s.Conditions, c)
-	}
-	if s.Inventory != nil {
-		set(v1alpha1.ConditionDiscovered, true, "InventoryReported", "")
-	} else {
-		set(v1alpha1.ConditionDiscovered, false, "NotReported", "the machine has not reported what it consists of")
-	}
-	switch by := m.Annotations[v1alpha1.AnnotationEnrolledBy]; {
-	case m.Spec.Approved && by != "":
-		set(v1alpha1.ConditionApproved, true, "ByPolicy", "approved by EnrollmentPolicy "+by)
-	case m.Spec.Approved:
-		set(v1alpha1.ConditionApproved, true, "ByPerson", "")
-	default:
-		set(v1alpha1.ConditionApproved, false, "NotApproved", "")
-	}
-	if i := s.Installed; i != nil {
-		set(v1alpha1.ConditionInstalled, true, "Installed", fmt.Sprintf("%s on %s", i.Image, i.Disk))
-	} else {
-		set(v1alpha1.ConditionInstalled, false, "NotInstalled", "")
-	}
-	set(v1alpha1.ConditionReady, s.Phase == v1alpha1.PhaseReady, string(s.Phase), s.Message)
-
-	if reason, message := conflictOf(live, twins, now); reason != "" {
-		set(v1alpha1.ConditionIdentityConflict, true, reason, message)
-	} else {
-		meta.RemoveStatusCondition(&s.Conditions, v1alpha1.ConditionIdentityConflict)
-	}
-}
-
-// conflictOf says what other machine has identifiers of this one.
-func conflictOf(live fleet.Live, twins []identify.Twin, now time.Time) (reason, message string) {
-	const remembered = time.Hour
-	if live.Conflict != "" && now.Sub(live.ConflictAt) < remembered {
-		return "NotRecognised", "a machine was turned away: " + live.Conflict
-	}
-	if len(twins) == 0 {
-		return "", ""
-	}
-	var shared []string
-	for _, t := range twins {
-		shared = append(shared, fmt.Sprintf("%s with %s", t.What, t.Name))
-	}
-	return "SharedIdentifiers", "shares " + strings.Join(shared, ", ") + "; they are told apart by their other identifiers"
 }

@@ -1,4 +1,6 @@
-package controllers
+// Package lifecycle says where a machine stands: it folds what was observed of it into its status, and takes new intents in.
+// It is pure: the caller brings the observations and the time, and writes the status.
+package lifecycle
 
 import (
 	"cmp"
@@ -11,8 +13,8 @@ import (
 	"coldrack.dev/internal/machine/fleet"
 )
 
-// limits are how long a machine may be silent or stand still.
-type limits struct {
+// Limits are how long a machine may be silent or stand still.
+type Limits struct {
 	// watching is since when this server has listened: nobody is lost for having been silent before.
 	watching time.Time
 	// silent is how long a node may send no heartbeat, and a session nothing at all.
@@ -23,13 +25,14 @@ type limits struct {
 	boot time.Duration
 }
 
-func limitsFor(silent time.Duration, watching time.Time) limits {
-	return limits{watching: watching, silent: silent, still: 10 * time.Minute, boot: 15 * time.Minute}
+// LimitsFor returns the limits of a server that has listened since watching, where a node may be silent for so long.
+func LimitsFor(silent time.Duration, watching time.Time) Limits {
+	return Limits{watching: watching, silent: silent, still: 10 * time.Minute, boot: 15 * time.Minute}
 }
 
 // quiet is how long nothing may be heard of a machine in discovery, which asks for its assignment at least
 // once a minute.
-func (l limits) quiet() time.Duration { return max(l.silent, 3*time.Minute) }
+func (l Limits) quiet() time.Duration { return max(l.silent, 3*time.Minute) }
 
 // view is what a person sees of a machine's way.
 type view struct {
@@ -40,8 +43,8 @@ type view struct {
 	until time.Time
 }
 
-// phase says where a machine stands. It is pure.
-func phase(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
+// phaseOf says where a machine stands.
+func phaseOf(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) view {
 	intent, status := m.OpenIntent(), m.Status.Intent
 	running := intent != nil && status != nil && status.ID == intent.ID && status.State == v1alpha1.IntentRunning
 	switch {
@@ -52,13 +55,13 @@ func phase(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
 		v.message = "a reinstall was asked for, but the machine is not approved: nothing is done"
 		return v
 	case running:
-		return acting(m, live, now, l)
+		return operating(m, live, now, l)
 	case intent != nil:
 		return due(m, live, now, l)
 	case status != nil && status.State == v1alpha1.IntentFailed && !aliveSince(m, live, status, now, l):
 		return view{phase: v1alpha1.PhaseFailed, step: stepText(steps(m, live)),
 			message: fmt.Sprintf("%s failed: %s. To try again: coldrack %s %s", strings.ToLower(string(status.Action)), status.Message, strings.ToLower(string(status.Action)), m.Name)}
-	case wasReleased(m) && m.Status.Installed == nil:
+	case WasReleased(m) && m.Status.Installed == nil:
 		return view{phase: v1alpha1.PhaseReleasing, message: "wiped; its approval is being taken back"}
 	case status != nil && status.Action == v1alpha1.ActionRelease && status.State == v1alpha1.IntentSucceeded && m.Status.Installed == nil && !m.Spec.Approved:
 		return view{phase: v1alpha1.PhaseReleased, message: fmt.Sprintf("wiped and free; delete it, or run: coldrack approve %s", m.Name)}
@@ -69,7 +72,7 @@ func phase(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
 }
 
 // due is a machine whose intent has not begun.
-func due(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
+func due(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) view {
 	intent := m.OpenIntent()
 	v := view{phase: v1alpha1.PhaseApproved}
 	if intent.Action == v1alpha1.ActionRelease {
@@ -91,8 +94,8 @@ func due(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
 	return v
 }
 
-// acting is a machine that carries its intent out.
-func acting(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
+// operating is a machine that carries its intent out.
+func operating(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) view {
 	v := view{phase: v1alpha1.PhaseInstalling}
 	if m.Status.Intent.Action == v1alpha1.ActionRelease {
 		v.phase = v1alpha1.PhaseReleasing
@@ -126,7 +129,7 @@ func acting(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view 
 }
 
 // settled is a machine that is installed and for which nothing is to be done.
-func settled(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
+func settled(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) view {
 	beat, node := live.HeartbeatAt, m.Status.Node
 	if beat.Before(m.Status.Installed.At.Time) {
 		live.Heartbeat, beat = nil, time.Time{} // of the installation before
@@ -167,7 +170,7 @@ func settled(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view
 const maxClockSkew = 30 * time.Second
 
 // discovering is a machine that was never installed.
-func discovering(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) view {
+func discovering(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) view {
 	boots := len(live.Boots) + len(m.Status.Boots)
 	switch {
 	case m.Status.Inventory == nil && boots == 0 && live.Session == "" && live.Lease == nil && m.Status.Lease == nil:
@@ -200,9 +203,9 @@ func discovering(m *v1alpha1.Machine, live fleet.Live, now time.Time, l limits) 
 	return v
 }
 
-// aliveSince says whether the node of an earlier install has reported after the act that failed: the act
+// aliveSince says whether the node of an earlier install has reported after the operation that failed: it
 // failed before it touched the disk.
-func aliveSince(m *v1alpha1.Machine, live fleet.Live, status *v1alpha1.IntentStatus, now time.Time, l limits) bool {
+func aliveSince(m *v1alpha1.Machine, live fleet.Live, status *v1alpha1.IntentStatus, now time.Time, l Limits) bool {
 	if m.Status.Installed == nil {
 		return false
 	}

@@ -1,4 +1,4 @@
-package controllers
+package lifecycle
 
 import (
 	"strings"
@@ -142,7 +142,7 @@ func TestPhase(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			s := test.scene
-			got := phase(s.m, s.live, s.now, limitsFor(90*time.Second, s.now.Add(-time.Hour)))
+			got := phaseOf(s.m, s.live, s.now, LimitsFor(90*time.Second, s.now.Add(-time.Hour)))
 			if got.phase != test.want || !strings.Contains(got.message, test.message) || got.step != test.step {
 				t.Errorf("got %s, step %q: %q; want %s, step %q, with %q", got.phase, got.step, got.message, test.want, test.step, test.message)
 			}
@@ -170,7 +170,7 @@ func TestPhaseAfterARestartOfTheServer(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			s := test.scene
-			got := phase(s.m, s.live, s.now, limitsFor(90*time.Second, s.now.Add(-test.ago)))
+			got := phaseOf(s.m, s.live, s.now, LimitsFor(90*time.Second, s.now.Add(-test.ago)))
 			if got.phase != test.want {
 				t.Errorf("got %s (%s), want %s", got.phase, got.message, test.want)
 			}
@@ -180,14 +180,14 @@ func TestPhaseAfterARestartOfTheServer(t *testing.T) {
 
 func TestFoldSaysTheSameTwice(t *testing.T) {
 	s := newScene(approved, inventory, installed(time.Hour), beat(0), booted(time.Hour, v1alpha1.BootLocalDisk))
-	l := limitsFor(90*time.Second, s.now.Add(-time.Hour))
-	fold(s.m, s.live, nil, s.now, l)
+	l := LimitsFor(90*time.Second, s.now.Add(-time.Hour))
+	Fold(s.m, s.live, nil, s.now, l)
 	first := s.m.DeepCopy()
-	fold(s.m, s.live, nil, s.now.Add(20*time.Second), l)
+	Fold(s.m, s.live, nil, s.now.Add(20*time.Second), l)
 	if first.Status.Phase != v1alpha1.PhaseReady || s.m.Status.Phase != v1alpha1.PhaseReady {
 		t.Fatalf("phase %s", s.m.Status.Phase)
 	}
-	if urgencyOf(first.Status, s.m.Status) != nowAndThen {
+	if UrgencyOf(first.Status, s.m.Status) != Bytes {
 		t.Errorf("without news status changed from\n%+v to\n%+v", first.Status, s.m.Status)
 	}
 	if len(s.m.Status.Boots) != 1 {
@@ -198,16 +198,16 @@ func TestFoldSaysTheSameTwice(t *testing.T) {
 func TestConditions(t *testing.T) {
 	s := newScene(inventory)
 	s.live.Conflict, s.live.ConflictAt = "it has a MAC of machine a", s.now
-	fold(s.m, s.live, nil, s.now, limitsFor(90*time.Second, s.now))
+	Fold(s.m, s.live, nil, s.now, LimitsFor(90*time.Second, s.now))
 	conflict := conditionOf(s.m, v1alpha1.ConditionIdentityConflict)
 	if conflict == nil || conflict.Reason != "NotRecognised" || !strings.Contains(conflict.Message, "MAC of machine a") {
 		t.Errorf("conflict: %+v", conflict)
 	}
-	fold(s.m, fleet.Live{}, []identify.Twin{{Name: "b", What: "UUID x"}}, s.now, limitsFor(90*time.Second, s.now))
+	Fold(s.m, fleet.Live{}, []identify.Twin{{Name: "b", What: "UUID x"}}, s.now, LimitsFor(90*time.Second, s.now))
 	if c := conditionOf(s.m, v1alpha1.ConditionIdentityConflict); c == nil || c.Reason != "SharedIdentifiers" || !strings.Contains(c.Message, "UUID x with b") {
 		t.Errorf("twins: %+v", c)
 	}
-	fold(s.m, fleet.Live{}, nil, s.now, limitsFor(90*time.Second, s.now))
+	Fold(s.m, fleet.Live{}, nil, s.now, LimitsFor(90*time.Second, s.now))
 	if c := conditionOf(s.m, v1alpha1.ConditionIdentityConflict); c != nil {
 		t.Errorf("a conflict that is over is still there: %+v", c)
 	}
@@ -225,19 +225,19 @@ func conditionOf(m *v1alpha1.Machine, kind string) *metav1.Condition {
 func TestBytesAloneAreNoNews(t *testing.T) {
 	a := newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(0), progress(0, 10))
 	b := newScene(inventory, approved, wants("1", install), acknowledged("1", install, running, 0), contact(0), progress(0, 90))
-	l := limitsFor(90*time.Second, a.now)
-	fold(a.m, a.live, nil, a.now, l)
-	fold(b.m, b.live, nil, b.now, l)
-	if urgencyOf(a.m.Status, b.m.Status) != nowAndThen {
+	l := LimitsFor(90*time.Second, a.now)
+	Fold(a.m, a.live, nil, a.now, l)
+	Fold(b.m, b.live, nil, b.now, l)
+	if UrgencyOf(a.m.Status, b.m.Status) != Bytes {
 		t.Error("10 and 90 bytes are taken for more than a difference of bytes")
 	}
 	b.live.Steps[1].State = v1alpha1.StepSucceeded
-	fold(b.m, b.live, nil, b.now, l)
-	if u := urgencyOf(a.m.Status, b.m.Status); u != inTurn {
+	Fold(b.m, b.live, nil, b.now, l)
+	if u := UrgencyOf(a.m.Status, b.m.Status); u != Progress {
 		t.Errorf("the end of a step is taken for more or less than progress: %d", u)
 	}
 	b.m.Status.Phase = v1alpha1.PhaseFailed
-	if u := urgencyOf(a.m.Status, b.m.Status); u != atOnce {
+	if u := UrgencyOf(a.m.Status, b.m.Status); u != Immediate {
 		t.Errorf("a failure waits: %d", u)
 	}
 }
@@ -245,14 +245,14 @@ func TestBytesAloneAreNoNews(t *testing.T) {
 func TestAcknowledge(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	s := newScene(wants("1", install))
-	if !acknowledge(s.m, now) || s.m.Status.Intent.State != pending || acknowledge(s.m, now) {
+	if !Acknowledge(s.m, now) || s.m.Status.Intent.State != pending || Acknowledge(s.m, now) {
 		t.Errorf("a new intent: %+v", s.m.Status.Intent)
 	}
 	s = newScene(wants("2", install), installed(time.Hour), acknowledged("1", install, succeeded, time.Hour))
-	if !acknowledge(s.m, now) || s.m.Status.Intent.State != failed || !strings.Contains(s.m.Status.Intent.Message, "Reinstall") {
+	if !Acknowledge(s.m, now) || s.m.Status.Intent.State != failed || !strings.Contains(s.m.Status.Intent.Message, "Reinstall") {
 		t.Errorf("an install of what is installed: %+v", s.m.Status.Intent)
 	}
-	if s.m.OpenIntent() != nil || acknowledge(s.m, now) {
+	if s.m.OpenIntent() != nil || Acknowledge(s.m, now) {
 		t.Error("and it is still open")
 	}
 }
