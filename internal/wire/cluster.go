@@ -42,7 +42,9 @@ type NodePlan struct {
 	Certificates []NodeCertificate `json:"certificates,omitempty"`
 	Kubeconfigs  []NodeKubeconfig  `json:"kubeconfigs,omitempty"`
 	Routes       []NodeRoute       `json:"routes,omitempty"`
-	LoadBalancer *LoadBalancer     `json:"loadBalancer,omitempty"`
+	// ServiceRoutes make service networks reachable from the node's own network.
+	ServiceRoutes []ServiceRoute `json:"serviceRoutes,omitempty"`
+	LoadBalancer  *LoadBalancer  `json:"loadBalancer,omitempty"`
 	// Kit says that nodes give each other what they fetch: PathKit has it.
 	Kit    *NodeKit `json:"kit,omitempty"`
 	Phases []Phase  `json:"phases"`
@@ -130,6 +132,13 @@ type NodeKubeconfig struct {
 type NodeRoute struct {
 	To  string `json:"to"`  // prefix
 	Via string `json:"via"` // address
+}
+
+// ServiceRoute gives packets from the node's own network to a service network a route, so that the node's service proxy
+// gets to see them: by the interface that has the address Source, and from that address. The agent owns it like NodeRoute.
+type ServiceRoute struct {
+	To     string `json:"to"`     // prefix
+	Source string `json:"source"` // address of this node, of the same family
 }
 
 // LoadBalancer is the node's own way to all API servers.

@@ -28,10 +28,10 @@ type Server interface {
 	Phases(context.Context, wire.PhaseReport) error
 }
 
-// Router keeps the node's routes to other nodes' pods.
+// Router keeps the node's routes to other nodes' pods and to service networks.
 type Router interface {
 	// Set makes exactly these the routes, and keeps them.
-	Set([]wire.NodeRoute) error
+	Set([]wire.NodeRoute, []wire.ServiceRoute) error
 }
 
 // Balancer is the node's own way to the API servers.
@@ -248,8 +248,8 @@ func (e *Executor) standing(plan *wire.NodePlan) {
 			}
 		}
 		if ph.Routes {
-			if err := e.Router.Set(plan.Routes); err != nil {
-				e.Log.Error("cannot set the routes to other nodes yet", "err", err)
+			if err := e.Router.Set(plan.Routes, plan.ServiceRoutes); err != nil {
+				e.Log.Error("cannot set all routes yet", "err", err)
 			}
 		}
 	}

@@ -361,6 +361,9 @@ func TestPausedMeansNoPhaseBegins(t *testing.T) {
 			t.Fatal("no routes and no balancer after the reboot")
 		}
 	}
+	if got := r.record.lastServices(); !slices.Equal(got, plan.ServiceRoutes) {
+		t.Errorf("routes to service networks after the reboot: %+v, want %+v", got, plan.ServiceRoutes)
+	}
 	if r.has("/usr/bin/kubelet") {
 		t.Error("a phase began")
 	}

@@ -185,7 +185,7 @@ func (p *part) do(ph wire.Phase) error {
 		return err
 	}
 	if ph.Routes {
-		if err := p.Router.Set(p.plan.Routes); err != nil {
+		if err := p.Router.Set(p.plan.Routes, p.plan.ServiceRoutes); err != nil {
 			return err
 		}
 	}

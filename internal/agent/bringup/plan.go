@@ -82,6 +82,19 @@ func Validate(plan *wire.NodePlan) error {
 			wrong("routes[%d]: %w", i, err)
 		}
 	}
+	for i, r := range plan.ServiceRoutes {
+		to, err := netip.ParsePrefix(r.To)
+		if err != nil {
+			wrong("serviceRoutes[%d]: %w", i, err)
+		}
+		source, err := netip.ParseAddr(r.Source)
+		if err != nil {
+			wrong("serviceRoutes[%d]: %w", i, err)
+		}
+		if to.IsValid() && source.IsValid() && to.Addr().Is4() != source.Is4() {
+			wrong("serviceRoutes[%d]: %s and %s must be of one IP family", i, to, source)
+		}
+	}
 	validatePhases(plan, certificates, wrong)
 	if len(errs) > 0 {
 		return fmt.Errorf("the plan that the server sent cannot be carried out: %w", errors.Join(errs...))

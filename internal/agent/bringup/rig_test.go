@@ -446,6 +446,7 @@ func (w *twin) take() []string {
 type recorder struct {
 	mu       sync.Mutex
 	routes   [][]wire.NodeRoute
+	services [][]wire.ServiceRoute
 	balancer []wire.LoadBalancer
 	err      error
 }
@@ -459,10 +460,16 @@ func (r *recorder) counts() (int, int) {
 	return len(r.routes), len(r.balancer)
 }
 
-func (r *recorder) setRoutes(routes []wire.NodeRoute) error {
+func (r *recorder) lastServices() []wire.ServiceRoute {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.routes = append(r.routes, routes)
+	return r.services[len(r.services)-1]
+}
+
+func (r *recorder) setRoutes(routes []wire.NodeRoute, services []wire.ServiceRoute) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.routes, r.services = append(r.routes, routes), append(r.services, services)
 	return r.err
 }
 
@@ -473,9 +480,9 @@ func (r *recorder) setBalancer(c wire.LoadBalancer) error {
 	return nil
 }
 
-type routerFunc func([]wire.NodeRoute) error
+type routerFunc func([]wire.NodeRoute, []wire.ServiceRoute) error
 
-func (f routerFunc) Set(r []wire.NodeRoute) error { return f(r) }
+func (f routerFunc) Set(r []wire.NodeRoute, s []wire.ServiceRoute) error { return f(r, s) }
 
 type balancerFunc func(wire.LoadBalancer) error
 

@@ -1,4 +1,4 @@
-// Package routes keeps this host's routes to other nodes' pods.
+// Package routes keeps this host's routes to other nodes' pods and to the cluster's service networks.
 //
 // They carry a protocol number of their own, by which they are told from all other routes: every route with that
 // number is Coldrack's, to be replaced and removed, and no other is ever removed.
@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -27,6 +26,9 @@ import (
 const Protocol netlink.RouteProtocol = 67
 
 const (
+	// serviceMetric is worse than the default of IPv6 (1024) and of every routing daemon: a route to the same network that
+	// somebody else sets is neither replaced nor hidden by ours. There is one of ours to each network, so it decides nothing else.
+	serviceMetric = 2048
 	// settle is how long changes of the network are collected before routes are compared again.
 	settle = 200 * time.Millisecond
 	// poll finds what no message told of: the kernel drops messages when too many come at once.
@@ -44,6 +46,8 @@ type Keeper struct {
 	mu sync.Mutex
 	// wanted is nil until Set: until then nothing is touched.
 	wanted []netlink.Route
+	// services are wanted, too. Their interface is looked up whenever routes are compared: it may come later, and change.
+	services []service
 	// failing is what went wrong last, so that it is logged once.
 	failing string
 }
@@ -108,9 +112,15 @@ func follow[T any](k *Keeper, updates <-chan T, matters func(T) bool) {
 	})
 }
 
+// service is a service network and the address of this node that packets to it get as their source.
+type service struct {
+	to     netip.Prefix
+	source netip.Addr
+}
+
 // Set makes exactly these the routes of our protocol number, and Run keeps them. A route that cannot be set does not
 // keep the others from being set; the error names all that could not.
-func (k *Keeper) Set(routes []wire.NodeRoute) error {
+func (k *Keeper) Set(routes []wire.NodeRoute, services []wire.ServiceRoute) error {
 	wanted := make([]netlink.Route, 0, len(routes))
 	for _, r := range routes {
 		to, err := netip.ParsePrefix(r.To)
@@ -128,9 +138,24 @@ func (k *Keeper) Set(routes []wire.NodeRoute) error {
 			Dst: prefix(to), Gw: net.IP(via.AsSlice()), Protocol: Protocol, Table: unix.RT_TABLE_MAIN,
 		})
 	}
+	serviceNetworks := make([]service, 0, len(services))
+	for _, r := range services {
+		to, err := netip.ParsePrefix(r.To)
+		if err != nil {
+			return fmt.Errorf("route to service network %q: %w", r.To, err)
+		}
+		source, err := netip.ParseAddr(r.Source)
+		if err != nil {
+			return fmt.Errorf("route to service network %s from %q: %w", to, r.Source, err)
+		}
+		if to.Addr().Is4() != source.Is4() {
+			return fmt.Errorf("route to service network %s from %s: both must be of one IP family", to, source)
+		}
+		serviceNetworks = append(serviceNetworks, service{to.Masked(), source})
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.wanted = wanted
+	k.wanted, k.services = wanted, serviceNetworks
 	err := k.sync()
 	k.failing = text(err)
 	return err
@@ -168,9 +193,9 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if k.wanted != nil {
 			err := k.sync()
 			if err != nil && text(err) != k.failing {
-				k.log.Warn("routes to other nodes' pods are missing", "err", err)
+				k.log.Warn("routes are missing", "err", err)
 			} else if err == nil && k.failing != "" {
-				k.log.Info("all routes to other nodes' pods are there again")
+				k.log.Info("all routes are there again")
 			}
 			k.failing = text(err)
 		}
@@ -188,19 +213,20 @@ func (k *Keeper) sync() error {
 		}
 		present = append(present, list...)
 	}
-	var errs []error
+	services, errs := k.serviceRoutes()
+	wanted := slices.Concat(k.wanted, services)
 	// What leads the wrong way goes first: for IPv6 the kernel would add a second way beside it.
 	for _, r := range present {
-		if slices.ContainsFunc(k.wanted, func(w netlink.Route) bool { return alike(w, r) }) {
+		if slices.ContainsFunc(wanted, func(w netlink.Route) bool { return alike(w, r) }) {
 			continue
 		}
 		if err := k.handle.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("remove the route to %s via %s: %w", r.Dst, r.Gw, err))
+			errs = append(errs, fmt.Errorf("remove the route to %s: %w", describe(r), err))
 			continue
 		}
-		k.log.Info("route removed", "to", r.Dst.String(), "via", r.Gw.String())
+		k.log.Info("route removed", "to", describe(r))
 	}
-	for _, w := range k.wanted {
+	for _, w := range wanted {
 		if slices.ContainsFunc(present, func(r netlink.Route) bool { return alike(w, r) }) {
 			continue
 		}
@@ -208,20 +234,56 @@ func (k *Keeper) sync() error {
 			errs = append(errs, explain(w, err))
 			continue
 		}
-		k.log.Info("route set", "to", w.Dst.String(), "via", w.Gw.String())
+		k.log.Info("route set", "to", describe(w))
 	}
 	return errors.Join(errs...)
 }
 
-// alike compares what we set of a route; the rest (interface, metric) is the kernel's choice.
+// serviceRoutes are the routes to service networks that can be set now, and why others cannot.
+func (k *Keeper) serviceRoutes() (routes []netlink.Route, errs []error) {
+	if len(k.services) == 0 {
+		return nil, nil
+	}
+	addresses, err := k.handle.AddrList(nil, unix.AF_UNSPEC)
+	if err != nil {
+		return nil, []error{fmt.Errorf("read this node's addresses: %w", err)}
+	}
+	for _, s := range k.services {
+		i := slices.IndexFunc(addresses, func(a netlink.Addr) bool { return a.IP.Equal(net.IP(s.source.AsSlice())) })
+		if i < 0 {
+			errs = append(errs, fmt.Errorf("set the route to service network %s: no interface of this node has its address %s; host-network pods and API servers here reach no service until one has", s.to, s.source))
+			continue
+		}
+		routes = append(routes, netlink.Route{
+			Dst: prefix(s.to), LinkIndex: addresses[i].LinkIndex, Src: net.IP(s.source.AsSlice()), Scope: netlink.SCOPE_LINK,
+			Priority: serviceMetric, Protocol: Protocol, Table: unix.RT_TABLE_MAIN,
+		})
+	}
+	return routes, errs
+}
+
+// alike compares what we set of a route; the rest is the kernel's choice: the interface of a route by a gateway, and its
+// metric.
 func alike(a, b netlink.Route) bool {
-	return b.Dst != nil && a.Dst.String() == b.Dst.String() && a.Gw.Equal(b.Gw) && len(b.MultiPath) == 0
+	if b.Dst == nil || a.Dst.String() != b.Dst.String() || len(b.MultiPath) > 0 || !a.Gw.Equal(b.Gw) {
+		return false
+	}
+	return a.Gw != nil || a.LinkIndex == b.LinkIndex && a.Src.Equal(b.Src) && a.Priority == b.Priority
+}
+
+func describe(r netlink.Route) string {
+	if r.Gw == nil {
+		return fmt.Sprintf("%s from %s by interface %d", r.Dst, r.Src, r.LinkIndex)
+	}
+	return fmt.Sprintf("%s via %s", r.Dst, r.Gw)
 }
 
 func explain(r netlink.Route, err error) error {
-	hint := ""
-	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EINVAL) {
-		hint = fmt.Sprintf(": this node has no interface in the network of %s; with network plugin \"routed\" all nodes must be in one layer-2 network, otherwise use \"flannel\"", r.Gw)
+	switch {
+	case r.Gw != nil && (errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EINVAL)):
+		return fmt.Errorf("set the route to %s: %w: this node has no interface in the network of %s; with network plugin \"routed\" all nodes must be in one layer-2 network, otherwise use \"flannel\"", describe(r), err, r.Gw)
+	case r.Gw == nil && errors.Is(err, unix.ENETDOWN):
+		return fmt.Errorf("set the route to service network %s: %w: the interface is down", describe(r), err)
 	}
-	return fmt.Errorf("set the route to %s via %s: %w%s", r.Dst, r.Gw, err, strings.TrimSpace(hint))
+	return fmt.Errorf("set the route to %s: %w", describe(r), err)
 }

@@ -106,7 +106,7 @@ func to(prefix, via string) wire.NodeRoute { return wire.NodeRoute{To: prefix, V
 
 func (h *host) set(routes ...wire.NodeRoute) {
 	h.t.Helper()
-	if err := h.Set(routes); err != nil {
+	if err := h.Set(routes, nil); err != nil {
 		h.t.Fatal(err)
 	}
 }
@@ -179,7 +179,7 @@ func TestWhatTakesARouteAwayIsMended(t *testing.T) {
 
 func TestOneRouteThatCannotBeSetDoesNotStopOthers(t *testing.T) {
 	h := newHost(t)
-	err := h.Set([]wire.NodeRoute{to("10.244.1.0/24", "172.16.0.1"), to("10.244.2.0/24", "10.9.0.3")})
+	err := h.Set([]wire.NodeRoute{to("10.244.1.0/24", "172.16.0.1"), to("10.244.2.0/24", "10.9.0.3")}, nil)
 	if err == nil || !strings.Contains(err.Error(), "10.244.1.0/24 via 172.16.0.1") || !strings.Contains(err.Error(), "flannel") {
 		t.Errorf("the error does not help: %v", err)
 	}
@@ -201,7 +201,7 @@ func TestWhatIsNoRouteIsRefused(t *testing.T) {
 		"a gateway that is none":  to("10.244.1.0/24", "node-2"),
 		"families that are mixed": to("10.244.1.0/24", "fd09::2"),
 	} {
-		if err := h.Set([]wire.NodeRoute{r}); err == nil {
+		if err := h.Set([]wire.NodeRoute{r}, nil); err == nil {
 			t.Errorf("%s was accepted", name)
 		}
 	}
