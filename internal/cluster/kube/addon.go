@@ -260,6 +260,7 @@ func (r *renderer) flannelObjects() ([]runtime.Object, error) {
 	flannels := r.onEveryNode(daemons, func(pod *corev1.PodSpec) {
 		container := &pod.Containers[0]
 		container.Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", network}}}}
+		container.Env = append(container.Env, fieldEnv("HOST_IPS", "status.hostIPs"))
 		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: "cni", MountPath: cniDir})
 		pod.Volumes = append(pod.Volumes, hostPath("cni", cniDir, corev1.HostPathDirectoryOrCreate))
 		for i := range pod.Containers[0].Env {
@@ -280,12 +281,12 @@ func (r *renderer) flannelObjects() ([]runtime.Object, error) {
 	}, flannels...), nil
 }
 
-// foreignNetwork is a script that gives a node which Coldrack did not configure its bridge, as soon as flanneld says what its
-// pods' network is: by the first address of it, with its length.
+// foreignNetwork is a script that gives a node which Coldrack did not configure its routes to services, as the agent does
+// on our own, and its bridge, as soon as flanneld says what its pods' network is: by the first address of it, with its length.
 func (r *renderer) foreignNetwork() (string, error) {
 	var script strings.Builder
 	var subnets []string
-	script.WriteString("set -eu\nuntil [ -s /run/flannel/subnet.env ]; do busybox sleep 1; done\n. /run/flannel/subnet.env\n")
+	script.WriteString("set -eu\n" + r.foreignServiceRoutes() + "until [ -s /run/flannel/subnet.env ]; do busybox sleep 1; done\n. /run/flannel/subnet.env\n")
 	for _, pods := range r.podCIDRs {
 		if pods.Addr().Is4() {
 			script.WriteString("ip=${FLANNEL_SUBNET%/*}\nv4=${ip%.*}.$((${ip##*.} - 1))/${FLANNEL_SUBNET#*/}\n")
@@ -301,6 +302,30 @@ func (r *renderer) foreignNetwork() (string, error) {
 	}
 	fmt.Fprintf(&script, "cat >%[1]s/coldrack.new <<END\n%[2]sEND\nbusybox mv %[1]s/coldrack.new %[1]s/10-coldrack.conflist\n", cniDir, config)
 	return script.String(), nil
+}
+
+// foreignServiceRoutes are serviceRoutes as commands: for each of the node's addresses, in $HOST_IPS, the service network of
+// its family is led out by the interface that has it.
+func (r *renderer) foreignServiceRoutes() string {
+	if r.cluster.Spec.Network.Proxy == v1alpha1.ProxyNone {
+		return ""
+	}
+	var script strings.Builder
+	script.WriteString("route() {\n  dev=$(busybox ip -o address show to \"$2\" | busybox awk '{print $2; exit}')\n" +
+		"  busybox ip \"$1\" route replace \"$3\" dev \"$dev\" src \"$2\" metric 2048\n}\n" +
+		"IFS=,\nfor ip in $HOST_IPS; do\n  case $ip in\n")
+	// What has a colon is of IPv6, so that is asked first.
+	for _, family := range []struct{ pattern, flag string }{{"*:*", "-6"}, {"*", "-4"}} {
+		fmt.Fprintf(&script, "  %s)", family.pattern)
+		for _, services := range r.serviceCIDRs {
+			if services.Addr().Is6() == (family.flag == "-6") {
+				fmt.Fprintf(&script, " route %s \"$ip\" %s", family.flag, services)
+			}
+		}
+		script.WriteString(" ;;\n")
+	}
+	script.WriteString("  esac\ndone\nunset IFS\n")
+	return script.String()
 }
 
 // dnsNodes is on how many nodes CoreDNS may run.

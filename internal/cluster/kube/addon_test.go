@@ -2,7 +2,6 @@ package kube
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,6 +10,8 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/test/netns"
+	"coldrack.dev/test/require"
 )
 
 // A machine that Coldrack does not know has no load balancer on its loopback: its daemons go to the cluster's endpoint. Each
@@ -90,13 +91,25 @@ func TestNetworkOfForeignMachines(t *testing.T) {
 			script = d.Spec.Template.Spec.Containers[0].Lifecycle.PostStart.Exec.Command[2]
 		}
 	}
+	require.Need(t, "netns", "busybox")
+	host := netns.New(t)
+	host.Run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "switch")
+	host.Run("ip", "link", "set", "uplink", "up")
+	host.Run("ip", "link", "set", "switch", "up")
+	host.Address("uplink", "10.20.0.9/16")
 	dir := t.TempDir()
 	script = strings.NewReplacer("/run/flannel", dir, cniDir, dir, "busybox mv", "mv").Replace(script)
 	if err := os.WriteFile(filepath.Join(dir, "subnet.env"), []byte("FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s\n%s", err, out, script)
+	// Twice: flanneld may be started again.
+	for range 2 {
+		if out, err := host.Try(t.Context(), "env", "HOST_IPS=10.20.0.9", "busybox", "sh", "-c", script); err != nil {
+			t.Fatalf("%v: %s\n%s", err, out, script)
+		}
+	}
+	if got := host.Run("ip", "route", "show", "10.96.0.0/16"); !strings.HasPrefix(got, "10.96.0.0/16 dev uplink scope link src 10.20.0.9") {
+		t.Errorf("the route to services is %q", got)
 	}
 	got, err := os.ReadFile(filepath.Join(dir, "10-coldrack.conflist"))
 	if err != nil {

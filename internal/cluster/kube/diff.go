@@ -367,6 +367,7 @@ func others(before, after *NodePlan) []string {
 		{"kubeconfig", texts(before.Kubeconfigs, kubeconfigText), texts(after.Kubeconfigs, kubeconfigText)},
 		{"pod network", texts(before.PodCIDRs, netip.Prefix.String), texts(after.PodCIDRs, netip.Prefix.String)},
 		{"route", texts(before.Routes, routeText), texts(after.Routes, routeText)},
+		{"route to services", texts(before.ServiceRoutes, serviceRouteText), texts(after.ServiceRoutes, serviceRouteText)},
 		{"API server behind the local load balancer", texts(before.LoadBalancer.Backends, netip.AddrPort.String), texts(after.LoadBalancer.Backends, netip.AddrPort.String)},
 		{"label", pairs(before.Labels), pairs(after.Labels)},
 		{"taint", texts(before.Taints, taintText), texts(after.Taints, taintText)},
@@ -451,7 +452,7 @@ func touched(change *NodeChange, before, after *NodePlan) []PhaseChange {
 		}
 	}
 	has := func(set map[string]bool) func(string) bool { return func(key string) bool { return set[key] } }
-	routes := !slices.Equal(texts(before.Routes, routeText), texts(after.Routes, routeText))
+	routes := !slices.Equal(before.Routes, after.Routes) || !slices.Equal(before.ServiceRoutes, after.ServiceRoutes)
 	balancer := fmt.Sprint(before.LoadBalancer) != fmt.Sprint(after.LoadBalancer)
 	var phases []PhaseChange
 	for _, p := range after.Phases {

@@ -137,6 +137,8 @@ func kubeconfigText(k Kubeconfig) string {
 
 func routeText(r Route) string { return fmt.Sprintf("%s via %s", r.To, r.Via) }
 
+func serviceRouteText(r ServiceRoute) string { return fmt.Sprintf("%s from %s", r.To, r.Source) }
+
 func taintText(t corev1.Taint) string {
 	text := t.Key
 	if t.Value != "" {

@@ -92,6 +92,13 @@ type Route struct {
 	Via netip.Addr
 }
 
+// ServiceRoute makes a service network reachable from the node's own network, by the interface that has the address
+// Source; see docs/adr/0011-service-networks-have-a-route.md.
+type ServiceRoute struct {
+	To     netip.Prefix
+	Source netip.Addr
+}
+
 // LoadBalancer is the node's own way to all API servers.
 type LoadBalancer struct {
 	Listen   netip.AddrPort
@@ -112,9 +119,10 @@ type NodePlan struct {
 	StaticPods   []StaticPod
 	Certificates []CertificateRequest
 	Kubeconfigs  []Kubeconfig
-	// Routes that the agent keeps; it owns every route of its protocol number.
-	Routes       []Route
-	LoadBalancer LoadBalancer
+	// Routes and ServiceRoutes are kept by the agent; it owns every route of its protocol number.
+	Routes        []Route
+	ServiceRoutes []ServiceRoute
+	LoadBalancer  LoadBalancer
 	// Labels and Taints of the Node object. A kubelet may not give itself labels of the node-role domain, so
 	// the server sets them.
 	Labels map[string]string

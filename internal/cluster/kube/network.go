@@ -142,6 +142,22 @@ func (r *renderer) routes(n *node) []Route {
 	return routes
 }
 
+// serviceRoutes lead to every service network, whatever carries the pods' traffic. What replaces kube-proxy brings its own
+// way to services, which a route of ours might take them from.
+func (r *renderer) serviceRoutes(n *node) []ServiceRoute {
+	if r.cluster.Spec.Network.Proxy == v1alpha1.ProxyNone {
+		return nil
+	}
+	var routes []ServiceRoute
+	for _, services := range r.serviceCIDRs {
+		i := slices.IndexFunc(n.Addresses, func(a netip.Addr) bool { return a.Is4() == services.Addr().Is4() })
+		if i >= 0 { // checkFamilies has seen an address of every family of pods, and services have the same
+			routes = append(routes, ServiceRoute{To: services, Source: n.Addresses[i]})
+		}
+	}
+	return routes
+}
+
 // masquerade hides pods behind their node when they talk to the world, which has no route back to them. The
 // table is replaced as a whole, so that loading it again changes nothing.
 func (r *renderer) masquerade(n *node) []byte {

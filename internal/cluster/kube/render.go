@@ -221,7 +221,7 @@ func (r *renderer) node(n *node) (NodePlan, error) {
 		Machine: n.Name, NodeName: n.Hostname, Version: n.version, Address: n.primary(),
 		Roles:        slices.Sorted(slices.Values(n.group.Spec.Roles)),
 		Certificates: r.certificates(n), Kubeconfigs: r.kubeconfigs(n),
-		Routes: r.routes(n), LoadBalancer: r.loadBalancer(),
+		Routes: r.routes(n), ServiceRoutes: r.serviceRoutes(n), LoadBalancer: r.loadBalancer(),
 		Labels: r.nodeLabels(n), Taints: nodeTaints(n), PodCIDRs: n.PodCIDRs,
 	}
 	for _, render := range []func(*node) ([]File, error){

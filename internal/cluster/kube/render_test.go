@@ -45,6 +45,39 @@ func networkVariants() []networkVariant {
 	}
 }
 
+// A node's own network reaches services whatever carries the pods' traffic.
+func TestServiceNetworksAreRouted(t *testing.T) {
+	variants := append(networkVariants(),
+		networkVariant{"routed", func(*Input) {}},
+		networkVariant{"no plugin", func(in *Input) { in.Cluster.Spec.Network.Plugin = v1alpha1.NetworkNone }},
+		networkVariant{"iptables", func(in *Input) { in.Cluster.Spec.Network.Proxy = v1alpha1.ProxyIPTables }},
+		networkVariant{"another proxy", func(in *Input) { in.Cluster.Spec.Network.Proxy = v1alpha1.ProxyNone }})
+	for _, variant := range variants {
+		t.Run(variant.name, func(t *testing.T) {
+			in := testInput(t, v1alpha1.TopologyDevelopment, DefaultVersion(), variant.change)
+			plan, err := Render(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range in.Machines {
+				var got, want []string
+				for _, r := range plan.Nodes[m.Name].ServiceRoutes {
+					if !slices.Contains(m.Addresses, r.Source) || r.Source.Is4() != r.To.Addr().Is4() {
+						t.Errorf("%s: %s is routed from %s", m.Name, r.To, r.Source)
+					}
+					got = append(got, r.To.String())
+				}
+				if variant.name != "another proxy" {
+					want = in.Cluster.Spec.Network.ServiceCIDRs
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("%s has routes to %q, want %q", m.Name, got, want)
+				}
+			}
+		})
+	}
+}
+
 func TestTheOrderOfMachinesDoesNotMatter(t *testing.T) {
 	in := testInput(t, v1alpha1.TopologyProduction, DefaultVersion())
 	first, err := Render(in)

@@ -164,6 +164,9 @@ func nodePlan(cluster string, n kube.NodePlan, m *Material) (*wire.NodePlan, err
 	for _, r := range n.Routes {
 		out.Routes = append(out.Routes, wire.NodeRoute{To: r.To.String(), Via: r.Via.String()})
 	}
+	for _, r := range n.ServiceRoutes {
+		out.ServiceRoutes = append(out.ServiceRoutes, wire.ServiceRoute{To: r.To.String(), Source: r.Source.String()})
+	}
 	for _, p := range n.Phases {
 		phase := wire.Phase{
 			Name: string(p.Name), Reason: p.Reason, Files: p.Files, Certificates: p.Certificates, Kubeconfigs: p.Kubeconfigs,
