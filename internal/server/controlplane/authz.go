@@ -62,11 +62,9 @@ var (
 	insidePaths = []string{"/debug"}
 )
 
-// roles decides by the group of the user alone.
-type roles struct{}
-
-// Authorize implements authorizer.Authorizer. The reason of a refusal is shown to the person.
-func (roles) Authorize(_ context.Context, a authorizer.Attributes) (authorizer.Decision, string, error) {
+// authorize decides by the group of the user alone; it is an authorizer.AuthorizerFunc. The reason of a refusal is shown to
+// the person.
+func authorize(_ context.Context, a authorizer.Attributes) (authorizer.Decision, string, error) {
 	have, need := roleOf(a.GetUser()), needs(a)
 	if have >= need {
 		return authorizer.DecisionAllow, "", nil

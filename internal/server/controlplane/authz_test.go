@@ -81,7 +81,7 @@ func TestRoles(t *testing.T) {
 			for who, u := range everybody {
 				request := test.request
 				request.User = u
-				decision, reason, err := roles{}.Authorize(context.Background(), request)
+				decision, reason, err := authorize(context.Background(), request)
 				check(t, err)
 				want := strings.Contains(" "+test.allowed+" ", " "+who+" ")
 				if got := decision == authorizer.DecisionAllow; got != want {

@@ -69,7 +69,7 @@ func mayI(u user.Info, body []byte, decoder runtime.Decoder) (runtime.Object, er
 	default:
 		return nil, fmt.Errorf("spec: exactly one of resourceAttributes and nonResourceAttributes is needed")
 	}
-	decision, reason, err := roles{}.Authorize(context.Background(), asked)
+	decision, reason, err := authorize(context.Background(), asked)
 	review.Status = authorizationv1.SubjectAccessReviewStatus{
 		Allowed: decision == authorizer.DecisionAllow, Denied: decision == authorizer.DecisionDeny, Reason: reason,
 	}

@@ -34,6 +34,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/request/bearertoken"
 	"k8s.io/apiserver/pkg/authentication/request/union"
 	x509request "k8s.io/apiserver/pkg/authentication/request/x509"
+	"k8s.io/apiserver/pkg/authorization/authorizer"
 	"k8s.io/apiserver/pkg/endpoints/handlers/negotiation"
 	"k8s.io/apiserver/pkg/endpoints/handlers/responsewriters"
 	openapinamer "k8s.io/apiserver/pkg/endpoints/openapi"
@@ -336,7 +337,7 @@ func (c *ControlPlane) secure(cfg Config, config *genericapiserver.RecommendedCo
 		)),
 		anonymous.NewAuthenticator(health),
 	)
-	config.Authorization.Authorizer = roles{}
+	config.Authorization.Authorizer = authorizer.AuthorizerFunc(authorize)
 	return nil
 }
 
