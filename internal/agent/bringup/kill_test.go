@@ -44,7 +44,7 @@ func node(root, server, pin string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	a, err := c.Node(ctx, "", time.Second)
 	if err != nil {

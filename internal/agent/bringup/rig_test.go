@@ -572,8 +572,12 @@ func newSource(base string, tell func(string, error, time.Duration)) Fetcher {
 	return content.New(base, "test", tell)
 }
 
-// start runs an executor until the test or stop ends it.
+// start runs an executor until the test or stop ends it. What earlier ones reported is forgotten, so that until and done
+// wait for this one.
 func (r *rig) start(e *Executor) (stop func()) {
+	r.mu.Lock()
+	r.reports = nil
+	r.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- e.Run(ctx) }()
@@ -592,7 +596,7 @@ func (r *rig) start(e *Executor) (stop func()) {
 
 func (r *rig) until(what string, is func(wire.PhaseReport) bool) wire.PhaseReport {
 	r.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		if last := r.last(); is(last) {
 			return last
 		}
@@ -639,7 +643,13 @@ func (r *rig) has(p string) bool {
 func tree(t *testing.T, root string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
-	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) (failure error) {
+		// An executor that still runs may replace or remove what was listed a moment ago.
+		defer func() {
+			if errors.Is(failure, fs.ErrNotExist) {
+				failure = nil
+			}
+		}()
 		if err != nil {
 			return err
 		}
