@@ -55,7 +55,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	switch {
 	case len(args) == 1 && args[0] == "serve":
-		if err := serve(ctx, listenAddress(), identityOf(os.Getenv)); err != nil {
+		listening := func(address net.Addr) { fmt.Fprintln(stderr, "coldrack-probe: listening on", address) }
+		if err := serve(ctx, listenAddress(), identityOf(os.Getenv), listening); err != nil {
 			fmt.Fprintln(stderr, "coldrack-probe:", err)
 			return exitFailed
 		}
@@ -115,13 +116,14 @@ func identityOf(getenv func(string) string) Identity {
 	return who
 }
 
-// serve answers until ctx ends.
-func serve(ctx context.Context, address string, who Identity) error {
+// serve answers until ctx ends. It tells listening where, as soon as it can be asked.
+func serve(ctx context.Context, address string, who Identity, listening func(net.Addr)) error {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}
+	listening(listener.Addr())
 	server := &http.Server{Handler: handler(who), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()

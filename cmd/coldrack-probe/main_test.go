@@ -1,10 +1,10 @@
 package main
 
 import (
-	"bytes"
+	"bufio"
 	"encoding/json"
 	"fmt"
-	"net"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"coldrack.dev/test/require"
 )
@@ -43,12 +42,7 @@ func TestCheck(t *testing.T) {
 	defer other.Close()
 	secure := httptest.NewTLSServer(plain)
 	defer secure.Close()
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nobody := closed.Addr().String()
-	closed.Close()
+	const nobody = "127.0.0.1:1" // the kernel gives this port to nobody who asks for any
 
 	me := Identity{Pod: "a", Namespace: "coldrack-verify", Node: "n1"}
 	probe := httptest.NewServer(handler(me))
@@ -128,38 +122,27 @@ func TestBinaryIsSmallAndNeedsNothing(t *testing.T) {
 		t.Errorf("the probe has %d bytes; every node pulls it", info.Size())
 	}
 
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	serve := exec.Command("setpriv", append(slices.Clone(restricted), binary, "serve")...)
+	serve.Env = []string{"COLDRACK_PROBE_LISTEN=127.0.0.1:0", "POD_NAME=p", "NODE_NAME=n"}
+	serve.Dir = "/"
+	log, err := serve.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := listener.Addr().String()
-	listener.Close()
-	var log bytes.Buffer
-	serve := exec.Command("setpriv", append(slices.Clone(restricted), binary, "serve")...)
-	serve.Env = []string{"COLDRACK_PROBE_LISTEN=" + address, "POD_NAME=p", "NODE_NAME=n"}
-	serve.Dir, serve.Stderr = "/", &log
 	if err := serve.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- serve.Wait() }()
-	defer serve.Process.Kill()
+	defer func() { _ = serve.Process.Kill() }()
+	said, err := bufio.NewReader(log).ReadString('\n')
+	address, ok := strings.CutPrefix(strings.TrimSpace(said), "coldrack-probe: listening on ")
+	if err != nil || !ok {
+		t.Fatalf("the probe says %q: %v", said, err)
+	}
 
-	for deadline := time.Now().Add(30 * time.Second); ; {
-		out, err := exec.Command("setpriv", append(slices.Clone(restricted), binary, "check", "http://"+address+"/whoami", "2s")...).Output()
-		var result Result
-		if err == nil && json.Unmarshal(out, &result) == nil && strings.Contains(result.Body, `"pod":"p"`) && strings.Contains(result.Body, `"node":"n"`) {
-			break
-		}
-		select {
-		case err := <-ended:
-			t.Fatalf("the probe ended: %v: %s", err, log.String())
-		default:
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no answer: %v: %s\n%s", err, out, log.String())
-		}
-		time.Sleep(20 * time.Millisecond)
+	out, err := exec.Command("setpriv", append(slices.Clone(restricted), binary, "check", "http://"+address+"/whoami", "30s")...).Output()
+	var result Result
+	if err != nil || json.Unmarshal(out, &result) != nil || !strings.Contains(result.Body, `"pod":"p"`) || !strings.Contains(result.Body, `"node":"n"`) {
+		t.Fatalf("no answer: %v: %s", err, out)
 	}
 	if err := exec.Command(binary, "check", "http://"+address+"/none").Run(); err == nil {
 		t.Error("a failed check ends with 0")
@@ -167,7 +150,8 @@ func TestBinaryIsSmallAndNeedsNothing(t *testing.T) {
 	if err := serve.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-ended; err != nil {
-		t.Errorf("the probe did not end well when told to: %v: %s", err, log.String())
+	rest, _ := io.ReadAll(log) // to its end, before Wait closes it
+	if err := serve.Wait(); err != nil {
+		t.Errorf("the probe did not end well when told to: %v: %s", err, rest)
 	}
 }

@@ -3,10 +3,14 @@
 package engines
 
 import (
+	"bufio"
 	"context"
-	"net"
+	"encoding/json"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -24,30 +28,41 @@ import (
 )
 
 // startTime is for programs that answer within a second on an idle machine.
-const startTime = time.Minute
+const startTime = 2 * time.Minute
 
 // Etcd runs the etcd program until the test ends. kill ends it as a power cut would.
 func Etcd(t *testing.T) (endpoint string, kill func()) {
 	t.Helper()
 	require.Need(t, "etcd")
-	free := func() string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		check(t, err)
-		defer l.Close()
-		return "http://" + l.Addr().String()
-	}
-	client, peer := free(), free()
-	cmd := exec.Command("etcd", "--data-dir", t.TempDir(), "--log-level", "error",
-		"--listen-client-urls", client, "--advertise-client-urls", client,
-		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "default="+peer)
-	cmd.Stderr = os.Stderr
+	// It takes any ports that are free, and its log says which.
+	const any = "http://127.0.0.1:0"
+	cmd := exec.Command("etcd", "--data-dir", t.TempDir(), "--log-level", "info", "--logger", "zap", "--log-outputs", "stderr",
+		"--listen-client-urls", any, "--advertise-client-urls", any,
+		"--listen-peer-urls", any, "--initial-advertise-peer-urls", any, "--initial-cluster", "default="+any)
+	log, err := cmd.StderrPipe()
+	check(t, err)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	check(t, cmd.Start())
+	serving, read := make(chan string, 1), make(chan struct{})
+	go func() {
+		defer close(read)
+		followLog(log, serving)
+	}()
 	kill = sync.OnceFunc(func() {
 		_ = cmd.Process.Kill()
+		<-read
 		_ = cmd.Wait()
 	})
 	t.Cleanup(kill)
+	var client string
+	select {
+	case address := <-serving:
+		client = "http://" + address
+	case <-read:
+		t.Fatal("etcd ended at its start")
+	case <-time.After(startTime):
+		t.Fatalf("etcd does not serve after %s", startTime)
+	}
 	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{client}, Logger: zap.NewNop()})
 	check(t, err)
 	defer etcd.Close()
@@ -56,6 +71,24 @@ func Etcd(t *testing.T) (endpoint string, kill func()) {
 	_, err = etcd.Get(ctx, "x")
 	check(t, err)
 	return client, kill
+}
+
+// followLog reads etcd's log to its end: it sends the address that clients are served at, and shows errors.
+func followLog(log io.Reader, serving chan<- string) {
+	for lines := bufio.NewScanner(log); lines.Scan(); {
+		var line struct{ Level, Msg, Address string }
+		if json.Unmarshal(lines.Bytes(), &line) != nil || line.Level == "error" || line.Level == "fatal" || line.Level == "panic" {
+			fmt.Fprintln(os.Stderr, "etcd:", lines.Text())
+			continue
+		}
+		if strings.HasPrefix(line.Msg, "serving client traffic") && line.Address != "" {
+			select {
+			case serving <- line.Address:
+			default:
+			}
+		}
+	}
+	_, _ = io.Copy(io.Discard, log)
 }
 
 // leases stand in for the built-in kind that leaders are elected with.

@@ -157,7 +157,7 @@ func (ns *NS) Plug(bridge, port string, other *NS, link string) {
 func (ns *NS) await(link, state string) {
 	ns.t.Helper()
 	var shown string
-	for range 500 {
+	for range 6000 {
 		if shown = ns.Run("ip", "-d", "-o", "link", "show", "dev", link); strings.Contains(shown, state) {
 			return
 		}

@@ -198,7 +198,7 @@ func (b *bench) who() string {
 func (b *bench) until(s *apiServer, want health) {
 	b.t.Helper()
 	var is health
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		b.mu.Lock()
 		for _, x := range b.backends {
 			if x.address == s.address {
@@ -245,7 +245,7 @@ func (b *bench) stream() <-chan string {
 
 func broken(t *testing.T, stream <-chan string) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	for {
 		select {
 		case _, ok := <-stream:

@@ -237,7 +237,7 @@ func ending(t *testing.T, ended <-chan error) *Reboot {
 			t.Fatalf("ended with %v, want a reboot", err)
 		}
 		return r
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("does not end")
 		return nil
 	}

@@ -94,7 +94,7 @@ func (h *host) want(want string) {
 
 func (h *host) eventually(want string) {
 	h.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if h.ours() == want {
 			return
 		}

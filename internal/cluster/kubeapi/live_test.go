@@ -52,7 +52,7 @@ func (c *testCluster) run(t *testing.T, change func(*Options)) *watched {
 			if err != nil {
 				t.Errorf("Run: %v", err)
 			}
-		case <-time.After(30 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Error("Run does not end")
 		}
 	})

@@ -237,7 +237,7 @@ func startContainerd(t *testing.T, ns *netns.NS, dir string, files []kube.File) 
 		_ = command.Process.Signal(os.Interrupt)
 		select {
 		case <-ended:
-		case <-time.After(30 * time.Second):
+		case <-time.After(2 * time.Minute):
 			_ = command.Process.Kill()
 			<-ended
 		}

@@ -770,8 +770,12 @@ func TestASlowFetchOutlivesTheTimeForRequests(t *testing.T) {
 	u.gate = make(chan struct{})
 	r, _ := through(t, u, 10<<20, nil)
 	// The machine API's server gives clients so long to send a request; that is not for how long they may wait.
-	server := httptest.NewUnstartedServer(r)
-	server.Config.ReadTimeout = 20 * time.Millisecond
+	requests := make(chan context.Context, 1)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		requests <- request.Context()
+		r.ServeHTTP(w, request)
+	}))
+	server.Config.ReadTimeout = time.Second
 	server.Start()
 	defer server.Close()
 	digest, content := layerOf(t, u.images["team/app:v1"], 0)
@@ -780,7 +784,7 @@ func TestASlowFetchOutlivesTheTimeForRequests(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	time.Sleep(10 * server.Config.ReadTimeout)
+	<-(<-requests).Done() // the time is over
 	close(u.gate)
 	if body, err := io.ReadAll(response.Body); err != nil || !bytes.Equal(body, content) {
 		t.Errorf("%d of %d bytes: %v", len(body), len(content), err)

@@ -416,14 +416,16 @@ func TestConnectionsAboveTheLimitWaitForAPlace(t *testing.T) {
 }
 
 func TestRunningAnswersMayFinishWhenTheServerStops(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	closed := make(chan struct{})
+	listener := &closing{Listener: tcp, tell: sync.OnceFunc(func() { close(closed) })}
 	ctx, cancel := context.WithCancel(context.Background())
 	server := New(Options{Drain: time.Minute, Scripts: scriptsFunc(func(context.Context, Query) (string, error) {
 		cancel()
-		time.Sleep(20 * time.Millisecond) // longer than the listener takes to close
+		<-closed
 		return "#!ipxe\n", nil
 	})})
 	done := make(chan error, 1)
@@ -434,6 +436,17 @@ func TestRunningAnswersMayFinishWhenTheServerStops(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+// closing tells when a listener is closed.
+type closing struct {
+	net.Listener
+	tell func()
+}
+
+func (c *closing) Close() error {
+	defer c.tell()
+	return c.Listener.Close()
 }
 
 func TestCurlResumesADownload(t *testing.T) {

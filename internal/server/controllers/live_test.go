@@ -222,7 +222,7 @@ func (w *liveWorld) start() {
 	}
 	select {
 	case <-w.fleet.Synced():
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		w.t.Fatal("the fleet never read its machines")
 	}
 }

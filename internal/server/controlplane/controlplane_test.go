@@ -94,7 +94,7 @@ func TestStartFailsWithAnErrorThatSaysWhatToDo(t *testing.T) {
 			t.Parallel()
 			cfg := testConfig(t, ca)
 			test.spoil(t, &cfg)
-			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 			defer cancel()
 			c, err := Start(ctx, cfg)
 			if err == nil {

@@ -34,7 +34,7 @@ func rawValue(t *testing.T, cfg Config, key string) []byte {
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + cfg.path(etcdDir, "etcd.sock")}, Logger: zap.NewNop()})
 	check(t, err)
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	got, err := client.Get(ctx, key)
 	check(t, err)

@@ -249,29 +249,31 @@ func wantSubnet(t *testing.T, c client.Client, name string) {
 	})
 }
 
-// take holds a port until the test ends.
-func takeTCP(t testing.TB) int {
+// takeTCP holds a port of a namespace, nil for the test's own, until the test ends.
+func takeTCP(t testing.TB, ns *netns.NS) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
+	var l net.Listener
+	check(t, inside(ns, func() (err error) { l, err = net.Listen("tcp", "127.0.0.1:0"); return err }))
 	t.Cleanup(func() { l.Close() })
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-func takeUDP(t testing.TB) int {
+func takeUDP(t testing.TB, ns *netns.NS) int {
 	t.Helper()
-	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	check(t, err)
+	var c *net.UDPConn
+	check(t, inside(ns, func() (err error) {
+		c, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		return err
+	}))
 	t.Cleanup(func() { c.Close() })
 	return c.LocalAddr().(*net.UDPAddr).Port
 }
 
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+func inside(ns *netns.NS, f func() error) error {
+	if ns == nil {
+		return f()
+	}
+	return ns.Do(f)
 }
 
 func wantAll(t *testing.T, text string, parts ...string) {

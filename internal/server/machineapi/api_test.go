@@ -471,7 +471,7 @@ func TestLongPollAnswersWhenSomethingChanges(t *testing.T) {
 		if answer.Action != wire.ActionInstall {
 			t.Errorf("got %+v", answer)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("approval did not wake the machine")
 	}
 }

@@ -196,7 +196,7 @@ func (n *node) program(p kit.Part) error {
 func (n *node) whole() {
 	n.site.t.Helper()
 	path := filepath.Join(n.Dir, strings.TrimPrefix(n.site.kit.Digest, "sha256:"))
-	for range 600 {
+	for range 2400 {
 		if info, err := os.Stat(path); err == nil && info.Size() == n.site.kit.Size() {
 			return
 		}
@@ -214,7 +214,7 @@ func (n *node) ask(method, path, bytes string) (*http.Response, []byte) {
 		r.Header.Set("Range", bytes)
 	}
 	var resp *http.Response
-	for range 100 {
+	for range 3000 {
 		if resp, err = http.DefaultClient.Do(r); err == nil {
 			break
 		}
@@ -337,7 +337,7 @@ func TestWithoutAKitTheServerGivesAll(t *testing.T) {
 			n.start()
 			check(t, n.program(s.parts[0]))
 			check(t, n.program(s.parts[1]))
-			for range 100 { // what has failed takes no room
+			for range 3000 { // what has failed takes no room
 				if left, _ := filepath.Glob(n.Dir + "/*"); len(left) == 0 {
 					return
 				}
@@ -353,7 +353,7 @@ func TestAnotherWishEndsTheFirst(t *testing.T) {
 	n := s.node("a", t.TempDir()).start()
 	check(t, n.program(s.parts[0]))
 	n.Set(nil, "", "")
-	for range 100 {
+	for range 3000 {
 		c, err := net.Dial("tcp", n.listen)
 		if err != nil {
 			break
