@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -765,17 +766,36 @@ func TestTwoRequestsForOneBlobFetchOnce(t *testing.T) {
 	}
 }
 
+// deadlines remembers until when the newest connection may be read.
+type deadlines struct {
+	net.Listener
+	last atomic.Pointer[time.Time]
+}
+
+func (d *deadlines) Accept() (net.Conn, error) {
+	c, err := d.Listener.Accept()
+	return deadlineConn{c, &d.last}, err
+}
+
+type deadlineConn struct {
+	net.Conn
+	last *atomic.Pointer[time.Time]
+}
+
+func (c deadlineConn) SetReadDeadline(until time.Time) error {
+	c.last.Store(&until)
+	return c.Conn.SetReadDeadline(until)
+}
+
 func TestASlowFetchOutlivesTheTimeForRequests(t *testing.T) {
 	u := newUpstreamSite(t)
 	u.gate = make(chan struct{})
 	r, _ := through(t, u, 10<<20, nil)
 	// The machine API's server gives clients so long to send a request; that is not for how long they may wait.
-	requests := make(chan context.Context, 1)
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
-		requests <- request.Context()
-		r.ServeHTTP(w, request)
-	}))
-	server.Config.ReadTimeout = time.Second
+	server := httptest.NewUnstartedServer(r)
+	server.Config.ReadTimeout = time.Hour
+	conns := &deadlines{Listener: server.Listener}
+	server.Listener = conns
 	server.Start()
 	defer server.Close()
 	digest, content := layerOf(t, u.images["team/app:v1"], 0)
@@ -784,7 +804,10 @@ func TestASlowFetchOutlivesTheTimeForRequests(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	<-(<-requests).Done() // the time is over
+	// The answer has begun and waits for the gate.
+	if until := conns.last.Load(); until == nil || !until.IsZero() {
+		t.Errorf("while a fetch lasts, its connection is cut off at %v", until)
+	}
 	close(u.gate)
 	if body, err := io.ReadAll(response.Body); err != nil || !bytes.Equal(body, content) {
 		t.Errorf("%d of %d bytes: %v", len(body), len(content), err)
