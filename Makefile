@@ -1,13 +1,20 @@
-# Coldrack. `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
+# Coldrack. `make demo` and `make check` are all a newcomer needs; `make help` lists the rest.
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS   += --no-print-directory
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X coldrack.dev/internal/version.Version=$(VERSION)
-# The product is pure Go and static; only the race detector needs a C compiler.
-GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+# The product is pure Go and static. Builds, vet, staticcheck and tests have the same flags: with others each of them would
+# compile all of Kubernetes' libraries once more. Only the race detector needs a C compiler, and a build of its own.
+export CGO_ENABLED := 0
+export GOFLAGS     := -trimpath $(filter-out -trimpath,$(GOFLAGS))
+GOBUILD := go build -ldflags '$(LDFLAGS)'
 BUNDLE  := build/default.bundle.tar
+# Downloads and finished steps of bundles, named by what went into them: all clones share them. Deleting it costs only time,
+# and the key that signed earlier bundles.
+# BUILD_CACHE=FOLDER is another place for it.
+BUILD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/coldrack/bundle
 export PATH := $(CURDIR)/bin:$(PATH)
 # What tests may rely on here, after `make setup`; where one of these is missing they fail instead of skipping.
 TOOLS := root netns qemu kubectl etcd curl skopeo tftp udhcpc dhclient dnsmasq nft setpriv containerd ctr losetup sgdisk mtype \
@@ -16,7 +23,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e e2e-laptop e2e-production bench generate clean
+.PHONY: help setup check build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e e2e-laptop e2e-production bench generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -31,13 +38,14 @@ build:
 	@$(GOBUILD) -o bin/coldrack-agent ./cmd/coldrack-agent
 	@$(GOBUILD) -o bin/coldrack ./cmd/coldrack
 
-## bundle     build/default.bundle.tar: Debian and Kubernetes 1.36 (steps are cached in build/cache)
+## bundle     build/default.bundle.tar: Debian and Kubernetes 1.36 (steps are cached in ~/.cache/coldrack)
 bundle: setup build
-	@bin/coldrack bundle build -f recipes/default -f recipes/kubernetes-1.36 --agent bin/coldrack-agent --cache build/cache -o $(BUNDLE)
+	@bin/coldrack bundle build -f recipes/default -f recipes/kubernetes-1.36 --agent bin/coldrack-agent --cache $(BUILD_CACHE) -o $(BUNDLE)
+	@cp $(BUILD_CACHE)/bundle.pub build/bundle.pub
 
 ## bundle-1.35  build/kubernetes-1.35.bundle.tar, to be imported beside it: the release to upgrade from
 bundle-1.35: setup build
-	@bin/coldrack bundle build -f recipes/kubernetes-1.35 --cache build/cache -o build/kubernetes-1.35.bundle.tar
+	@bin/coldrack bundle build -f recipes/kubernetes-1.35 --cache $(BUILD_CACHE) -o build/kubernetes-1.35.bundle.tar
 
 ## demo       three blank virtual machines become a Kubernetes cluster
 demo: bundle bin/kubectl
@@ -50,14 +58,14 @@ demo-down:
 # The real programs that tests drive, built from Go modules.
 bin/kubectl: hack/tools/go.mod hack/tools/kubectl/main.go
 	@mkdir -p bin; echo "building kubectl"
-	@cd hack/tools && CGO_ENABLED=0 go build -trimpath -o ../../bin/kubectl -ldflags "-s -w $(foreach f,gitVersion=v1.36.3 gitMajor=1 gitMinor=36,-X k8s.io/component-base/version.$(f))" ./kubectl
+	@cd hack/tools && go build -o ../../bin/kubectl -ldflags "-s -w $(foreach f,gitVersion=v1.36.3 gitMajor=1 gitMinor=36,-X k8s.io/component-base/version.$(f))" ./kubectl
 bin/etcd: go.mod
 	@mkdir -p bin; echo "building etcd"
-	@CGO_ENABLED=0 go build -trimpath -o bin/etcd go.etcd.io/etcd/server/v3
+	@go build -o bin/etcd go.etcd.io/etcd/server/v3
 # The container runtime of the nodes, from the module that bundles build it from: the build is shared.
 bin/containerd bin/ctr: recipes/modules/containerd-2.3/go.mod recipes/modules/containerd-2.3/go.sum
 	@mkdir -p bin; echo "building $(notdir $@)"
-	@cd recipes/modules/containerd-2.3 && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../../$@ github.com/containerd/containerd/v2/cmd/$(notdir $@)
+	@cd recipes/modules/containerd-2.3 && go build -ldflags '-s -w' -o ../../../$@ github.com/containerd/containerd/v2/cmd/$(notdir $@)
 bin/staticcheck: hack/tools/go.mod
 	@mkdir -p bin; echo "building staticcheck"
 	@cd hack/tools && go build -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
@@ -65,13 +73,22 @@ bin/govulncheck: hack/tools/go.mod
 	@mkdir -p bin; echo "building govulncheck"
 	@cd hack/tools && go build -o ../../bin/govulncheck golang.org/x/vuln/cmd/govulncheck
 
+# Tests, with the time of each and the slowest named at the end.
+bin/gotest: $(wildcard hack/gotest/*.go)
+	@mkdir -p bin; go build -o bin/gotest ./hack/gotest
+
+## check      a minute, without root: format, vet, and every test that needs no privilege and no other program
+check: bin/gotest
+	@hack/lint.sh quick
+	@COLDRACK_REQUIRE=none gotest $$(hack/pure.sh)
+
 ## test       everything that can be checked quickly
 test: setup build bin/kubectl bin/etcd bin/containerd bin/ctr lint unit fuzz
 
 ## unit       all unit, network-namespace and API tests, with the race detector
-unit: build bin/kubectl bin/etcd bin/containerd bin/ctr
+unit: build bin/gotest bin/kubectl bin/etcd bin/containerd bin/ctr
 	@echo "unit tests with the race detector"
-	@go test -race -timeout 15m $$(go list ./... | grep -v /test/e2e)
+	@CGO_ENABLED=1 gotest -race -timeout 15m $$(go list ./... | grep -v /test/e2e)
 
 ## fuzz       a few seconds of fuzzing for every parser of foreign bytes
 fuzz:
@@ -88,22 +105,22 @@ bin/kubeadm bin/kube-apiserver: hack/oracle/go.mod hack/oracle/go.sum hack/oracl
 	@hack/oracle/build.sh $@
 
 ## oracle     real kubeadm's output against ours; what we do in a cluster against a real kube-apiserver
-oracle: bin/kubeadm bin/kube-apiserver bin/etcd bin/kubectl
-	@COLDRACK_REQUIRE=kubeadm,kube-apiserver,kubectl,netns,etcd go test -count=1 ./internal/cluster/kube ./internal/cluster/kubeapi
+oracle: bin/gotest bin/kubeadm bin/kube-apiserver bin/etcd bin/kubectl
+	@COLDRACK_REQUIRE=kubeadm,kube-apiserver,kubectl,netns,etcd gotest -count=1 ./internal/cluster/kube ./internal/cluster/kubeapi
 
 # Tests that drive virtual machines, with their bundle.
-E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) go test -count=1 -v
+E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) gotest -count=1 -v
 
 ## e2e        real programs and real firmware: from power-on to Ready, and to a cluster (QEMU, with or without KVM)
-e2e: bundle oracle
+e2e: bundle oracle bin/gotest
 	@$(E2E) -timeout 75m ./test/e2e/...
 
 ## e2e-laptop  one blank machine becomes a cluster of its own
-e2e-laptop: bundle bin/kubectl
+e2e-laptop: bundle bin/gotest bin/kubectl
 	@COLDRACK_E2E_CLUSTERS=1 $(E2E) -timeout 30m -run TestLaptopCluster ./test/e2e
 
 ## e2e-production  three etcd members, two control planes, a worker; failures, and the whole rack loses its power
-e2e-production: bundle bin/kubectl
+e2e-production: bundle bin/gotest bin/kubectl
 	@COLDRACK_E2E_CLUSTERS=1 $(E2E) -timeout 150m -run 'TestProductionCluster|TestAForeignMachineJoins' ./test/e2e
 
 ## bench      our boot services beside their peers, into docs/performance.md (root; installs test/bench/HOST-PACKAGES)
@@ -117,6 +134,6 @@ generate:
 	@cd api/v1alpha1 && go generate .
 	@go run ./hack/gendocs
 
-## clean      remove what was built; keeps build/cache
+## clean      remove what was built; keeps the cache
 clean:
-	rm -rf bin build/*.tar build/demo
+	rm -rf bin build/*.tar build/bundle.pub build/demo

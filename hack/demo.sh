@@ -75,7 +75,7 @@ up() {
 	if ! alive $state/server.pid >/dev/null; then
 		echo "starting the server; its log is $state/server.log"
 		setsid "$coldrack" serve --data-dir $data --boot-netns coldrack-demo \
-			--bundles $bundle --trusted-keys build/cache/bundle.pub --manifests examples/lab --discovery-args tsc=reliable,mitigations=off,highres=off >>$state/server.log 2>&1 </dev/null &
+			--bundles $bundle --trusted-keys build/bundle.pub --manifests examples/lab --discovery-args tsc=reliable,mitigations=off,highres=off >>$state/server.log 2>&1 </dev/null &
 		echo $! >$state/server.pid
 		disown
 	fi
@@ -88,7 +88,7 @@ up() {
 		"$coldrack" cluster init --name demo "${preset[@]}" -o $cluster
 	fi
 	echo "asking for a Kubernetes cluster: $cluster"
-	"$coldrack" bundle verify -f $cluster --trust build/cache/bundle.pub $bundle
+	"$coldrack" bundle verify -f $cluster --trust build/bundle.pub $bundle
 	"$coldrack" apply -f $cluster
 	echo "powering on $machines blank machines"
 	# Emulated processors that outnumber the host's wait for each other: only the control plane gets two, and it goes first.

@@ -1,11 +1,27 @@
 #!/usr/bin/env bash
 # Runs every fuzz target of the repository for FUZZTIME each, as `go test -fuzztime` takes it. The default is a number
 # of inputs, not a time: when time runs out while a worker answers, go test may report the end as a failure.
+# Each package is built once, and as many targets run at once as there are processors.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+corpus=$(go env GOCACHE)/fuzz
+export work corpus
+target() {
+	local package=$1 binary=$2 name=$3 began=$SECONDS
+	if ! (cd "$package" && "$binary" -test.run '^$' -test.fuzz "^$name\$" -test.fuzztime "${FUZZTIME:-10000x}" -test.parallel 1 \
+		-test.fuzzcachedir "$corpus/coldrack.dev/${package#./}") >"$binary.$name.log" 2>&1; then
+		printf 'fuzz %s %s failed after %d s\n' "$package" "$name" $((SECONDS - began))
+		cat "$binary.$name.log"
+		return 1
+	fi
+	printf 'fuzz %s %s %d s\n' "$package" "$name" $((SECONDS - began))
+}
+export -f target
 grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r package; do
-	grep -rhoE '^func Fuzz[A-Za-z0-9_]+' "$package"/*_test.go | sed 's/^func //' | while read -r target; do
-		printf 'fuzz %s %s\n' "$package" "$target"
-		go test -run '^$' -fuzz "^${target}\$" -fuzztime "${FUZZTIME:-10000x}" "$package" | grep -vE '^(fuzz: |PASS|ok )' || [ "${PIPESTATUS[0]}" -eq 0 ]
-	done
-done
+	binary=$work/$(tr / - <<<"${package#./}").test
+	go test -c -fuzz . -o "$binary" "$package"
+	grep -rhoE '^func Fuzz[A-Za-z0-9_]+' "$package"/*_test.go | sed "s|^func |$package $binary |"
+done >"$work/targets"
+xargs -P "$(nproc)" -L 1 bash -c 'target "$@"' target <"$work/targets"

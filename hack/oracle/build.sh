@@ -10,6 +10,7 @@ minor=${version#v1.}
 minor=${minor%%.*}
 stamp=k8s.io/component-base/version
 mkdir -p "$(dirname "$out")"
-CGO_ENABLED=0 go build -trimpath -o "$out" \
+export CGO_ENABLED=0 GOFLAGS=-trimpath
+go build -o "$out" \
 	-ldflags "-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=$minor -X $stamp.gitTreeState=clean" \
 	"k8s.io/kubernetes/cmd/$(basename "$out")"

@@ -198,7 +198,7 @@ func (r *rack) bringUpChanged(name, was, is string, preset ...string) *cluster {
 	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := r.try("bundle", "verify", "-f", file, "--trust", r.publicKey(), r.bundle); err != nil {
+	if out, err := r.try("bundle", "verify", "-f", file, "--trust", publicKey(r.bundle), r.bundle); err != nil {
 		t.Fatalf("bundle verify: %v\n%s", err, out)
 	}
 	for began := time.Now(); ; time.Sleep(200 * time.Millisecond) {

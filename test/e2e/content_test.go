@@ -32,7 +32,7 @@ func TestProgramsAndImagesOfTheBundleAreWhatTheySay(t *testing.T) {
 	if _, err := os.Stat(file); err != nil {
 		t.Fatalf("no bundle to look into: %v; run: make e2e", err)
 	}
-	trusted, err := bundle.LoadPublicKeys(filepath.Join(root(t), "build", "cache", "bundle.pub"))
+	trusted, err := bundle.LoadPublicKeys(publicKey(file))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,7 +34,6 @@ type rack struct {
 	dir     string
 	bin     string // folder of coldrack and coldrack-agent
 	bundle  string
-	api     string // address of people's API
 	lab     *lab.Lab
 	machine map[string]*lab.Machine // Machine object's name to virtual machine
 
@@ -80,17 +78,8 @@ func newRack(t *testing.T, objects string, options lab.Options, more ...lab.Opti
 	if options.OwnTime {
 		r.patience = 3 * time.Minute // a second of the machines may be several of ours
 	}
-	// A port that is free, and a lab of that name: several racks may stand side by side.
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.api = free.Addr().String()
-	if err := free.Close(); err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(r.api)
-	options.Dir, options.Name = filepath.Join(dir, "lab"), "e2e-"+port
+	// A lab of the folder's name: several racks may stand side by side.
+	options.Dir, options.Name = filepath.Join(dir, "lab"), "e2e-"+strings.TrimPrefix(filepath.Base(dir), "coldrack-e2e-")
 	t.Cleanup(func() {
 		if t.Failed() {
 			r.show()
@@ -137,8 +126,9 @@ func (r *rack) serve() {
 	}
 	defer log.Close()
 	command := exec.Command(filepath.Join(r.bin, "coldrack"), "serve",
-		"--data-dir", filepath.Join(r.dir, "data"), "--api-address", r.api,
-		"--boot-netns", r.lab.Namespace(), "--bundles", r.bundle, "--trusted-keys", r.publicKey(),
+		"--data-dir", filepath.Join(r.dir, "data"), "--api-address", "127.0.0.1:0", // its kubeconfig says which port it got
+
+		"--boot-netns", r.lab.Namespace(), "--bundles", r.bundle, "--trusted-keys", publicKey(r.bundle),
 		"--heartbeat-interval", "10s", "--lost-after", r.patience.String(), "--discovery-args", "tsc=reliable,mitigations=off,highres=off")
 	command.Stdout, command.Stderr = log, log
 	began := time.Now()
@@ -183,12 +173,12 @@ func (r *rack) kill() {
 	r.server = nil
 }
 
-// publicKey is beside the bundle's signing key in the build cache.
-func (r *rack) publicKey() string {
+// publicKey is the file of the key that signed a bundle; "make bundle" puts it beside the bundle.
+func publicKey(bundle string) string {
 	if path := os.Getenv("COLDRACK_E2E_KEY"); path != "" {
 		return path
 	}
-	return filepath.Join(filepath.Dir(r.bundle), "cache", "bundle.pub")
+	return filepath.Join(filepath.Dir(bundle), "bundle.pub")
 }
 
 func (r *rack) client() (client.Client, error) {
