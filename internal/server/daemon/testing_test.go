@@ -25,6 +25,7 @@ import (
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/netboot/dhcp"
+	"coldrack.dev/test/netns"
 )
 
 func check(t testing.TB, err error) {
