@@ -40,6 +40,9 @@ spec:
   console: ["ttyS0,115200"]
   kernelArgs: [tsc=reliable, mitigations=off, highres=off] # see examples/lab/lab.yaml
   sshKeys: [%[1]q]
+  timezone: Europe/Berlin
+  files:
+  - {path: /etc/motd, content: "installed by coldrack\n"}
 ---
 apiVersion: coldrack.dev/v1alpha1
 kind: EnrollmentPolicy
@@ -108,8 +111,8 @@ func TestLaptopCluster(t *testing.T) {
 	c.account()
 }
 
-// TestDevelopmentCluster takes three blank machines to a working cluster: one with etcd and control plane, two
-// for workloads. Then the power of a node, and of the control plane, goes. Two cores without KVM take a quarter of an hour.
+// TestDevelopmentCluster takes three blank machines to a working cluster, without a person: one with etcd and control plane,
+// two for workloads. Each is what it was to become, and nobody can pass for it. Then the power of a node, and of the control plane, goes. Two cores without KVM take a quarter of an hour.
 func TestDevelopmentCluster(t *testing.T) {
 	require.Need(t, "kubectl", "ssh")
 	key, public := sshKey(t)
@@ -127,13 +130,26 @@ func TestDevelopmentCluster(t *testing.T) {
 		t.Fatalf("%d nodes, want 3: %v", len(nodes), nodes)
 	}
 	c.clocksAreSet()
+	worker := c.machineWith(v1alpha1.RoleWorker)
+	c.isWhatItWasMade(worker)
+	c.lookAround(worker)
 	c.useIt()
 	c.verify()
 	c.kubeadmReadsIt()
 
-	// The power of a worker goes and comes back: the node comes back by itself, with its pods.
-	worker := c.machineWith(v1alpha1.RoleWorker)
-	c.powerCut(worker)
+	// The power of a worker goes and comes back: the node comes back by itself, from its disk, with its pods. Meanwhile
+	// somebody tries to pass for it.
+	var light time.Time
+	c.powerCut(worker, func() {
+		c.impersonate(worker)
+		light = time.Now()
+	})
+	if m := c.get(worker); newest(m).Action != v1alpha1.BootLocalDisk || !after(m, light) {
+		t.Errorf("the last boot was %+v, want LocalDisk after the power cut", newest(m))
+	}
+	if out := r.run("explain-boot", worker); !strings.Contains(out, "LocalDisk") {
+		t.Errorf("explain-boot does not speak of the local disk:\n%s", out)
+	}
 	c.useIt()
 
 	// So does the control plane's. What runs elsewhere keeps running, and the API returns.
@@ -499,8 +515,91 @@ func (c *cluster) kubeadmReadsIt() {
 	}
 }
 
+// isWhatItWasMade compares what the server knows of a machine that it installed with the lab's machine, and with what
+// policy and subnet were to give it.
+func (c *cluster) isWhatItWasMade(name string) {
+	t, vm, m := c.t, c.machine[name], c.get(name)
+	t.Helper()
+	inventory := m.Status.Inventory
+	switch {
+	case inventory == nil:
+		t.Fatal("no inventory")
+	case inventory.Firmware != "UEFI":
+		t.Errorf("firmware is %q", inventory.Firmware)
+	case inventory.System.Serial != vm.Spec().Serial || inventory.System.UUID != vm.Spec().UUID || inventory.System.Vendor != lab.Manufacturer:
+		t.Errorf("SMBIOS: %+v, want serial %s, UUID %s", inventory.System, vm.Spec().Serial, vm.Spec().UUID)
+	case len(inventory.Disks) != 1 || inventory.Disks[0].Serial != vm.Spec().Disks[0].Serial || inventory.Disks[0].Size.Value() != int64(vm.Spec().Disks[0].Size):
+		t.Errorf("disks: %+v, want one with serial %s", inventory.Disks, vm.Spec().Disks[0].Serial)
+	case len(inventory.NICs) == 0 || inventory.NICs[0].MAC != vm.MAC().String():
+		t.Errorf("NICs: %+v, want MAC %s", inventory.NICs, vm.MAC())
+	}
+	if want := fmt.Sprintf("worker-%d", vm.Spec().Index); m.Spec.Hostname != want {
+		t.Errorf("the policy gave the host name %q, want %s", m.Spec.Hostname, want)
+	}
+	var addresses []string
+	for _, node := range c.getCluster(c.name).Status.Nodes {
+		addresses = append(addresses, c.get(node.Machine).Spec.Network.Address)
+	}
+	slices.Sort(addresses)
+	if !slices.Equal(addresses, []string{"10.77.0.10", "10.77.0.11", "10.77.0.12"}) {
+		t.Errorf("the machines have %q, want the first static addresses", addresses)
+	}
+	if address := m.Spec.Network.Address + "/24"; m.Status.Node == nil || !slices.Contains(m.Status.Node.Addresses, address) || len(m.Status.Node.FailedUnits) > 0 {
+		t.Errorf("the node reports %+v, want address %s and no failed units", m.Status.Node, address)
+	}
+}
+
+// lookAround does on a node what a person would do first.
+func (c *cluster) lookAround(name string) {
+	c.t.Helper()
+	m := c.get(name)
+	address := m.Spec.Network.Address
+	for command, want := range map[string]string{
+		"hostname":                         m.Spec.Hostname,
+		"cat /etc/motd":                    "installed by coldrack",
+		"date +%Z":                         "CE",
+		"ip -o -4 addr show to " + address: "valid_lft forever", // static, not leased
+		"stat -c %a /var/lib/coldrack/agent/node.pem": "600",
+		"findmnt -rno FSTYPE,OPTIONS /":               "ext4 rw",
+	} {
+		if out := c.ssh(address, command); !strings.Contains(out, want) {
+			c.t.Errorf("%s on the node says %q, want %q", command, out, want)
+		}
+	}
+}
+
+// impersonate has somebody on the segment claim to be an installed machine that is off: no kernel, no nonce, no secret.
+func (c *cluster) impersonate(name string) {
+	t, vm := c.t, c.machine[name]
+	t.Helper()
+	spec := vm.Spec()
+	script := c.curl("/boot/ipxe?mac=" + vm.MAC().String() + "&uuid=" + spec.UUID + "&serial=" + spec.Serial + "&arch=x86_64&platform=efi")
+	if !strings.Contains(script, "local.efi") || strings.Contains(script, "nonce") || strings.Contains(script, "kernel") {
+		t.Errorf("a spoofed MAC got:\n%s", script)
+	}
+	with, err := lab.Create(t.Context(), lab.Options{Dir: c.lab.Dir(), Name: c.lab.Name(), Machines: len(c.machine) + 1, Firmware: lab.BIOS})
+	if err != nil {
+		t.Fatal(err)
+	}
+	thief := with.Machine(len(c.machine) + 1)
+	identity, began := c.get(name).Status.Identity.KeyFingerprint, time.Now()
+	if err := thief.PowerOn(t.Context(), lab.Impersonate(vm)); err != nil {
+		t.Fatal(err)
+	}
+	m := c.await(name, "asked for by the thief", 5*time.Minute, func(m *v1alpha1.Machine) bool { return after(m, began) })
+	if newest(m).Action != v1alpha1.BootLocalDisk || m.Status.Identity == nil || m.Status.Identity.KeyFingerprint != identity {
+		t.Errorf("the thief was told %+v, and the identity is %+v, was %s", newest(m), m.Status.Identity, identity)
+	}
+	if err := thief.PowerOff(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !blank(t, thief.DiskPath(0)) {
+		t.Error("something was written to the thief's disk")
+	}
+}
+
 // powerCut pulls a machine's plug, waits until the server has noticed, puts it back and waits for the node.
-func (c *cluster) powerCut(name string) {
+func (c *cluster) powerCut(name string, meanwhile ...func()) {
 	t := c.t
 	t.Helper()
 	vm := c.machine[name]
@@ -508,6 +607,9 @@ func (c *cluster) powerCut(name string) {
 	before := c.bootID(node)
 	if err := vm.PowerOff(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range meanwhile {
+		f()
 	}
 	c.await(name, "noticed to be away", 5*time.Minute, func(m *v1alpha1.Machine) bool { return m.Status.Phase != v1alpha1.PhaseReady })
 	began := time.Now()

@@ -24,6 +24,7 @@ import (
 // TestProgramsAndImagesOfTheBundleAreWhatTheySay runs every program and every container's program of the real
 // bundle once, and has it say its version.
 func TestProgramsAndImagesOfTheBundleAreWhatTheySay(t *testing.T) {
+	t.Parallel()
 	require.Need(t, "root")
 	file := os.Getenv("COLDRACK_E2E_BUNDLE")
 	if file == "" {

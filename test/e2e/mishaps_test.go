@@ -55,6 +55,7 @@ spec: {image: debian-12, rootDisk: {serial: %[2]q}, wipe: Always}
 // TestMishaps goes through what goes wrong in a rack on one machine, most of it within one boot: an install that
 // failed leaves the machine in discovery, and the next one begins there.
 func TestMishaps(t *testing.T) {
+	t.Parallel()
 	r := newRack(t, "", lab.Options{Machines: 1, Firmware: lab.BIOS, Disks: []lab.Size{256 * lab.MiB, 2 * lab.GiB, 2 * lab.GiB}})
 	vm, name := r.lab.Machine(1), r.name(1)
 	disks := vm.Spec().Disks
@@ -90,7 +91,7 @@ func TestMishaps(t *testing.T) {
 	mark = vm.ConsoleMark()
 	r.run("approve", name, "--profile", "no-such-image")
 	unknown := "image debian-99 is not in any imported bundle"
-	r.await(name, "told that the image is unknown", time.Minute, func(m *v1alpha1.Machine) bool {
+	r.await(name, "told that the image is unknown", 3*time.Minute, func(m *v1alpha1.Machine) bool {
 		return m.Status.Phase == v1alpha1.PhaseApproved && strings.Contains(m.Status.Message, unknown)
 	})
 	r.awaitConsole(vm, mark, unknown)
@@ -105,7 +106,7 @@ func TestMishaps(t *testing.T) {
 	} {
 		mark := vm.ConsoleMark()
 		r.again(name, refusal.profile)
-		m := r.await(name, "refused", time.Minute, ended(v1alpha1.IntentFailed))
+		m := r.await(name, "refused", 3*time.Minute, ended(v1alpha1.IntentFailed))
 		for _, text := range append(refusal.texts, "To try again: coldrack install "+name) {
 			if !strings.Contains(m.Status.Message, text) {
 				t.Errorf("profile %s: the message lacks %q: %s", refusal.profile, text, m.Status.Message)
@@ -135,7 +136,7 @@ func TestMishaps(t *testing.T) {
 
 	// What the broken install left is released; other disks are not Coldrack's.
 	r.run("release", name, "--yes")
-	m = r.await(name, "released", time.Minute, func(m *v1alpha1.Machine) bool {
+	m = r.await(name, "released", 3*time.Minute, func(m *v1alpha1.Machine) bool {
 		// It was Failed before, and is until the release is looked at.
 		return phase(v1alpha1.PhaseReleased)(m) || m.Status.Intent.Action == v1alpha1.ActionRelease && ended(v1alpha1.IntentFailed)(m)
 	})
@@ -154,10 +155,10 @@ func TestMishaps(t *testing.T) {
 		t.Errorf("bundle import --again: %s", out)
 	}
 	r.run("approve", name, "--profile", "careful")
-	r.await(name, "writing the image", 2*time.Minute, during("image", 1))
+	r.await(name, "writing the image", 5*time.Minute, during("image", 1))
 	mark = vm.ConsoleMark()
-	r.cutNetwork(vm, func() { r.awaitConsoleWithin(vm, mark, "cannot fetch image debian-12 at byte", time.Minute) })
-	r.await(name, "getting on", time.Minute, moved(r.get(name)))
+	r.cutNetwork(vm, func() { r.awaitConsoleWithin(vm, mark, "cannot fetch image debian-12 at byte", 3*time.Minute) })
+	r.await(name, "getting on", 3*time.Minute, moved(r.get(name)))
 	mark = vm.ConsoleMark()
 	r.kill()
 	r.awaitConsole(vm, mark, "cannot fetch image debian-12 at byte")
