@@ -28,6 +28,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/agent/bringup"
+	"coldrack.dev/internal/agent/systemd"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/pki"
@@ -166,13 +167,13 @@ func (m *machine) Do(_ context.Context, verb string, units ...string) error {
 	return nil
 }
 
-func (m *machine) State(_ context.Context, unit string) (bringup.UnitState, error) {
+func (m *machine) State(_ context.Context, unit string) (systemd.UnitState, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.active[unit] {
-		return bringup.UnitState{Load: "loaded", Active: "active", File: "enabled"}, nil
+		return systemd.UnitState{Load: "loaded", Active: "active", File: "enabled"}, nil
 	}
-	return bringup.UnitState{Load: "loaded", Active: "inactive", File: "disabled"}, nil
+	return systemd.UnitState{Load: "loaded", Active: "inactive", File: "disabled"}, nil
 }
 
 func (*machine) Log(context.Context, string, int) []string { return nil }

@@ -2,7 +2,7 @@
 // certificates, units, routes and the load balancer, in the phases that the server's plan names.
 //
 // Which phase may begin, what differs from the plan and what has to be restarted for it is decided by functions of
-// plan and disk (plan.go, certificate.go); the rest carries that out. Everything is looked at anew in each pass, so
+// plan and nodefile.Disk (plan.go, certificate.go); the rest carries that out. Everything is looked at anew in each pass, so
 // that it does not matter where the last one was cut off.
 package bringup
 
@@ -10,6 +10,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -19,6 +21,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"coldrack.dev/internal/agent/nodefile"
+	"coldrack.dev/internal/agent/systemd"
 	"coldrack.dev/internal/wire"
 )
 
@@ -71,7 +75,7 @@ type Options struct {
 	Log      *slog.Logger
 	Root     string // "/" on a node
 	Server   Server
-	Systemd  Systemd
+	Systemd  systemd.Manager
 	Router   Router
 	Balancer Balancer
 	// Kit is what this node shares with others of its cluster; nil for nothing.
@@ -82,6 +86,15 @@ type Options struct {
 	Now     func() time.Time
 	Sleep   func(context.Context, time.Duration)
 }
+
+// StateDir holds what a node remembers of its cluster.
+const StateDir = "/var/lib/coldrack/kubernetes"
+
+const (
+	assignmentFile = StateDir + "/assignment.json"
+	ledgerFile     = StateDir + "/ledger.json"
+	digestsFile    = StateDir + "/digests.json"
+)
 
 // Why a pass ends before all phases are done.
 var (
@@ -95,9 +108,9 @@ const pausedText = "paused by the cluster's spec: it begins when the pause ends"
 // Executor carries out what the server assigns to a node.
 type Executor struct {
 	Options
-	disk    disk
+	disk    nodefile.Disk
 	track   *track
-	ledger  *ledger
+	ledger  *nodefile.Ledger
 	prober  *http.Client
 	tidying sync.Mutex
 	wake    chan struct{} // of capacity one
@@ -119,14 +132,14 @@ type Executor struct {
 
 // New reads what is on the disk of an earlier run.
 func New(o Options) (*Executor, error) {
-	e := &Executor{Options: o, disk: disk{o.Root}, track: newTrack(o.Now), prober: newProber(o.Pace.ProbeLimit),
+	e := &Executor{Options: o, disk: nodefile.Disk{Root: o.Root}, track: newTrack(o.Now), prober: newProber(o.Pace.ProbeLimit),
 		wake: make(chan struct{}, 1), waits: map[string]time.Time{}}
 	// The folder of the state holds keys.
-	if err := e.disk.dir(StateDir, 0o700); err != nil {
+	if err := e.disk.MakeDir(StateDir, 0o700); err != nil {
 		return nil, err
 	}
-	e.ledger = openLedger(e.disk, o.Log)
-	e.ledger.cleanUp()
+	e.ledger = nodefile.OpenLedger(e.disk, ledgerFile, o.Log)
+	e.ledger.CleanUp(assignmentFile, digestsFile)
 	saved, err := loadAssignment(e.disk)
 	if err != nil {
 		o.Log.Error("the node's plan cannot be read from the disk; it waits for the server's", "err", err)
@@ -216,7 +229,7 @@ func samePlan(a, b *wire.NodePlan) bool {
 func (e *Executor) save() {
 	b, err := json.Marshal(e.begun)
 	if err == nil {
-		err = e.disk.write(assignmentFile, append(b, '\n'), 0o600)
+		err = e.disk.Write(assignmentFile, append(b, '\n'), 0o600)
 	}
 	if err != nil {
 		e.Log.Error("cannot keep the node's plan; after a reboot it will wait for the server", "err", err)
@@ -393,4 +406,18 @@ func (e *Executor) report(ctx context.Context) error {
 		failures = 0
 	}
 	return nil
+}
+
+// loadAssignment returns the last assignment that was begun, nil if there is none.
+func loadAssignment(d nodefile.Disk) (*wire.NodeAssignment, error) {
+	var a wire.NodeAssignment
+	if err := nodefile.ReadJSON(d, assignmentFile, &a); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if a.Plan == nil {
+		return nil, fmt.Errorf("%s has no plan", assignmentFile)
+	}
+	return &a, nil
 }

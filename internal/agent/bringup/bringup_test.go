@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"coldrack.dev/internal/agent/nodecert"
+	"coldrack.dev/internal/agent/nodefile"
+	"coldrack.dev/internal/agent/systemd"
 	"coldrack.dev/internal/wire"
 )
 
@@ -111,10 +114,12 @@ func TestDriftIsMended(t *testing.T) {
 		"a program that was changed": func(r *rig) error {
 			return os.WriteFile(filepath.Join(r.root, "/opt/cni/bin/bridge"), []byte("BRIDGE"), 0o755)
 		},
-		"a program that may not run":   func(r *rig) error { return os.Chmod(filepath.Join(r.root, "/usr/bin/kubelet"), 0o600) },
-		"a kubeconfig that is gone":    func(r *rig) error { return os.Remove(filepath.Join(r.root, "/etc/kubernetes/admin.conf")) },
-		"a key's mode":                 func(r *rig) error { return os.Chmod(filepath.Join(r.root, "/etc/kubernetes/pki/apiserver.key"), 0o644) },
-		"a unit file that was changed": func(r *rig) error { return os.WriteFile(filepath.Join(r.root, unitDir, "kubelet.service"), nil, 0o644) },
+		"a program that may not run": func(r *rig) error { return os.Chmod(filepath.Join(r.root, "/usr/bin/kubelet"), 0o600) },
+		"a kubeconfig that is gone":  func(r *rig) error { return os.Remove(filepath.Join(r.root, "/etc/kubernetes/admin.conf")) },
+		"a key's mode":               func(r *rig) error { return os.Chmod(filepath.Join(r.root, "/etc/kubernetes/pki/apiserver.key"), 0o644) },
+		"a unit file that was changed": func(r *rig) error {
+			return os.WriteFile(filepath.Join(r.root, systemd.UnitDir, "kubelet.service"), nil, 0o644)
+		},
 		"a link in place of a file": func(r *rig) error {
 			// In one step: what is missing would be mended before the link is made.
 			link := filepath.Join(t.TempDir(), "link")
@@ -422,7 +427,7 @@ func TestWhatThePlanHasNoMoreIsRemovedAndNothingElse(t *testing.T) {
 		"/etc/keepalived/mine.conf": "a person's", "/etc/kubernetes/manifests/mine.yaml": "a person's", "/etc/systemd/system/mine.service": "a person's",
 	}
 	for p, text := range foreign {
-		if err := (disk{r.root}).write(p, []byte(text), 0o644); err != nil {
+		if err := (nodefile.Disk{Root: r.root}).Write(p, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -522,9 +527,9 @@ func TestKeysAreWhatThePlanSays(t *testing.T) {
 	a := r.give("v1", r.controlPlane())
 	r.bringUp(a)
 	for _, c := range a.Plan.Certificates {
-		list, err := parseCertificates([]byte(r.read(c.CertPath)))
-		if err != nil || algorithmOf(list[0].PublicKey) != c.KeyAlgorithm {
-			t.Errorf("%s: %v, %s", c.Name, err, algorithmOf(list[0].PublicKey))
+		list, err := nodecert.Parse([]byte(r.read(c.CertPath)))
+		if err != nil || nodecert.AlgorithmOf(list[0].PublicKey) != c.KeyAlgorithm {
+			t.Errorf("%s: %v, %s", c.Name, err, nodecert.AlgorithmOf(list[0].PublicKey))
 		}
 		if _, ok := list[0].PublicKey.(*ecdsa.PublicKey); ok != strings.Contains(r.read(c.KeyPath), "EC PRIVATE KEY") {
 			t.Errorf("%s: the key's file is of another kind", c.Name)

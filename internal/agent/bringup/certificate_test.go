@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -14,13 +13,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"go.yaml.in/yaml/v3"
 
+	"coldrack.dev/internal/agent/nodecert"
+	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/require"
 )
@@ -35,7 +35,7 @@ func parseIPs(list []string) (out []net.IP) {
 // issue makes a certificate that fits want, after change, and its key.
 func issue(t *testing.T, a *testCA, want wire.NodeCertificate, life time.Duration, age time.Duration, change func(*x509.Certificate)) (certificate, key []byte) {
 	t.Helper()
-	make, err := keyMaker(want.KeyAlgorithm)
+	make, err := nodecert.KeyMaker(want.KeyAlgorithm)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,72 +53,6 @@ func issue(t *testing.T, a *testCA, want wire.NodeCertificate, life time.Duratio
 		t.Fatal(err)
 	}
 	return certificate, key
-}
-
-func TestWhenACertificateIsReplaced(t *testing.T) {
-	ours, other := newTestCA(t, "kubernetes"), newTestCA(t, "kubernetes")
-	want := wire.NodeCertificate{Name: "x", KeyAlgorithm: "ECDSA-P256", CommonName: "cn", Organizations: []string{"a", "b"}, DNSNames: []string{"node", "localhost"}, Authority: ours.pem}
-	for name, tt := range map[string]struct {
-		ca      *testCA
-		age     time.Duration // of three hours
-		change  func(*x509.Certificate)
-		want    func(*wire.NodeCertificate)
-		why     string
-		usable  bool
-		rotated bool
-	}{
-		"one that fits is kept": {usable: true},
-		"the order of names does not matter": {want: func(c *wire.NodeCertificate) {
-			c.DNSNames, c.Organizations = []string{"localhost", "node"}, []string{"b", "a"}
-		}, usable: true},
-		"a third of its life is left":                {age: 2*time.Hour + time.Minute, why: "two thirds", usable: true},
-		"a little more than a third is left":         {age: 2*time.Hour - time.Minute, usable: true},
-		"one that its user rotates is left to him":   {age: 2*time.Hour + time.Minute, rotated: true, usable: true},
-		"one that its user rotates but that expired": {age: 4 * time.Hour, rotated: true, why: "expired"},
-		"one that expired":                           {age: 4 * time.Hour, why: "expired"},
-		"another issuer of the same name":            {ca: other, why: "another authority"},
-		"another common name":                        {want: func(c *wire.NodeCertificate) { c.CommonName = "dn" }, why: `"cn", want "dn"`},
-		"one organization less":                      {want: func(c *wire.NodeCertificate) { c.Organizations = nil }, why: "organizations are [a b], want []"},
-		"a name more":                                {want: func(c *wire.NodeCertificate) { c.DNSNames = append(slices.Clone(c.DNSNames), "vip") }, why: "want [localhost node vip]"},
-		"an address more":                            {want: func(c *wire.NodeCertificate) { c.IPAddresses = []string{"10.0.0.1"} }, why: "want [10.0.0.1]"},
-		"another kind of key":                        {want: func(c *wire.NodeCertificate) { c.KeyAlgorithm = "ECDSA-P384" }, why: "its key is ECDSA-P256"},
-		"a new authority beside the old one":         {want: func(c *wire.NodeCertificate) { c.Authority = other.pem + ours.pem }, usable: true},
-	} {
-		ca := ours
-		if tt.ca != nil {
-			ca = tt.ca
-		}
-		certificate, key := issue(t, ca, want, 3*time.Hour, tt.age, tt.change)
-		asked := want
-		asked.Rotated = tt.rotated
-		if tt.want != nil {
-			tt.want(&asked)
-		}
-		got := inspect(asked, certificate, key, time.Now())
-		if got.usable != tt.usable || (got.why == "") != (tt.why == "") || !strings.Contains(got.why, tt.why) {
-			t.Errorf("%s: usable %v, because %q", name, got.usable, got.why)
-		}
-	}
-	certificate, _ := issue(t, ours, want, time.Hour, 0, nil)
-	_, key := issue(t, ours, want, time.Hour, 0, nil)
-	for name, tt := range map[string]struct{ certificate, key []byte }{
-		"the key of another": {certificate, key}, "no certificate": {nil, key}, "no key": {certificate, nil}, "rubbish": {[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), key},
-	} {
-		if got := inspect(want, tt.certificate, tt.key, time.Now()); got.usable || got.why == "" {
-			t.Errorf("%s: %+v", name, got)
-		}
-	}
-}
-
-func FuzzInspect(f *testing.F) {
-	ca := newTestCA(f, "kubernetes")
-	f.Add([]byte(ca.pem), []byte("-----BEGIN EC PRIVATE KEY-----\n-----END EC PRIVATE KEY-----\n"))
-	want := wire.NodeCertificate{KeyAlgorithm: "ECDSA-P256", CommonName: "x", Authority: ca.pem}
-	f.Fuzz(func(t *testing.T, certificate, key []byte) {
-		if inspect(want, certificate, key, time.Now()).usable {
-			t.Error("nobody signed that")
-		}
-	})
 }
 
 func TestRenewal(t *testing.T) {
@@ -221,7 +155,7 @@ func TestAPowerCutBetweenKeyAndCertificate(t *testing.T) {
 	a := r.give("v1", r.controlPlane())
 	r.bringUp(a)
 	c := a.Plan.Certificates[1]
-	d := disk{r.root}
+	d := nodefile.Disk{Root: r.root}
 	certificate, key := issue(t, r.cas[c.Authority], c, 12*time.Hour, 0, func(x *x509.Certificate) {
 		x.IPAddresses = parseIPs(c.IPAddresses)
 	})
@@ -230,27 +164,27 @@ func TestAPowerCutBetweenKeyAndCertificate(t *testing.T) {
 		cut  func() error
 		want string // certificate afterwards
 	}{
-		"before the key: the new certificate is dropped": {func() error { return d.write(fresh(c), certificate, 0o644) }, old},
+		"before the key: the new certificate is dropped": {func() error { return d.Write(nodecert.Fresh(c), certificate, 0o644) }, old},
 		"after the key: the new certificate is taken": {func() error {
-			return errors.Join(d.write(fresh(c), certificate, 0o644), d.write(c.KeyPath, key, 0o600))
+			return errors.Join(d.Write(nodecert.Fresh(c), certificate, 0o644), d.Write(c.KeyPath, key, 0o600))
 		}, string(certificate)},
 	} {
 		oldKey := r.read(c.KeyPath)
 		if err := tt.cut(); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.finishPair(c); err != nil {
+		if err := nodecert.FinishPair(d, c); err != nil {
 			t.Fatal(err)
 		}
-		if r.has(fresh(c)) || r.read(c.CertPath) != tt.want {
+		if r.has(nodecert.Fresh(c)) || r.read(c.CertPath) != tt.want {
 			t.Errorf("%s: it is not so", name)
 		}
-		if err := errors.Join(d.write(c.KeyPath, []byte(oldKey), 0o600), d.write(c.CertPath, []byte(old), 0o644)); err != nil {
+		if err := errors.Join(d.Write(c.KeyPath, []byte(oldKey), 0o600), d.Write(c.CertPath, []byte(old), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	// Whatever else went wrong: a pair that does not fit is replaced.
-	if err := d.write(c.KeyPath, key, 0o600); err != nil {
+	if err := d.Write(c.KeyPath, key, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r.signed = nil
@@ -369,19 +303,6 @@ func TestKubectlUsesTheKubeconfigs(t *testing.T) {
 		out, err := exec.Command("kubectl", "--kubeconfig", path, "get", "--raw", "/who").CombinedOutput()
 		if err != nil || string(out) != "hello "+want {
 			t.Errorf("%s: %v: %s", file, err, out)
-		}
-	}
-}
-
-func TestKeysOfEveryKind(t *testing.T) {
-	for _, algorithm := range []string{"ECDSA-P256", "ECDSA-P384", "RSA-2048", "RSA-3072"} {
-		make, err := keyMaker(algorithm)
-		if err != nil {
-			t.Fatal(err)
-		}
-		key, encoded, err := make()
-		if block, _ := pem.Decode(encoded); err != nil || block == nil || algorithmOf(key.Public()) != algorithm {
-			t.Errorf("%s: %v", algorithm, err)
 		}
 	}
 }

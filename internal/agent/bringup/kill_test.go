@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"coldrack.dev/internal/agent/client"
+	"coldrack.dev/internal/agent/nodecert"
+	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/wire"
 )
 
@@ -191,26 +193,26 @@ func (r *rig) compare(calm *rig, plan *wire.NodePlan) {
 			}
 		}
 	}
-	d := disk{r.root}
+	d := nodefile.Disk{Root: r.root}
 	for _, c := range plan.Certificates {
-		if was, err := d.look(plan, c, time.Now()); err != nil || was.why != "" {
-			r.t.Errorf("certificate %s: %v, %s", c.Name, err, was.why)
+		if was, err := nodecert.Look(d, plan, c, time.Now()); err != nil || was.Why != "" {
+			r.t.Errorf("certificate %s: %v, %s", c.Name, err, was.Why)
 		}
 	}
 	for _, k := range plan.Kubeconfigs {
-		content, err := d.kubeconfig(plan, k)
+		content, err := nodecert.Kubeconfig(d, plan, k)
 		if err != nil || r.read(k.Path) != string(content) {
 			r.t.Errorf("%s is not around the certificate of now: %v", k.Path, err)
 		}
 		if k.Embed {
-			if _, err := tls.LoadX509KeyPair(d.at(StateDir+"/"+k.Certificate+".crt"), d.at(StateDir+"/"+k.Certificate+".key")); err != nil {
+			if _, err := tls.LoadX509KeyPair(d.At(StateDir+"/"+k.Certificate+".crt"), d.At(StateDir+"/"+k.Certificate+".key")); err != nil {
 				r.t.Error(err)
 			}
 		}
 	}
 	for _, f := range plan.Files {
-		content, err := d.content(plan, f)
-		if err != nil || !d.holds(f, content) {
+		content, err := fileContent(d, plan, f)
+		if err != nil || !d.Holds(f, content) {
 			r.t.Errorf("%s is not as it should be: %v", f.Path, err)
 		}
 	}
@@ -226,8 +228,14 @@ func (r *rig) compare(calm *rig, plan *wire.NodePlan) {
 			}
 		}
 	}
-	l := openLedger(d, slog.New(slog.DiscardHandler))
-	if len(l.restart) > 0 {
-		r.t.Errorf("restarts are still due: %v", l.restart)
+	l := nodefile.OpenLedger(d, ledgerFile, slog.New(slog.DiscardHandler))
+	units := []string{"systemd-modules-load.service", "systemd-sysctl.service", "systemd-networkd.service"}
+	for _, u := range plan.Units {
+		units = append(units, u.Name)
+	}
+	for _, u := range units {
+		if l.Pending(u) != 0 {
+			r.t.Errorf("a restart of %s is still due", u)
+		}
 	}
 }

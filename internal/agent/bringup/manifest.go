@@ -11,6 +11,8 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"coldrack.dev/internal/agent/nodecert"
+	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/wire"
 )
 
@@ -19,19 +21,19 @@ const manifestsDir = "/etc/kubernetes/manifests"
 
 const annotationCertificates = "coldrack.dev/certificates-digest"
 
-// content is what a file of the plan contains on this node. That of a static pod depends on the certificates that
+// fileContent is what a file of the plan contains on this node. That of a static pod depends on the certificates that
 // it reads only when it starts.
 //
 // The kubelet takes a manifest with another annotation for another pod, ends the old one and starts the new one.
 // Moving the manifest away and back would have to wait until the kubelet has noticed the first, and a power cut in
 // between would leave the node without the pod; a manifest that is a function of what is on the disk needs neither.
-func (d disk) content(plan *wire.NodePlan, f wire.NodeFile) ([]byte, error) {
+func fileContent(d nodefile.Disk, plan *wire.NodePlan, f wire.NodeFile) ([]byte, error) {
 	pod := strings.TrimSuffix(path.Base(f.Path), ".yaml")
 	if path.Dir(f.Path) != manifestsDir || f.Dir || f.Link != "" ||
 		!slices.ContainsFunc(plan.Certificates, func(c wire.NodeCertificate) bool { return slices.Contains(c.Restart, pod) }) {
 		return f.Content, nil
 	}
-	certificates, err := d.stamp(plan.Certificates, pod)
+	certificates, err := nodecert.Stamp(d, plan.Certificates, pod)
 	if err != nil {
 		return nil, err
 	}

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"coldrack.dev/internal/agent/nodecert"
+	"coldrack.dev/internal/agent/systemd"
 	"coldrack.dev/internal/wire"
 )
 
@@ -170,7 +173,7 @@ func (p *part) do(ph wire.Phase) error {
 	}
 	for _, name := range ph.Kubeconfigs {
 		k := find(p.plan.Kubeconfigs, func(k wire.NodeKubeconfig) bool { return k.Path == name })
-		content, err := p.disk.kubeconfig(p.plan, k)
+		content, err := nodecert.Kubeconfig(p.disk, p.plan, k)
 		if err != nil {
 			return err
 		}
@@ -211,11 +214,11 @@ func (p *part) write(files []wire.NodeFile) error {
 	var changes []change
 	var paths []string
 	for _, f := range files {
-		content, err := p.disk.content(p.plan, f)
+		content, err := fileContent(p.disk, p.plan, f)
 		if err != nil {
 			return err
 		}
-		if !p.disk.holds(f, content) {
+		if !p.disk.Holds(f, content) {
 			changes = append(changes, change{f, content})
 			paths = append(paths, f.Path)
 		}
@@ -228,7 +231,7 @@ func (p *part) write(files []wire.NodeFile) error {
 		return err
 	}
 	for _, c := range changes {
-		if err := p.disk.put(c.file, c.content); err != nil {
+		if err := p.disk.Put(c.file, c.content); err != nil {
 			return err
 		}
 		// Never the content: it may be a secret.
@@ -241,14 +244,14 @@ func (p *part) write(files []wire.NodeFile) error {
 func (p *pass) prepare(paths []string) error {
 	var note, units []string
 	for _, file := range paths {
-		if info, err := os.Lstat(p.disk.at(file)); err != nil || !info.IsDir() {
+		if info, err := os.Lstat(p.disk.At(file)); err != nil || !info.IsDir() {
 			note = append(note, file)
 		}
-		note = append(note, p.disk.missingParents(file)...)
+		note = append(note, p.disk.MissingParents(file)...)
 		units = append(units, readers(p.plan, file)...)
 	}
 	slices.Sort(units)
-	return p.ledger.prepare(note, slices.Compact(units))
+	return p.ledger.Prepare(note, slices.Compact(units))
 }
 
 // say tells what the phase does.
@@ -265,7 +268,7 @@ func (p *part) changed(what string, args ...any) {
 func (p *part) tidy() error {
 	p.tidying.Lock()
 	defer p.tidying.Unlock()
-	gone := stale(p.plan, p.ledger.paths())
+	gone := stale(p.plan, p.ledger.Paths())
 	if len(gone) == 0 {
 		return nil
 	}
@@ -277,7 +280,7 @@ func (p *part) tidy() error {
 			}
 		}
 	}
-	if err := p.ledger.prepare(nil, units); err != nil {
+	if err := p.ledger.Prepare(nil, units); err != nil {
 		return err
 	}
 	reload := len(units) > 0
@@ -286,14 +289,14 @@ func (p *part) tidy() error {
 		if err != nil {
 			return err
 		}
-		reload = reload || removed && strings.HasPrefix(file, unitDir+"/")
+		reload = reload || removed && strings.HasPrefix(file, systemd.UnitDir+"/")
 	}
 	if reload {
 		if err := p.Systemd.Do(p.hard, "daemon-reload"); err != nil {
 			return err
 		}
 	}
-	if err := p.ledger.forget(gone); err != nil {
+	if err := p.ledger.Forget(gone, unitsAt(gone)); err != nil {
 		return err
 	}
 	for _, name := range units {
@@ -301,11 +304,11 @@ func (p *part) tidy() error {
 			// One of the system's own. A kernel parameter that no file sets any more keeps its value until the
 			// next boot.
 			e := find(effects(), func(e effect) bool { return e.unit == name })
-			due := p.ledger.pending(name)
+			due := p.ledger.Pending(name)
 			if err := p.Systemd.Do(p.hard, e.verb, e.unit); err != nil {
 				return p.withLog(p.hard, err, e.unit)
 			}
-			if err := p.ledger.restarted(name, due); err != nil {
+			if err := p.ledger.Restarted(name, due); err != nil {
 				return err
 			}
 			continue
@@ -317,13 +320,24 @@ func (p *part) tidy() error {
 	return nil
 }
 
+// unitsAt are the units whose files are among paths.
+func unitsAt(paths []string) []string {
+	var units []string
+	for _, file := range paths {
+		if path.Dir(file) == systemd.UnitDir {
+			units = append(units, path.Base(file))
+		}
+	}
+	return units
+}
+
 func (p *part) remove(file string) (bool, error) {
-	info, err := os.Lstat(p.disk.at(file))
+	info, err := os.Lstat(p.disk.At(file))
 	if err != nil {
 		return false, nil
 	}
 	if !info.IsDir() {
-		if name := strings.TrimPrefix(file, unitDir+"/"); name != file && !strings.Contains(name, "/") {
+		if name := strings.TrimPrefix(file, systemd.UnitDir+"/"); name != file && !strings.Contains(name, "/") {
 			state, err := p.Systemd.State(p.hard, name)
 			if err != nil {
 				return false, err
@@ -338,7 +352,7 @@ func (p *part) remove(file string) (bool, error) {
 			}
 		}
 	}
-	if err := os.Remove(p.disk.at(file)); err != nil {
+	if err := os.Remove(p.disk.At(file)); err != nil {
 		if info.IsDir() {
 			return false, nil // something else is in it
 		}

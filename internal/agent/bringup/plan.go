@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"coldrack.dev/internal/agent/nodecert"
+	"coldrack.dev/internal/agent/systemd"
 	"coldrack.dev/internal/wire"
 )
 
@@ -51,10 +53,10 @@ func Validate(plan *wire.NodePlan) error {
 		certificates[c.Name] = true
 		place(what, c.CertPath)
 		place(what, c.KeyPath)
-		if _, err := keyMaker(c.KeyAlgorithm); err != nil {
+		if _, err := nodecert.KeyMaker(c.KeyAlgorithm); err != nil {
 			wrong("%s: %w", what, err)
 		}
-		if _, err := parseCertificates([]byte(c.Authority)); err != nil {
+		if _, err := nodecert.Parse([]byte(c.Authority)); err != nil {
 			wrong("%s: authority: %w", what, err)
 		}
 	}
@@ -179,10 +181,10 @@ func find[T any](list []T, is func(T) bool) (found T) {
 func unitFiles(u wire.NodeUnit) map[string][]byte {
 	files := map[string][]byte{}
 	if len(u.Content) > 0 {
-		files[unitDir+"/"+u.Name] = u.Content
+		files[systemd.UnitDir+"/"+u.Name] = u.Content
 	}
 	for name, content := range u.DropIns {
-		files[unitDir+"/"+u.Name+".d/"+name] = content
+		files[systemd.UnitDir+"/"+u.Name+".d/"+name] = content
 	}
 	return files
 }
@@ -197,7 +199,7 @@ func belongings(plan *wire.NodePlan) map[string]bool {
 		wanted[f.Path] = true
 	}
 	for _, c := range plan.Certificates {
-		wanted[c.CertPath], wanted[c.KeyPath], wanted[fresh(c)] = true, true, true
+		wanted[c.CertPath], wanted[c.KeyPath], wanted[nodecert.Fresh(c)] = true, true, true
 	}
 	for _, k := range plan.Kubeconfigs {
 		wanted[k.Path] = true
@@ -210,7 +212,7 @@ func belongings(plan *wire.NodePlan) map[string]bool {
 	return wanted
 }
 
-// Stale are the paths that were written for an earlier plan and that plan has no use for, what is deepest
+// stale are the paths that were written for an earlier plan and that plan has no use for, what is deepest
 // first. Static pods come before all: they run until their manifest is gone.
 func stale(plan *wire.NodePlan, written []string) []string {
 	keep := map[string]bool{}
@@ -262,7 +264,7 @@ func readers(plan *wire.NodePlan, p string) []string {
 		}
 	}
 	// A drop-in that this plan has no more was read by its unit all the same.
-	if dir := path.Dir(p); strings.HasSuffix(dir, ".d") && path.Dir(dir) == unitDir {
+	if dir := path.Dir(p); strings.HasSuffix(dir, ".d") && path.Dir(dir) == systemd.UnitDir {
 		name := strings.TrimSuffix(path.Base(dir), ".d")
 		if !slices.Contains(units, name) && slices.ContainsFunc(plan.Units, func(u wire.NodeUnit) bool { return u.Name == name }) {
 			units = append(units, name)

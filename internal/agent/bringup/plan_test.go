@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/wire"
 )
 
@@ -215,19 +216,11 @@ func TestWhatAnEarlierPlanLeft(t *testing.T) {
 	}
 }
 
-func TestParseState(t *testing.T) {
-	got := parseState([]byte("Result=exit-code\nNRestarts=3\nLoadState=loaded\nActiveState=activating\nSubState=auto-restart\nUnitFileState=enabled\nNeedDaemonReload=yes\n"))
-	want := UnitState{Load: "loaded", Active: "activating", Sub: "auto-restart", File: "enabled", Result: "exit-code", Restarts: "3", NeedReload: true}
-	if got != want || got.String() != "activating (auto-restart), result exit-code, restarted 3 times" {
-		t.Errorf("got %+v, %s", got, got)
-	}
-}
-
 func TestKernelParametersAreReadAsSysctlReadsThem(t *testing.T) {
 	r := newRig(t)
-	d := disk{r.root}
+	d := nodefile.Disk{Root: r.root}
 	for p, text := range map[string]string{"/proc/sys/net/ipv4/tcp_rmem": "4096\t131072\t6291456\n", "/proc/sys/net/ipv4/conf/eth0.5/forwarding": "1\n"} {
-		if err := d.write(p, []byte(text), 0o644); err != nil {
+		if err := d.Write(p, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"coldrack.dev/internal/agent/systemd"
 	"coldrack.dev/internal/wire"
 )
 
@@ -127,7 +128,7 @@ func (e *statusError) Error() string {
 	var failed []string
 	for line := range bytes.Lines(e.body) {
 		if check, ok := bytes.CutPrefix(bytes.TrimSpace(line), []byte("[-]")); ok {
-			failed = append(failed, cut(string(check), 80))
+			failed = append(failed, systemd.Cut(string(check), 80))
 		}
 	}
 	text := fmt.Sprintf("it answers %d", e.status)
@@ -135,7 +136,7 @@ func (e *statusError) Error() string {
 		return text + ": " + strings.Join(failed, ", ")
 	}
 	if line, _, _ := strings.Cut(strings.TrimSpace(string(e.body)), "\n"); line != "" {
-		return text + ": " + cut(line, 120)
+		return text + ": " + systemd.Cut(line, 120)
 	}
 	return text
 }
@@ -163,7 +164,7 @@ func reason(err error) string {
 func (p *pass) evidence(ctx context.Context, target string) string {
 	if pod := podAt(p.plan, target); pod != "" {
 		if file := p.newestLog(pod); file != "" {
-			lines := lastLines(criLine.ReplaceAll(tail(file, 16<<10), nil), logLines)
+			lines := systemd.LastLines(criLine.ReplaceAll(tail(file, 16<<10), nil), logLines)
 			if len(lines) > 0 {
 				return fmt.Sprintf("; the end of %s's log: %s", pod, strings.Join(lines, " | "))
 			}
@@ -204,7 +205,7 @@ func podAt(plan *wire.NodePlan, target string) string {
 }
 
 func (p *pass) newestLog(pod string) string {
-	files, _ := filepath.Glob(p.disk.at(podLogs) + "/kube-system_" + pod + "-" + p.plan.NodeName + "_*/*/*.log")
+	files, _ := filepath.Glob(p.disk.At(podLogs) + "/kube-system_" + pod + "-" + p.plan.NodeName + "_*/*/*.log")
 	if len(files) == 0 {
 		return ""
 	}

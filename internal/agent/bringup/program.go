@@ -17,6 +17,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"coldrack.dev/internal/agent/content"
+	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/wire"
 )
 
@@ -59,7 +60,7 @@ func (p *part) programs(ctx context.Context, programs []wire.Program) error {
 	p.reading.Lock()
 	defer p.reading.Unlock()
 	digests := map[string]known{}
-	if err := readJSON(p.disk, digestsFile, &digests); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := nodefile.ReadJSON(p.disk, digestsFile, &digests); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		p.Log.Warn("programs are read once more to know them", "err", err)
 		digests = map[string]known{}
 	}
@@ -88,7 +89,7 @@ func (p *part) programs(ctx context.Context, programs []wire.Program) error {
 		}
 		done += program.Content.Size
 		p.track.bytes(p.name, done, total)
-		info, err := os.Stat(p.disk.at(program.Path))
+		info, err := os.Stat(p.disk.At(program.Path))
 		if err != nil {
 			return err
 		}
@@ -108,7 +109,7 @@ func (p *part) programs(ctx context.Context, programs []wire.Program) error {
 			delete(digests, file)
 		}
 	}
-	return writeJSON(p.disk, digestsFile, digests)
+	return nodefile.WriteJSON(p.disk, digestsFile, digests)
 }
 
 func (p *pass) versionOf(program wire.Program) string {
@@ -120,7 +121,7 @@ func (p *pass) versionOf(program wire.Program) string {
 
 // hasProgram says whether a program is there, and whether the file had to be read for it.
 func (p *pass) hasProgram(ctx context.Context, program wire.Program, digests map[string]known) (there, read bool, err error) {
-	file := p.disk.at(program.Path)
+	file := p.disk.At(program.Path)
 	info, err := os.Lstat(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, false, nil
@@ -177,9 +178,9 @@ func digestOf(h hash.Hash) string { return "sha256:" + hex.EncodeToString(h.Sum(
 
 // fetch unpacks a program while it arrives. One that is running goes on with the old file.
 func (p *part) fetch(ctx context.Context, program wire.Program, progress func(int64)) error {
-	if free, total := p.disk.space(path.Dir(program.Path)); total > 0 && free < program.Size+spare {
+	if free, total := p.disk.Space(path.Dir(program.Path)); total > 0 && free < program.Size+spare {
 		return fmt.Errorf("program %s: %s needs %s and has %s free of %s on its file system: remove what is not needed there",
-			program.Name, program.Path, size(program.Size+spare), size(free), size(total))
+			program.Name, program.Path, nodefile.Size(program.Size+spare), nodefile.Size(free), nodefile.Size(total))
 	}
 	if err := p.prepare([]string{program.Path}); err != nil {
 		return err
@@ -187,7 +188,7 @@ func (p *part) fetch(ctx context.Context, program wire.Program, progress func(in
 	source := p.Content(p.contentURL(), func(what string, err error, wait time.Duration) {
 		p.say("fetching %s: %v; tries again in %s", what, err, wait.Round(time.Second))
 	})
-	err := p.disk.stream(program.Path, 0o755, func(w io.Writer) error {
+	err := p.disk.Stream(program.Path, 0o755, func(w io.Writer) error {
 		return unpack(ctx, source, program, w, progress)
 	})
 	var missing *content.MissingError

@@ -34,6 +34,8 @@ import (
 
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/content"
+	"coldrack.dev/internal/agent/nodefile"
+	"coldrack.dev/internal/agent/systemd"
 	"coldrack.dev/internal/wire"
 )
 
@@ -60,7 +62,7 @@ func newTestCA(t testing.TB, name string) *testCA {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &testCA{cert, key, string(pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: der}))}
+	return &testCA{cert, key, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))}
 }
 
 func (a *testCA) sign(template *x509.Certificate, public any) ([]byte, error) {
@@ -70,7 +72,7 @@ func (a *testCA) sign(template *x509.Certificate, public any) ([]byte, error) {
 	}
 	template.SerialNumber = serial
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, public, a.key)
-	return pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: der}), err
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), err
 }
 
 // fakeServer is the machine API with one assignment, over TLS and with the wire's real types, and the boot
@@ -307,7 +309,7 @@ func (w *twin) load(unit string) twinUnit {
 func (w *twin) store(unit string, u twinUnit) {
 	b, err := json.Marshal(u)
 	if err == nil {
-		err = disk{w.root}.write(twinDir+"/"+unit, b, 0o600)
+		err = nodefile.Disk{Root: w.root}.Write(twinDir+"/"+unit, b, 0o600)
 	}
 	if err != nil {
 		panic(err)
@@ -326,8 +328,8 @@ func (w *twin) digests(paths []string) map[string]string {
 
 // own are the files of a unit itself.
 func (w *twin) own(unit string) []string {
-	files := []string{unitDir + "/" + unit}
-	dropIns, _ := filepath.Glob(filepath.Join(w.root, unitDir, unit+".d", "*.conf"))
+	files := []string{systemd.UnitDir + "/" + unit}
+	dropIns, _ := filepath.Glob(filepath.Join(w.root, systemd.UnitDir, unit+".d", "*.conf"))
 	for _, f := range dropIns {
 		files = append(files, strings.TrimPrefix(f, w.root))
 	}
@@ -339,7 +341,7 @@ func (w *twin) Do(_ context.Context, verb string, units ...string) error {
 	defer w.mu.Unlock()
 	w.did = append(w.did, strings.TrimSpace(verb+" "+strings.Join(units, " ")))
 	if verb == "daemon-reload" {
-		files, _ := filepath.Glob(filepath.Join(w.root, unitDir, "*.service"))
+		files, _ := filepath.Glob(filepath.Join(w.root, systemd.UnitDir, "*.service"))
 		for _, f := range files {
 			name := filepath.Base(f)
 			u := w.load(name)
@@ -411,13 +413,13 @@ func (w *twin) apply(unit string) error {
 	return nil
 }
 
-func (w *twin) State(_ context.Context, unit string) (UnitState, error) {
+func (w *twin) State(_ context.Context, unit string) (systemd.UnitState, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	u := w.load(unit)
-	s := UnitState{Load: "not-found", Active: "inactive", Sub: "dead"}
+	s := systemd.UnitState{Load: "not-found", Active: "inactive", Sub: "dead"}
 	switch {
-	case slices.Contains(w.packaged, unit), len(u.Loaded) > 0 && u.Loaded[unitDir+"/"+unit] != "":
+	case slices.Contains(w.packaged, unit), len(u.Loaded) > 0 && u.Loaded[systemd.UnitDir+"/"+unit] != "":
 		s.Load = "loaded"
 	}
 	if u.Active != "" {

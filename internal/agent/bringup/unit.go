@@ -13,41 +13,6 @@ import (
 	"coldrack.dev/internal/wire"
 )
 
-const unitDir = "/etc/systemd/system"
-
-// Systemd is the system's service manager.
-type Systemd interface {
-	// Do runs one of systemctl's verbs and returns when it has had its effect; the error says what systemd said.
-	// What is enabled or disabled is known to systemd only after a daemon-reload.
-	Do(ctx context.Context, verb string, units ...string) error
-	// State reads a unit's state.
-	State(ctx context.Context, unit string) (UnitState, error)
-	// Log is the end of a unit's log, oldest line first.
-	Log(ctx context.Context, unit string, lines int) []string
-}
-
-// UnitState is what systemd says of a unit, in its words.
-type UnitState struct {
-	Load       string // loaded, not-found, masked, bad-setting, error
-	Active     string // active, inactive, failed, activating, deactivating, reloading
-	Sub        string
-	File       string // enabled, disabled, static, ... ; empty without a file
-	Result     string // success, exit-code, ...
-	Restarts   string
-	NeedReload bool // its files changed since systemd read them
-}
-
-func (s UnitState) String() string {
-	text := s.Active + " (" + s.Sub + ")"
-	if s.Result != "" && s.Result != "success" {
-		text += ", result " + s.Result
-	}
-	if s.Restarts != "" && s.Restarts != "0" {
-		text += ", restarted " + s.Restarts + " times"
-	}
-	return text
-}
-
 // units runs the phase's units.
 func (p *part) units(ctx context.Context, names []string) error {
 	if len(names) == 0 {
@@ -113,7 +78,7 @@ func (p *part) introduce(ctx context.Context) error {
 
 // unit makes sure that a unit runs, with what it reads as it is now.
 func (p *part) unit(ctx context.Context, name string) error {
-	due := p.ledger.pending(name)
+	due := p.ledger.Pending(name)
 	state, err := p.Systemd.State(ctx, name)
 	if err != nil {
 		return err
@@ -145,7 +110,7 @@ func (p *part) unit(ctx context.Context, name string) error {
 		return p.withLog(ctx, err, name)
 	}
 	p.changed("unit runs", "unit", name, "by", verb)
-	return p.ledger.restarted(name, due)
+	return p.ledger.Restarted(name, due)
 }
 
 func (p *part) withLog(ctx context.Context, err error, unit string) error {
@@ -163,7 +128,7 @@ func (p *part) system(ctx context.Context, files []string) error {
 		if len(own) == 0 {
 			continue
 		}
-		due := p.ledger.pending(e.unit)
+		due := p.ledger.Pending(e.unit)
 		wrong, err := p.inForce(e, own)
 		if err != nil {
 			return err
@@ -181,7 +146,7 @@ func (p *part) system(ctx context.Context, files []string) error {
 		} else if wrong != "" {
 			return fmt.Errorf("%s ran, and still %s", e.unit, wrong)
 		}
-		if err := p.ledger.restarted(e.unit, due); err != nil {
+		if err := p.ledger.Restarted(e.unit, due); err != nil {
 			return err
 		}
 	}
@@ -218,14 +183,14 @@ func (p *pass) inForce(e effect, files []string) (string, error) {
 // hasModule knows modules that are loaded and those that are part of the kernel.
 func (p *pass) hasModule(name string) bool {
 	same := func(s string) string { return strings.ReplaceAll(s, "-", "_") }
-	if _, err := os.Stat(p.disk.at("/sys/module/" + same(name))); err == nil {
+	if _, err := os.Stat(p.disk.At("/sys/module/" + same(name))); err == nil {
 		return true
 	}
-	release, err := os.ReadFile(p.disk.at("/proc/sys/kernel/osrelease"))
+	release, err := os.ReadFile(p.disk.At("/proc/sys/kernel/osrelease"))
 	if err != nil {
 		return false
 	}
-	builtin, err := os.ReadFile(p.disk.at("/lib/modules/" + strings.TrimSpace(string(release)) + "/modules.builtin"))
+	builtin, err := os.ReadFile(p.disk.At("/lib/modules/" + strings.TrimSpace(string(release)) + "/modules.builtin"))
 	if err != nil {
 		return false
 	}
@@ -256,7 +221,7 @@ func (p *pass) parameter(line string) string {
 			return r
 		}, key)
 	}
-	b, err := os.ReadFile(p.disk.at("/proc/sys/" + file))
+	b, err := os.ReadFile(p.disk.At("/proc/sys/" + file))
 	if err != nil {
 		return fmt.Sprintf("kernel parameter %s cannot be read: %v", key, pathless(err))
 	}

@@ -15,6 +15,7 @@ import (
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/routes"
+	"coldrack.dev/internal/agent/systemd"
 	"coldrack.dev/internal/content/swarm/nodecache"
 	"coldrack.dev/internal/content/swarm/peer"
 )
@@ -85,7 +86,7 @@ func cluster(log *slog.Logger, server *client.Client, kit *nodecache.Sharer, ver
 	}
 	lb := balancer.New(log, balancer.UsualPace())
 	executor, err := bringup.New(bringup.Options{
-		Log: log, Root: "/", Server: server, Systemd: bringup.Systemctl{}, Router: keeper, Balancer: lb, Kit: kit,
+		Log: log, Root: "/", Server: server, Systemd: systemd.Systemctl{}, Router: keeper, Balancer: lb, Kit: kit,
 		Content: func(base string, tell func(string, error, time.Duration)) bringup.Fetcher {
 			return kit.Through(content.New(base, "coldrack-agent/"+version, tell))
 		},

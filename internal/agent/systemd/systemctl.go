@@ -1,4 +1,4 @@
-package bringup
+package systemd
 
 import (
 	"bytes"
@@ -76,25 +76,26 @@ func (Systemctl) Log(ctx context.Context, unit string, lines int) []string {
 	if err != nil {
 		return nil
 	}
-	return lastLines(out, lines)
+	return LastLines(out, lines)
 }
 
 func oneLine(out []byte) string {
 	return strings.Join(strings.Fields(string(bytes.TrimSpace(out))), " ")
 }
 
-// lastLines are the last n lines of a text that are not empty, each cut to what a person reads.
-func lastLines(text []byte, n int) []string {
+// LastLines are the last n lines of a text that are not empty, each cut to what a person reads.
+func LastLines(text []byte, n int) []string {
 	var lines []string
 	for line := range bytes.Lines(text) {
 		if line = bytes.TrimSpace(line); len(line) > 0 {
-			lines = append(lines, cut(string(line), 240))
+			lines = append(lines, Cut(string(line), 240))
 		}
 	}
 	return lines[max(0, len(lines)-n):]
 }
 
-func cut(s string, n int) string {
+// Cut shortens a text to n bytes and says so.
+func Cut(s string, n int) string {
 	if len(s) > n {
 		return strings.ToValidUTF8(s[:n], "") + "..."
 	}

@@ -1,13 +1,15 @@
-package bringup
+package nodecert
 
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
+	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/wire"
 )
 
-// kubeconfig is the file format of kubectl, as JSON, which is YAML. Byte slices are base64 in it, as the format
+// Kubeconfig is the file format of kubectl, as JSON, which is YAML. Byte slices are base64 in it, as the format
 // wants them.
 type kubeconfig struct {
 	APIVersion     string              `json:"apiVersion"`
@@ -46,10 +48,13 @@ type kubeconfigAuth struct {
 	Key             []byte `json:"client-key-data,omitempty"`
 }
 
-// kubeconfig writes k around the certificate that is on the disk.
-func (d disk) kubeconfig(plan *wire.NodePlan, k wire.NodeKubeconfig) ([]byte, error) {
-	c := find(plan.Certificates, func(c wire.NodeCertificate) bool { return c.Name == k.Certificate })
-	certificate, key := source(plan, c)
+// Kubeconfig is the file k around the certificate that is on the disk.
+func Kubeconfig(d nodefile.Disk, plan *wire.NodePlan, k wire.NodeKubeconfig) ([]byte, error) {
+	i := slices.IndexFunc(plan.Certificates, func(c wire.NodeCertificate) bool { return c.Name == k.Certificate })
+	if i < 0 {
+		return nil, fmt.Errorf("kubeconfig %s: there is no certificate %q", k.Path, k.Certificate)
+	}
+	certificate, key := Source(plan, plan.Certificates[i])
 	auth := kubeconfigAuth{CertificateFile: certificate, KeyFile: key}
 	if k.Embed {
 		auth = kubeconfigAuth{}
@@ -57,7 +62,7 @@ func (d disk) kubeconfig(plan *wire.NodePlan, k wire.NodeKubeconfig) ([]byte, er
 			path string
 			into *[]byte
 		}{{certificate, &auth.Certificate}, {key, &auth.Key}} {
-			b, err := d.read(part.path)
+			b, err := d.Read(part.path)
 			if err != nil {
 				return nil, fmt.Errorf("kubeconfig %s needs certificate %s: %w", k.Path, k.Certificate, err)
 			}

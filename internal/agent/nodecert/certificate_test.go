@@ -1,0 +1,151 @@
+package nodecert
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"coldrack.dev/internal/wire"
+)
+
+// testCA signs for a test.
+type testCA struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  string
+}
+
+func newTestCA(t testing.TB, name string) *testCA {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &testCA{cert, key, string(pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: der}))}
+}
+
+func (a *testCA) sign(template *x509.Certificate, public any) ([]byte, error) {
+	template.SerialNumber = big.NewInt(2)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, public, a.key)
+	return pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: der}), err
+}
+
+// issue makes a certificate that fits want, after change, and its key.
+func issue(t *testing.T, a *testCA, want wire.NodeCertificate, life time.Duration, age time.Duration, change func(*x509.Certificate)) (certificate, key []byte) {
+	t.Helper()
+	make, err := KeyMaker(want.KeyAlgorithm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, key, err := make()
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{Subject: pkix.Name{CommonName: want.CommonName, Organization: want.Organizations}, DNSNames: want.DNSNames,
+		NotBefore: time.Now().Add(-age), NotAfter: time.Now().Add(life - age)}
+	if change != nil {
+		change(template)
+	}
+	certificate, err = a.sign(template, private.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certificate, key
+}
+
+func TestWhenACertificateIsReplaced(t *testing.T) {
+	ours, other := newTestCA(t, "kubernetes"), newTestCA(t, "kubernetes")
+	want := wire.NodeCertificate{Name: "x", KeyAlgorithm: "ECDSA-P256", CommonName: "cn", Organizations: []string{"a", "b"}, DNSNames: []string{"node", "localhost"}, Authority: ours.pem}
+	for name, tt := range map[string]struct {
+		ca      *testCA
+		age     time.Duration // of three hours
+		change  func(*x509.Certificate)
+		want    func(*wire.NodeCertificate)
+		why     string
+		usable  bool
+		rotated bool
+	}{
+		"one that fits is kept": {usable: true},
+		"the order of names does not matter": {want: func(c *wire.NodeCertificate) {
+			c.DNSNames, c.Organizations = []string{"localhost", "node"}, []string{"b", "a"}
+		}, usable: true},
+		"a third of its life is left":                {age: 2*time.Hour + time.Minute, why: "two thirds", usable: true},
+		"a little more than a third is left":         {age: 2*time.Hour - time.Minute, usable: true},
+		"one that its user rotates is left to him":   {age: 2*time.Hour + time.Minute, rotated: true, usable: true},
+		"one that its user rotates but that expired": {age: 4 * time.Hour, rotated: true, why: "expired"},
+		"one that expired":                           {age: 4 * time.Hour, why: "expired"},
+		"another issuer of the same name":            {ca: other, why: "another authority"},
+		"another common name":                        {want: func(c *wire.NodeCertificate) { c.CommonName = "dn" }, why: `"cn", want "dn"`},
+		"one organization less":                      {want: func(c *wire.NodeCertificate) { c.Organizations = nil }, why: "organizations are [a b], want []"},
+		"a name more":                                {want: func(c *wire.NodeCertificate) { c.DNSNames = append(slices.Clone(c.DNSNames), "vip") }, why: "want [localhost node vip]"},
+		"an address more":                            {want: func(c *wire.NodeCertificate) { c.IPAddresses = []string{"10.0.0.1"} }, why: "want [10.0.0.1]"},
+		"another kind of key":                        {want: func(c *wire.NodeCertificate) { c.KeyAlgorithm = "ECDSA-P384" }, why: "its key is ECDSA-P256"},
+		"a new authority beside the old one":         {want: func(c *wire.NodeCertificate) { c.Authority = other.pem + ours.pem }, usable: true},
+	} {
+		ca := ours
+		if tt.ca != nil {
+			ca = tt.ca
+		}
+		certificate, key := issue(t, ca, want, 3*time.Hour, tt.age, tt.change)
+		asked := want
+		asked.Rotated = tt.rotated
+		if tt.want != nil {
+			tt.want(&asked)
+		}
+		got := Inspect(asked, certificate, key, time.Now())
+		if got.Usable != tt.usable || (got.Why == "") != (tt.why == "") || !strings.Contains(got.Why, tt.why) {
+			t.Errorf("%s: usable %v, because %q", name, got.Usable, got.Why)
+		}
+	}
+	certificate, _ := issue(t, ours, want, time.Hour, 0, nil)
+	_, key := issue(t, ours, want, time.Hour, 0, nil)
+	for name, tt := range map[string]struct{ certificate, key []byte }{
+		"the key of another": {certificate, key}, "no certificate": {nil, key}, "no key": {certificate, nil}, "rubbish": {[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), key},
+	} {
+		if got := Inspect(want, tt.certificate, tt.key, time.Now()); got.Usable || got.Why == "" {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+func FuzzInspect(f *testing.F) {
+	ca := newTestCA(f, "kubernetes")
+	f.Add([]byte(ca.pem), []byte("-----BEGIN EC PRIVATE KEY-----\n-----END EC PRIVATE KEY-----\n"))
+	want := wire.NodeCertificate{KeyAlgorithm: "ECDSA-P256", CommonName: "x", Authority: ca.pem}
+	f.Fuzz(func(t *testing.T, certificate, key []byte) {
+		if Inspect(want, certificate, key, time.Now()).Usable {
+			t.Error("nobody signed that")
+		}
+	})
+}
+
+func TestKeysOfEveryKind(t *testing.T) {
+	for _, algorithm := range []string{"ECDSA-P256", "ECDSA-P384", "RSA-2048", "RSA-3072"} {
+		make, err := KeyMaker(algorithm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, encoded, err := make()
+		if block, _ := pem.Decode(encoded); err != nil || block == nil || AlgorithmOf(key.Public()) != algorithm {
+			t.Errorf("%s: %v", algorithm, err)
+		}
+	}
+}
