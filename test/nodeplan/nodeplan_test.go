@@ -180,7 +180,7 @@ func (*machine) Log(context.Context, string, int) []string { return nil }
 
 type routes struct{}
 
-func (routes) Set([]wire.NodeRoute) error { return nil }
+func (routes) Set([]wire.NodeRoute, []wire.ServiceRoute) error { return nil }
 
 type balancer struct{}
 
