@@ -165,3 +165,9 @@ func (ns *NS) await(link, state string) {
 	}
 	ns.t.Fatalf("link %s does not come to %q: %s", link, state, shown)
 }
+
+// Patience is a context that ends when a test has waited long enough for what a loaded machine does late. It is a bound for what never
+// comes, not a measure.
+func Patience(t testing.TB) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(t.Context(), time.Minute)
+}

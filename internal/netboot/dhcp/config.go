@@ -23,7 +23,8 @@ const (
 
 // Config is what the server works by. It can be replaced while the server runs.
 type Config struct {
-	// Interfaces are the names of the interfaces to serve.
+	// Interfaces are the names of the interfaces to serve, also of those that do not exist yet. None: every Ethernet interface that
+	// is up and has an IPv4 address.
 	Interfaces []string
 	// ServerIP is the address clients know the server by, where an interface has several or where
 	// clients are behind a relay. The zero Addr means the interface's own.

@@ -75,6 +75,8 @@ type engine struct {
 	orphans []record            // leases that fit no present pool, kept for when their pool comes back
 	pending map[string]*pending // by subnet and client
 	quiet   map[string]time.Time
+	relays  map[netip.Prefix]bool // subnets for which a relay has asked
+	changed func()                // Options.Changed
 }
 
 // pending is a DISCOVER that waits for a probe.
@@ -106,7 +108,15 @@ type exchange struct {
 
 func newEngine(backend Backend, log *slog.Logger, now func() time.Time, store func(record, func(error)), count *counters) *engine {
 	return &engine{backend: backend, log: log, now: now, store: store, count: count,
-		pools: map[netip.Prefix]*pool{}, pending: map[string]*pending{}, quiet: map[string]time.Time{}}
+		pools: map[netip.Prefix]*pool{}, pending: map[string]*pending{}, quiet: map[string]time.Time{},
+		relays: map[netip.Prefix]bool{}, changed: func() {}}
+}
+
+// relayed tells whether a relay has asked for a client in a subnet.
+func (e *engine) relayed(subnet netip.Prefix) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.relays[subnet]
 }
 
 // configure replaces the configuration. Pools that stay as they are keep offers under way; the leases of
@@ -271,6 +281,10 @@ func (x *exchange) locate() bool {
 	chosen := x.choose(candidates)
 	x.subnet = chosen
 	x.pool = x.pools[chosen.CIDR]
+	if x.query.Relay.IsValid() && !x.relays[chosen.CIDR] {
+		x.relays[chosen.CIDR] = true
+		x.after = append(x.after, x.changed)
+	}
 	x.query.Server = x.serverAddress(chosen)
 	return x.query.Server.IsValid()
 }

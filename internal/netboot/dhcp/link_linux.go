@@ -47,8 +47,8 @@ const receiveBuffer = 4 << 20
 // probeTime is how long an ARP probe waits for an answer; the question is asked twice in it.
 const probeTime = 200 * time.Millisecond
 
-// openIface opens the sockets of an interface. It must run in the interface's network namespace.
-func openIface(ctx context.Context, device string, log *slog.Logger, count *counters) (_ *iface, err error) {
+// openIface opens the sockets of an interface that has the addresses own. It must run in the interface's network namespace.
+func openIface(ctx context.Context, device string, own []netip.Addr, log *slog.Logger, count *counters) (_ *iface, err error) {
 	ifi, err := net.InterfaceByName(device)
 	if err != nil {
 		return nil, fmt.Errorf("interface %s: %w", device, err)
@@ -59,13 +59,6 @@ func openIface(ctx context.Context, device string, log *slog.Logger, count *coun
 			l.close()
 		}
 	}()
-	own, err := addressesOf(ifi)
-	if err != nil {
-		return nil, err
-	}
-	if len(own) == 0 {
-		return nil, fmt.Errorf("interface %s has no IPv4 address; give it one, clients need it to reach the server", device)
-	}
 	l.own.Store(&own)
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var option error
@@ -112,39 +105,6 @@ func (l *iface) ignoreOutgoing() error {
 	return raw.Control(func(fd uintptr) {
 		unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
 	})
-}
-
-func addressesOf(ifi *net.Interface) ([]netip.Addr, error) {
-	all, err := ifi.Addrs()
-	if err != nil {
-		return nil, fmt.Errorf("addresses of interface %s: %w", ifi.Name, err)
-	}
-	var own []netip.Addr
-	for _, a := range all {
-		if network, ok := a.(*net.IPNet); ok {
-			if address := toNetip(network.IP); address.IsValid() {
-				own = append(own, address)
-			}
-		}
-	}
-	return own, nil
-}
-
-// refresh looks the interface up again. It is an error when the sockets no longer belong to it.
-func (l *iface) refresh() error {
-	ifi, err := net.InterfaceByName(l.device)
-	if err != nil {
-		return fmt.Errorf("interface %s: %w", l.device, err)
-	}
-	if ifi.Index != l.index {
-		return fmt.Errorf("interface %s was replaced", l.device)
-	}
-	own, err := addressesOf(ifi)
-	if err != nil {
-		return err
-	}
-	l.own.Store(&own)
-	return nil
 }
 
 // hardware gives the interface's present Ethernet address, nil when it has none. A bridge changes its

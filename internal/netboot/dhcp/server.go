@@ -5,10 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"coldrack.dev/internal/netboot/netif"
 )
 
 // Options are what a server needs beside its Config.
@@ -24,6 +29,10 @@ type Options struct {
 	Now func() time.Time
 	// Inside runs a function in the network namespace of the interfaces; by default it just calls it.
 	Inside func(func() error) error
+	// Beside runs as long as an interface is served; ctx ends when it no longer is. nil: nothing.
+	Beside func(ctx context.Context, device string)
+	// Changed is called when Services may tell something new. It must not block, nor call the server back. nil: nobody is told.
+	Changed func()
 }
 
 // Server is a DHCPv4 server.
@@ -33,19 +42,26 @@ type Server struct {
 	journal *journal
 	count   counters
 	ready   chan struct{}
+	// again asks for another attempt at what is not served.
+	again chan struct{}
 
 	mu      sync.Mutex
 	config  Config
 	serving context.Context // nil until Serve
+	present []netif.Interface
 	links   map[string]*running
+	failed  map[string]error // interfaces to serve that cannot be opened
 	tasks   sync.WaitGroup
 }
 
 // running is an interface that is being served.
-type running struct{ cancel context.CancelFunc }
+type running struct {
+	*iface
+	stop context.CancelFunc
+}
 
-// refreshEvery is how often an interface's addresses are read again.
-const refreshEvery = 3 * time.Second
+// retryAfter is how long after a failure an interface is opened again, if nothing happens to it before.
+const retryAfter = 3 * time.Second
 
 // New makes a server and reads its leases. The Config must be valid.
 func New(options Options, config Config) (*Server, error) {
@@ -61,19 +77,26 @@ func New(options Options, config Config) (*Server, error) {
 	if options.Inside == nil {
 		options.Inside = func(fn func() error) error { return fn() }
 	}
+	if options.Beside == nil {
+		options.Beside = func(context.Context, string) {}
+	}
+	if options.Changed == nil {
+		options.Changed = func() {}
+	}
 	journal, records, err := openJournal(options.Dir, options.Log)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{options: options, journal: journal, config: config, ready: make(chan struct{}), links: map[string]*running{}}
+	s := &Server{options: options, journal: journal, config: config, ready: make(chan struct{}), again: make(chan struct{}, 1),
+		links: map[string]*running{}, failed: map[string]error{}}
 	s.engine = newEngine(options.Backend, options.Log, options.Now, journal.add, &s.count)
-	s.engine.admit = options.Admit
+	s.engine.admit, s.engine.changed = options.Admit, options.Changed
 	journal.snapshot = s.engine.records
 	s.engine.configure(config, records)
 	return s, nil
 }
 
-// Ready is closed once Serve has opened all interfaces.
+// Ready is closed once Serve has opened the interfaces that there are.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Stats gives the present totals.
@@ -86,39 +109,103 @@ func (s *Server) Stats() Stats {
 	return stats
 }
 
-// Serve answers clients until ctx ends. It may be called once. It fails at once when an interface
-// cannot be served; one that goes away later is taken up again when it is back.
-func (s *Server) Serve(ctx context.Context) error {
+// Services tells how each subnet is served at present.
+func (s *Server) Services() []SubnetService {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	served := map[string][]netip.Addr{}
+	for name, l := range s.links {
+		served[name] = l.addresses()
+	}
+	var all []SubnetService
+	for _, subnet := range s.config.Subnets {
+		all = append(all, service(subnet, s.engine.relayed(subnet.CIDR), served, s.config.Interfaces, s.present, s.failed))
+	}
+	return all
+}
+
+// Serve answers clients until the context ends. It may be called once. It follows the interfaces: one that is added, gets a link or an address, or
+// loses it later is served, or no longer, from then on. It fails at once when it lacks a privilege, or when another
+// program has the port on an interface that the Config names.
+func (s *Server) Serve(until context.Context) error {
+	ctx, cancel := context.WithCancelCause(until)
+	defer cancel(nil)
 	s.mu.Lock()
 	if s.serving != nil {
 		s.mu.Unlock()
 		return errors.New("DHCP server: Serve was called before")
 	}
-	linkCtx, stopLinks := context.WithCancel(ctx)
-	defer stopLinks()
-	s.serving = linkCtx
-	opened, err := s.openLocked(linkCtx, s.config.Interfaces)
-	if err != nil {
-		s.mu.Unlock()
-		return err
-	}
+	s.serving = ctx
+	s.mu.Unlock()
 	// The journal outlives the interfaces, so that what was promised is written.
 	journalCtx, stopJournal := context.WithCancel(context.WithoutCancel(ctx))
-	var store sync.WaitGroup
+	var store, follower sync.WaitGroup
 	store.Go(func() { s.journal.run(journalCtx) })
-	for _, l := range opened {
-		s.startLocked(l)
+	updates := make(chan []netif.Interface)
+	follower.Go(func() {
+		cancel(netif.Follow(ctx, s.options.Inside, func(present []netif.Interface) {
+			select {
+			case updates <- present:
+			case <-ctx.Done():
+			}
+		}))
+	})
+	err := s.follow(ctx, updates)
+	if err == nil && until.Err() == nil {
+		err = context.Cause(ctx) // the interfaces cannot be followed any more
 	}
-	s.mu.Unlock()
-	close(s.ready)
-	<-ctx.Done()
-
+	cancel(nil)
+	follower.Wait()
 	s.mu.Lock()
-	stopLinks()
+	for name := range s.links {
+		s.closeLocked(name)
+	}
 	s.mu.Unlock()
 	s.tasks.Wait()
 	stopJournal()
 	store.Wait()
+	return err
+}
+
+// follow serves the interfaces as they come and go, until ctx ends.
+func (s *Server) follow(ctx context.Context, updates <-chan []netif.Interface) error {
+	retry := time.NewTimer(retryAfter)
+	defer retry.Stop()
+	started := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case present := <-updates:
+			s.mu.Lock()
+			s.present = present
+			s.syncLocked()
+			err := s.fatalLocked()
+			s.mu.Unlock()
+			if !started && err != nil {
+				return err
+			}
+			if !started {
+				started = true
+				close(s.ready)
+			}
+		case <-s.again:
+			retry.Reset(retryAfter)
+		case <-retry.C:
+			s.mu.Lock()
+			s.syncLocked()
+			s.mu.Unlock()
+		}
+	}
+}
+
+// fatalLocked is what a server must not start with: time will not heal it, and the person who starts it is there to hear of it.
+func (s *Server) fatalLocked() error {
+	for name, err := range s.failed {
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EADDRINUSE) && slices.Contains(s.config.Interfaces, name) {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -133,110 +220,122 @@ func (s *Server) SetConfig(config Config) error {
 	if reflect.DeepEqual(config, s.config) {
 		return nil
 	}
-	if s.serving != nil && s.serving.Err() == nil {
-		added := slices.DeleteFunc(slices.Clone(config.Interfaces), func(name string) bool { return s.links[name] != nil })
-		opened, err := s.openLocked(s.serving, added)
-		if err != nil {
-			return err
-		}
-		for name, link := range s.links {
-			if !slices.Contains(config.Interfaces, name) {
-				link.cancel()
-				delete(s.links, name)
-			}
-		}
-		for _, l := range opened {
-			s.startLocked(l)
-		}
-	}
 	s.config = config
 	s.engine.configure(config, nil)
+	s.syncLocked()
+	s.options.Changed()
 	return nil
 }
 
-// openLocked opens all of the interfaces or none.
-func (s *Server) openLocked(ctx context.Context, names []string) ([]*iface, error) {
-	var opened []*iface
-	for _, name := range names {
-		l, err := s.open(ctx, name)
-		if err != nil {
-			for _, l := range opened {
-				l.close()
-			}
-			return nil, err
-		}
-		opened = append(opened, l)
+// syncLocked opens and closes interfaces so that those are served that are to be.
+func (s *Server) syncLocked() {
+	if s.serving == nil || s.serving.Err() != nil {
+		return
 	}
-	return opened, nil
+	wanted := map[string]netif.Interface{}
+	for _, i := range s.present {
+		if unfit(i, s.config.Interfaces) == "" {
+			wanted[i.Name] = i
+		}
+	}
+	for name, l := range s.links {
+		if now, ok := wanted[name]; !ok || now.Index != l.index {
+			s.options.Log.Warn("DHCP is no longer served on an interface", "interface", name, "reason", s.lossLocked(name))
+			s.closeLocked(name)
+		}
+	}
+	for name := range s.failed {
+		if _, ok := wanted[name]; !ok {
+			delete(s.failed, name)
+		}
+	}
+	for name, i := range wanted {
+		own := i.IPv4()
+		if l := s.links[name]; l != nil {
+			if !slices.Equal(l.addresses(), own) {
+				s.options.Log.Info("the addresses of an interface have changed", "interface", name, "addresses", own)
+				l.own.Store(&own)
+			}
+			continue
+		}
+		s.startLocked(i.Index, name, own)
+	}
+	s.options.Changed()
 }
 
-func (s *Server) open(ctx context.Context, name string) (*iface, error) {
+func (s *Server) lossLocked(name string) string {
+	i := slices.IndexFunc(s.present, func(i netif.Interface) bool { return i.Name == name })
+	if i < 0 {
+		return "does not exist any more"
+	}
+	if why := unfit(s.present[i], s.config.Interfaces); why != "" {
+		return why
+	}
+	return "was replaced by another of that name"
+}
+
+func (s *Server) startLocked(index int, name string, own []netip.Addr) {
 	var l *iface
 	err := s.options.Inside(func() (err error) {
-		l, err = openIface(ctx, name, s.options.Log, &s.count)
+		l, err = openIface(s.serving, name, own, s.options.Log, &s.count)
 		return err
 	})
-	return l, err
+	if err == nil && l.index != index {
+		l.close()
+		err = fmt.Errorf("interface %s was replaced while it was opened", name)
+	}
+	if err != nil {
+		if before := s.failed[name]; before == nil || before.Error() != err.Error() {
+			s.options.Log.Error("DHCP cannot be served on an interface; trying again", "interface", name, "err", err)
+		}
+		s.failed[name] = err
+		s.tryAgain()
+		return
+	}
+	delete(s.failed, name)
+	ctx, stop := context.WithCancel(s.serving)
+	s.links[name] = &running{l, stop}
+	s.options.Log.Info("serving DHCP", "interface", name, "addresses", own)
+	s.tasks.Go(func() { s.serve(ctx, l) })
 }
 
-func (s *Server) startLocked(l *iface) {
-	ctx, cancel := context.WithCancel(s.serving)
-	s.links[l.device] = &running{cancel: cancel}
-	s.tasks.Go(func() {
-		defer cancel()
-		s.keep(ctx, l)
-	})
+// closeLocked ends the service of an interface. Its sockets are closed when it returns, so that it can be opened again.
+func (s *Server) closeLocked(name string) {
+	l := s.links[name]
+	delete(s.links, name)
+	l.stop()
+	l.close()
 }
 
-// keep serves an interface, and opens it anew when it fails, until ctx ends.
-func (s *Server) keep(ctx context.Context, l *iface) {
-	for l != nil {
-		s.options.Log.Info("serving DHCP", "interface", l.device, "addresses", l.addresses())
-		err := s.serve(ctx, l)
-		l = s.reopen(ctx, l.device, err)
+func (s *Server) tryAgain() {
+	select {
+	case s.again <- struct{}{}:
+	default:
 	}
 }
 
-// reopen tries until it has the interface again. It is nil when ctx ends.
-func (s *Server) reopen(ctx context.Context, device string, lost error) *iface {
-	for ctx.Err() == nil {
-		s.options.Log.Warn("DHCP interface lost, trying again", "interface", device, "err", lost)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(refreshEvery):
-		}
-		var l *iface
-		if l, lost = s.open(ctx, device); lost == nil {
-			return l
-		}
-	}
-	return nil
-}
-
-// serve works with an interface's sockets until one fails or ctx ends, and closes them.
-func (s *Server) serve(ctx context.Context, l *iface) error {
+// serve works with an interface's sockets until ctx ends or one fails.
+func (s *Server) serve(ctx context.Context, l *iface) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var tasks sync.WaitGroup
 	tasks.Go(func() { cancel(l.receive(s.engine.handle)) })
 	tasks.Go(func() { cancel(l.watch(s.engine.overheard)) })
-	tasks.Go(func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(refreshEvery):
-			}
-			if err := s.options.Inside(l.refresh); err != nil {
-				cancel(err)
-			}
-		}
-	})
+	tasks.Go(func() { s.options.Beside(ctx, l.device) })
 	<-ctx.Done()
 	l.close()
 	tasks.Wait()
-	return context.Cause(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := s.links[l.device]; now != nil && now.iface == l && s.serving.Err() == nil {
+		err := context.Cause(ctx)
+		s.options.Log.Error("DHCP has failed on an interface; trying again", "interface", l.device, "err", err)
+		now.stop()
+		delete(s.links, l.device)
+		s.failed[l.device] = err
+		s.options.Changed()
+		s.tryAgain()
+	}
 }
 
 var _ link = (*iface)(nil)

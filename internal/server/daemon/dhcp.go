@@ -208,14 +208,7 @@ func dhcpSubnet(subnet v1alpha1.Subnet) (plan dhcp.Subnet, err error) {
 
 func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *booter) (controllers.SubnetSink, error) {
 	log := s.log.With("part", "dhcp")
-	interfaces := s.cfg.Interfaces
-	if len(interfaces) == 0 {
-		var err error
-		if interfaces, err = bootInterfaces(s.cfg.BootNetns); err != nil {
-			return nil, err
-		}
-	}
-	base := dhcp.Config{Interfaces: interfaces}
+	base := dhcp.Config{Interfaces: s.cfg.Interfaces}
 	if s.cfg.BootAddress != "" {
 		base.ServerIP = netip.MustParseAddr(s.cfg.BootAddress)
 	}
@@ -223,21 +216,18 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 	ipxes := &recentClients{now: time.Now}
 	server, err := dhcp.New(dhcp.Options{
 		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, replaced: &replacedIPXEs{now: time.Now}, turns: s.turns}, Admit: s.turns.admit, Dir: s.cfg.path("leases"), Log: log, Inside: inside,
+		Beside: func(ctx context.Context, device string) {
+			// Without it machines boot too, only later.
+			if err := radv.Serve(ctx, radv.Options{Interface: device, Inside: inside, Wanted: ipxes.has, Log: log}); err != nil {
+				log.Warn("iPXE will wait about 20 seconds for an IPv6 router at each boot", "interface", device, "err", err)
+			}
+		},
 	}, base)
 	if err != nil {
 		return nil, err
 	}
 	s.metrics.watchDHCP(server.Stats)
 	group.Go(func() error { return server.Serve(ctx) })
-	for _, name := range interfaces {
-		group.Go(func() error {
-			// Without it machines boot too, only later.
-			if err := radv.Serve(ctx, radv.Options{Interface: name, Inside: inside, Wanted: ipxes.has, Log: log}); err != nil {
-				log.Warn("iPXE will wait about 20 seconds for an IPv6 router at each boot", "interface", name, "err", err)
-			}
-			return nil
-		})
-	}
 	return dhcpSubnets{server: server, base: base, log: log}, nil
 }
 
