@@ -2,6 +2,7 @@ package kube
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -71,7 +72,7 @@ func (r *renderer) containerdFiles(n *node) ([]File, error) {
 		{Path: containerdConfig, Mode: modePublic, Content: config},
 		{Path: certsDir, Mode: 0o755 | fs.ModeDir},
 	}
-	mirrors, err := r.mirrors()
+	mirrors, err := r.mirrors(n)
 	return append(files, mirrors...), err
 }
 
@@ -89,7 +90,7 @@ var usualRegistries = [...]string{"docker.io", "gcr.io", "ghcr.io", "quay.io", "
 
 // mirrors tell containerd to ask Coldrack's content store first, whatever registry an image names, so that
 // unmodified manifests work without the internet.
-func (r *renderer) mirrors() ([]File, error) {
+func (r *renderer) mirrors(n *node) ([]File, error) {
 	var files []File
 	store := r.in.Registry
 	if store != nil && len(store.CA) > 0 {
@@ -122,7 +123,7 @@ func (r *renderer) mirrors() ([]File, error) {
 			if len(store.CA) > 0 {
 				ca = registryCA
 			}
-			if err := writeMirror(&content, store.URL, mirror{Capabilities: full(), CA: ca}); err != nil {
+			if err := writeMirror(&content, cmp.Or(n.RegistryURL, store.URL), mirror{Capabilities: full(), CA: ca}); err != nil {
 				return nil, err
 			}
 		}

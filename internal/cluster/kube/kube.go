@@ -163,6 +163,8 @@ type Machine struct {
 	Memory int64
 	// Labels of the Node object in addition to the group's, for example its rack.
 	Labels map[string]string
+	// RegistryURL is where this machine reaches Registry. Default: Registry.URL.
+	RegistryURL string
 	// PodCIDRs and Etcd were decided when the machine came into the cluster; see Assign.
 	PodCIDRs []netip.Prefix
 	Etcd     *v1alpha1.EtcdMember

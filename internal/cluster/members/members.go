@@ -39,6 +39,9 @@ type Options struct {
 	Programs Programs
 	// Registry is the content store that nodes pull images from; nil when there is none.
 	Registry *kube.Registry
+	// RegistryURL is where a node reaches it, by the node's address and the network of its Subnet, the zero Prefix when it is in none.
+	// nil: at Registry.URL.
+	RegistryURL func(node netip.Addr, subnet netip.Prefix) (string, error)
 	// KitFrom is how many machines a cluster must have for its nodes to give each other what they fetch; 0: they never do.
 	KitFrom int
 	Log     *slog.Logger
@@ -212,7 +215,10 @@ func (s *Set) fill(c *cluster, r Record) (problem string) {
 	if !r.Settled() {
 		return fmt.Sprintf("the newest change of cluster %s is not in effect", r.Cluster.Name)
 	}
-	input := s.input(r, c.material.Certificates(), c.material.serviceAccountPublic)
+	input, err := s.input(r, c.material.Certificates(), c.material.serviceAccountPublic)
+	if err != nil {
+		return err.Error()
+	}
 	if c.plan != nil && reflect.DeepEqual(c.input, input) {
 		return ""
 	}
@@ -237,7 +243,7 @@ func foreignKeys(name string) string {
 }
 
 // input of the renderer. It holds nothing that changes without meaning for a node, so that inputs can be compared.
-func (s *Set) input(r Record, authorities map[kube.Authority][]byte, serviceAccount []byte) kube.Input {
+func (s *Set) input(r Record, authorities map[kube.Authority][]byte, serviceAccount []byte) (kube.Input, error) {
 	in := kube.Input{
 		Cluster:     &v1alpha1.Cluster{Spec: *r.Cluster.Spec.DeepCopy()},
 		Authorities: authorities, ServiceAccountKeys: serviceAccount, Registry: s.Registry,
@@ -257,7 +263,14 @@ func (s *Set) input(r Record, authorities map[kube.Authority][]byte, serviceAcco
 		machines[r.Machines[i].Name] = &r.Machines[i]
 	}
 	for _, n := range r.Cluster.Status.Nodes {
-		in.Machines = append(in.Machines, kubeMachine(n, machines[n.Machine]))
+		m := kubeMachine(n, machines[n.Machine])
+		if s.RegistryURL != nil && len(m.Addresses) > 0 {
+			var err error
+			if m.RegistryURL, err = s.RegistryURL(m.Addresses[0], networkOf(m.Addresses[0], r.Subnets)); err != nil {
+				return in, fmt.Errorf("node %s: %w", n.NodeName, err)
+			}
+		}
+		in.Machines = append(in.Machines, m)
 	}
 	slices.SortFunc(in.Machines, func(a, b kube.Machine) int { return cmp.Compare(a.Name, b.Name) })
 	if in.Registry != nil && s.KitFrom > 0 && len(in.Machines) >= s.KitFrom {
@@ -268,7 +281,17 @@ func (s *Set) input(r Record, authorities map[kube.Authority][]byte, serviceAcco
 	in.NoNameservers = len(r.Subnets) > 0 && !slices.ContainsFunc(r.Subnets, func(subnet v1alpha1.Subnet) bool {
 		return len(subnet.Spec.DNS) > 0 && slices.ContainsFunc(in.Machines, func(m kube.Machine) bool { return within(subnet, m.Addresses) })
 	})
-	return in
+	return in, nil
+}
+
+// networkOf is that of the Subnet that an address is in, the zero Prefix when there is none.
+func networkOf(address netip.Addr, subnets []v1alpha1.Subnet) netip.Prefix {
+	for _, subnet := range subnets {
+		if network, err := netip.ParsePrefix(subnet.Spec.CIDR); err == nil && network.Contains(address) {
+			return network
+		}
+	}
+	return netip.Prefix{}
 }
 
 func within(subnet v1alpha1.Subnet, addresses []netip.Addr) bool {

@@ -67,6 +67,10 @@ func (s *Set) Preview(cluster *v1alpha1.Cluster, groups []v1alpha1.MachineGroup,
 		return p, err
 	}
 	proposed.Status.Nodes = p.Nodes
-	p.New, err = kube.Render(s.input(Record{Cluster: proposed, Groups: ownGroups(cluster.Name, all), Machines: now.Machines, Subnets: now.Subnets}, authorities, serviceAccount))
+	input, err := s.input(Record{Cluster: proposed, Groups: ownGroups(cluster.Name, all), Machines: now.Machines, Subnets: now.Subnets}, authorities, serviceAccount)
+	if err != nil {
+		return p, err
+	}
+	p.New, err = kube.Render(input)
 	return p, err
 }

@@ -248,10 +248,10 @@ func (r *clusterLeader) validate(s *members.Situation, groups []v1alpha1.Machine
 // validateAddresses keeps a cluster's addresses apart from those of servers and machines.
 func (r *clusterLeader) validateAddresses(c *v1alpha1.Cluster) field.ErrorList {
 	var errs field.ErrorList
-	spec := field.NewPath("spec")
+	spec, reserved := field.NewPath("spec"), r.reserved()
 	if v := c.Spec.Endpoint.VirtualIP; v != nil {
 		at := spec.Child("endpoint", "virtualIP", "address")
-		if address, err := netip.ParseAddr(v.Address); err == nil && slices.Contains(r.Reserved, address) {
+		if address, err := netip.ParseAddr(v.Address); err == nil && slices.Contains(reserved, address) {
 			errs = append(errs, field.Invalid(at, v.Address, "is an address of this server"))
 		}
 		for _, owner := range r.Fleet.AddressOwners(v.Address) {
@@ -264,7 +264,7 @@ func (r *clusterLeader) validateAddresses(c *v1alpha1.Cluster) field.ErrorList {
 			if err != nil {
 				continue
 			}
-			for _, own := range r.Reserved {
+			for _, own := range reserved {
 				if network.Contains(own) {
 					errs = append(errs, field.Invalid(spec.Child("network", name).Index(i), text, fmt.Sprintf("contains %s, an address of this server: nodes could not reach it", own)))
 				}

@@ -23,9 +23,13 @@ import (
 // clusterFeed carries what is recorded of clusters into the Set that nodes are answered from. It runs in every
 // server.
 func clusterFeed(d Deps) reconciler {
+	watches := append(clusterWatches(d), subnetsOfClusters(d))
+	if d.Own != nil {
+		watches = append(watches, addressesOfClusters(d))
+	}
 	return reconciler{
 		name: "cluster-plans", do: func(ctx context.Context, name string) (time.Duration, error) { return 0, feedCluster(ctx, d, name) },
-		watches: append(clusterWatches(d), subnetsOfClusters(d), source.Kind(d.Cache, &v1alpha1.Machine{},
+		watches: append(watches, source.Kind(d.Cache, &v1alpha1.Machine{},
 			handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, m *v1alpha1.Machine) []reconcile.Request {
 				d.Fleet.Put(m)
 				if name, _, _, ok := d.Clusters.Member(m.Name); ok {
@@ -41,6 +45,26 @@ func clusterFeed(d Deps) reconciler {
 				},
 			})),
 	}
+}
+
+// addressesOfClusters wake a reconciler with every cluster: files on nodes name this server's address.
+func addressesOfClusters(d Deps) source.Source {
+	return source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+		go func() { // ends with ctx, which the controller owns
+			for {
+				changed := d.Own.Changed()
+				for _, request := range everyCluster(ctx, d) {
+					queue.Add(request)
+				}
+				select {
+				case <-changed:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+		return nil
+	})
 }
 
 // subnetsOfClusters wake a reconciler with every cluster: a subnet's nameservers are its nodes'.

@@ -50,6 +50,14 @@ type SubnetSink interface {
 	SetSubnets(subnets []v1alpha1.Subnet)
 }
 
+// OwnAddresses are this server's addresses where machines boot.
+type OwnAddresses interface {
+	// All of them, now.
+	All() []netip.Addr
+	// Changed is closed when All may be another, or what nodes are told of them.
+	Changed() <-chan struct{}
+}
+
 // Catalog is what the imported bundles contain.
 type Catalog interface {
 	// Images and Bundles as objects: name and spec are used.
@@ -78,12 +86,20 @@ type Deps struct {
 	Clusters *members.Set
 	// DialNode connects to a node; nil is an ordinary net.Dialer.
 	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
-	// Reserved are addresses that no machine may get: the servers'.
-	Reserved []netip.Addr
+	// Own are this server's addresses, which no machine may get. nil: none.
+	Own OwnAddresses
 	// LostAfter is how long a node may be silent before it counts as lost. Default 90 s, three heartbeats.
 	LostAfter time.Duration
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+}
+
+// reserved are addresses that no machine may get.
+func (d Deps) reserved() []netip.Addr {
+	if d.Own == nil {
+		return nil
+	}
+	return d.Own.All()
 }
 
 func (d Deps) withDefaults() Deps {

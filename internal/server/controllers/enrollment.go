@@ -132,7 +132,7 @@ func (r *enrollment) decide(m *v1alpha1.Machine, policies []v1alpha1.EnrollmentP
 			machines[i] = given
 		}
 	}
-	next, held = enroll.Decide(m, enroll.World{Machines: machines, Policies: policies, Subnets: subnets, Reserved: r.Reserved, NewID: uuid.NewString, Now: r.Now()})
+	next, held = enroll.Decide(m, enroll.World{Machines: machines, Policies: policies, Subnets: subnets, Reserved: r.reserved(), NewID: uuid.NewString, Now: r.Now()})
 	if next != nil {
 		r.underway[m.Name] = next.DeepCopy() // the client reads its answer into next
 	}

@@ -87,9 +87,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		content: loaded, importer: imports,
 		fleet: machines, metrics: newMetrics(machines), turns: turns, desk: newClusterDesk(log),
 	}
-	if s.clusters, err = s.newClusters(); err != nil {
-		return err
+	if !cfg.NoBoot {
+		if s.reach, err = newReach(cfg, s.inside, log.With("part", "boot")); err != nil {
+			return err
+		}
 	}
+	s.clusters = s.newClusters()
 	if s.plane, err = s.startControlPlane(ctx); err != nil {
 		return err
 	}
@@ -132,6 +135,7 @@ type server struct {
 	desk     *clusterDesk
 	metrics  *metrics
 	turns    *turns
+	reach    *reach // nil without boot services
 	plane    *controlplane.ControlPlane
 }
 
@@ -232,9 +236,8 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 	if s.cfg.NoBoot {
 		group.Go(func() error { return controllers.Serve(ctx, deps) })
 	} else {
-		if deps.Reserved, err = ownAddresses(s.cfg.BootNetns); err != nil {
-			return err
-		}
+		deps.Own = s.reach
+		group.Go(func() error { return s.reach.run(ctx) })
 		dhcp, err := s.serveBoot(ctx, group, machineapi.NewNonces(nil), controllers.NewStore(direct, s.fleet), controllers.NewPlans(cached))
 		if err != nil {
 			return err

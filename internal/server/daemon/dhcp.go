@@ -93,11 +93,7 @@ func (b dhcpBackend) BootFile(_ netip.Prefix, client dhcp.Query) (dhcp.BootFile,
 	case stage.URL:
 		return dhcp.BootFile{File: b.bootURL(client.Server) + "/" + stage.File}, true
 	}
-	server := client.Server
-	if b.cfg.BootAddress != "" {
-		server = netip.MustParseAddr(b.cfg.BootAddress) // Config.Validate has seen it
-	}
-	return dhcp.BootFile{NextServer: server, File: stage.File}, true
+	return dhcp.BootFile{NextServer: client.Server, File: stage.File}, true
 }
 
 func (b dhcpBackend) firstStage(client dhcp.Query) boot.FirstStage {
@@ -134,14 +130,19 @@ func (b dhcpBackend) Observe(seen dhcp.Observation) {
 // dhcpSubnets passes valid IP plans on to the DHCP server; it implements controllers.SubnetSink.
 type dhcpSubnets struct {
 	server *dhcp.Server
+	reach  *reach
 	base   dhcp.Config
 	log    *slog.Logger
 }
 
 func (d dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
 	config := d.base
+	var segments []netip.Prefix
 	for _, subnet := range subnets {
 		plan, err := dhcpSubnet(subnet)
+		if err == nil {
+			segments = append(segments, plan.CIDR)
+		}
 		if err == nil && !plan.CIDR.Addr().Is4() {
 			continue
 		}
@@ -158,6 +159,7 @@ func (d dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
 			d.log.Error("DHCP does not serve a subnet, machines in it get no answer", "subnet", subnet.Name, "err", err)
 		}
 	}
+	d.reach.setSubnets(segments)
 	if err := d.server.SetConfig(config); err != nil {
 		d.log.Error("DHCP goes on with its previous subnets", "err", err)
 	}
@@ -212,13 +214,12 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 	if s.cfg.BootAddress != "" {
 		base.ServerIP = netip.MustParseAddr(s.cfg.BootAddress)
 	}
-	inside := func(open func() error) error { return netns.Do(s.cfg.BootNetns, open) }
 	ipxes := &recentClients{now: time.Now}
 	server, err := dhcp.New(dhcp.Options{
-		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, replaced: &replacedIPXEs{now: time.Now}, turns: s.turns}, Admit: s.turns.admit, Dir: s.cfg.path("leases"), Log: log, Inside: inside,
+		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, replaced: &replacedIPXEs{now: time.Now}, turns: s.turns}, Admit: s.turns.admit, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
 		Beside: func(ctx context.Context, device string) {
 			// Without it machines boot too, only later.
-			if err := radv.Serve(ctx, radv.Options{Interface: device, Inside: inside, Wanted: ipxes.has, Log: log}); err != nil {
+			if err := radv.Serve(ctx, radv.Options{Interface: device, Inside: s.inside, Wanted: ipxes.has, Log: log}); err != nil {
 				log.Warn("iPXE will wait about 20 seconds for an IPv6 router at each boot", "interface", device, "err", err)
 			}
 		},
@@ -228,38 +229,5 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 	}
 	s.metrics.watchDHCP(server.Stats)
 	group.Go(func() error { return server.Serve(ctx) })
-	return dhcpSubnets{server: server, base: base, log: log}, nil
-}
-
-// bootInterfaces are the Ethernet interfaces that are up and have an IPv4 address. The DHCP server answers
-// only where that address lies in a Subnet, so that an interface nobody planned for stays silent.
-func bootInterfaces(namespace string) (names []string, err error) {
-	err = netns.Do(namespace, func() error {
-		all, err := net.Interfaces()
-		if err != nil {
-			return err
-		}
-		for _, i := range all {
-			addresses, err := i.Addrs()
-			if err != nil {
-				return err
-			}
-			hasIPv4 := slices.ContainsFunc(addresses, func(a net.Addr) bool {
-				prefix, err := netip.ParsePrefix(a.String())
-				return err == nil && prefix.Addr().Is4()
-			})
-			if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagLoopback == 0 && len(i.HardwareAddr) == 6 && hasIPv4 {
-				names = append(names, i.Name)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("find interfaces: %w", err)
-	}
-	if len(names) == 0 {
-		return nil, fmt.Errorf("no interface is up with an IPv4 address, so no machine can be served: give one an address, or name it with --interfaces; %s",
-			"or run without boot services: --no-boot")
-	}
-	return names, nil
+	return dhcpSubnets{server: server, base: base, reach: s.reach, log: log}, nil
 }

@@ -31,6 +31,7 @@ type booter struct {
 	nonces  *machineapi.Nonces
 	content content
 	cfg     Config
+	reach   *reach
 	caPin   string
 	// discoveryArgs are the operator's kernel arguments.
 	discoveryArgs []string
@@ -39,21 +40,18 @@ type booter struct {
 	turns         *turns
 }
 
-// reachedAt is the address by which a machine reaches this server: the configured one, else the one that
-// its request came to, which is known to work.
-func (b *booter) reachedAt(local netip.Addr) string {
-	if b.cfg.BootAddress != "" {
-		return b.cfg.BootAddress
-	}
-	return local.String()
+// bootURL is the base URL of boot HTTP at one of this server's addresses.
+func (b *booter) bootURL(at netip.Addr) string {
+	return "http://" + net.JoinHostPort(at.String(), strconv.Itoa(b.cfg.BootPort))
 }
 
-func (b *booter) bootURL(local netip.Addr) string {
-	return "http://" + net.JoinHostPort(b.reachedAt(local), strconv.Itoa(b.cfg.BootPort))
+func (b *booter) machineURL(at netip.Addr) string {
+	return "https://" + net.JoinHostPort(at.String(), strconv.Itoa(b.cfg.MachinePort))
 }
 
-func (b *booter) machineURL(local netip.Addr) string {
-	return "https://" + net.JoinHostPort(b.reachedAt(local), strconv.Itoa(b.cfg.MachinePort))
+// bootURLFor is bootURL for a machine that has come from remote to this server's address local.
+func (b *booter) bootURLFor(local, remote netip.Addr) string {
+	return b.bootURL(b.reach.connection(local, remote))
 }
 
 // BootScript implements httpboot.Scripts.
@@ -63,11 +61,12 @@ func (b *booter) BootScript(_ context.Context, query httpboot.Query) (string, er
 		Manufacturer: query.Manufacturer, Product: query.Product,
 		Arch: query.Arch, Platform: boot.Platform(query.Platform), Address: query.Remote.Addr(),
 	}
-	return b.script(request, query.Local.Addr())
+	return b.script(request, b.reach.connection(query.Local.Addr(), query.Remote.Addr()))
 }
 
-// script decides what the machine boots, records the decision, and renders it for iPXE.
-func (b *booter) script(request boot.Request, local netip.Addr) (string, error) {
+// script decides what the machine boots, records the decision, and renders it for iPXE. at is the address by which the machine
+// reaches this server.
+func (b *booter) script(request boot.Request, at netip.Addr) (string, error) {
 	if !b.fleet.IsSynced() {
 		return "", errStarting
 	}
@@ -89,15 +88,15 @@ func (b *booter) script(request boot.Request, local netip.Addr) (string, error) 
 	b.metrics.boots.WithLabelValues(string(plan.Action)).Inc()
 	b.turns.decided(record.MAC, plan.Action)
 
-	target := boot.Target{Machine: name, LocalURL: b.bootURL(local) + "/" + plan.LocalFile(), RetryURL: b.bootURL(local) + "/boot.ipxe"}
+	target := boot.Target{Machine: name, LocalURL: b.bootURL(at) + "/" + plan.LocalFile(), RetryURL: b.bootURL(at) + "/boot.ipxe"}
 	switch plan.Action {
 	case v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease:
-		target.KernelURL = b.contentURL(local, kernel.Digest)
-		target.InitrdURL = b.contentURL(local, initrd.Digest)
+		target.KernelURL = b.contentURL(at, kernel.Digest)
+		target.InitrdURL = b.contentURL(at, initrd.Digest)
 		nonce := b.nonces.Issue(machineapi.Binding{Identifiers: ids, Machine: name, Action: plan.Action})
 		target.Args = []string{
-			wire.ArgServer + "=" + b.machineURL(local),
-			wire.ArgBoot + "=" + b.bootURL(local),
+			wire.ArgServer + "=" + b.machineURL(at),
+			wire.ArgBoot + "=" + b.bootURL(at),
 			wire.ArgCA + "=" + b.caPin,
 			wire.ArgNonce + "=" + nonce,
 		}
@@ -119,8 +118,8 @@ func consoleArgs() []string {
 	return []string{"console=tty0", "console=ttyS0,115200", "quiet", "loglevel=4", "panic=60"}
 }
 
-func (b *booter) contentURL(local netip.Addr, digest string) string {
-	return b.bootURL(local) + "/content/sha256/" + strings.TrimPrefix(digest, "sha256:")
+func (b *booter) contentURL(at netip.Addr, digest string) string {
+	return b.bootURL(at) + "/content/sha256/" + strings.TrimPrefix(digest, "sha256:")
 }
 
 // OpenBlob implements httpboot.Content.

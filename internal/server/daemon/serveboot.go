@@ -20,7 +20,7 @@ import (
 
 func (s *server) newBooter(nonces *machineapi.Nonces) *booter {
 	return &booter{
-		fleet: s.fleet, nonces: nonces, content: s.content, cfg: s.cfg,
+		fleet: s.fleet, nonces: nonces, content: s.content, cfg: s.cfg, reach: s.reach,
 		caPin: s.keys.machines.Fingerprint(), discoveryArgs: s.cfg.DiscoveryArgs, log: s.log.With("part", "boot"), metrics: s.metrics, turns: s.turns,
 	}
 }
@@ -61,7 +61,7 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	}
 	api := machineapi.New(machineapi.Options{
 		Fleet: s.fleet, Store: store, Plans: plans, Content: s.content, Signer: s.keys.machines,
-		Swarm: tracker, Clusters: s.clusters, Kits: &kits{store: s.content.store, clusters: s.clusters}, BootURL: answers.bootURL, Nonces: nonces, Log: s.log.With("part", "machineapi"), HeartbeatInterval: s.cfg.HeartbeatInterval,
+		Swarm: tracker, Clusters: s.clusters, Kits: &kits{store: s.content.store, clusters: s.clusters}, BootURL: answers.bootURLFor, Nonces: nonces, Log: s.log.With("part", "machineapi"), HeartbeatInterval: s.cfg.HeartbeatInterval,
 	})
 	certificates := &machineCertificates{authority: s.keys.machines, now: time.Now}
 	config := machineapi.TLSConfig(certificates.get, s.keys.machines.Pool())
@@ -86,6 +86,9 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	})
 	return s.serveDHCP(ctx, group, answers)
 }
+
+// inside runs a function in the network namespace that machines boot from.
+func (s *server) inside(fn func() error) error { return netns.Do(s.cfg.BootNetns, fn) }
 
 // ownAddresses are the addresses of this host's interfaces, in a network namespace.
 func ownAddresses(namespace string) (addresses []netip.Addr, err error) {

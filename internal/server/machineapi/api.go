@@ -93,8 +93,8 @@ type Options struct {
 	Kits Kits
 	// Swarm lets machines fetch images from each other; nil sends them all to the boot listener.
 	Swarm *swarm.Tracker
-	// BootURL is the boot listener's base URL for a machine that has reached this server at local.
-	BootURL func(local netip.Addr) string
+	// BootURL is the boot listener's base URL for a machine that has come from remote to this server's address local.
+	BootURL func(local, remote netip.Addr) string
 	Log     *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time

@@ -57,7 +57,7 @@ func (a *API) reachable(answer wire.NodeAssignment, r *http.Request) wire.NodeAs
 		return answer
 	}
 	plan := *answer.Plan
-	plan.ContentURL = a.BootURL(localAddress(r))
+	plan.ContentURL = a.BootURL(localAddress(r), remoteAddress(r))
 	answer.Plan = &plan
 	return answer
 }
@@ -70,6 +70,15 @@ func localAddress(r *http.Request) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// remoteAddress is the caller's address.
+func remoteAddress(r *http.Request) netip.Addr {
+	at, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return at.Addr().Unmap().WithZone("")
 }
 
 // nodeCertificate signs one of the certificates that the node's plan names.

@@ -67,7 +67,7 @@ func TestNodesOfClusters(t *testing.T) {
 	s := newServer(t)
 	set := members.New(members.Options{Programs: noPrograms{}})
 	s.api.Clusters = set
-	s.api.BootURL = func(local netip.Addr) string { return "http://" + local.String() + ":7080" }
+	s.api.BootURL = func(local, _ netip.Addr) string { return "http://" + local.String() + ":7080" }
 	session, control := s.installed(wire.Identifiers{MACs: []string{"52:54:00:00:00:01"}, UUID: "00000000-0000-4000-8000-000000000001"}, "i1")
 	_, worker := s.installed(wire.Identifiers{MACs: []string{"52:54:00:00:00:02"}, UUID: "00000000-0000-4000-8000-000000000002"}, "i2")
 	_, other := s.installed(wire.Identifiers{MACs: []string{"52:54:00:00:00:03"}, UUID: "00000000-0000-4000-8000-000000000003"}, "i3")
