@@ -2,10 +2,8 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 
 	"coldrack.dev/internal/cluster/kube"

@@ -71,6 +71,9 @@ func newBootRack(t *testing.T) *bootRack {
 	machines := fleet.New(fleet.Options{Log: log})
 	s := &server{cfg: cfg, log: log, keys: keys, sockets: sockets, content: content{store: store}, fleet: machines, metrics: newMetrics(machines), turns: newTurns(1000, func() bool { return true })}
 
+	s.reach, err = newReach(cfg, s.inside, log)
+	check(t, err)
+
 	ctx, cancel := context.WithCancel(context.Background())
 	group, ctx := errgroup.WithContext(ctx)
 	nonces := machineapi.NewNonces(nil)

@@ -18,7 +18,6 @@ import (
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/radv"
-	"coldrack.dev/internal/netns"
 	"coldrack.dev/internal/server/controllers"
 )
 

@@ -306,5 +306,5 @@ func newDHCPSubnets(t *testing.T) (dhcpSubnets, *logText) {
 	base := dhcp.Config{Interfaces: []string{"eth0"}}
 	server, err := dhcp.New(dhcp.Options{Backend: nobody{}, Dir: t.TempDir(), Log: discard()}, base)
 	check(t, err)
-	return dhcpSubnets{server: server, base: base, log: slog.New(slog.NewTextHandler(text, nil))}, text
+	return dhcpSubnets{server: server, base: base, reach: testReach(t, ""), log: slog.New(slog.NewTextHandler(text, nil))}, text
 }
