@@ -129,6 +129,9 @@ func Build(ctx context.Context, opt Options) (Result, error) {
 		return Result{}, fmt.Errorf("build bundle: %w", err)
 	}
 	work.event(Done, opt.Out, st.Size())
+	if err := dropUnused(opt.CacheDir, time.Now()); err != nil {
+		opt.Log.Warn("cannot remove what the build cache holds for nothing", "err", err)
+	}
 	return Result{
 		Summary: summary, Path: opt.Out, ArchiveSize: st.Size(),
 		PublicKeyPath: bundle.PublicKeyPath(opt.KeyPath), KeyCreated: created, Elapsed: time.Since(begun),

@@ -86,8 +86,11 @@ func (s *steps) event(state State, detail string, size int64) {
 	}
 }
 
-// prune keeps the two products of a step that were used last: this recipe's, and the one before an
-// edit that is soon undone.
+// kept is how many products of a step stay: this recipe's, the one before an edit that is soon undone, and those of another
+// clone that shares the cache.
+const kept = 4
+
+// prune keeps the products of a step that were used last.
 func (s *steps) prune(name string) {
 	entries, err := os.ReadDir(filepath.Join(s.dir, "steps", name))
 	if err != nil {
@@ -100,7 +103,7 @@ func (s *steps) prune(name string) {
 		}
 	}
 	sort.Slice(entries, func(i, j int) bool { return used[entries[i].Name()].After(used[entries[j].Name()]) })
-	for _, e := range entries[min(2, len(entries)):] {
+	for _, e := range entries[min(kept, len(entries)):] {
 		_ = os.RemoveAll(filepath.Join(s.dir, "steps", name, e.Name()))
 	}
 }

@@ -68,6 +68,8 @@ func (b *builder) download(ctx context.Context, address, digest string) (string,
 	}
 	final := filepath.Join(dir, strings.TrimPrefix(digest, "sha256:"))
 	if _, err := os.Stat(final); err == nil {
+		now := time.Now()
+		_ = os.Chtimes(final, now, now) // dropUnused goes by the time of last use
 		return final, nil
 	}
 	b.steps.name, b.steps.begun = "download "+path.Base(address), time.Now()
