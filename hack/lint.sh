@@ -20,6 +20,7 @@ report=$(timeout 120 govulncheck ./... 2>&1)
 case $? in
 0) ;;
 3) echo "$report"; failed=1 ;;
+124) echo "lint: govulncheck not run: its database did not answer in time" ;;
 *) if grep -qiE 'dial tcp|lookup|no such host|timeout|403|forbidden|connection refused' <<<"$report"; then
 	echo "lint: govulncheck not run: its database cannot be reached (set GOVULNDB to a mirror to run it)"
    else
