@@ -197,9 +197,9 @@ type outcome struct {
 	stats       peer.Stats
 }
 
-// run has all machines fetch the image; ours says how. kill is the share of machines that lose their power after
-// that time.
-func (s *site) run(ours bool, kill float64, after time.Duration) (outcome, error) {
+// run has all machines fetch the image; ours says how. kill is the share of machines that lose their power once the origin
+// has sent so much of the image.
+func (s *site) run(ours bool, kill, sent float64) (outcome, error) {
 	s.tracker = swarm.NewTracker(swarm.TrackerOptions{})
 	before := s.sent()
 	began := time.Now()
@@ -250,7 +250,9 @@ func (s *site) run(ours bool, kill float64, after time.Duration) (outcome, error
 	}
 	if doomed > 0 {
 		group.Go(func() error {
-			time.Sleep(after)
+			for float64(s.sent()-before) < sent*float64(s.index.BlobSize) && ctx.Err() == nil {
+				time.Sleep(5 * time.Millisecond)
+			}
 			for _, m := range s.machines[:doomed] {
 				m.dead.Store(true)
 				m.ns.Run("ip", "link", "set", "eth0", "down")

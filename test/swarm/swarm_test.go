@@ -15,7 +15,7 @@ import (
 func TestAnImageSpreadsAlthoughAThirdOfTheMachinesDie(t *testing.T) {
 	index, blob := noise.Image(64, 4<<20, 32<<10, 64<<10)
 	s := newSite(t, 6, 40, 40, index, blob)
-	out, err := s.run(true, 1./3, 500*time.Millisecond)
+	out, err := s.run(true, 1./3, 0.5)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestBench(t *testing.T) {
 			case "http":
 				out, err = s.run(false, 0, 0)
 			case "ours":
-				out, err = s.run(true, kill, alone/2)
+				out, err = s.run(true, kill, 0.5)
 			case "udpcast":
 				// Told what the slowest link takes, less what headers need.
 				out, err = s.udpcast(min(link, origin) * 0.93)
