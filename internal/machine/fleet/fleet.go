@@ -249,6 +249,7 @@ type Reservation struct {
 	Hostname string
 	Subnet   string     // name, may be empty
 	Address  netip.Addr // invalid when no address is planned
+	MACs     []string   // all of the machine
 }
 
 // ByMAC returns what DHCP must know of the machine with that MAC.
@@ -260,7 +261,7 @@ func (f *Fleet) ByMAC(mac string) (Reservation, bool) {
 	if m == nil {
 		return Reservation{}, false
 	}
-	r := Reservation{Machine: m.Name, Hostname: m.Spec.Hostname}
+	r := Reservation{Machine: m.Name, Hostname: m.Spec.Hostname, MACs: m.Spec.Identifiers.MACs}
 	if r.Hostname == "" {
 		r.Hostname = m.Name
 	}

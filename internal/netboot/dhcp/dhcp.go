@@ -41,6 +41,8 @@ type Backend interface {
 type Reservation struct {
 	Address  netip.Addr
 	Hostname string // without the domain; empty: the client is told none
+	// Hardware are further hardware addresses of the client, as Query.MAC has them: it may answer at its address by them.
+	Hardware []string
 }
 
 // BootFile is what a client boots.
@@ -92,7 +94,8 @@ const (
 	Declined      Event = "declined"       // the client found the address in use by another
 	Released      Event = "released"       // the client gave its address back
 	Informed      Event = "informed"       // a client with an address of its own asked for settings
-	Conflict      Event = "conflict"       // an address of the pool answers although it was given to no one
+	Conflict      Event = "conflict"       // somebody answers at an address that was not given to him
+	ARPProxy      Event = "arp-proxy"      // somebody answers for addresses of others; Detail tells who
 	PoolExhausted Event = "pool-exhausted" // no address is left for the client
 	NoSubnet      Event = "no-subnet"      // no subnet is configured where the client is
 	ForeignServer Event = "foreign-server" // another DHCP server answers on the segment; Address is its

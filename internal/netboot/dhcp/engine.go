@@ -29,9 +29,9 @@ type link interface {
 	// send sends a reply. It may be called from several goroutines.
 	send(outgoing)
 	// probe asks by ARP whether somebody has the address, and calls back from another goroutine:
-	// holder is the hardware address of who answered, nil when nobody did in time. It is false when
+	// holders are the hardware addresses of all who answered in time. It is false when
 	// probing is not possible at the moment; then there is no call.
-	probe(address netip.Addr, done func(holder net.HardwareAddr)) bool
+	probe(address netip.Addr, done func(holders []net.HardwareAddr)) bool
 }
 
 // outgoing is a reply and where it goes.
@@ -53,6 +53,8 @@ const (
 	quarantineTime = 10 * time.Minute
 	// probeValid is how long it is believed that nobody answers at an address.
 	probeValid = 5 * time.Minute
+	// leastQuarantine is how long such an address rests even when there is no other.
+	leastQuarantine = time.Minute
 	// maxProbes bounds how many addresses are probed for one client's request before it has to ask again.
 	maxProbes = 4
 	// maxPending bounds how many clients wait for a probe. The next ones get an address unprobed:
@@ -76,7 +78,8 @@ type engine struct {
 	pending map[string]*pending // by subnet and client
 	quiet   map[string]time.Time
 	relays  map[netip.Prefix]bool // subnets for which a relay has asked
-	changed func()                // Options.Changed
+	probes  map[netip.Prefix]*probing
+	changed func() // Options.Changed
 }
 
 // pending is a DISCOVER that waits for a probe.
@@ -86,8 +89,10 @@ type pending struct {
 	in      incoming // the latest of the client's repetitions
 	message *dhcpv4.DHCPv4
 	query   Query
-	slot    *slot
-	probes  int
+	slot    *slot // nil: the client's reserved address is probed
+	// reservation that is probed.
+	reservation Reservation
+	probes      int
 }
 
 // exchange is the work on one message.
@@ -109,7 +114,7 @@ type exchange struct {
 func newEngine(backend Backend, log *slog.Logger, now func() time.Time, store func(record, func(error)), count *counters) *engine {
 	return &engine{backend: backend, log: log, now: now, store: store, count: count,
 		pools: map[netip.Prefix]*pool{}, pending: map[string]*pending{}, quiet: map[string]time.Time{},
-		relays: map[netip.Prefix]bool{}, changed: func() {}}
+		relays: map[netip.Prefix]bool{}, probes: map[netip.Prefix]*probing{}, changed: func() {}}
 }
 
 // relayed tells whether a relay has asked for a client in a subnet.
@@ -370,33 +375,79 @@ func (x *exchange) discover() {
 		x.count.deferred.Add(1)
 		return
 	}
-	if reservation, ok := x.backend.Reservation(x.subnet.CIDR, x.query); ok {
-		if holder := x.otherHolder(reservation.Address); holder == "" {
-			x.reply(dhcpv4.MessageTypeOffer, reservation.Address, reservation.Hostname)
-			x.observe(Offered, reservation.Address, "reserved for this machine")
-			return
-		} else {
-			// Offering it all the same would give one address to two machines.
-			x.complain("reservation "+reservation.Address.String(), "reserved address is still leased to another client",
-				"address", reservation.Address, "holder", holder)
-			x.observe(Conflict, reservation.Address, "reserved for this machine, but still leased to %s; it gets another one until that ends", holder)
-		}
+	if p := x.pending[x.pendingKey()]; p != nil {
+		p.in, p.message, p.query = x.in, x.message, x.query // answer the latest one when the probe is through
+		return
 	}
+	if reservation, ok := x.backend.Reservation(x.subnet.CIDR, x.query); ok {
+		holder := x.otherHolder(reservation.Address)
+		if holder == "" {
+			x.offerReserved(reservation)
+			return
+		}
+		// Offering it all the same would give one address to two machines.
+		x.complain("reservation "+reservation.Address.String(), "reserved address is still leased to another client",
+			"address", reservation.Address, "holder", holder)
+		x.observe(Conflict, reservation.Address, "reserved for this machine, but still leased to %s; it gets another one until that ends", holder)
+	}
+	x.discoverInPool(0)
+}
+
+// offerReserved offers a client's reserved address, after a probe if one is due.
+func (x *exchange) offerReserved(reservation Reservation) {
+	// An address behind a relay cannot be reached by ARP.
+	due := !x.query.Relay.IsValid() && x.now.Sub(x.probing().silent[reservation.Address]) >= probeValid
+	if due && len(x.pending) < maxPending {
+		x.probeFor(&pending{reservation: reservation}, reservation.Address)
+		return
+	}
+	x.reply(dhcpv4.MessageTypeOffer, reservation.Address, reservation.Hostname)
+	x.observe(Offered, reservation.Address, "reserved for this machine")
+}
+
+// probeFor lets the DISCOVER wait until an address was probed.
+func (x *exchange) probeFor(p *pending, address netip.Addr) {
+	p.client, p.subnet, p.in, p.message, p.query = x.client, x.subnet, x.in, x.message, x.query
+	key := x.pendingKey()
+	x.pending[key] = p
+	e, l := x.engine, x.in.link
+	x.after = append(x.after, func() {
+		if !l.probe(address, func(holders []net.HardwareAddr) { e.probed(key, p, holders) }) {
+			e.probed(key, p, nil)
+		}
+	})
+}
+
+// discoverInPool offers an address of the pool; probes have been made for the DISCOVER before.
+func (x *exchange) discoverInPool(probes int) {
 	if x.pool == nil {
 		x.complain("pool "+x.subnet.Name, "DHCP client ignored: it has no reservation and its subnet has no pool", "subnet", x.subnet.Name)
 		x.observe(PoolExhausted, netip.Addr{}, "subnet %s has no pool for machines without a reservation", x.subnet.Name)
 		return
 	}
-	if p := x.pending[x.pendingKey()]; p != nil {
-		p.in, p.message, p.query = x.in, x.message, x.query // answer the latest one when the probe is through
-		return
-	}
-	s := x.pool.choose(x.client, optionAddr(x.message, dhcpv4.OptionRequestedIPAddress), x.usable)
+	s := x.chooseFromPool(optionAddr(x.message, dhcpv4.OptionRequestedIPAddress))
 	if s == nil {
 		x.exhausted()
 		return
 	}
-	x.offerFromPool(s, 0)
+	x.offerFromPool(s, probes)
+}
+
+// chooseFromPool finds an address that may be offered. When none is free, those come into question that have been found in use some time
+// ago: they are probed again.
+func (x *exchange) chooseFromPool(wanted netip.Addr) *slot {
+	if s := x.pool.choose(x.client, wanted, x.usable); s != nil {
+		return s
+	}
+	if x.query.Relay.IsValid() {
+		return nil
+	}
+	s := x.pool.longestQuarantined()
+	if s == nil || s.until.Sub(x.now) > quarantineTime-leastQuarantine || !x.usable(s.address) {
+		return nil
+	}
+	s.probed = time.Time{}
+	return s
 }
 
 func (x *exchange) exhausted() {
@@ -415,15 +466,7 @@ func (x *exchange) offerFromPool(s *slot, probes int) {
 		// An address behind a relay cannot be reached by ARP.
 		due := !x.query.Relay.IsValid() && x.now.Sub(s.probed) >= probeValid
 		if due && len(x.pending) < maxPending {
-			p := &pending{client: x.client, subnet: x.subnet, in: x.in, message: x.message, query: x.query, slot: s, probes: probes + 1}
-			key := x.pendingKey()
-			x.pending[key] = p
-			e, l := x.engine, x.in.link
-			x.after = append(x.after, func() {
-				if !l.probe(s.address, func(holder net.HardwareAddr) { e.probed(key, p, holder) }) {
-					e.probed(key, p, nil)
-				}
-			})
+			x.probeFor(&pending{slot: s, probes: probes + 1}, s.address)
 			return
 		}
 	}
@@ -432,7 +475,7 @@ func (x *exchange) offerFromPool(s *slot, probes int) {
 }
 
 // probed takes the result of a probe and goes on with the DISCOVER that waits for it.
-func (e *engine) probed(key string, p *pending, holder net.HardwareAddr) {
+func (e *engine) probed(key string, p *pending, holders []net.HardwareAddr) {
 	e.mu.Lock()
 	if e.pending[key] != p {
 		e.mu.Unlock()
@@ -441,33 +484,62 @@ func (e *engine) probed(key string, p *pending, holder net.HardwareAddr) {
 	delete(e.pending, key)
 	x := &exchange{engine: e, in: p.in, message: p.message, query: p.query, client: p.client, subnet: p.subnet,
 		pool: e.pools[p.subnet.CIDR], now: e.now()}
-	s := p.slot
-	switch {
-	case x.pool == nil || x.pool.slots[s.address] != s:
-		// The configuration has changed under it.
-	case s.client != p.client || s.state != held:
-		// The client has since taken something else.
-	case holder == nil || holder.String() == p.query.MAC:
-		s.probed = x.now
-		x.offerFromPool(s, p.probes)
-	default:
-		x.count.conflicts.Add(1)
-		x.pool.move(s, quarantined, "", x.now.Add(quarantineTime))
-		e.store(record{quarantined, s.address, "", s.until}, nil)
-		x.complain("conflict "+s.address.String(), "address of the pool is in use by someone it was not given to",
-			"address", s.address, "holder", holder.String())
-		x.observe(Conflict, s.address, "%s answers at this address of the pool", holder)
-		if p.probes >= maxProbes {
-			break
-		}
-		if next := x.pool.choose(p.client, netip.Addr{}, x.usable); next != nil {
-			x.offerFromPool(next, p.probes)
-		} else {
-			x.exhausted()
-		}
+	if p.slot == nil {
+		x.probedReservation(p.reservation, holders)
+	} else {
+		x.probedSlot(p.slot, p.probes, holders)
 	}
 	e.mu.Unlock()
 	x.finish()
+}
+
+func (x *exchange) probedReservation(reservation Reservation, holders []net.HardwareAddr) {
+	address := reservation.Address
+	holder := x.foreignHolder(address, holders, reservation.Hardware)
+	if holder == "" {
+		if x.probing().free(address, x.now) {
+			x.after = append(x.after, x.changed)
+		}
+		x.reply(dhcpv4.MessageTypeOffer, address, reservation.Hostname)
+		x.observe(Offered, address, "reserved for this machine")
+		return
+	}
+	x.count.conflicts.Add(1)
+	x.probing().taken[address] = Taken{Address: address, Holder: holder, Client: x.client, until: x.now.Add(quarantineTime)}
+	x.after = append(x.after, x.changed)
+	x.complain("conflict "+address.String(), "reserved address is in use by another; it is not given out until that one is gone",
+		"address", address, "holder", holder)
+	x.observe(Conflict, address, "reserved for this machine, but %s answers at it; the machine gets another address until that one is gone", holder)
+	x.discoverInPool(0)
+}
+
+func (x *exchange) probedSlot(s *slot, probes int, holders []net.HardwareAddr) {
+	switch {
+	case x.pool == nil || x.pool.slots[s.address] != s:
+		return // the configuration has changed under it
+	case s.client != x.client || s.state != held:
+		return // the client has since taken something else
+	}
+	holder := x.foreignHolder(s.address, holders, nil)
+	if holder == "" {
+		s.probed = x.now
+		x.offerFromPool(s, probes)
+		return
+	}
+	x.count.conflicts.Add(1)
+	x.pool.move(s, quarantined, "", x.now.Add(quarantineTime))
+	x.store(record{quarantined, s.address, "", s.until}, nil)
+	x.complain("conflict "+s.address.String(), "address of the pool is in use by someone it was not given to",
+		"address", s.address, "holder", holder)
+	x.observe(Conflict, s.address, "%s answers at this address of the pool", holder)
+	if probes >= maxProbes {
+		return
+	}
+	if next := x.chooseFromPool(netip.Addr{}); next != nil {
+		x.offerFromPool(next, probes)
+	} else {
+		x.exhausted()
+	}
 }
 
 // otherHolder names the client that has a lease on an address, empty when it is this client or none.
@@ -510,12 +582,16 @@ func (x *exchange) request() {
 		}
 	}
 	if reservation, ok := x.backend.Reservation(x.subnet.CIDR, x.query); ok {
+		holder := x.otherHolder(reservation.Address)
+		taken, isTaken := x.probing().takenNow(reservation.Address, x.now)
 		switch {
+		case reservation.Address == address && holder != "":
+			x.nak(address, "%s is leased to another client", address)
+			return
+		case reservation.Address == address && isTaken && !prolong:
+			x.nak(address, "%s is in use by %s", address, taken.Holder)
+			return
 		case reservation.Address == address:
-			if holder := x.otherHolder(address); holder != "" {
-				x.nak(address, "%s is leased to another client", address)
-				return
-			}
 			if mine != nil && mine.state == held {
 				x.pool.move(mine, free, x.client, time.Time{})
 			}
@@ -525,6 +601,8 @@ func (x *exchange) request() {
 		case prolong && mine != nil && mine.address == address && mine.state == bound:
 			// An address in use is not pulled away: the machine may be in the middle of its
 			// installation. It gets its own when it asks anew.
+		case mine != nil && mine.address == address && (holder != "" || isTaken):
+			// It was offered instead of the reserved one.
 		default:
 			x.nak(address, "this machine has the reserved address %s", reservation.Address)
 			return

@@ -84,6 +84,7 @@ type fakeLink struct {
 	own     []netip.Addr
 	sent    []outgoing
 	holders map[netip.Addr]net.HardwareAddr
+	proxy   net.HardwareAddr // answers for every address
 	probes  []netip.Addr
 	// later, when set, collects the probes' results instead of giving them at once.
 	later *[]func()
@@ -92,9 +93,17 @@ type fakeLink struct {
 func (l *fakeLink) name() string            { return "eth0" }
 func (l *fakeLink) addresses() []netip.Addr { return l.own }
 func (l *fakeLink) send(out outgoing)       { l.sent = append(l.sent, out) }
-func (l *fakeLink) probe(a netip.Addr, done func(net.HardwareAddr)) bool {
+func (l *fakeLink) probe(a netip.Addr, done func([]net.HardwareAddr)) bool {
 	l.probes = append(l.probes, a)
-	result := func() { done(l.holders[a]) }
+	result := func() {
+		var all []net.HardwareAddr
+		for _, holder := range []net.HardwareAddr{l.proxy, l.holders[a]} {
+			if holder != nil {
+				all = append(all, holder)
+			}
+		}
+		done(all)
+	}
 	if l.later != nil {
 		*l.later = append(*l.later, result)
 	} else {
@@ -288,7 +297,7 @@ func TestAKnownMachineGetsItsAddressAndTouchesNoStore(t *testing.T) {
 	s.lease(1, "192.0.2.10")
 	s.expect("renewing", "ack 192.0.2.10", "acknowledged 192.0.2.10", message(request, 1, having("192.0.2.10")), "192.0.2.1")
 	s.expect("after a reboot", "ack 192.0.2.10", "acknowledged 192.0.2.10", message(request, 1, asking("192.0.2.10")))
-	if len(s.stored) != 0 || len(s.link.probes) != 0 {
+	if len(s.stored) != 0 || len(s.link.probes) != 1 {
 		t.Errorf("stored %v, probed %v", s.stored, s.link.probes)
 	}
 }
@@ -407,6 +416,7 @@ func TestWhileOneClientIsProbedForOthersAreServed(t *testing.T) {
 	if len(results) != 1 {
 		t.Fatalf("%d probes", len(results))
 	}
+	s.link.later = nil
 	s.backend.machines[mac(2).String()] = Reservation{Address: addr("192.0.2.10")}
 	s.lease(2, "192.0.2.10")
 	s.link.sent = nil

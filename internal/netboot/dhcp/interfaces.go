@@ -20,6 +20,10 @@ type SubnetService struct {
 	// Problem says why none of its clients is served, for a person: which interfaces there are and why none fits. It is empty when
 	// they are served, and in ModeOff.
 	Problem string
+	// Taken are reserved addresses that somebody else uses.
+	Taken []Taken
+	// Proxy is the hardware address of who answers ARP for others in it, empty when nobody does.
+	Proxy string
 }
 
 // unfit says why an interface is not served, empty when it is to be. wanted are the names of Config.Interfaces.

@@ -1,12 +1,14 @@
 package dhcp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -37,8 +39,9 @@ type iface struct {
 }
 
 type probe struct {
-	timers []*time.Timer
-	done   func(net.HardwareAddr)
+	timers  []*time.Timer
+	holders []net.HardwareAddr // who has answered so far
+	done    func([]net.HardwareAddr)
 }
 
 // receiveBuffer holds the messages of a thousand machines powered on at once, bytes.
@@ -46,6 +49,9 @@ const receiveBuffer = 4 << 20
 
 // probeTime is how long an ARP probe waits for an answer; the question is asked twice in it.
 const probeTime = 200 * time.Millisecond
+
+// mostHolders bounds how many answers to one probe are kept.
+const mostHolders = 8
 
 // openIface opens the sockets of an interface that has the addresses own. It must run in the interface's network namespace.
 func openIface(ctx context.Context, device string, own []netip.Addr, log *slog.Logger, count *counters) (_ *iface, err error) {
@@ -219,7 +225,7 @@ func (l *iface) send(out outgoing) {
 	}
 }
 
-func (l *iface) probe(address netip.Addr, done func(net.HardwareAddr)) bool {
+func (l *iface) probe(address netip.Addr, done func([]net.HardwareAddr)) bool {
 	if l.hardware() == nil {
 		return false
 	}
@@ -249,34 +255,29 @@ func (p *probe) stop() {
 	}
 }
 
-// finish ends a probe that nobody answered.
+// finish ends a probe when its time is up.
 func (l *iface) finish(address netip.Addr, p *probe) {
 	l.mu.Lock()
-	all := l.probes[address]
-	found := false
-	for i := range all {
-		if all[i] == p {
-			l.probes[address] = append(all[:i:i], all[i+1:]...)
-			found = true
-			break
-		}
+	i := slices.Index(l.probes[address], p)
+	if i >= 0 {
+		l.probes[address] = slices.Delete(l.probes[address], i, i+1)
 	}
 	if len(l.probes[address]) == 0 {
 		delete(l.probes, address)
 	}
 	l.mu.Unlock()
-	if found {
-		p.done(nil)
+	if i >= 0 {
+		p.done(p.holders)
 	}
 }
 
+// answered notes who has an address. A probe goes on: where a proxy answers for everybody, the real holder answers, too.
 func (l *iface) answered(address netip.Addr, holder net.HardwareAddr) {
 	l.mu.Lock()
-	all := l.probes[address]
-	delete(l.probes, address)
-	l.mu.Unlock()
-	for _, p := range all {
-		p.stop()
-		p.done(holder)
+	defer l.mu.Unlock()
+	for _, p := range l.probes[address] {
+		if !slices.ContainsFunc(p.holders, func(h net.HardwareAddr) bool { return bytes.Equal(h, holder) }) && len(p.holders) < mostHolders {
+			p.holders = append(p.holders, holder)
+		}
 	}
 }

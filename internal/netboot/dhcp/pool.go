@@ -175,6 +175,9 @@ func (p *pool) choose(client string, wanted netip.Addr, usable func(netip.Addr) 
 	return nil
 }
 
+// longestQuarantined is the address that has rested for longest, nil when none rests.
+func (p *pool) longestQuarantined() *slot { return p.queues[quarantined].first }
+
 // restore puts a lease back that was read from the store or kept over a change of configuration.
 func (p *pool) restore(r record) bool {
 	s := p.at(r.address)

@@ -119,7 +119,9 @@ func (s *Server) Services() []SubnetService {
 	}
 	var all []SubnetService
 	for _, subnet := range s.config.Subnets {
-		all = append(all, service(subnet, s.engine.relayed(subnet.CIDR), served, s.config.Interfaces, s.present, s.failed))
+		now := service(subnet, s.engine.relayed(subnet.CIDR), served, s.config.Interfaces, s.present, s.failed)
+		now.Taken, now.Proxy = s.engine.trouble(subnet.CIDR)
+		all = append(all, now)
 	}
 	return all
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/mdlayher/packet"
+	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/netns"
 	netnstest "coldrack.dev/test/netns"
@@ -337,6 +339,86 @@ func TestAnAddressInUseIsFoundByARP(t *testing.T) {
 	if o := n.backend.await(t, Conflict, "192.0.2.100"); !strings.Contains(o.Detail, mac(50).String()) {
 		t.Errorf("%+v", o)
 	}
+}
+
+func TestAReservedAddressInUseIsFoundByARP(t *testing.T) {
+	require.Need(t, "netns", "udhcpc")
+	n := newNetwork(t)
+	n.backend.inner.machines[mac(7).String()] = Reservation{Address: addr("192.0.2.7"), Hostname: "node-7"}
+	n.serve(n.config())
+	squatter := n.machine(50)
+	squatter.Address("eth0", "192.0.2.7/24")
+	known := n.machine(7)
+	got, err := udhcpc(t, known)
+	if err != nil || got["ip"] != "192.0.2.100" {
+		t.Errorf("%v, %v", got, err)
+	}
+	n.backend.await(t, Conflict, "192.0.2.7")
+	taken := func(s SubnetService) bool {
+		return len(s.Taken) == 1 && s.Taken[0].Holder == mac(50).String() && s.Taken[0].Client == mac(7).String()
+	}
+	n.service("a reserved address that is taken", "rack", taken)
+	squatter.Run("ip", "addr", "flush", "dev", "eth0")
+	if got, err := udhcpc(t, known); err != nil || got["ip"] != "192.0.2.7" {
+		t.Errorf("once it is free: %v, %v", got, err)
+	}
+	n.service("none is taken", "rack", func(s SubnetService) bool { return len(s.Taken) == 0 })
+}
+
+func TestANetworkWithAnARPProxy(t *testing.T) {
+	require.Need(t, "netns", "udhcpc")
+	n := newNetwork(t)
+	config := n.config()
+	config.Subnets[0].Pool = Range{addr("192.0.2.100"), addr("192.0.2.123")}
+	n.serve(config)
+	answerEveryARP(t, n.machine(50), mac(50))
+	for number := range 6 {
+		if got, err := udhcpc(t, n.machine(number+1)); err != nil || !config.Subnets[0].Pool.Contains(addr(got["ip"])) {
+			t.Errorf("machine %d: %v, %v", number, got, err)
+		}
+	}
+	if o := n.backend.await(t, ARPProxy, ""); !strings.Contains(o.Detail, mac(50).String()) {
+		t.Errorf("%+v", o)
+	}
+	n.service("the proxy is named", "rack", func(s SubnetService) bool { return s.Problem == "" && s.Proxy == mac(50).String() })
+	if stats := n.dhcp.Stats().Subnets[0]; stats.Quarantined != 0 || stats.Leased != 6 {
+		t.Errorf("%+v", stats)
+	}
+}
+
+// answerEveryARP makes a machine answer every question of ARP, as a switch does that answers for all, also those that name no sender,
+// which Linux' own proxy_arp leaves alone.
+func answerEveryARP(t *testing.T, machine *netnstest.NS, own net.HardwareAddr) {
+	t.Helper()
+	var conn *packet.Conn
+	err := machine.Do(func() (err error) {
+		conn, err = packet.Listen(machine.Interface("eth0"), packet.Raw, unix.ETH_P_ARP, nil)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answering sync.WaitGroup
+	answering.Go(func() {
+		frame := make([]byte, 2048)
+		for {
+			length, _, err := conn.ReadFrom(frame)
+			if err != nil {
+				return
+			}
+			if length < etherLen+arpLen || frame[etherLen+7] != 1 {
+				continue
+			}
+			asked := frame[etherLen:]
+			reply := append(append(append([]byte{}, asked[8:14]...), own...), 0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 2)
+			reply = append(append(append(append(reply, own...), asked[24:28]...), asked[8:14]...), asked[14:18]...)
+			_, _ = conn.WriteTo(reply, &packet.Addr{HardwareAddr: net.HardwareAddr(reply[:6])})
+		}
+	})
+	t.Cleanup(func() {
+		conn.Close()
+		answering.Wait()
+	})
 }
 
 func TestAnotherServerIsHeard(t *testing.T) {

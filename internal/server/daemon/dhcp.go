@@ -72,7 +72,7 @@ func (b dhcpBackend) Reservation(subnet netip.Prefix, client dhcp.Query) (dhcp.R
 	if !ok || !subnet.Contains(known.Address) {
 		return dhcp.Reservation{}, false
 	}
-	return dhcp.Reservation{Address: known.Address, Hostname: known.Hostname}, true
+	return dhcp.Reservation{Address: known.Address, Hostname: known.Hostname, Hardware: known.MACs}, true
 }
 
 // Reserved keeps planned addresses out of the pools.
@@ -120,7 +120,7 @@ func (b dhcpBackend) Observe(seen dhcp.Observation) {
 	case dhcp.ForeignServer:
 		b.log.Error("another DHCP server answers on this segment: machines may take its answer instead of ours; switch it off or exclude our machines there",
 			"interface", seen.Client.Interface, "server", seen.Address.String(), "detail", seen.Detail)
-	case dhcp.Conflict, dhcp.Declined, dhcp.PoolExhausted, dhcp.NoSubnet:
+	case dhcp.Conflict, dhcp.ARPProxy, dhcp.Declined, dhcp.PoolExhausted, dhcp.NoSubnet:
 		b.log.Warn("DHCP: "+string(seen.Event), "mac", seen.Client.MAC, "interface", seen.Client.Interface,
 			"address", seen.Address.String(), "detail", seen.Detail)
 	}
