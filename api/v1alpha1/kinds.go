@@ -320,7 +320,7 @@ type File struct {
 
 // SystemdUnit is a systemd unit on the installed node.
 type SystemdUnit struct {
-	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9:_.@\\-]+\.(service|socket|timer|mount|target|path|slice|network|link|netdev)$`
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9:_.@\\-]+\.[a-z]+$`
 	Name string `json:"name"`
 	// Content of the unit file. Empty: the unit is part of the image.
 	// +optional

@@ -1,109 +1,103 @@
 package v1alpha1
 
 import (
-	"encoding/base64"
+	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	_ "time/tzdata" // the same zones on every server
 
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"coldrack.dev/internal/validate"
 )
 
 // AddressRange is a range of addresses, both ends included.
 //
 // +kubebuilder:object:generate=false
-type AddressRange struct {
-	First, Last netip.Addr
-}
+type AddressRange = validate.AddressRange
 
-// ParseAddressRange parses "first-last", for example "10.20.0.100-10.20.0.199". Spaces around the dash do not
-// matter.
-func ParseAddressRange(s string) (AddressRange, error) {
-	const want = `want "first-last", for example 10.20.0.100-10.20.0.199`
-	from, to, ok := strings.Cut(s, "-")
-	if !ok {
-		return AddressRange{}, fmt.Errorf("no dash; %s", want)
-	}
-	first, err := netip.ParseAddr(strings.TrimSpace(from))
-	if err != nil {
-		return AddressRange{}, fmt.Errorf("%q is not an IP address; %s", strings.TrimSpace(from), want)
-	}
-	last, err := netip.ParseAddr(strings.TrimSpace(to))
-	if err != nil {
-		return AddressRange{}, fmt.Errorf("%q is not an IP address; %s", strings.TrimSpace(to), want)
-	}
-	switch {
-	case first.Zone() != "" || last.Zone() != "":
-		return AddressRange{}, fmt.Errorf("the addresses must not name an interface")
-	case first.Is4In6() || last.Is4In6():
-		return AddressRange{}, fmt.Errorf("IPv4 addresses are written without the prefix ::ffff: here")
-	case first.Is4() != last.Is4():
-		return AddressRange{}, fmt.Errorf("one end is IPv4, the other IPv6")
-	case last.Less(first):
-		return AddressRange{}, fmt.Errorf("the last address %s comes before the first, %s", last, first)
-	}
-	return AddressRange{first, last}, nil
-}
+// ParseAddressRange parses "first-last", for example "10.20.0.100-10.20.0.199".
+func ParseAddressRange(s string) (AddressRange, error) { return validate.ParseAddressRange(s) }
 
-// String is the form that ParseAddressRange takes.
-func (r AddressRange) String() string { return r.First.String() + "-" + r.Last.String() }
-
-// Contains tells whether an address lies in the range.
-func (r AddressRange) Contains(a netip.Addr) bool {
-	return r.First.Is4() == a.Is4() && !a.Less(r.First) && !r.Last.Less(a)
-}
-
-// Overlaps tells whether two ranges share an address.
-func (r AddressRange) Overlaps(o AddressRange) bool {
-	return r.First.Is4() == o.First.Is4() && !r.Last.Less(o.First) && !o.Last.Less(r.First)
+// IPPlan returns the addresses of a Subnet in the form that its rules take. What cannot be read is left out of the
+// plan and reported.
+func (s *Subnet) IPPlan() (validate.IPPlan, field.ErrorList) {
+	spec := field.NewPath("spec")
+	var errs field.ErrorList
+	var plan validate.IPPlan
+	var err error
+	plan.DHCP = s.Spec.DHCP == DHCPServer
+	if plan.CIDR, err = netip.ParsePrefix(s.Spec.CIDR); err != nil {
+		errs = append(errs, field.Invalid(spec.Child("cidr"), s.Spec.CIDR, "must be a network such as 10.20.0.0/24"))
+	}
+	address := func(at *field.Path, text string) (netip.Addr, bool) {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			errs = append(errs, field.Invalid(at, text, "must be an IP address"))
+		}
+		return a, err == nil
+	}
+	if s.Spec.Gateway != "" {
+		plan.Gateway, _ = address(spec.Child("gateway"), s.Spec.Gateway)
+	}
+	for _, r := range []struct {
+		name, text string
+		into       *AddressRange
+	}{{"discovery", s.Spec.Discovery, &plan.Discovery}, {"static", s.Spec.Static, &plan.Static}} {
+		if r.text == "" {
+			continue
+		}
+		if *r.into, err = ParseAddressRange(r.text); err != nil {
+			errs = append(errs, field.Invalid(spec.Child(r.name), r.text, err.Error()))
+		}
+	}
+	for i, text := range s.Spec.DNS {
+		a, _ := address(spec.Child("dns").Index(i), text)
+		plan.DNS = append(plan.DNS, a)
+	}
+	for i, text := range s.Spec.Relays {
+		a, _ := address(spec.Child("relays").Index(i), text)
+		plan.Relays = append(plan.Relays, a)
+	}
+	for i, text := range s.Spec.NTP {
+		if err := validate.TimeServer(text); err != nil {
+			errs = append(errs, field.Invalid(spec.Child("ntp").Index(i), text, err.Error()))
+		}
+		a, _ := netip.ParseAddr(text) // a name has none
+		plan.NTP = append(plan.NTP, a)
+	}
+	return plan, errs
 }
 
 // ValidateSubnet checks a subnet by itself and against the others that exist. A subnet of the same name among
 // the others is the one that s replaces.
 func ValidateSubnet(s *Subnet, others []Subnet) field.ErrorList {
-	var errs field.ErrorList
 	spec := field.NewPath("spec")
-	prefix, err := netip.ParsePrefix(s.Spec.CIDR)
-	switch {
-	case err != nil:
-		return append(errs, field.Invalid(spec.Child("cidr"), s.Spec.CIDR, "must be a network such as 10.20.0.0/24"))
-	case prefix.Addr().Is4In6():
-		return append(errs, field.Invalid(spec.Child("cidr"), s.Spec.CIDR, "write IPv4 networks without ::ffff:"))
-	case prefix != prefix.Masked():
-		return append(errs, field.Invalid(spec.Child("cidr"), s.Spec.CIDR,
-			fmt.Sprintf("has bits set behind the prefix length; the network that this address is in is %s", prefix.Masked())))
+	plan, errs := s.IPPlan()
+	if !plan.CIDR.IsValid() {
+		return errs
 	}
-	for _, other := range others {
-		theirs, err := netip.ParsePrefix(other.Spec.CIDR)
-		if err == nil && other.Name != s.Name && prefix.Overlaps(theirs) {
-			errs = append(errs, field.Invalid(spec.Child("cidr"), s.Spec.CIDR,
-				fmt.Sprintf("overlaps with %s of Subnet %s", other.Spec.CIDR, other.Name)))
+	problems := plan.Problems()
+	for i := range others {
+		if others[i].Name != s.Name {
+			theirs, _ := others[i].IPPlan()
+			problems = append(problems, plan.Beside(theirs, others[i].Name)...)
 		}
 	}
-
-	var gateway netip.Addr
-	if s.Spec.Gateway != "" {
-		gateway, err = netip.ParseAddr(s.Spec.Gateway)
-		if err != nil {
-			errs = append(errs, field.Invalid(spec.Child("gateway"), s.Spec.Gateway, "must be an IP address"))
-		} else if !prefix.Contains(gateway) {
-			errs = append(errs, field.Invalid(spec.Child("gateway"), s.Spec.Gateway, "must lie within spec.cidr, "+s.Spec.CIDR))
+	for _, p := range problems {
+		at := spec.Child(p.Field)
+		if p.Index >= 0 {
+			at = at.Index(p.Index)
 		}
-	}
-	discovery, more := validateRange(spec.Child("discovery"), s.Spec.Discovery, prefix, gateway)
-	errs = append(errs, more...)
-	static, more := validateRange(spec.Child("static"), s.Spec.Static, prefix, gateway)
-	errs = append(errs, more...)
-	if discovery.First.IsValid() && static.First.IsValid() && discovery.Overlaps(static) {
-		errs = append(errs, field.Invalid(spec.Child("static"), s.Spec.Static,
-			fmt.Sprintf("overlaps with spec.discovery, %s: an installed node and a machine that boots could get the same address", discovery)))
+		errs = append(errs, field.Invalid(at, p.Value, p.Message))
 	}
 	if s.Spec.DHCP == DHCPProxy {
 		errs = append(errs, field.Invalid(spec.Child("dhcp"), s.Spec.DHCP, "is not supported yet: use server, or off where another DHCP server hands out our boot files"))
@@ -111,54 +105,31 @@ func ValidateSubnet(s *Subnet, others []Subnet) field.ErrorList {
 	if s.Spec.DHCP == DHCPServer && s.Spec.Discovery == "" {
 		errs = append(errs, field.Required(spec.Child("discovery"), "in DHCP mode server: the range for machines that are not known yet"))
 	}
-	errs = append(errs, validateAddresses(spec.Child("dns"), s.Spec.DNS)...)
-	errs = append(errs, validateAddresses(spec.Child("relays"), s.Spec.Relays)...)
-	for i, server := range s.Spec.NTP {
-		if _, err := netip.ParseAddr(server); err != nil && len(validation.IsDNS1123Subdomain(server)) > 0 {
-			errs = append(errs, field.Invalid(spec.Child("ntp").Index(i), server, "must be an IP address or a host name"))
+	errs = append(errs, rule(spec.Child("domain"), s.Spec.Domain, validate.Domain)...)
+	if lease := s.Spec.LeaseTime; lease != nil {
+		if err := validate.LeaseTime(lease.Duration); err != nil {
+			errs = append(errs, field.Invalid(spec.Child("leaseTime"), lease.Duration.String(), err.Error()))
 		}
-	}
-	if s.Spec.Domain != "" {
-		for _, problem := range validation.IsDNS1123Subdomain(s.Spec.Domain) {
-			errs = append(errs, field.Invalid(spec.Child("domain"), s.Spec.Domain, problem))
-		}
-	}
-	if lease := s.Spec.LeaseTime; lease != nil && lease.Duration < minLeaseTime {
-		errs = append(errs, field.Invalid(spec.Child("leaseTime"), lease.Duration.String(), fmt.Sprintf("must be at least %s", minLeaseTime)))
 	}
 	return errs
 }
 
-const minLeaseTime = 10 * time.Second
-
-func validateRange(at *field.Path, value string, within netip.Prefix, gateway netip.Addr) (AddressRange, field.ErrorList) {
+// rule applies a rule to a value; an empty one is a field that is not set.
+func rule(at *field.Path, value string, rule func(string) error) field.ErrorList {
 	if value == "" {
-		return AddressRange{}, nil
+		return nil
 	}
-	r, err := ParseAddressRange(value)
-	if err != nil {
-		return AddressRange{}, field.ErrorList{field.Invalid(at, value, err.Error())}
+	if err := rule(value); err != nil {
+		return field.ErrorList{field.Invalid(at, shorten(value), err.Error())}
 	}
-	var errs field.ErrorList
-	switch {
-	case !within.Contains(r.First) || !within.Contains(r.Last):
-		errs = append(errs, field.Invalid(at, value, fmt.Sprintf("must lie within spec.cidr, %s", within)))
-	case r.First.Is4() && within.Bits() < 31 && r.Contains(within.Addr()):
-		errs = append(errs, field.Invalid(at, value, fmt.Sprintf("contains the network's own address, %s", within.Addr())))
-	case r.First.Is4() && within.Bits() < 31 && !within.Contains(r.Last.Next()):
-		errs = append(errs, field.Invalid(at, value, fmt.Sprintf("contains the broadcast address, %s", r.Last)))
-	}
-	if gateway.IsValid() && r.Contains(gateway) {
-		errs = append(errs, field.Invalid(at, value, fmt.Sprintf("contains spec.gateway, %s", gateway)))
-	}
-	return r, errs
+	return nil
 }
 
-func validateAddresses(at *field.Path, values []string) field.ErrorList {
+func rules(at *field.Path, values []string, check func(string) error) field.ErrorList {
 	var errs field.ErrorList
 	for i, value := range values {
-		if _, err := netip.ParseAddr(value); err != nil {
-			errs = append(errs, field.Invalid(at.Index(i), value, "must be an IP address"))
+		if err := check(value); err != nil {
+			errs = append(errs, field.Invalid(at.Index(i), shorten(value), err.Error()))
 		}
 	}
 	return errs
@@ -168,15 +139,20 @@ func validateAddresses(at *field.Path, values []string) field.ErrorList {
 func ValidateMachine(m, old *Machine) field.ErrorList {
 	var errs field.ErrorList
 	spec := field.NewPath("spec")
-	for i, mac := range m.Spec.Identifiers.MACs {
-		errs = append(errs, validateMAC(spec.Child("identifiers", "macs").Index(i), mac)...)
+	errs = append(errs, rules(spec.Child("identifiers", "macs"), m.Spec.Identifiers.MACs, validate.MAC)...)
+	errs = append(errs, rule(spec.Child("identifiers", "bmcMAC"), m.Spec.Identifiers.BMCMAC, validate.MAC)...)
+	errs = append(errs, rule(spec.Child("hostname"), m.Spec.Hostname, validate.Hostname)...)
+	if n := m.Spec.Network; n != nil {
+		errs = append(errs, rule(spec.Child("network", "mac"), n.MAC, validate.MAC)...)
+		if n.Address != "" {
+			if _, err := validate.ParseHostAddress(n.Address); err != nil {
+				errs = append(errs, field.Invalid(spec.Child("network", "address"), n.Address, err.Error()+"; want one without prefix length"))
+			}
+		}
 	}
-	if mac := m.Spec.Identifiers.BMCMAC; mac != "" {
-		errs = append(errs, validateMAC(spec.Child("identifiers", "bmcMAC"), mac)...)
-	}
-	if n := m.Spec.Network; n != nil && n.Address != "" {
-		if a, err := netip.ParseAddr(n.Address); err != nil || a.Zone() != "" {
-			errs = append(errs, field.Invalid(spec.Child("network", "address"), n.Address, "must be an IP address, without prefix length"))
+	if m.Spec.Hostname == "" && m.Name != "" && old == nil {
+		if err := validate.Hostname(m.Name); err != nil {
+			errs = append(errs, field.Invalid(spec.Child("hostname"), "", fmt.Sprintf("the node's host name would be %q, which %v; set it", m.Name, err)))
 		}
 	}
 	if m.Spec.RootDisk != nil {
@@ -213,19 +189,6 @@ func validateIntentChange(at *field.Path, wanted *Intent, old *Machine) field.Er
 	}
 	if was != nil {
 		return conflict(was.ID, was.Action)
-	}
-	return nil
-}
-
-func validateMAC(at *field.Path, mac string) field.ErrorList {
-	hw, err := net.ParseMAC(mac)
-	switch {
-	case err != nil || len(hw) != 6 || hw.String() != mac:
-		return field.ErrorList{field.Invalid(at, mac, "must be a MAC in lower case with colons, for example 52:54:00:12:34:56")}
-	case hw[0]&1 == 1:
-		return field.ErrorList{field.Invalid(at, mac, "is a multicast address, which no network interface has")}
-	case mac == "00:00:00:00:00:00":
-		return field.ErrorList{field.Invalid(at, mac, "is no interface's address")}
 	}
 	return nil
 }
@@ -296,19 +259,12 @@ func ValidateMachineAddress(m *Machine, subnet *Subnet) field.ErrorList {
 	}
 	at := field.NewPath("spec", "network", "address")
 	a, err := netip.ParseAddr(m.Spec.Network.Address)
-	prefix, prefixErr := netip.ParsePrefix(subnet.Spec.CIDR)
-	if err != nil || prefixErr != nil {
+	plan, _ := subnet.IPPlan()
+	if err != nil || !plan.CIDR.IsValid() {
 		return nil // reported where they are written
 	}
-	if !prefix.Contains(a) {
-		return field.ErrorList{field.Invalid(at, a.String(), fmt.Sprintf("must lie within %s of Subnet %s", prefix, subnet.Name))}
-	}
-	if r, err := ParseAddressRange(subnet.Spec.Discovery); err == nil && r.Contains(a) {
-		return field.ErrorList{field.Invalid(at, a.String(),
-			fmt.Sprintf("lies in the discovery range %s of Subnet %s, whose addresses go to any machine that boots", r, subnet.Name))}
-	}
-	if subnet.Spec.Gateway == a.String() {
-		return field.ErrorList{field.Invalid(at, a.String(), fmt.Sprintf("is the gateway of Subnet %s", subnet.Name))}
+	if problem := plan.Machine(a); problem != "" {
+		return field.ErrorList{field.Invalid(at, a.String(), fmt.Sprintf("%s (Subnet %s)", problem, subnet.Name))}
 	}
 	return nil
 }
@@ -317,19 +273,65 @@ func ValidateMachineAddress(m *Machine, subnet *Subnet) field.ErrorList {
 func ValidateProfile(p *Profile) field.ErrorList {
 	spec := field.NewPath("spec")
 	errs := validateDiskHints(spec.Child("rootDisk"), &p.Spec.RootDisk)
-	errs = append(errs, validateKernelArgs(spec.Child("kernelArgs"), p.Spec.KernelArgs)...)
-	errs = append(errs, validateKernelArgs(spec.Child("console"), p.Spec.Console)...)
-	errs = append(errs, validateSSHKeys(spec.Child("sshKeys"), p.Spec.SSHKeys)...)
+	errs = append(errs, rules(spec.Child("kernelArgs"), p.Spec.KernelArgs, validate.KernelArg)...)
+	errs = append(errs, rules(spec.Child("console"), p.Spec.Console, validate.KernelArg)...)
+	errs = append(errs, rules(spec.Child("sshKeys"), p.Spec.SSHKeys, validate.SSHKey)...)
+	errs = append(errs, rule(spec.Child("timezone"), p.Spec.Timezone, knownTimezone)...)
 	for i, user := range p.Spec.Users {
-		errs = append(errs, validateSSHKeys(spec.Child("users").Index(i).Child("sshKeys"), user.SSHKeys)...)
+		at := spec.Child("users").Index(i)
+		errs = append(errs, rule(at.Child("name"), user.Name, validate.UserName)...)
+		errs = append(errs, rules(at.Child("sshKeys"), user.SSHKeys, validate.SSHKey)...)
+		errs = append(errs, rule(at.Child("shell"), user.Shell, validate.Path)...)
+		if user.PasswordHash != "" {
+			if err := validate.PasswordHash(user.PasswordHash); err != nil {
+				errs = append(errs, field.Invalid(at.Child("passwordHash"), "(not shown)", err.Error()))
+			}
+		}
 	}
 	for i, file := range p.Spec.Files {
-		if clean := path.Clean(file.Path); clean != file.Path || clean == "/" {
-			errs = append(errs, field.Invalid(spec.Child("files").Index(i).Child("path"), file.Path,
-				"must be the absolute path of a file, without . or .. or a slash at the end"))
+		at := spec.Child("files").Index(i)
+		if err := validate.FilePath(file.Path); err != nil {
+			errs = append(errs, field.Invalid(at.Child("path"), file.Path, err.Error()))
+		}
+		if _, err := file.FileMode(); err != nil {
+			errs = append(errs, field.Invalid(at.Child("mode"), file.Mode, err.Error()))
+		}
+		errs = append(errs, rule(at.Child("owner"), file.Owner, validate.FileOwner)...)
+	}
+	for i, unit := range p.Spec.Units {
+		at := spec.Child("units").Index(i)
+		if err := validate.UnitName(unit.Name); err != nil {
+			errs = append(errs, field.Invalid(at.Child("name"), unit.Name, err.Error()))
+		}
+		if err := validate.Unit(unit.Content, unit.Enabled, unit.Masked); err != nil {
+			errs = append(errs, field.Invalid(at, unit.Name, err.Error()))
 		}
 	}
 	return errs
+}
+
+// knownTimezone also looks whether there is such a zone, in this system's database or Go's. Whether the image has
+// it, the installer checks.
+func knownTimezone(name string) error {
+	if err := validate.Timezone(name); err != nil {
+		return err
+	}
+	if _, err := time.LoadLocation(name); err != nil || name == "Local" {
+		return errors.New("is in no time zone database; want a name such as UTC or Europe/Berlin")
+	}
+	return nil
+}
+
+// FileMode returns the permission bits of a file.
+func (f *File) FileMode() (uint32, error) {
+	if f.Mode == "" {
+		return 0o644, nil
+	}
+	mode, err := strconv.ParseUint(f.Mode, 8, 32)
+	if err != nil {
+		return 0, errors.New("is not an octal mode such as 0644")
+	}
+	return uint32(mode), validate.FileMode(uint32(mode))
 }
 
 func validateDiskHints(at *field.Path, h *DiskHints) field.ErrorList {
@@ -340,35 +342,6 @@ func validateDiskHints(at *field.Path, h *DiskHints) field.ErrorList {
 	}
 	if h.MinSize != nil && h.MaxSize != nil && h.MinSize.Cmp(*h.MaxSize) > 0 {
 		errs = append(errs, field.Invalid(at.Child("maxSize"), h.MaxSize.String(), fmt.Sprintf("is below minSize, %s", h.MinSize)))
-	}
-	return errs
-}
-
-// validateKernelArgs refuses what would become two arguments on a command line that is joined by spaces.
-func validateKernelArgs(at *field.Path, args []string) field.ErrorList {
-	var errs field.ErrorList
-	for i, arg := range args {
-		unquoted := regexp.MustCompile(`"[^"\n\r]*"`).ReplaceAllString(arg, "")
-		if arg == "" || strings.ContainsAny(unquoted, " \t\n\r\"") {
-			errs = append(errs, field.Invalid(at.Index(i), arg, "must be one argument: not empty, no space outside double quotes, no line break"))
-		}
-	}
-	return errs
-}
-
-func validateSSHKeys(at *field.Path, keys []string) field.ErrorList {
-	var errs field.ErrorList
-	for i, key := range keys {
-		parts := strings.Fields(key)
-		ok := len(parts) >= 2 && !strings.ContainsAny(strings.TrimSpace(key), "\n\r")
-		if ok {
-			blob, err := base64.StdEncoding.DecodeString(parts[1])
-			// The key's type is written twice: in front, and inside with its length (RFC 4253, section 6.6).
-			ok = err == nil && len(blob) > 4+len(parts[0]) && string(blob[4:4+len(parts[0])]) == parts[0]
-		}
-		if !ok {
-			errs = append(errs, field.Invalid(at.Index(i), shorten(key), "must be an OpenSSH public key on one line, as in ~/.ssh/id_ed25519.pub, without options"))
-		}
 	}
 	return errs
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/agent/target"
+	"coldrack.dev/internal/validate"
 )
 
 // findKernel prefers the links that Debian keeps at the newest kernel, so that the node boots what an
@@ -64,8 +65,8 @@ func grubArgs(args, consoles []string) (string, error) {
 		values        []string
 	}{{"kernelArgs", "", args}, {"console", "console=", consoles}} {
 		for i, v := range list.values {
-			if v == "" || strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r > '~' || r == '\'' }) {
-				return "", fmt.Errorf("%s[%d]: %q: only printable ASCII without ' can be passed to the kernel", list.field, i, v)
+			if err := validate.KernelArg(v); err != nil {
+				return "", fmt.Errorf("%s[%d]: %q: %w", list.field, i, v, err)
 			}
 			v = list.prefix + v
 			if strings.ContainsAny(v, " \t\"\\$;&|<>{}#()") {

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"coldrack.dev/internal/validate"
 )
 
 // Kind of an operation.
@@ -35,12 +37,6 @@ type Op struct {
 	// Optional makes a unit that the image lacks no failure.
 	Optional bool
 }
-
-// Units that Coldrack adds to a node.
-const (
-	agentUnit    = "coldrack-agent.service"
-	hostKeysUnit = "coldrack-ssh-hostkeys.service"
-)
 
 // hostKeys makes the node's SSH host keys on the node: an image is the same on every node, so keys in it
 // would be everybody's. RSA takes a slow machine long, and no client of today needs it.
@@ -101,8 +97,8 @@ func Direct(c Config) ([]Op, error) {
 	for _, f := range c.Files {
 		d.file(f.Path, f.Content, mode(f.Mode), f.Owner)
 	}
-	d.file("/etc/systemd/system/"+agentUnit, []byte(agentService), 0o644, "")
-	d.ops = append(d.ops, Op{Kind: EnableUnit, Unit: agentUnit})
+	d.file("/etc/systemd/system/"+validate.AgentUnit, []byte(agentService), 0o644, "")
+	d.ops = append(d.ops, Op{Kind: EnableUnit, Unit: validate.AgentUnit})
 	d.units(c.Units)
 	return d.ops, nil
 }
@@ -207,8 +203,8 @@ func (d *direct) ssh(c Config) {
 			d.ops = append(d.ops, Op{Kind: Remove, Path: "/etc/ssh/ssh_host_" + kind + "_key" + suffix})
 		}
 	}
-	d.text("/etc/systemd/system/"+hostKeysUnit, hostKeys)
-	d.ops = append(d.ops, Op{Kind: EnableUnit, Unit: hostKeysUnit})
+	d.text("/etc/systemd/system/"+validate.HostKeysUnit, hostKeys)
+	d.ops = append(d.ops, Op{Kind: EnableUnit, Unit: validate.HostKeysUnit})
 	d.keys("/root", "root", c.SSHKeys)
 }
 

@@ -3,6 +3,8 @@ package nodeconfig
 import (
 	"path"
 	"strings"
+
+	"coldrack.dev/internal/validate"
 )
 
 // UnitFile is the name of the file that defines a unit: that of an instance is its template's.
@@ -45,18 +47,18 @@ func Enable(name, file string, content []byte) (links []Op, also []string) {
 	}
 	for _, kind := range []struct{ key, dir string }{{"WantedBy", ".wants/"}, {"RequiredBy", ".requires/"}, {"UpheldBy", ".upholds/"}} {
 		for _, by := range values[kind.key] {
-			if unitName.MatchString(by) {
+			if validate.IsUnitName(by) {
 				link(by + kind.dir + name)
 			}
 		}
 	}
 	for _, alias := range values["Alias"] {
-		if unitName.MatchString(alias) && alias != name {
+		if validate.IsUnitName(alias) && alias != name {
 			link(alias)
 		}
 	}
 	for _, other := range values["Also"] {
-		if unitName.MatchString(other) {
+		if validate.IsUnitName(other) {
 			also = append(also, other)
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"coldrack.dev/internal/validate"
 )
 
 // Mode says what the server does in a subnet.
@@ -47,9 +49,6 @@ type Subnet struct {
 	Mode      Mode
 	// Relays are addresses of relay agents of this segment that are not in CIDR.
 	Relays []netip.Addr
-	// Fixed are addresses known to be used otherwise. They serve Validate only: reservations are
-	// asked of the Backend.
-	Fixed []netip.Addr
 }
 
 // Range is a range of addresses, both ends included.
@@ -63,15 +62,11 @@ func (r Range) Contains(a netip.Addr) bool {
 	return r.From.IsValid() && r.From.Compare(a) <= 0 && a.Compare(r.To) <= 0
 }
 
-const (
-	defaultLeaseTime = time.Hour
-	leastLeaseTime   = time.Minute
-	mostLeaseTime    = 365 * 24 * time.Hour
-)
+const defaultLeaseTime = time.Hour
 
 // FieldError says what is wrong with one field.
 type FieldError struct {
-	Path    string // such as "subnets[rack-1].pool.from"
+	Path    string // such as "subnets[rack-1].discovery", named as in the kind Subnet
 	Problem string // what was found and what would be right
 }
 
@@ -94,7 +89,7 @@ func (c Config) Validate() error {
 	if c.ServerIP.IsValid() && !isHost(c.ServerIP) {
 		v.add("serverIP", "%s is not the IPv4 address of a host", c.ServerIP)
 	}
-	names, relays := map[string]bool{}, map[netip.Addr]string{}
+	names := map[string]bool{}
 	for i, s := range c.Subnets {
 		label := s.Name
 		if label == "" {
@@ -108,16 +103,8 @@ func (c Config) Validate() error {
 			v.add(path+".name", "another subnet has this name too")
 		}
 		names[s.Name] = true
-		for _, relay := range s.Relays {
-			if other, taken := relays[relay]; taken {
-				v.add(path+".relays", "%s is a relay of subnet %q already", relay, other)
-			}
-			relays[relay] = s.Name
-		}
 		for _, other := range c.Subnets[:i] {
-			if s.CIDR.IsValid() && other.CIDR.IsValid() && s.CIDR.Overlaps(other.CIDR) {
-				v.add(path+".cidr", "%s overlaps with %s of subnet %q", s.CIDR, other.CIDR, other.Name)
-			}
+			v.addAll(path, s.plan().Beside(other.plan(), other.Name))
 		}
 		s.validate(v, path, c.ServerIP)
 	}
@@ -130,6 +117,25 @@ func (v *validation) add(path, format string, args ...any) {
 	v.errs = append(v.errs, FieldError{path, fmt.Sprintf(format, args...)})
 }
 
+func (v *validation) addAll(path string, problems []validate.Problem) {
+	for _, p := range problems {
+		at := path + "." + p.Field
+		if p.Index >= 0 {
+			at += fmt.Sprintf("[%d]", p.Index)
+		}
+		v.add(at, "%s", strings.TrimSpace(p.Value+" "+p.Message))
+	}
+}
+
+// plan is the subnet in the form that its rules take.
+func (s Subnet) plan() validate.IPPlan {
+	return validate.IPPlan{
+		CIDR: s.CIDR, Gateway: s.Router, Discovery: validate.AddressRange{First: s.Pool.From, Last: s.Pool.To},
+		DNS: s.DNS, NTP: s.NTP, Relays: s.Relays, DHCP: s.Mode == ModeServer,
+	}
+}
+
+// validate applies the rules of all IP plans, and those that only this server has.
 func (s Subnet) validate(v *validation, path string, serverIP netip.Addr) {
 	switch s.Mode {
 	case ModeServer, ModeOff:
@@ -138,102 +144,31 @@ func (s Subnet) validate(v *validation, path string, serverIP netip.Addr) {
 	default:
 		v.add(path+".mode", "%q is not a mode; use server or off", s.Mode)
 	}
-	switch {
-	case !s.CIDR.IsValid() || !s.CIDR.Addr().Is4():
-		v.add(path+".cidr", "is not an IPv4 network, such as 192.0.2.0/24")
-		return
-	case s.CIDR != s.CIDR.Masked():
-		v.add(path+".cidr", "%s has host bits set; the network is %s", s.CIDR, s.CIDR.Masked())
-		return
-	case s.CIDR.Bits() > 30 || s.CIDR.Bits() < 8:
-		v.add(path+".cidr", "%s is not between /8 and /30", s.CIDR)
+	if s.CIDR.IsValid() && !s.CIDR.Addr().Is4() {
+		v.add(path+".cidr", "%s is not an IPv4 network", s.CIDR)
 		return
 	}
-	if s.Router.IsValid() {
-		if problem := s.hostProblem(s.Router); problem != "" {
-			v.add(path+".router", "%s %s", s.Router, problem)
-		}
-	}
-	for field, servers := range map[string][]netip.Addr{"dns": s.DNS, "ntp": s.NTP, "relays": s.Relays} {
+	v.addAll(path, s.plan().Problems())
+	for field, servers := range map[string][]netip.Addr{"dns": s.DNS, "ntp": s.NTP} {
 		for i, server := range servers {
-			if !isHost(server) {
-				v.add(fmt.Sprintf("%s.%s[%d]", path, field, i), "%s is not the IPv4 address of a host", server)
+			if server.Is6() {
+				v.add(fmt.Sprintf("%s.%s[%d]", path, field, i), "%s is IPv6, and DHCPv4 has room for IPv4 addresses only", server)
 			}
 		}
 	}
-	if len(s.Domain) > 200 || strings.ContainsFunc(s.Domain, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		v.add(path+".domain", "%q is not a domain name", s.Domain)
-	}
-	if s.LeaseTime != 0 && (s.LeaseTime < leastLeaseTime || s.LeaseTime > mostLeaseTime) {
-		v.add(path+".leaseTime", "%s is not between %s and %s", s.LeaseTime, leastLeaseTime, mostLeaseTime)
-	}
-	if !s.Pool.IsZero() {
-		s.validatePool(v, path+".pool", serverIP)
-	}
-}
-
-func (s Subnet) validatePool(v *validation, path string, serverIP netip.Addr) {
-	before := len(v.errs)
-	for _, end := range []struct {
-		name string
-		addr netip.Addr
-	}{{"from", s.Pool.From}, {"to", s.Pool.To}} {
-		if !end.addr.IsValid() {
-			v.add(path+"."+end.name, "is missing; a pool has both ends")
-		} else if problem := s.hostProblem(end.addr); problem != "" {
-			v.add(path+"."+end.name, "%s %s", end.addr, problem)
+	if s.Domain != "" {
+		if err := validate.Domain(s.Domain); err != nil {
+			v.add(path+".domain", "%q %v", s.Domain, err)
 		}
 	}
-	if len(v.errs) > before {
-		return
-	}
-	if s.Pool.To.Less(s.Pool.From) {
-		v.add(path, "ends at %s, before it begins at %s", s.Pool.To, s.Pool.From)
-		return
-	}
-	forbidden := func(what string, addresses ...netip.Addr) {
-		for _, a := range addresses {
-			if s.Pool.Contains(a) {
-				v.add(path, "%s-%s contains %s %s; leave it out", s.Pool.From, s.Pool.To, what, a)
-			}
+	if s.LeaseTime != 0 {
+		if err := validate.LeaseTime(s.LeaseTime); err != nil {
+			v.add(path+".leaseTime", "%s %v", s.LeaseTime, err)
 		}
 	}
-	forbidden("the server's own address", serverIP)
-	forbidden("the router", s.Router)
-	forbidden("the DNS server", s.DNS...)
-	forbidden("the NTP server", s.NTP...)
-	forbidden("the relay", s.Relays...)
-	forbidden("the fixed address", s.Fixed...)
-}
-
-// CheckReservation tells what keeps an address from being some machine's fixed one in the subnet.
-func (s Subnet) CheckReservation(address, serverIP netip.Addr) error {
-	switch problem := s.hostProblem(address); {
-	case problem != "":
-		return fmt.Errorf("%s %s", address, problem)
-	case s.Pool.Contains(address):
-		return fmt.Errorf("%s is in the pool %s-%s of subnet %q, which is for unknown machines", address, s.Pool.From, s.Pool.To, s.Name)
-	case address == serverIP:
-		return fmt.Errorf("%s is the server's own address", address)
-	case address == s.Router:
-		return fmt.Errorf("%s is the router of subnet %q", address, s.Name)
-	case slices.Contains(s.Relays, address):
-		return fmt.Errorf("%s is a relay of subnet %q", address, s.Name)
+	if s.Pool.Contains(serverIP) {
+		v.add(path+".discovery", "%s-%s contains the server's own address %s; leave it out", s.Pool.From, s.Pool.To, serverIP)
 	}
-	return nil
-}
-
-// hostProblem tells what keeps an address from being a host's in the subnet.
-func (s Subnet) hostProblem(a netip.Addr) string {
-	switch {
-	case !a.Is4() || !s.CIDR.Contains(a):
-		return fmt.Sprintf("is not in %s", s.CIDR)
-	case a == s.CIDR.Addr():
-		return fmt.Sprintf("is the network address of %s", s.CIDR)
-	case a == broadcast(s.CIDR):
-		return fmt.Sprintf("is the broadcast address of %s", s.CIDR)
-	}
-	return ""
 }
 
 func (s Subnet) leaseTime() time.Duration {

@@ -9,9 +9,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"coldrack.dev/api/v1alpha1"
@@ -24,27 +22,9 @@ const conditionAvailable = "Available"
 // no longer there stay, since machines refer to them by name, and say so.
 func catalogReconciler(d Deps) reconciler {
 	return reconciler{
-		name: "catalog", watches: []source.Source{whole(d, &v1alpha1.Image{}), whole(d, &v1alpha1.Bundle{}), imports(d.Catalog)},
+		name: "catalog", watches: []source.Source{whole(d, &v1alpha1.Image{}), whole(d, &v1alpha1.Bundle{}), whenever(d.Catalog.Changed)},
 		do: func(ctx context.Context, _ string) (time.Duration, error) { return 0, reconcileCatalog(ctx, d) },
 	}
-}
-
-// imports wake a reconciler when a bundle was imported, and once at the start.
-func imports(catalog Catalog) source.Source {
-	return source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
-		go func() { // ends with ctx, which the controller owns
-			for {
-				changed := catalog.Changed()
-				queue.Add(requests(everything)[0])
-				select {
-				case <-changed:
-				case <-ctx.Done():
-					return
-				}
-			}
-		}()
-		return nil
-	})
 }
 
 func reconcileCatalog(ctx context.Context, d Deps) error {

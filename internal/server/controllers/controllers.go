@@ -45,9 +45,25 @@ import (
 	"coldrack.dev/internal/machine/fleet"
 )
 
-// SubnetSink is told the IP plans that are valid, all of them, whenever one changes.
+// SubnetSink serves DHCP.
 type SubnetSink interface {
+	// SetSubnets gives it the IP plans that are valid, all of them, whenever one changes.
 	SetSubnets(subnets []v1alpha1.Subnet)
+	// Subnet says what DHCP does with a Subnet; false: it was not given one of this name.
+	Subnet(name string) (SubnetReport, bool)
+	// Changed is closed when an answer of Subnet may have become another.
+	Changed() <-chan struct{}
+}
+
+// SubnetReport is what DHCP does with a Subnet.
+type SubnetReport struct {
+	// Generation of the Subnet that the report is about.
+	Generation int64
+	// Served: machines in the subnet are answered. A Subnet for which DHCP is off or which is IPv6 is neither
+	// served nor refused.
+	Served bool
+	// Refused is why machines in the subnet get no answer although they should, for a person.
+	Refused string
 }
 
 // OwnAddresses are this server's addresses where machines boot.
@@ -218,6 +234,25 @@ func whole[T client.Object](d Deps, kind T) source.Source {
 	return source.Kind(d.Cache, kind, handler.TypedEnqueueRequestsFromMapFunc(func(context.Context, T) []reconcile.Request {
 		return requests(everything)
 	}))
+}
+
+// whenever wakes a reconciler that looks at everything at once each time the channel of changed is closed, and once
+// at the start.
+func whenever(changed func() <-chan struct{}) source.Source {
+	return source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+		go func() { // ends with ctx, which the controller owns
+			for {
+				next := changed()
+				queue.Add(requests(everything)[0])
+				select {
+				case <-next:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+		return nil
+	})
 }
 
 // everything is the key of reconcilers that look at all objects at once.

@@ -49,18 +49,49 @@ type liveWorld struct {
 }
 
 type planSink struct {
-	mu    sync.Mutex
-	names []string
+	mu      sync.Mutex
+	names   []string
+	reports map[string]SubnetReport
+	refused string // what it says of every subnet
+	changed chan struct{}
 }
 
 func (p *planSink) SetSubnets(subnets []v1alpha1.Subnet) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.names = nil
+	p.names, p.reports = nil, map[string]SubnetReport{}
 	for _, s := range subnets {
 		p.names = append(p.names, s.Name)
+		p.reports[s.Name] = SubnetReport{Generation: s.Generation}
 	}
+	p.tell()
 }
+
+// tell requires mu.
+func (p *planSink) tell() {
+	for name, report := range p.reports {
+		report.Served, report.Refused = p.refused == "", p.refused
+		p.reports[name] = report
+	}
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+func (p *planSink) refuse(why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refused = why
+	p.tell()
+}
+
+func (p *planSink) Subnet(name string) (SubnetReport, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	report, known := p.reports[name]
+	return report, known
+}
+
+func (p *planSink) Changed() <-chan struct{} { p.mu.Lock(); defer p.mu.Unlock(); return p.changed }
 
 func (p *planSink) has(names ...string) bool {
 	p.mu.Lock()
@@ -161,7 +192,7 @@ func startPlane(t *testing.T) *controlplane.ControlPlane {
 func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane, prepare ...func(*liveWorld)) *liveWorld {
 	t.Helper()
 	var err error
-	w := &liveWorld{t: t, plane: plane, catalog: &fakeCatalog{changed: make(chan struct{})}, plans: &planSink{},
+	w := &liveWorld{t: t, plane: plane, catalog: &fakeCatalog{changed: make(chan struct{})}, plans: &planSink{changed: make(chan struct{})},
 		dial: func(context.Context, string, string) (net.Conn, error) { return nil, errNoNode }}
 	w.client, err = client.New(w.config(), client.Options{Scheme: w.scheme()})
 	check(t, err)
@@ -436,10 +467,19 @@ func subnetsAndCatalog(t *testing.T, w *liveWorld) {
 	subnet := rack()
 	w.create(&subnet)
 	w.until(func() bool { return w.plans.has("rack") }, func() string { return "DHCP was not told of the subnet" })
-	w.until(func() bool {
-		check(t, w.client.Get(t.Context(), client.ObjectKey{Name: "rack"}, &subnet))
-		return meta.IsStatusConditionTrue(subnet.Status.Conditions, v1alpha1.ConditionReady)
-	}, func() string { return fmt.Sprintf("subnet: %+v", subnet.Status) })
+	ready := func(status metav1.ConditionStatus, reason, message string) {
+		t.Helper()
+		w.until(func() bool {
+			check(t, w.client.Get(t.Context(), client.ObjectKey{Name: "rack"}, &subnet))
+			c := meta.FindStatusCondition(subnet.Status.Conditions, v1alpha1.ConditionReady)
+			return c != nil && c.Status == status && c.Reason == reason && c.Message == message && c.ObservedGeneration == subnet.Generation
+		}, func() string { return fmt.Sprintf("subnet: %+v", subnet.Status) })
+	}
+	ready(metav1.ConditionTrue, "Served", "")
+	w.plans.refuse("the pool holds this server's own address")
+	ready(metav1.ConditionFalse, "NotServed", "the pool holds this server's own address")
+	w.plans.refuse("")
+	ready(metav1.ConditionTrue, "Served", "")
 	check(t, w.client.Delete(t.Context(), &subnet))
 	w.until(func() bool { return w.plans.has() }, func() string { return "DHCP still has a subnet that was deleted" })
 

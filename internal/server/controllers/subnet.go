@@ -42,18 +42,23 @@ func validSubnets(all []v1alpha1.Subnet) []v1alpha1.Subnet {
 	return valid
 }
 
-// subnetReconciler says in status whether a plan is in effect. The API refuses most wrong plans; this is for
-// those that came in another way, such as an API that does not know our rules.
+// subnetReconciler says in status whether a plan is in effect: what DHCP does with it, not only that it is valid.
+// The API refuses most wrong plans; validation here is for those that came in another way, such as an API that does
+// not know our rules.
 func subnetReconciler(d Deps) reconciler {
+	watches := []source.Source{whole(d, &v1alpha1.Subnet{})}
+	if d.Subnets != nil {
+		watches = append(watches, whenever(d.Subnets.Changed))
+	}
 	return reconciler{
-		name: "subnet", watches: []source.Source{whole(d, &v1alpha1.Subnet{})},
+		name: "subnet", watches: watches,
 		do: func(ctx context.Context, _ string) (time.Duration, error) {
 			all, err := NewPlans(d.Cache).Subnets(ctx)
 			if err != nil {
 				return 0, err
 			}
 			for i := range all {
-				if err := judgeSubnet(ctx, d, &all[i], all); err != nil {
+				if err := updateSubnetStatus(ctx, d, &all[i], all); err != nil {
 					return 0, err
 				}
 			}
@@ -62,16 +67,14 @@ func subnetReconciler(d Deps) reconciler {
 	}
 }
 
-func judgeSubnet(ctx context.Context, d Deps, subnet *v1alpha1.Subnet, all []v1alpha1.Subnet) error {
+func updateSubnetStatus(ctx context.Context, d Deps, subnet *v1alpha1.Subnet, all []v1alpha1.Subnet) error {
+	ready, known := subnetReady(subnet, all, d.Subnets)
+	if !known {
+		return nil
+	}
+	ready.LastTransitionTime = metav1.NewTime(d.Now())
 	next := subnet.DeepCopy()
 	next.Status.ObservedGeneration = subnet.Generation
-	ready := metav1.Condition{
-		Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Valid",
-		ObservedGeneration: subnet.Generation, LastTransitionTime: metav1.NewTime(d.Now()),
-	}
-	if problems := v1alpha1.ValidateSubnet(subnet, all); len(problems) > 0 {
-		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "Invalid", problems.ToAggregate().Error()
-	}
 	meta.SetStatusCondition(&next.Status.Conditions, ready)
 	if equality.Semantic.DeepEqual(subnet.Status, next.Status) {
 		return nil
@@ -81,4 +84,29 @@ func judgeSubnet(ctx context.Context, d Deps, subnet *v1alpha1.Subnet, all []v1a
 		return fmt.Errorf("write status of subnet %s: %w", subnet.Name, err)
 	}
 	return nil
+}
+
+// subnetReady is the condition Ready of a Subnet. dhcp may be nil where no DHCP is served. false: DHCP has not
+// dealt with this generation yet; it will say so.
+func subnetReady(subnet *v1alpha1.Subnet, all []v1alpha1.Subnet, dhcp SubnetSink) (metav1.Condition, bool) {
+	ready := metav1.Condition{
+		Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Valid", ObservedGeneration: subnet.Generation,
+	}
+	if problems := v1alpha1.ValidateSubnet(subnet, all); len(problems) > 0 {
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "Invalid", problems.ToAggregate().Error()
+		return ready, true
+	}
+	if dhcp == nil {
+		return ready, true
+	}
+	report, known := dhcp.Subnet(subnet.Name)
+	switch {
+	case !known || report.Generation != subnet.Generation:
+		return ready, false
+	case report.Refused != "":
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "NotServed", report.Refused
+	case report.Served:
+		ready.Reason = "Served"
+	}
+	return ready, true
 }

@@ -229,7 +229,7 @@ func TestOneBadSubnetDoesNotKeepTheOthersFromDHCP(t *testing.T) {
 	named.Spec.NTP = []string{"ntp.example.org", "10.4.0.1"}
 	proxy := subnet("proxy", "10.5.0.0/24", "")
 	proxy.Spec.DHCP = v1alpha1.DHCPProxy
-	sink, log := newDHCPSubnets(t)
+	sink, log := testDHCPSubnets(t)
 	sink.SetSubnets([]v1alpha1.Subnet{
 		subnet("good", "10.1.0.0/24", "10.1.0.10-10.1.0.20"),
 		subnet("broken", "10.2.0.0", ""),
@@ -248,6 +248,14 @@ func TestOneBadSubnetDoesNotKeepTheOthersFromDHCP(t *testing.T) {
 	for _, name := range []string{"broken", "outside", "overlap", "proxy"} {
 		if !strings.Contains(log.String(), "subnet="+name+" ") {
 			t.Errorf("the log does not say why %s is not served:\n%s", name, log)
+		}
+		if report, _ := sink.Subnet(name); report.Served || report.Refused == "" {
+			t.Errorf("the report of %s is %+v", name, report)
+		}
+	}
+	for name, served := range map[string]bool{"good": true, "named": true, "six": false} {
+		if report, known := sink.Subnet(name); !known || report.Served != served || report.Refused != "" {
+			t.Errorf("the report of %s is %+v", name, report)
 		}
 	}
 	if strings.Contains(log.String(), "subnet=six") {

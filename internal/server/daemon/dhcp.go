@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -132,79 +131,93 @@ type dhcpSubnets struct {
 	reach  *reach
 	base   dhcp.Config
 	log    *slog.Logger
+
+	mu      sync.Mutex
+	reports map[string]controllers.SubnetReport
+	change  chan struct{}
 }
 
-func (d dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
-	config := d.base
+func newDHCPSubnets(server *dhcp.Server, base dhcp.Config, reach *reach, log *slog.Logger) *dhcpSubnets {
+	return &dhcpSubnets{server: server, base: base, reach: reach, log: log, change: make(chan struct{})}
+}
+
+// SetSubnets implements controllers.SubnetSink.
+func (d *dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
+	config, reports := d.base, map[string]controllers.SubnetReport{}
 	var segments []netip.Prefix
 	for _, subnet := range subnets {
+		report := controllers.SubnetReport{Generation: subnet.Generation}
 		plan, err := dhcpSubnet(subnet)
 		if err == nil {
 			segments = append(segments, plan.CIDR)
 		}
-		if err == nil && !plan.CIDR.Addr().Is4() {
-			continue
-		}
-		if err == nil {
+		switch {
+		case err == nil && !plan.CIDR.Addr().Is4():
+			// DHCPv4 has nothing to do with it.
+		case err == nil:
 			// Together with those that are good already, since two of them may contradict each other; a bad
 			// one must not keep the others from their machines.
 			candidate := config
 			candidate.Subnets = append(slices.Clone(config.Subnets), plan)
 			if err = candidate.Validate(); err == nil {
-				config = candidate
+				config, report.Served = candidate, plan.Mode == dhcp.ModeServer
 			}
 		}
 		if err != nil {
+			report.Refused = fmt.Sprintf("DHCP does not serve it, machines in it get no answer: %v", err)
 			d.log.Error("DHCP does not serve a subnet, machines in it get no answer", "subnet", subnet.Name, "err", err)
 		}
+		reports[subnet.Name] = report
 	}
 	d.reach.setSubnets(segments)
 	if err := d.server.SetConfig(config); err != nil {
-		d.log.Error("DHCP goes on with its previous subnets", "err", err)
+		d.log.Error("DHCP keeps its previous subnets", "err", err)
+		for name, report := range reports {
+			report.Served, report.Refused = false, fmt.Sprintf("DHCP keeps its previous subnets: %v", err)
+			reports[name] = report
+		}
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.reports = reports
+	close(d.change)
+	d.change = make(chan struct{})
+}
+
+// Subnet implements controllers.SubnetSink.
+func (d *dhcpSubnets) Subnet(name string) (controllers.SubnetReport, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	report, known := d.reports[name]
+	return report, known
+}
+
+// Changed implements controllers.SubnetSink.
+func (d *dhcpSubnets) Changed() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.change
 }
 
 // dhcpSubnet turns an IP plan into what the DHCP server works by. IPv6 plans are none of its business.
-func dhcpSubnet(subnet v1alpha1.Subnet) (plan dhcp.Subnet, err error) {
-	spec := subnet.Spec
-	plan = dhcp.Subnet{Name: subnet.Name, Mode: dhcp.Mode(spec.DHCP), Domain: spec.Domain}
-	if plan.CIDR, err = netip.ParsePrefix(spec.CIDR); err != nil {
-		return plan, fmt.Errorf("spec.cidr: %w", err)
+func dhcpSubnet(subnet v1alpha1.Subnet) (dhcp.Subnet, error) {
+	plan, errs := subnet.IPPlan()
+	if len(errs) > 0 {
+		return dhcp.Subnet{}, errs.ToAggregate()
 	}
-	if spec.Gateway != "" {
-		if plan.Router, err = netip.ParseAddr(spec.Gateway); err != nil {
-			return plan, fmt.Errorf("spec.gateway: %w", err)
-		}
+	// Installed nodes are told of names and IPv6 addresses, too; DHCPv4 has room for IPv4 addresses only.
+	ipv4 := func(addresses []netip.Addr) []netip.Addr {
+		return slices.DeleteFunc(addresses, func(a netip.Addr) bool { return !a.Is4() })
 	}
-	if spec.Discovery != "" {
-		from, to, _ := strings.Cut(spec.Discovery, "-")
-		if plan.Pool.From, err = netip.ParseAddr(strings.TrimSpace(from)); err == nil {
-			plan.Pool.To, err = netip.ParseAddr(strings.TrimSpace(to))
-		}
-		if err != nil {
-			return plan, fmt.Errorf("spec.discovery: %w", err)
-		}
+	made := dhcp.Subnet{
+		Name: subnet.Name, Mode: dhcp.Mode(subnet.Spec.DHCP), Domain: subnet.Spec.Domain,
+		CIDR: plan.CIDR, Router: plan.Gateway, Pool: dhcp.Range{From: plan.Discovery.First, To: plan.Discovery.Last},
+		DNS: ipv4(plan.DNS), NTP: ipv4(plan.NTP), Relays: plan.Relays,
 	}
-	if spec.LeaseTime != nil {
-		plan.LeaseTime = spec.LeaseTime.Duration
+	if subnet.Spec.LeaseTime != nil {
+		made.LeaseTime = subnet.Spec.LeaseTime.Duration
 	}
-	for field, list := range map[string]struct {
-		texts []string
-		into  *[]netip.Addr
-	}{"dns": {spec.DNS, &plan.DNS}, "ntp": {spec.NTP, &plan.NTP}, "relays": {spec.Relays, &plan.Relays}} {
-		for i, text := range list.texts {
-			address, err := netip.ParseAddr(text)
-			if err != nil && field == "ntp" || err == nil && !address.Is4() {
-				// Installed nodes are told of it; DHCPv4 has room for IPv4 addresses only.
-				continue
-			}
-			if err != nil {
-				return plan, fmt.Errorf("spec.%s[%d]: %w", field, i, err)
-			}
-			*list.into = append(*list.into, address)
-		}
-	}
-	return plan, nil
+	return made, nil
 }
 
 func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *booter) (controllers.SubnetSink, error) {
@@ -228,5 +241,5 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 	}
 	s.metrics.watchDHCP(server.Stats)
 	group.Go(func() error { return server.Serve(ctx) })
-	return dhcpSubnets{server: server, base: base, reach: s.reach, log: log}, nil
+	return newDHCPSubnets(server, base, s.reach, log), nil
 }

@@ -299,12 +299,12 @@ func (nobody) Reserved(netip.Addr) bool                                { return 
 func (nobody) BootFile(netip.Prefix, dhcp.Query) (dhcp.BootFile, bool) { return dhcp.BootFile{}, false }
 func (nobody) Observe(dhcp.Observation)                                {}
 
-// newDHCPSubnets returns what passes IP plans on to a real DHCP server, which does not listen, and its log.
-func newDHCPSubnets(t *testing.T) (dhcpSubnets, *logText) {
+// testDHCPSubnets returns what passes IP plans on to a real DHCP server, which does not listen, and its log.
+func testDHCPSubnets(t *testing.T) (*dhcpSubnets, *logText) {
 	t.Helper()
 	text := &logText{}
 	base := dhcp.Config{Interfaces: []string{"eth0"}}
 	server, err := dhcp.New(dhcp.Options{Backend: nobody{}, Dir: t.TempDir(), Log: discard()}, base)
 	check(t, err)
-	return dhcpSubnets{server: server, base: base, reach: testReach(t, ""), log: slog.New(slog.NewTextHandler(text, nil))}, text
+	return newDHCPSubnets(server, base, testReach(t, ""), slog.New(slog.NewTextHandler(text, nil))), text
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
 	"coldrack.dev/api/v1alpha1"
@@ -172,14 +171,19 @@ func nodeConfig(in ingredients) (nodeconfig.Config, error) {
 		config.Users = append(config.Users, nodeconfig.User{Name: u.Name, SSHKeys: u.SSHKeys, PasswordHash: u.PasswordHash, Sudo: u.Sudo, Shell: u.Shell})
 	}
 	for _, f := range profile.Spec.Files {
-		mode, err := strconv.ParseUint(cmp.Or(f.Mode, "0644"), 8, 32)
+		mode, err := f.FileMode()
 		if err != nil {
-			return nodeconfig.Config{}, fmt.Errorf("profile %s: files[%s].mode: %q is not an octal mode such as 0644", profile.Name, f.Path, f.Mode)
+			return nodeconfig.Config{}, fmt.Errorf("profile %s: files[%s].mode: %q %w", profile.Name, f.Path, f.Mode, err)
 		}
-		config.Files = append(config.Files, nodeconfig.File{Path: f.Path, Content: []byte(f.Content), Mode: uint32(mode), Owner: f.Owner})
+		config.Files = append(config.Files, nodeconfig.File{Path: f.Path, Content: []byte(f.Content), Mode: mode, Owner: f.Owner})
 	}
 	for _, u := range profile.Spec.Units {
 		config.Units = append(config.Units, nodeconfig.Unit{Name: u.Name, Content: u.Content, Enabled: u.Enabled, Masked: u.Masked})
+	}
+	// Also what came in by an API that does not know our rules, and what only machine, subnet and profile together
+	// can get wrong. The installer would refuse it by the same rules.
+	if err := nodeconfig.Validate(config); err != nil {
+		return nodeconfig.Config{}, fmt.Errorf("machine %s with profile %s: %w", m.Name, profile.Name, err)
 	}
 	return config, nil
 }
