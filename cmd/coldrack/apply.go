@@ -112,7 +112,7 @@ func (g *generic) apply(ctx context.Context, d *manifest.Document, dryRun, force
 		return "", err
 	}
 	created := err != nil
-	body, err := toJSON(d.Object)
+	body, err := toJSON(manifest.WithoutServerFields(d.Object))
 	if err != nil {
 		return "", err
 	}
@@ -121,6 +121,10 @@ func (g *generic) apply(ctx context.Context, d *manifest.Document, dryRun, force
 		options.DryRun = []string{metav1.DryRunAll}
 	}
 	after, err := resource.Patch(ctx, d.Object.GetName(), types.ApplyPatchType, body, options)
+	if onlyKubectlConflicts(err) {
+		options.Force = new(true)
+		after, err = resource.Patch(ctx, d.Object.GetName(), types.ApplyPatchType, body, options)
+	}
 	switch {
 	case apierrors.IsConflict(err):
 		return "", refusedError("%w\n  another tool set these fields; --force-conflicts takes them over", err)
@@ -133,6 +137,30 @@ func (g *generic) apply(ctx context.Context, d *manifest.Document, dryRun, force
 		return "unchanged", nil
 	}
 	return "configured", nil
+}
+
+// kubectlApply is the manager in whose name "kubectl apply" without --server-side sets fields.
+const kubectlApply = "kubectl-client-side-apply"
+
+// onlyKubectlConflicts tells whether an apply was refused for nothing but fields that "kubectl apply" set. Whoever
+// uses both tools on one object means the newer file, as with "kubectl apply --server-side", to which the API server
+// gives these fields without force. Fields that the file does not name stay with kubectl.
+func onlyKubectlConflicts(err error) bool {
+	var status apierrors.APIStatus
+	if !apierrors.IsConflict(err) || !errors.As(err, &status) || status.Status().Details == nil {
+		return false
+	}
+	conflicts := 0
+	for _, cause := range status.Status().Details.Causes {
+		if cause.Type != metav1.CauseTypeFieldManagerConflict {
+			continue
+		}
+		if !strings.HasPrefix(cause.Message, fmt.Sprintf("conflict with %q", kubectlApply)) {
+			return false
+		}
+		conflicts++
+	}
+	return conflicts > 0
 }
 
 // resourceFor finds where objects of this kind live.

@@ -238,7 +238,7 @@ what the cluster is going to run. Exit code 1 says that something is missing.`,
 			summary, err := bundle.Verify(cmd.Context(), args[0], keys, progress)
 			done()
 			if err != nil {
-				return err
+				return bundle.Advise(err, adviseTrustFlag)
 			}
 			if output == "" {
 				fmt.Fprintf(a.out, "%s is whole and signed by %s\n\n", args[0], summary.KeyID)
@@ -273,6 +273,9 @@ func (a *app) trustedKeys(server *serverFlags, named []string) ([]ed25519.Public
 	}
 	return bundle.LoadPublicKeys(files...)
 }
+
+// adviseTrustFlag is how a key is trusted where this program itself checks.
+const adviseTrustFlag = "give its public key with --trust"
 
 // trustFolder holds the keys that the server trusts beside those of its configuration.
 func trustFolder(cfg daemon.Config) string { return filepath.Join(cfg.DataDir, "trusted-keys") }
@@ -354,7 +357,7 @@ that does not run makes the Images known when it starts.`,
 			summary, err := bundle.Import(cmd.Context(), store, args[0], keys, progress)
 			done()
 			if err != nil {
-				return err
+				return bundle.Advise(err, adviseTrustFlag)
 			}
 			return a.printSummary(summary, "")
 		},

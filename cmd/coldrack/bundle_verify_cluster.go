@@ -292,7 +292,7 @@ func (a *app) bundledContent(ctx context.Context, o verifyClusterOptions) (*bund
 		summary, err := bundle.Verify(ctx, path, keys, progress)
 		done()
 		if err != nil {
-			return nil, err
+			return nil, bundle.Advise(err, adviseTrustFlag)
 		}
 		archives[summary.Digest] = path
 		content.artifacts = append(content.artifacts, summary.Artifacts...)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -92,6 +93,9 @@ func (a *app) uploadBundle(ctx context.Context, path string, again bool) error {
 		app: a, client: client, url: *target, name: uploadName(summary.Digest),
 		path: path, size: info.Size(), sending: a.newMeter("sending"), importing: a.newMeter("importing"),
 	}
+	if err := u.askTrust(ctx); err != nil {
+		return fmt.Errorf("import %s: %w", path, err)
+	}
 	result, err := u.run(ctx)
 	if err != nil {
 		return fmt.Errorf("import %s: %w", path, err)
@@ -115,6 +119,29 @@ func (a *app) alreadyImported(ctx context.Context, digest string) (bool, error) 
 		}
 	}
 	return false, nil
+}
+
+// askTrust shows the server the head of the archive, so that a bundle that it does not trust is not sent.
+func (u *uploader) askTrust(ctx context.Context) error {
+	head, err := bundle.Head(u.path)
+	if err != nil || head == nil {
+		return err
+	}
+	request, err := u.request(ctx, http.MethodPost, bytes.NewReader(head), url.Values{})
+	if err != nil {
+		return err
+	}
+	response, err := u.client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	switch response.StatusCode {
+	case http.StatusNoContent, http.StatusMethodNotAllowed: // an older server tells only when it has all
+		return nil
+	}
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
+	return refusal(response, string(text))
 }
 
 // errRefused is an answer that will be the same the next time.
@@ -249,7 +276,7 @@ func refusal(response *http.Response, text string) error {
 	if response.StatusCode >= http.StatusInternalServerError {
 		return errors.New(text)
 	}
-	return fmt.Errorf("%w: %s", errRefused, text)
+	return fmt.Errorf("%w by the server: %s", errRefused, text)
 }
 
 // counter tells how much of a body has been read.

@@ -135,14 +135,50 @@ func Parse(name, text string) ([]*Document, error) {
 		if len(node.Content) == 0 || node.Content[0].Tag == "!!null" {
 			continue
 		}
-		d := &Document{File: name, Number: number, node: node.Content[0]}
-		if err := d.decode(); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", d.Place(), err))
-			continue
+		for _, item := range listed(node.Content[0]) {
+			d := &Document{File: name, Number: number, node: item}
+			if err := d.decode(); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", d.Place(), err))
+				continue
+			}
+			documents = append(documents, d)
 		}
-		documents = append(documents, d)
 	}
 	return documents, errors.Join(errs...)
+}
+
+// listed are the objects of a list, such as "get -o yaml" prints, or the one object that a document is.
+func listed(document *yaml.Node) []*yaml.Node {
+	kind, items := child(document, "kind"), child(document, "items")
+	if kind == nil || !strings.HasSuffix(kind.Value, "List") || items == nil || items.Kind != yaml.SequenceNode {
+		return []*yaml.Node{document}
+	}
+	return items.Content
+}
+
+// child is the value of a mapping's key, or nil.
+func child(mapping *yaml.Node, key string) *yaml.Node {
+	if mapping.Kind != yaml.MappingNode {
+		return nil
+	}
+	for i := 0; i+1 < len(mapping.Content); i += 2 {
+		if mapping.Content[i].Value == key {
+			return mapping.Content[i+1]
+		}
+	}
+	return nil
+}
+
+// WithoutServerFields returns the object without what only a server writes: status, and the metadata by which it
+// tracks the object. What was printed by "get -o yaml" can then be applied.
+func WithoutServerFields(object *unstructured.Unstructured) *unstructured.Unstructured {
+	object = object.DeepCopy()
+	unstructured.RemoveNestedField(object.Object, "status")
+	for _, name := range []string{"creationTimestamp", "deletionGracePeriodSeconds", "deletionTimestamp", "generation", "managedFields",
+		"resourceVersion", "selfLink", "uid"} {
+		unstructured.RemoveNestedField(object.Object, "metadata", name)
+	}
+	return object
 }
 
 // decode fills Object. Scalars are read as YAML 1.2 says, so that "dhcp: off" is a word and no boolean;
@@ -173,8 +209,6 @@ func (d *Document) decode() error {
 		return fmt.Errorf("line %d: apiVersion is missing; for Coldrack's kinds it is coldrack.dev/v1alpha1", d.node.Line)
 	case u.GetKind() == "":
 		return fmt.Errorf("line %d: kind is missing, for example Machine or Subnet", d.node.Line)
-	case strings.HasSuffix(u.GetKind(), "List") && object["items"] != nil:
-		return fmt.Errorf("line %d: a list must be split into documents of their own, divided by ---", d.node.Line)
 	case u.GetName() == "":
 		return fmt.Errorf("line %d: metadata.name is missing", d.node.Line)
 	}

@@ -27,19 +27,18 @@ func TestScalarsAreReadAsYAML12Says(t *testing.T) {
 
 func TestEveryBrokenDocumentIsNamed(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"a syntax error names its line":     {"kind: [\n", "f: document 1: line 2: "},
-		"a list is no object":               {"- a\n", "f: document 1: line 1: an object must be a mapping"},
-		"a text is no object":               {"hello\n", "f: document 1: line 1: an object must be a mapping"},
-		"a key is given twice":              {head + "spec:\n  cidr: a\n  cidr: b\n", `f: document 1: line 6: key "cidr" is given twice, first on line 5`},
-		"a key is no text":                  {head + "spec: {[a]: b}\n", "f: document 1: "},
-		"a number is infinite":              {head + "spec: {n: .inf}\n", "f: document 1: line 1: holds what JSON has no form for"},
-		"apiVersion is missing":             {"kind: Subnet\n", "f: document 1: line 1: apiVersion is missing"},
-		"kind is missing":                   {"apiVersion: v1\n", "f: document 1: line 1: kind is missing"},
-		"the name is missing":               {"---\n---\napiVersion: v1\nkind: A\n", "f: document 2: line 3: metadata.name is missing"},
-		"metadata is no mapping":            {"apiVersion: v1\nkind: A\nmetadata: x\n", "f: document 1: line 1: metadata.name is missing"},
-		"a list of objects is one document": {"apiVersion: v1\nkind: AList\nitems: []\n", "f: document 1: line 1: a list must be split"},
-		"the second of two is broken":       {head + "---\nkind: X\n", "f: document 2: line 5: apiVersion is missing"},
-		"an alias that leads nowhere":       {head + "spec: *gone\n", "gone"},
+		"a syntax error names its line": {"kind: [\n", "f: document 1: line 2: "},
+		"a list is no object":           {"- a\n", "f: document 1: line 1: an object must be a mapping"},
+		"a text is no object":           {"hello\n", "f: document 1: line 1: an object must be a mapping"},
+		"a key is given twice":          {head + "spec:\n  cidr: a\n  cidr: b\n", `f: document 1: line 6: key "cidr" is given twice, first on line 5`},
+		"a key is no text":              {head + "spec: {[a]: b}\n", "f: document 1: "},
+		"a number is infinite":          {head + "spec: {n: .inf}\n", "f: document 1: line 1: holds what JSON has no form for"},
+		"apiVersion is missing":         {"kind: Subnet\n", "f: document 1: line 1: apiVersion is missing"},
+		"kind is missing":               {"apiVersion: v1\n", "f: document 1: line 1: kind is missing"},
+		"the name is missing":           {"---\n---\napiVersion: v1\nkind: A\n", "f: document 2: line 3: metadata.name is missing"},
+		"metadata is no mapping":        {"apiVersion: v1\nkind: A\nmetadata: x\n", "f: document 1: line 1: metadata.name is missing"},
+		"the second of two is broken":   {head + "---\nkind: X\n", "f: document 2: line 5: apiVersion is missing"},
+		"an alias that leads nowhere":   {head + "spec: *gone\n", "gone"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Parse("f", c.text)
@@ -133,4 +132,42 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestParseTakesListsApart(t *testing.T) {
+	documents, err := Parse("f", `
+apiVersion: v1
+kind: List
+items:
+- apiVersion: coldrack.dev/v1alpha1
+  kind: Subnet
+  metadata: {name: a, resourceVersion: "7", uid: x, labels: {k: v}, managedFields: [{manager: x}]}
+  spec: {cidr: 10.0.0.0/24}
+  status: {observedGeneration: 1}
+- {apiVersion: coldrack.dev/v1alpha1, kind: Subnet, metadata: {name: b}}
+---
+{apiVersion: coldrack.dev/v1alpha1, kind: SubnetList, items: []}
+---
+{apiVersion: coldrack.dev/v1alpha1, kind: Subnet, metadata: {name: c}}
+`)
+	if err != nil || len(documents) != 3 {
+		t.Fatalf("%d documents: %v", len(documents), err)
+	}
+	if got := documents[0].Place(); got != "f: document 1 (Subnet a)" {
+		t.Errorf("the first is %s", got)
+	}
+	if line := documents[0].Line("spec.cidr"); line != 8 {
+		t.Errorf("its spec.cidr is on line %d", line)
+	}
+	want := map[string]any{"apiVersion": "coldrack.dev/v1alpha1", "kind": "Subnet",
+		"metadata": map[string]any{"name": "a", "labels": map[string]any{"k": "v"}}, "spec": map[string]any{"cidr": "10.0.0.0/24"}}
+	if diff := cmp.Diff(want, WithoutServerFields(documents[0].Object).Object); diff != "" {
+		t.Errorf("without what a server writes (-want +got):\n%s", diff)
+	}
+	if documents[0].Object.GetResourceVersion() != "7" {
+		t.Error("the document itself was changed")
+	}
+	if _, err := Parse("f", "apiVersion: v1\nkind: List\nitems:\n- {kind: Subnet}\n"); err == nil || !strings.Contains(err.Error(), "f: document 1: line 4: apiVersion is missing") {
+		t.Errorf("a bad item: %v", err)
+	}
 }

@@ -215,6 +215,53 @@ func (a *archive) contents(check bool, trusted []ed25519.PublicKey) (*contents, 
 	return c, nil
 }
 
+// MaxHead is how long the head of an archive can be: the layout, the index, the signature, and their tar headers.
+const MaxHead = maxIndexSize + 1<<15
+
+// Head returns the beginning of an archive up to the end of its signature, or nil if other things come first.
+func Head(path string) ([]byte, error) {
+	a, closeFile, err := openArchiveFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read bundle %s: %w", path, err)
+	}
+	defer closeFile()
+	var end int64
+	for _, name := range []string{entryLayout, entryIndex, entrySignature} {
+		e := a.entries[name]
+		end = max(end, e.offset+e.size)
+	}
+	if end > MaxHead {
+		return nil, nil
+	}
+	head := make([]byte, end)
+	if _, err := a.r.ReadAt(head, 0); err != nil {
+		return nil, fmt.Errorf("read bundle %s: %w", path, err)
+	}
+	return head, nil
+}
+
+// VerifyHead checks the signature by the head of an archive, so that a bundle that nobody trusts is refused before
+// the rest of it is sent. It reads no further than the head. An archive in another order, or one that is cut short,
+// gives no error: only Verify of the whole can tell.
+func VerifyHead(r io.Reader, trusted []ed25519.PublicKey) error {
+	tr := tar.NewReader(io.LimitReader(r, MaxHead))
+	parts := map[string][]byte{}
+	for len(parts) < 3 {
+		h, err := tr.Next()
+		if err != nil || h.Name != entryLayout && h.Name != entryIndex && h.Name != entrySignature {
+			return nil
+		}
+		if parts[h.Name], err = io.ReadAll(tr); err != nil {
+			return nil
+		}
+	}
+	var signature Signature
+	if err := decodeJSON(parts[entrySignature], &signature); err != nil {
+		return fmt.Errorf("%s: %w", entrySignature, err)
+	}
+	return signature.verify(parts[entryIndex], trusted)
+}
+
 // Summary is what a bundle says of itself.
 type Summary struct {
 	Info

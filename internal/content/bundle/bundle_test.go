@@ -782,3 +782,46 @@ func FuzzArchive(f *testing.F) {
 		}
 	})
 }
+
+func TestVerifyHead(t *testing.T) {
+	path, trusted := packSample(t)
+	head, err := Head(path)
+	if err != nil || head == nil {
+		t.Fatalf("head: %d bytes, %v", len(head), err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil || !bytes.HasPrefix(whole, head) {
+		t.Fatalf("the head is not how the archive begins: %v", err)
+	}
+	other := public(testKey(9))
+	changed := bytes.Replace(head, []byte(`"org.opencontainers.image.ref.name":"debian-12"`), []byte(`"org.opencontainers.image.ref.name":"debian-13"`), 1)
+	for name, test := range map[string]struct {
+		archive []byte
+		trusted []ed25519.PublicKey
+		want    string
+	}{
+		"a trusted key":               {head, trusted, ""},
+		"another key":                 {head, other, "is not trusted"},
+		"no key":                      {head, nil, "is not trusted"},
+		"changed after signing":       {changed, trusted, "was changed after signing"},
+		"a head that is cut short":    {head[:700], other, ""},
+		"something that is no bundle": {[]byte("hello"), other, ""},
+	} {
+		err := VerifyHead(bytes.NewReader(test.archive), test.trusted)
+		var untrusted *UntrustedError
+		if test.want == "" && err != nil || test.want != "" && (!errors.As(err, &untrusted) || !strings.Contains(err.Error(), test.want)) {
+			t.Errorf("%s: error is %v, want %q", name, err, test.want)
+		}
+	}
+	rest := bytes.NewReader(whole)
+	if err := VerifyHead(rest, trusted); err != nil || len(whole)-rest.Len() != len(head) {
+		t.Errorf("it read %d bytes of a head of %d: %v", len(whole)-rest.Len(), len(head), err)
+	}
+	advised := Advise(VerifyHead(bytes.NewReader(head), other), "ask her")
+	if advised == nil || !strings.HasSuffix(advised.Error(), "if you know the key, ask her") {
+		t.Errorf("the advice is %v", advised)
+	}
+	if err := Advise(VerifyHead(bytes.NewReader(changed), trusted), "ask her"); strings.Contains(err.Error(), "ask her") {
+		t.Errorf("a changed bundle is no matter of trust: %v", err)
+	}
+}

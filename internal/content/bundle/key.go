@@ -45,6 +45,8 @@ type UntrustedError struct {
 	KeyID   string   // that the signature names
 	Trusted []string // key IDs
 	Reason  string
+	// Unknown: the key is none of the trusted. A person may trust it; how, depends on who was asked.
+	Unknown bool
 }
 
 func (e *UntrustedError) Error() string {
@@ -76,8 +78,17 @@ func (s Signature) verify(index []byte, trusted []ed25519.PublicKey) error {
 		}
 		e.Trusted = append(e.Trusted, id)
 	}
-	e.Reason = "this key is not trusted; if you know it, give its public key with --trust"
+	e.Reason, e.Unknown = "this key is not trusted", true
 	return e
+}
+
+// Advise adds to an error about an unknown key how a person who knows the key makes it trusted.
+func Advise(err error, how string) error {
+	var untrusted *UntrustedError
+	if errors.As(err, &untrusted) && untrusted.Unknown {
+		return fmt.Errorf("%w; if you know the key, %s", err, how)
+	}
+	return err
 }
 
 const (

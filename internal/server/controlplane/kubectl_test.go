@@ -118,6 +118,31 @@ func TestKubectl(t *testing.T) {
 		// Secrets are not of the category, so that it can be listed by everybody with a role.
 		k.ok("", words("get coldrack"), "No resources found")
 	})
+	t.Run("what kubectl prints can be applied", func(t *testing.T) {
+		k := k
+		k.t = t
+		const two = `
+apiVersion: coldrack.dev/v1alpha1
+kind: Machine
+metadata: {name: trip-1}
+spec: {hostname: trip-1}
+---
+apiVersion: coldrack.dev/v1alpha1
+kind: Machine
+metadata: {name: trip-2}
+spec: {hostname: trip-2}
+`
+		k.ok(two, words("apply -f -"), "machine.coldrack.dev/trip-1 created", "machine.coldrack.dev/trip-2 created")
+		printed := k.ok("", words("get machines trip-1 trip-2 -o yaml"), "apiVersion: v1", "kind: List")
+		// kubectl itself notes what was applied last, which changes the objects.
+		k.ok(printed, words("apply -f -"), "machine.coldrack.dev/trip-1 configured", "machine.coldrack.dev/trip-2 configured")
+		printed = k.ok("", words("get machines trip-1 trip-2 -o yaml"))
+		k.ok(strings.ReplaceAll(printed, "hostname: trip-", "hostname: way-"), words("apply -f -"), "machine.coldrack.dev/trip-1 configured")
+		k.ok("", words("get machine trip-2 -o jsonpath={.spec.hostname}"), "way-2")
+		k.ok("", words("delete machine trip-1 trip-2"))
+		k.ok("", words("get --raw /api"), `"versions":["v1"]`)
+		k.ok("", words("get --raw /api/v1"), `"resources":[]`)
+	})
 	t.Run("explain describes nested fields", func(t *testing.T) {
 		k := k
 		k.t = t

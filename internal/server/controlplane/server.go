@@ -220,6 +220,7 @@ func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport 
 	server.GenericAPIServer.DiscoveryGroupManager.AddGroup(metav1.APIGroup{
 		Name: v1alpha1.Group, Versions: []metav1.GroupVersionForDiscovery{version}, PreferredVersion: version,
 	})
+	serveCoreDiscovery(server.GenericAPIServer)
 	if err := serveSelfReviews(server.GenericAPIServer); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -96,7 +97,7 @@ func (i *importer) importFile(ctx context.Context, path string, onlyNew bool, pr
 	}
 	summary, err := bundle.Import(ctx, i.store, path, keys, progress)
 	if err != nil {
-		return bundle.Summary{}, err
+		return bundle.Summary{}, bundle.Advise(err, trustAdvice)
 	}
 	i.mu.Lock()
 	waiting := i.waiting
@@ -113,8 +114,12 @@ var uploadName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 // offsetHeader says how much of an upload has arrived.
 const offsetHeader = "Coldrack-Offset"
 
+// trustAdvice is how a person makes a key trusted by this server.
+const trustAdvice = "trust it on the server's machine: coldrack bundle trust KEY_FILE"
+
 // ServeHTTP takes uploads of bundles:
 //
+//	POST ?name=N            the head of the archive: is it signed by a trusted key? Nothing is kept
 //	HEAD ?name=N            how many bytes of upload N have arrived, in the header Coldrack-Offset
 //	PUT  ?name=N&offset=O   the rest of it, from byte O on; when complete it is imported
 //
@@ -135,12 +140,28 @@ func (i *importer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set(offsetHeader, strconv.FormatInt(size, 10))
 		w.WriteHeader(http.StatusOK) // the API server drops headers of an answer that is never written
+	case http.MethodPost:
+		if err := i.trustsHead(http.MaxBytesReader(w, r.Body, bundle.MaxHead)); err != nil {
+			i.log.Warn("a bundle was refused before it was sent", "upload", name, "err", err)
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
 	case http.MethodPut:
 		i.put(w, r, path)
 	default:
-		w.Header().Set("Allow", "HEAD, PUT")
-		http.Error(w, "only HEAD and PUT", http.StatusMethodNotAllowed)
+		w.Header().Set("Allow", "HEAD, POST, PUT")
+		http.Error(w, "only HEAD, POST and PUT", http.StatusMethodNotAllowed)
 	}
+}
+
+// trustsHead says what is wrong with the signature of an archive, as far as its head tells.
+func (i *importer) trustsHead(archive io.Reader) error {
+	keys, err := trustedKeys(i.cfg)
+	if err != nil {
+		return err
+	}
+	return bundle.Advise(bundle.VerifyHead(archive, keys), trustAdvice)
 }
 
 func (i *importer) put(w http.ResponseWriter, r *http.Request, path string) {
@@ -207,7 +228,16 @@ func (i *importer) spool(r *http.Request, path string) (status int, err error) {
 	if _, err := file.Seek(offset, io.SeekStart); err != nil {
 		return http.StatusInternalServerError, err
 	}
-	switch _, err := io.Copy(file, r.Body); {
+	body := io.Reader(r.Body)
+	if offset == 0 {
+		// Of a bundle that is not trusted, nothing is kept: the head is looked at before the rest is read.
+		var head bytes.Buffer
+		if err := i.trustsHead(io.TeeReader(r.Body, &head)); err != nil {
+			return http.StatusForbidden, errors.Join(err, os.Remove(path))
+		}
+		body = io.MultiReader(&head, r.Body)
+	}
+	switch _, err := io.Copy(file, body); {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return http.StatusInsufficientStorage, fmt.Errorf("the server's disk is full: make room below %s, then run the import again, it goes on where this one ended: %w",
 			i.cfg.DataDir, errors.Join(err, file.Sync()))

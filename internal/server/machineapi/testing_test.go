@@ -50,7 +50,7 @@ func newMemory() *memory {
 			ObjectMeta: metav1.ObjectMeta{Name: "default"},
 			Spec: v1alpha1.ProfileSpec{
 				Image: "debian-12", Wipe: v1alpha1.WipeRefuseForeign, Console: []string{"ttyS0"}, KernelArgs: []string{"quiet"},
-				SSHKeys: []string{"ssh-ed25519 AAAA"}, Files: []v1alpha1.File{{Path: "/etc/motd", Content: "hi", Mode: "0600"}},
+				SSHKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIFEBxI3wzQb9z0X7gqTnhYJqBHZCIw3K0P9r3D7b3fQZ"}, Files: []v1alpha1.File{{Path: "/etc/motd", Content: "hi", Mode: "0600"}},
 			},
 		}},
 		images: map[string]*v1alpha1.Image{"debian-12": {
