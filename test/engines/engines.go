@@ -38,7 +38,8 @@ func Etcd(t *testing.T) (endpoint string, kill func()) {
 	const any = "http://127.0.0.1:0"
 	cmd := exec.Command("etcd", "--data-dir", t.TempDir(), "--log-level", "info", "--logger", "zap", "--log-outputs", "stderr",
 		"--listen-client-urls", any, "--advertise-client-urls", any,
-		"--listen-peer-urls", any, "--initial-advertise-peer-urls", any, "--initial-cluster", "default="+any)
+		"--listen-peer-urls", any, "--initial-advertise-peer-urls", any, "--initial-cluster", "default="+any,
+		"--enable-grpc-gateway=false") // it would look for the server at the port that was asked for
 	log, err := cmd.StderrPipe()
 	check(t, err)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
