@@ -522,9 +522,16 @@ type NIC struct {
 	SpeedMbps int32 `json:"speedMbps,omitempty"`
 	// Boot is true for the interface that the machine booted from.
 	Boot bool `json:"boot,omitempty"`
+	// Bus that the interface is attached by, such as pci or usb; empty when unknown. A machine is not recognised by an interface
+	// on usb, unless it booted from it: a management controller's has the same MAC in many servers.
+	// +optional
+	Bus string `json:"bus,omitempty"`
 	// +optional
 	LLDP *LLDPNeighbour `json:"lldp,omitempty"`
 }
+
+// NICBusUSB is the Bus of a NIC that is attached by USB.
+const NICBusUSB = "usb"
 
 // LLDPNeighbour is the switch port that an interface is plugged into.
 type LLDPNeighbour struct {

@@ -73,6 +73,8 @@ type Identifiers struct {
 	UUID   string   `json:"uuid,omitempty"` // lower case, SMBIOS type 1
 	Serial string   `json:"serial,omitempty"`
 	BMCMAC string   `json:"bmcMAC,omitempty"`
+	// USBMACs are those of MACs whose interface is attached by USB: a management controller's, or an adapter.
+	USBMACs []string `json:"usbMACs,omitempty"`
 }
 
 // EnrollRequest asks for a session certificate for this boot.
@@ -151,7 +153,9 @@ type NIC struct {
 	Link      bool   `json:"link,omitempty"`
 	SpeedMbps int    `json:"speedMbps,omitempty"`
 	Boot      bool   `json:"boot,omitempty"`
-	LLDP      *LLDP  `json:"lldp,omitempty"`
+	// Bus that the interface is attached by, such as pci, virtio or usb.
+	Bus  string `json:"bus,omitempty"`
+	LLDP *LLDP  `json:"lldp,omitempty"`
 }
 
 // LLDP is the switch port behind a NIC.

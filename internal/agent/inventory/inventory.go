@@ -62,6 +62,9 @@ func (c Collector) Collect(bootMAC string) wire.Inventory {
 	inv.Identifiers = wire.Identifiers{UUID: inv.System.UUID, Serial: inv.System.Serial}
 	for _, n := range inv.NICs {
 		inv.Identifiers.MACs = append(inv.Identifiers.MACs, n.MAC)
+		if n.Bus == "usb" {
+			inv.Identifiers.USBMACs = append(inv.Identifiers.USBMACs, n.MAC)
+		}
 	}
 	if inv.BMC != nil {
 		inv.Identifiers.BMCMAC = inv.BMC.MAC

@@ -228,6 +228,13 @@ func (f *Fleet) Match(q identify.Query) identify.Match {
 	return f.index.Match(q)
 }
 
+// Unclaimed are the identifiers with which a new machine is recorded. See identify.Index.Unclaimed.
+func (f *Fleet) Unclaimed(q identify.Query) v1alpha1.Identifiers {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.index.Unclaimed(q)
+}
+
 // Lookup returns the Machine that the identifiers of a boot request belong to, or nil, and why.
 func (f *Fleet) Lookup(ids v1alpha1.Identifiers) (*v1alpha1.Machine, string) {
 	f.mu.RLock()

@@ -175,13 +175,14 @@ func (f *Fleet) Booted(ids v1alpha1.Identifiers, record v1alpha1.BootRecord) str
 
 // arrive notes an unknown machine and returns the name that it is about to get.
 func (f *Fleet) arrive(ids v1alpha1.Identifiers) string {
-	ids = identify.Normal(ids)
-	name := identify.NameFor(ids)
+	query := identify.Query{Identifiers: ids}
+	name := identify.NameFor(query)
 	if name == "" {
 		return ""
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	ids = f.index.Unclaimed(query)
 	if _, taken := f.machines[name]; taken {
 		return "" // the name belongs to a machine that contradicts; enrolment will tell
 	}

@@ -3,8 +3,9 @@
 package identify
 
 import (
+	"cmp"
 	"fmt"
-	"net"
+	"maps"
 	"slices"
 	"strings"
 	"unicode"
@@ -18,6 +19,10 @@ type Query struct {
 	// Complete is true when MACs holds every NIC of the machine, as an agent reports them; a boot loader
 	// knows only the one that it booted from.
 	Complete bool
+	// Boot is the MAC that the machine booted from, if that is known. The only MAC of an incomplete Query is it anyway.
+	Boot string
+	// USB are the MACs of interfaces that are attached by USB.
+	USB []string
 }
 
 // Match is the answer to "which machine is this?".
@@ -31,6 +36,13 @@ type Match struct {
 	// Reason for a person: by what it was recognised, or why not.
 	Reason string
 }
+
+// DiscoveredByBoot and DiscoveredByEnrolment are the values of AnnotationDiscoveredBy. The first MAC of such a Machine is the
+// one that it booted from; an enrolment brings all MACs.
+const (
+	DiscoveredByBoot      = "boot"
+	DiscoveredByEnrolment = "enrolment"
+)
 
 // Index finds machines by what they say of themselves. It is not safe for concurrent use.
 type Index struct {
@@ -78,6 +90,10 @@ func (o owners) of(keys []string) []string {
 // rack sheet says another than the machine itself.
 type entry struct {
 	macs, uuids, serials, bmcs []string
+	// boots are those of macs from which the machine booted, as far as is known.
+	boots []string
+	// usb are the MACs of interfaces that are attached by USB, among macs or not.
+	usb []string
 	// complete is true when the machine itself reported all its NICs.
 	complete bool
 }
@@ -114,79 +130,189 @@ func (x *Index) Remove(name string) {
 func entryOf(m *v1alpha1.Machine) entry {
 	ids := m.Spec.Identifiers
 	e := entry{
-		macs:    validMACs(ids.MACs),
 		uuids:   appendValid(nil, normalUUID(ids.UUID)),
 		serials: appendValid(nil, normalSerial(ids.Serial)),
-		bmcs:    appendValid(nil, MAC(ids.BMCMAC)),
+		bmcs:    appendValid(nil, ownMAC(ids.BMCMAC)),
+		// An enrolment brings all NICs; the first is the one that booted, as with a boot script.
+		complete: m.Annotations[v1alpha1.AnnotationDiscoveredBy] == DiscoveredByEnrolment,
+	}
+	macs, boot := ids.MACs, ""
+	if m.Annotations[v1alpha1.AnnotationDiscoveredBy] != "" && len(macs) > 0 {
+		e.boots = appendValid(e.boots, ownMAC(macs[0]))
 	}
 	inventory := m.Status.Inventory
 	if inventory == nil {
+		e.macs = ownMACs(macs, nil, "")
 		return e
 	}
 	for _, nic := range inventory.NICs {
-		e.macs = appendValid(e.macs, MAC(nic.MAC))
+		macs = append(slices.Clip(macs), nic.MAC)
+		if nic.Bus == v1alpha1.NICBusUSB {
+			e.usb = appendValid(e.usb, MAC(nic.MAC))
+		}
+		if nic.Boot {
+			boot = nic.MAC
+			e.boots = appendValid(e.boots, ownMAC(nic.MAC))
+		}
 	}
+	e.macs = ownMACs(macs, e.usb, boot)
 	e.uuids = appendValid(e.uuids, normalUUID(inventory.System.UUID))
 	e.serials = appendValid(e.serials, normalSerial(inventory.System.Serial))
 	if inventory.BMC != nil {
-		e.bmcs = appendValid(e.bmcs, MAC(inventory.BMC.MAC))
+		e.bmcs = appendValid(e.bmcs, ownMAC(inventory.BMC.MAC))
 	}
-	e.complete = len(inventory.NICs) > 0
+	e.complete = e.complete || len(inventory.NICs) > 0
 	return e
 }
 
 func (q Query) entry() entry {
-	return entry{
-		macs:     validMACs(q.MACs),
+	e := entry{
+		macs:     ownMACs(q.MACs, q.USB, q.Boot),
 		uuids:    appendValid(nil, normalUUID(q.UUID)),
 		serials:  appendValid(nil, normalSerial(q.Serial)),
-		bmcs:     appendValid(nil, MAC(q.BMCMAC)),
+		bmcs:     appendValid(nil, ownMAC(q.BMCMAC)),
+		boots:    appendValid(nil, ownMAC(q.Boot)),
 		complete: q.Complete,
 	}
+	for _, mac := range q.USB {
+		e.usb = appendValid(e.usb, MAC(mac))
+	}
+	if !q.Complete && len(q.MACs) == 1 {
+		e.boots = e.macs
+	}
+	return e
 }
 
 // Match finds the machine that q belongs to.
 //
 // A MAC, of a NIC or of the BMC, is worth most: vendors do give out the same UUID twice, and a serial
-// may be shared by all nodes of a chassis. So a MAC decides, unless the machine behind it is clearly
-// another one (UUID and serial both differ: the NIC was moved) or another machine has the better claim
-// to the UUID. Without a MAC in common, a UUID decides when nothing contradicts it, then a serial.
+// may be shared by all nodes of a chassis. But MACs are given out twice, too, and NICs are moved. So a MAC decides only
+// where nothing else speaks against it (see verdictOf). Without such a MAC, a UUID decides when nothing contradicts it, then a
+// serial. In doubt it is nobody: a machine that is taken for another one may be wiped.
 func (x *Index) Match(q Query) Match {
 	e := q.entry()
-	byMAC := x.macs.of(e.macs)
+	candidates := x.macs.of(e.macs)
 	for _, name := range x.bmcs.of(e.bmcs) {
-		if !slices.Contains(byMAC, name) {
-			byMAC = append(byMAC, name)
+		if !slices.Contains(candidates, name) {
+			candidates = append(candidates, name)
 		}
 	}
-	switch len(byMAC) {
-	case 0:
-		return x.matchWithoutMAC(e)
-	case 1:
-		return x.matchByMAC(byMAC[0], e)
+	others := map[string]string{} // machines that share a MAC and are not this one, and why
+	var fits, doubts []string     // machines that it is by a MAC, or may be
+	doubt := ""
+	for _, name := range candidates {
+		switch v, why := x.verdictOf(name, e); v {
+		case different:
+			others[name] = why
+		case doubtful:
+			doubts, doubt = append(doubts, name), why
+		default:
+			fits = append(fits, name)
+		}
 	}
-	return conflict(byMAC, fmt.Sprintf("the MACs %s belong to several machines: %s; was a NIC moved from one to another? Delete the machine that no longer exists",
-		strings.Join(append(e.macs, e.bmcs...), ", "), strings.Join(byMAC, ", ")))
+	switch all := append(fits, doubts...); {
+	case len(all) == 0:
+		return x.matchWithoutMAC(e, others)
+	case len(all) > 1:
+		slices.Sort(all)
+		return conflict(all, fmt.Sprintf("the MACs %s belong to several machines: %s. If a NIC was moved from one to another, delete the machine that no longer exists. If all exist, NICs of theirs have one MAC: boot from another NIC, or give this one a MAC of its own",
+			strings.Join(append(e.macs, e.bmcs...), ", "), strings.Join(all, ", ")))
+	case x.claimant(e, all[0], others) != "":
+		other := x.claimant(e, all[0], others)
+		return conflict([]string{all[0], other}, fmt.Sprintf("it has a MAC of machine %s and the UUID %s of machine %s; was a NIC moved? Delete the machine that no longer exists", all[0], e.uuids[0], other))
+	case doubt != "":
+		return conflict(all, doubt)
+	default:
+		return Match{Machine: all[0], Reason: "recognised by its MAC"}
+	}
 }
 
-func (x *Index) matchByMAC(name string, e entry) Match {
-	known := x.entries[name]
-	if differ(known.uuids, e.uuids) && differ(known.serials, e.serials) {
-		return conflict([]string{name}, fmt.Sprintf("it has a MAC of machine %s but another UUID (%s, not %s) and another serial (%s, not %s); was the NIC moved to another machine, or the mainboard replaced? Correct spec.identifiers of %s or delete it",
-			name, e.uuids[0], known.uuids[0], e.serials[0], known.serials[0], name))
+// claimant is a machine other than the named one that has the UUID and could be the one that e describes, or "".
+func (x *Index) claimant(e entry, name string, others map[string]string) string {
+	if share(x.entries[name].uuids, e.uuids) {
+		return ""
 	}
 	for _, other := range x.uuids.of(e.uuids) {
-		if other == name || share(known.uuids, e.uuids) {
-			continue
-		}
-		if x.contradiction(other, e) == "" {
-			return conflict([]string{name, other}, fmt.Sprintf("it has a MAC of machine %s and the UUID %s of machine %s; was a NIC moved? Delete the machine that no longer exists", name, e.uuids[0], other))
+		if other != name && others[other] == "" && x.contradiction(other, e) == "" {
+			return other
 		}
 	}
-	return Match{Machine: name, Reason: "recognised by its MAC"}
+	return ""
 }
 
-func (x *Index) matchWithoutMAC(e entry) Match {
+// verdict says whether a known machine and one that has a MAC of it are the same.
+type verdict int
+
+const (
+	same verdict = iota
+	different
+	doubtful // only a person can tell
+)
+
+// verdictOf compares the machine of that name with e, which has a MAC in common with it, and says why they are not the same, or
+// may not be.
+func (x *Index) verdictOf(name string, e entry) (verdict, string) {
+	known := x.entries[name]
+	common := append(intersect(known.macs, e.macs), intersect(known.bmcs, e.bmcs)...)
+	macs := strings.Join(common, ", ")
+	// Whoever carries a USB adapter from one machine to the next brings its MAC along.
+	portable := !slices.ContainsFunc(common, func(mac string) bool { return !slices.Contains(known.usb, mac) && !slices.Contains(e.usb, mac) })
+	uuidAgrees, serialAgrees := share(known.uuids, e.uuids), share(known.serials, e.serials)
+	uuidDiffers, serialDiffers := differ(known.uuids, e.uuids), differ(known.serials, e.serials)
+	switch {
+	case uuidAgrees && serialAgrees:
+		return same, ""
+	case bootedElsewhere(known, e):
+		return different, fmt.Sprintf("%s has the MAC %s too, but booted from another NIC", name, macs)
+	case portable && (uuidDiffers || serialDiffers):
+		return different, fmt.Sprintf("%s has the USB interface %s too, but %s", name, macs, differences(known, e))
+	case uuidDiffers && serialDiffers:
+	case uuidAgrees || serialAgrees:
+		return same, ""
+	case uuidDiffers || serialDiffers:
+		if known.complete && e.complete && len(common) > 1 && contains(known.macs, e.macs) && contains(e.macs, known.macs) {
+			return same, "" // it has all its NICs: the mainboard's setup was reset
+		}
+	case !known.complete || !e.complete || contains(known.macs, e.macs) || contains(e.macs, known.macs):
+		return same, ""
+	case portable:
+		return different, fmt.Sprintf("%s has the USB interface %s too, but other NICs", name, macs)
+	default:
+		return doubtful, fmt.Sprintf("it has the MAC %[1]s of machine %[2]s, but each of them has NICs that the other has not, and no UUID or serial tells whether they are one machine. "+
+			"If this is %[2]s with another NIC, add its MAC (%[3]s) to spec.identifiers.macs of %[2]s. If this is another machine, two NICs have one MAC: give this one a MAC of its own, or boot from another NIC",
+			macs, name, strings.Join(without(e.macs, known.macs), ", "))
+	}
+	return doubtful, fmt.Sprintf("it has the MAC %[1]s of machine %[2]s, but %[3]s. If this is %[2]s with another mainboard, set uuid and serial in spec.identifiers of %[2]s to the new ones. "+
+		"If the NIC was moved here from %[2]s, delete %[2]s, or boot from another NIC. If both machines are complete, two NICs have one MAC: give this one a MAC of its own, or boot from another NIC",
+		macs, name, differences(known, e))
+}
+
+// bootedElsewhere says whether e booted from a NIC that the known machine has not, and the known one from a NIC that e has not.
+// Then a MAC that both have is not the one NIC of one machine: a BMC's USB interface, or a controller whose maker wrote no
+// address.
+func bootedElsewhere(known, e entry) bool {
+	switch {
+	case !e.complete || len(e.boots) == 0 || share(e.boots, known.macs):
+		return false
+	case len(known.boots) > 0:
+		return !share(known.boots, e.macs)
+	}
+	return known.complete && !contains(e.macs, known.macs)
+}
+
+// differences says in what the two differ, of UUID and serial.
+func differences(known, e entry) string {
+	var list []string
+	if differ(known.uuids, e.uuids) {
+		list = append(list, fmt.Sprintf("another UUID (%s, not %s)", e.uuids[0], known.uuids[0]))
+	}
+	if differ(known.serials, e.serials) {
+		list = append(list, fmt.Sprintf("another serial (%s, not %s)", e.serials[0], known.serials[0]))
+	}
+	return strings.Join(list, " and ")
+}
+
+func (x *Index) matchWithoutMAC(e entry, others map[string]string) Match {
 	for _, by := range []struct {
 		what  string
 		names []string
@@ -197,7 +323,7 @@ func (x *Index) matchWithoutMAC(e entry) Match {
 	} {
 		var fits, why []string
 		for _, name := range by.names {
-			if text := x.contradiction(name, e); text != "" {
+			if text := cmp.Or(others[name], x.contradiction(name, e)); text != "" {
 				why = append(why, text)
 			} else {
 				fits = append(fits, name)
@@ -212,11 +338,14 @@ func (x *Index) matchWithoutMAC(e entry) Match {
 			return Match{Reason: fmt.Sprintf("a new machine, although it shares its UUID %s: %s", by.value[0], strings.Join(why, "; "))}
 		}
 	}
+	if len(others) > 0 {
+		return Match{Reason: "a new machine, although it shares a MAC: " + strings.Join(slices.Sorted(maps.Values(others)), "; ")}
+	}
 	return Match{Reason: "no machine is known by its MAC, UUID or serial number"}
 }
 
 // contradiction says why the machine of that name cannot be the one that e describes although they share
-// a UUID or a serial, or returns "". They have no MAC in common when it is called.
+// a UUID or a serial, or returns "". They have no MAC in common, or none that counts.
 func (x *Index) contradiction(name string, e entry) string {
 	known := x.entries[name]
 	switch {
@@ -225,8 +354,6 @@ func (x *Index) contradiction(name string, e entry) string {
 	case differ(known.uuids, e.uuids):
 		return fmt.Sprintf("%s has UUID %s, this one %s", name, known.uuids[0], e.uuids[0])
 	case len(e.macs) == 0 || len(known.macs) == 0:
-		return ""
-	case share(known.macs, e.macs):
 		return ""
 	case e.complete:
 		return fmt.Sprintf("%s has a NIC with MAC %s, this one has not", name, known.macs[0])
@@ -273,6 +400,24 @@ func share(a, b []string) bool {
 	return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
 }
 
+func intersect(a, b []string) []string {
+	var both []string
+	for _, s := range a {
+		if slices.Contains(b, s) {
+			both = append(both, s)
+		}
+	}
+	return both
+}
+
+// without is what is in a and not in b.
+func without(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
+}
+
+// contains says whether all of b is in a.
+func contains(a, b []string) bool { return len(without(b, a)) == 0 }
+
 func differ(a, b []string) bool { return len(a) > 0 && len(b) > 0 && !share(a, b) }
 
 func appendValid(list []string, value string) []string {
@@ -282,30 +427,72 @@ func appendValid(list []string, value string) []string {
 	return append(list, value)
 }
 
-func validMACs(macs []string) []string {
-	var list []string
-	for _, mac := range macs {
-		list = appendValid(list, MAC(mac))
-	}
-	return list
-}
-
-// NameFor is the name of a machine that nobody has named: after its first MAC, else after its UUID or
-// serial. Empty when it has nothing that tells it from others.
-func NameFor(ids v1alpha1.Identifiers) string {
-	if macs := validMACs(ids.MACs); len(macs) > 0 {
+// NameFor is the name of a machine that nobody has named: after its first MAC, else after its UUID. A USB adapter names a
+// machine only that has nothing else. Empty when it has nothing that tells it from others.
+func NameFor(q Query) string {
+	macs := ownMACs(q.MACs, q.USB, q.Boot)
+	fixed := slices.DeleteFunc(slices.Clone(macs), func(mac string) bool {
+		return slices.ContainsFunc(q.USB, func(u string) bool { return MAC(u) == mac })
+	})
+	switch {
+	case len(fixed) > 0:
+		return "m-" + strings.ReplaceAll(fixed[0], ":", "")
+	case normalUUID(q.UUID) != "":
+		return "m-" + strings.ToLower(strings.TrimSpace(q.UUID))
+	case len(macs) > 0:
 		return "m-" + strings.ReplaceAll(macs[0], ":", "")
 	}
-	if normalUUID(ids.UUID) != "" {
-		return "m-" + strings.ToLower(strings.TrimSpace(ids.UUID))
-	}
 	return ""
+}
+
+// Useless says of each identifier why it tells the machine from no other.
+func Useless(q Query) string {
+	var why []string
+	for _, raw := range q.MACs {
+		switch mac := MAC(raw); {
+		case mac == "":
+			why = appendValid(why, fmt.Sprintf("MAC %s is no NIC's address", printable(raw)))
+		case DuplicateMAC(mac) != "":
+			why = appendValid(why, fmt.Sprintf("MAC %s is the same on %s", mac, DuplicateMAC(mac)))
+		case len(ownMACs([]string{mac}, q.USB, q.Boot)) == 0:
+			why = appendValid(why, fmt.Sprintf("MAC %s is a USB interface's", mac))
+		}
+	}
+	if len(q.MACs) == 0 {
+		why = append(why, "it reports no MAC")
+	}
+	if q.UUID == "" {
+		return strings.Join(append(why, "it reports no UUID"), "; ")
+	}
+	return strings.Join(append(why, fmt.Sprintf("the UUID %s is on many machines, or is none", printable(q.UUID))), "; ")
+}
+
+// Unclaimed are those of q's identifiers, in the form in which a Machine's spec has them, that no known machine has: what a new
+// machine is recorded with. The store refuses a Machine with identifiers of another one.
+func (x *Index) Unclaimed(q Query) v1alpha1.Identifiers {
+	ids := q.Identifiers
+	ids.MACs = nil
+	for _, mac := range ownMACs(q.MACs, q.USB, q.Boot) {
+		if len(x.macs[mac]) == 0 && len(x.bmcs[mac]) == 0 {
+			ids.MACs = append(ids.MACs, mac)
+		}
+	}
+	if mac := ownMAC(ids.BMCMAC); len(x.bmcs[mac]) > 0 || len(x.macs[mac]) > 0 || slices.Contains(ids.MACs, mac) {
+		ids.BMCMAC = ""
+	}
+	if len(x.uuids[normalUUID(ids.UUID)]) > 0 {
+		ids.UUID = ""
+	}
+	if len(x.serials[normalSerial(ids.Serial)]) > 0 {
+		ids.Serial = ""
+	}
+	return Normal(ids)
 }
 
 // Normal returns the identifiers in the form in which a Machine's spec has them: lower case, without
 // those that are no identifiers at all.
 func Normal(ids v1alpha1.Identifiers) v1alpha1.Identifiers {
-	n := v1alpha1.Identifiers{MACs: validMACs(ids.MACs), BMCMAC: MAC(ids.BMCMAC)}
+	n := v1alpha1.Identifiers{MACs: ownMACs(ids.MACs, nil, ""), BMCMAC: ownMAC(ids.BMCMAC)}
 	if normalUUID(ids.UUID) != "" {
 		n.UUID = strings.ToLower(strings.TrimSpace(ids.UUID))
 	}
@@ -313,16 +500,6 @@ func Normal(ids v1alpha1.Identifiers) v1alpha1.Identifiers {
 		n.Serial = printable(ids.Serial)
 	}
 	return n
-}
-
-// MAC returns a MAC in lower case with colons, or "" for what is not the address of one NIC: zeros,
-// broadcast, multicast, InfiniBand's 20 bytes.
-func MAC(mac string) string {
-	hw, err := net.ParseMAC(strings.TrimSpace(mac))
-	if err != nil || len(hw) != 6 || hw[0]&1 == 1 || allEqual(hw.String(), ":") {
-		return ""
-	}
-	return hw.String()
 }
 
 // normalUUID returns the canonical form of an SMBIOS UUID, or "" for one that vendors put on many
@@ -404,25 +581,3 @@ func allEqual(s, separators string) bool {
 	}, s)
 	return s == "" || strings.Trim(s, s[:1]) == ""
 }
-
-// UUIDs and serials that are known from many machines at once.
-var (
-	duplicateUUIDs = []string{
-		"03000200-0400-0500-0006-000700080009", // AMI's default
-		"12345678-1234-5678-90ab-cddeefaabbcc", // Gigabyte and others
-		"12345678-1234-5678-1234-567812345678",
-		"01234567-89ab-cdef-0123-456789abcdef",
-		"01020304-0506-0708-090a-0b0c0d0e0f10",
-		"00010203-0405-0607-0809-0a0b0c0d0e0f",
-		"11111111-2222-3333-4444-555555555555",
-		"4c4c4544-0000-2010-8020-80c04f202020", // Dell without a service tag
-		"fefefefe-fefe-fefe-fefe-fefefefefefe",
-	}
-	emptySerials = []string{
-		"DEFAULT STRING", "SYSTEM SERIAL NUMBER", "CHASSIS SERIAL NUMBER", "BASE BOARD SERIAL NUMBER",
-		"SERIAL NUMBER", "SERIAL", "NONE", "N/A", "NA", "NULL", "NIL", "EMPTY", "UNKNOWN", "INVALID", "UNDEFINED",
-		"NOT SPECIFIED", "NOT APPLICABLE", "NOT AVAILABLE", "NOT SET", "NO SERIAL", "NO SERIAL NUMBER",
-		"OEM", "TBD", "0123456789", "01234567890", "123456789", "1234567890", "012345678", "12345678", "123456", "FILLED BY OEM",
-		"TO BE FILLED BY OEM", "SSN12345678901234567", "SSSSSSSSSSSS", "0123456789ABCDEF",
-	}
-)

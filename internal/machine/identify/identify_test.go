@@ -1,6 +1,7 @@
 package identify
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -67,7 +68,7 @@ func TestMatch(t *testing.T) {
 		{"nodes of one chassis share its serial, their UUIDs tell them apart", []*v1alpha1.Machine{reported("a", uuidA, "CHASSIS", macA)}, agent(uuidB, "CHASSIS", macB), "", ""},
 		{"two entries of a rack sheet with one serial", []*v1alpha1.Machine{expected("a", v1alpha1.Identifiers{Serial: "SN-A"}), expected("b", v1alpha1.Identifiers{Serial: "SN-A"})}, boot(macA, uuidA, "SN-A"), "conflict", "several"},
 		{"a MAC beats a UUID that nobody else has: the mainboard's setup was reset", []*v1alpha1.Machine{a}, boot(macA, uuidB, "SN-A"), "a", "MAC"},
-		{"a MAC of one machine and the UUID of another", []*v1alpha1.Machine{a, b}, boot(macA, uuidB, ""), "a", "MAC"},
+		{"a MAC of one machine and the UUID of another, and nothing else", []*v1alpha1.Machine{a, b}, boot(macA, uuidB, ""), "conflict", "another UUID"},
 		{"a MAC of one machine, UUID and serial of another: the NIC was moved", []*v1alpha1.Machine{a, b}, boot(macA, uuidB, "SN-B"), "conflict", "NIC"},
 		{"a MAC of one machine, the UUID of another that is known by nothing else", []*v1alpha1.Machine{a, expected("b", v1alpha1.Identifiers{UUID: uuidB})}, boot(macA, uuidB, ""), "conflict", "machine b"},
 		{"a NIC that was moved into a machine that nobody knows", []*v1alpha1.Machine{a}, boot(macA, uuidB, "SN-B"), "conflict", "moved"},
@@ -94,6 +95,133 @@ func TestMatch(t *testing.T) {
 				t.Error("a conflict that involves nobody")
 			}
 		})
+	}
+}
+
+// Two servers that have an identifier in common which tells nobody apart. The second must be a machine of its own, or be
+// refused with the right advice; it must never be taken for the first.
+func TestASecondMachineIsNotTakenForTheFirst(t *testing.T) {
+	const usb, bad = "02:be:ef:00:00:01", "00:a0:c9:00:00:00"
+	agent := func(uuid, serial string, usb []string, macs ...string) Query {
+		return Query{Identifiers: v1alpha1.Identifiers{MACs: macs, UUID: uuid, Serial: serial}, Complete: true, Boot: macs[0], USB: usb}
+	}
+	tests := []struct {
+		name          string
+		first, second Query
+		want          string // "own", or what the refusal says
+	}{
+		{"a BMC's USB interface, no UUID and no serial", agent("", "", []string{usb}, macA, usb), agent("", "", []string{usb}, macB, usb), "own"},
+		{"a BMC's USB interface, UUIDs and serials differ", agent(uuidA, "SN-A", []string{usb}, macA, usb), agent(uuidB, "SN-B", []string{usb}, macB, usb), "own"},
+		{"an agent that does not tell what is attached by USB", agent("", "", nil, macA, usb), agent("", "", nil, macB, usb), "own"},
+		{"the same with UUIDs and serials that differ", agent(uuidA, "SN-A", nil, macA, usb), agent(uuidB, "SN-B", nil, macB, usb), "own"},
+		{"the same with a serial of the chassis", agent(uuidA, "CH", nil, macA, usb), agent(uuidB, "CH", nil, macB, usb), "own"},
+		{"the same with one UUID on all boards", agent(uuidA, "", nil, macA, usb), agent(uuidA, "", nil, macB, usb), "own"},
+		{"a placeholder beside the NIC that booted", agent("", "", nil, macA, bad), agent("", "", nil, macB, bad), "own"},
+		{"a placeholder on the NIC that booted, UUIDs differ", agent(uuidA, "", nil, bad), agent(uuidB, "", nil, bad), "own"},
+		{"a placeholder on the NIC that booted, other NICs differ", agent("", "", nil, bad, macA), agent("", "", nil, bad, macB), "own"},
+		{"a MAC of many machines that nobody knows of yet, UUIDs differ", agent(uuidA, "", nil, usb), agent(uuidB, "", nil, usb), "another UUID"},
+		{"such a MAC, serials differ", agent("", "SN-A", nil, usb), agent("", "SN-B", nil, usb), "another serial"},
+		{"such a MAC, other NICs differ", agent("", "", nil, usb, macA), agent("", "", nil, usb, macB), "NICs that the other has not"},
+		{"a USB adapter that is carried along, UUIDs differ", agent(uuidA, "", []string{usb}, usb), agent(uuidB, "", []string{usb}, usb), "own"},
+		{"a USB adapter that is carried along, other NICs differ", agent("", "", []string{usb}, usb, macA), agent("", "", []string{usb}, usb, macB), "own"},
+		{"a BMC's MAC that all have", withBMC(agent("", "", nil, macA), usb), withBMC(agent("", "", nil, macB), usb), "own"},
+	}
+	for _, test := range tests {
+		for how, first := range map[string]*v1alpha1.Machine{"enrolled": recorded(test.first), "reported": reportedBy(test.first)} {
+			t.Run(test.name+"/"+how, func(t *testing.T) {
+				x := NewIndex()
+				x.Put(first)
+				got := x.Match(test.second)
+				if got.Machine != "" {
+					t.Fatalf("taken for the first: %s", got.Reason)
+				}
+				if test.want != "own" {
+					if !got.Conflict || !strings.Contains(got.Reason, test.want) {
+						t.Errorf("got %+v, want a refusal with %q", got, test.want)
+					}
+					return
+				}
+				if got.Conflict {
+					t.Fatalf("refused: %s", got.Reason)
+				}
+				if name := NameFor(test.second); name == "" || name == first.Name {
+					t.Errorf("the second would be named %q, the first is %q", name, first.Name)
+				}
+				second := recorded(test.second)
+				second.Spec.Identifiers = x.Unclaimed(test.second)
+				x.Put(second)
+				for _, q := range []Query{test.first, test.second} {
+					if again := x.Match(q); again.Machine != NameFor(q) {
+						t.Errorf("%s comes back and is %q: %s", NameFor(q), again.Machine, again.Reason)
+					}
+				}
+			})
+		}
+	}
+}
+
+// What is normal must stay recognised.
+func TestAMachineStaysItself(t *testing.T) {
+	agent := func(uuid, serial string, macs ...string) Query {
+		return Query{Identifiers: v1alpha1.Identifiers{MACs: macs, UUID: uuid, Serial: serial}, Complete: true, Boot: macs[0]}
+	}
+	for name, test := range map[string]struct{ first, again Query }{
+		"it boots from its other NIC":                  {agent("", "", macA, macA2), agent("", "", macA2, macA)},
+		"a NIC was added, and it boots from that":      {agent("", "", macA), agent("", "", macNew, macA)},
+		"the NIC that it booted from was replaced":     {agent(uuidA, "SN-A", macA, macA2), agent(uuidA, "SN-A", macNew, macA2)},
+		"its other NIC was replaced":                   {agent(uuidA, "", macA, macA2), agent(uuidA, "", macA, macNew)},
+		"its setup was reset, with all its NICs there": {agent(uuidA, "", macA, macA2), agent(uuidB, "", macA, macA2)},
+		"its setup was reset, and its serial stayed":   {agent(uuidA, "SN-A", macA), agent(uuidB, "SN-A", macA)},
+		"it has no UUID and no serial":                 {agent("", "", macA), agent("", "", macA)},
+		"it reported no UUID at first":                 {agent("", "", macA), agent(uuidA, "SN-A", macA)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := NewIndex()
+			x.Put(reportedBy(test.first))
+			if got := x.Match(test.again); got.Machine != NameFor(test.first) {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
+}
+
+func withBMC(q Query, mac string) Query {
+	q.BMCMAC = mac
+	return q
+}
+
+// recorded is the Machine that an enrolment makes.
+func recorded(q Query) *v1alpha1.Machine {
+	m := expected(NameFor(q), NewIndex().Unclaimed(q))
+	m.Annotations = map[string]string{v1alpha1.AnnotationDiscoveredBy: DiscoveredByEnrolment}
+	return m
+}
+
+// reportedBy is a Machine that was recorded at its boot and then reported what it is.
+func reportedBy(q Query) *v1alpha1.Machine {
+	m := expected(NameFor(q), Normal(v1alpha1.Identifiers{MACs: q.MACs[:1], UUID: q.UUID}))
+	m.Annotations = map[string]string{v1alpha1.AnnotationDiscoveredBy: DiscoveredByBoot}
+	m.Status.Inventory = &v1alpha1.Inventory{System: v1alpha1.SystemInfo{UUID: q.UUID, Serial: q.Serial}}
+	if q.BMCMAC != "" {
+		m.Status.Inventory.BMC = &v1alpha1.BMCInfo{MAC: q.BMCMAC}
+	}
+	for _, mac := range q.MACs {
+		nic := v1alpha1.NIC{MAC: mac, Boot: mac == q.Boot}
+		if slices.Contains(q.USB, mac) {
+			nic.Bus = v1alpha1.NICBusUSB
+		}
+		m.Status.Inventory.NICs = append(m.Status.Inventory.NICs, nic)
+	}
+	return m
+}
+
+// The store refuses a Machine with identifiers of another one, so a new one is recorded without them.
+func TestUnclaimed(t *testing.T) {
+	x := NewIndex()
+	x.Put(reported("a", uuidA, "CHASSIS", macA))
+	got := x.Unclaimed(Query{Identifiers: v1alpha1.Identifiers{MACs: []string{macB, macA, "00:a0:c9:00:00:00"}, UUID: uuidA, Serial: "chassis"}, Complete: true, Boot: macB})
+	if len(got.MACs) != 1 || got.MACs[0] != macB || got.UUID != "" || got.Serial != "" {
+		t.Errorf("got %+v, want nothing but the MAC %s", got, macB)
 	}
 }
 
@@ -127,7 +255,7 @@ func TestNameFor(t *testing.T) {
 		"m-" + uuidA:     {UUID: strings.ToUpper(uuidA)},
 		"":               {Serial: "SN-A"},
 	} {
-		if got := NameFor(ids); got != want {
+		if got := NameFor(Query{Identifiers: ids}); got != want {
 			t.Errorf("%+v: got %q, want %q", ids, got, want)
 		}
 	}

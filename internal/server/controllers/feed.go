@@ -13,6 +13,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/identify"
 )
 
 // Feed carries every change of the objects that machines' plans depend on into the fleet. The returned
@@ -133,7 +134,7 @@ func recordNewcomers(ctx context.Context, d Deps) error {
 
 func record(ctx context.Context, d Deps, n fleet.Newcomer) error {
 	m := &v1alpha1.Machine{
-		ObjectMeta: metav1.ObjectMeta{Name: n.Name, Annotations: map[string]string{v1alpha1.AnnotationDiscoveredBy: "boot"}},
+		ObjectMeta: metav1.ObjectMeta{Name: n.Name, Annotations: map[string]string{v1alpha1.AnnotationDiscoveredBy: identify.DiscoveredByBoot}},
 		Spec:       v1alpha1.MachineSpec{Identifiers: n.Identifiers},
 	}
 	err := d.Client.Create(ctx, m)

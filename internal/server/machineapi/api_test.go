@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -260,7 +261,6 @@ func TestASpoofedMachineGetsNothing(t *testing.T) {
 		{"all identifiers copied", idsA.MACs[0], idsA, wire.CodeIdentityExists},
 		{"only the MAC copied", idsA.MACs[0], wire.Identifiers{MACs: idsA.MACs[:1]}, wire.CodeIdentityExists},
 		{"the MAC copied, everything else its own", idsA.MACs[0], wire.Identifiers{MACs: idsA.MACs[:1], UUID: idsB.UUID, Serial: "SN-X"}, wire.CodeConflict},
-		{"the second NIC's MAC copied, booted as a stranger", "52:54:00:00:00:66", wire.Identifiers{MACs: []string{"52:54:00:00:00:66", idsA.MACs[1]}}, wire.CodeIdentityExists},
 		{"a nonce for a stranger, the MAC of the victim", "52:54:00:00:00:66", wire.Identifiers{MACs: idsA.MACs}, wire.CodeForbidden},
 	}
 	for _, test := range tests {
@@ -418,6 +418,56 @@ func TestTwoMachinesWithOneUUIDStayTwo(t *testing.T) {
 	}
 	if twins := s.fleet.Twins(a.name); len(twins) != 1 || twins[0].Name != b.name {
 		t.Errorf("twins of %s: %v", a.name, twins)
+	}
+}
+
+// A BMC's USB interface has the same MAC in every server of its type; so has a NIC whose maker wrote no address.
+func TestServersWithOneMACInCommonAreEachTheirOwn(t *testing.T) {
+	for name, common := range map[string]wire.Identifiers{
+		"a BMC's USB interface":                   {MACs: []string{"02:be:ef:00:00:01"}, USBMACs: []string{"02:be:ef:00:00:01"}},
+		"an agent that does not tell what is USB": {MACs: []string{"02:be:ef:00:00:01"}},
+		"a placeholder":                           {MACs: []string{"00:a0:c9:00:00:00"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newServer(t)
+			names := map[string]bool{}
+			for i := range 3 {
+				ids := common
+				ids.MACs = append([]string{"52:54:00:00:01:0" + strconv.Itoa(i)}, common.MACs...)
+				a := s.discovered(ids)
+				names[a.name] = true
+				m, err := s.store.Get(t.Context(), a.name)
+				check(t, err)
+				if len(m.Status.Inventory.NICs) != 2 || (len(common.USBMACs) > 0 && m.Status.Inventory.NICs[1].Bus != v1alpha1.NICBusUSB) {
+					t.Errorf("inventory of %s: %+v", a.name, m.Status.Inventory.NICs)
+				}
+				if again := s.discovered(ids); again.name != a.name {
+					t.Errorf("%s booted again and is %s", a.name, again.name)
+				}
+			}
+			if len(names) != 3 {
+				t.Errorf("three servers are %v", names)
+			}
+		})
+	}
+}
+
+// Who has nothing but what many machines have is told so, and why.
+func TestAMachineThatNothingTellsApart(t *testing.T) {
+	s := newServer(t)
+	err := s.agent().enroll(s.boot("00:a0:c9:00:00:00"), wire.Identifiers{MACs: []string{"00:a0:c9:00:00:00"}})
+	if code(err) != wire.CodeBadRequest || !strings.Contains(err.Error(), "00:a0:c9:00:00:00 is the same on Intel") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A stranger with a MAC of a node's second NIC gets a certificate in its own name, never in the node's.
+func TestAStrangerWithAMACOfANodesOtherNIC(t *testing.T) {
+	s := newServer(t)
+	_, node := s.installed(idsA, "i1")
+	stranger := s.discovered(wire.Identifiers{MACs: []string{"52:54:00:00:00:66", idsA.MACs[1]}})
+	if stranger.name == node.name {
+		t.Error("the stranger was taken for the node")
 	}
 }
 

@@ -1,6 +1,7 @@
 package machineapi
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -35,16 +36,16 @@ func (a *API) enroll(ctx context.Context, c call, in wire.EnrollRequest) (any, e
 	if !ok {
 		return nil, refuse(http.StatusForbidden, wire.CodeUnknownNonce, "the nonce of this boot was used already; boot from the network again")
 	}
-	ids := presented(in)
-	if err := sameMachine(binding, ids); err != nil {
+	claimed := presented(in)
+	if err := sameMachine(binding, claimed); err != nil {
 		return nil, err
 	}
-	m, err := a.identify(ctx, ids)
+	m, err := a.identify(ctx, claimed)
 	if err != nil {
 		return nil, err
 	}
 	if m.Status.Identity != nil && m.OpenIntent() == nil {
-		a.Log.Warn("refused to enrol a machine that has an identity", "machine", m.Name, "from", c.request.RemoteAddr, "macs", ids.MACs)
+		a.Log.Warn("refused to enrol a machine that has an identity", "machine", m.Name, "from", c.request.RemoteAddr, "macs", claimed.MACs)
 		a.Fleet.Log(m.Name, fmt.Sprintf("refused an enrolment from %s in this machine's name: it has an identity and no intent is open", address(c.request)))
 		return nil, refuse(http.StatusForbidden, wire.CodeIdentityExists,
 			"machine %s is installed and has an identity. If this is that machine and it shall be installed again: coldrack reinstall %s", m.Name, m.Name)
@@ -63,32 +64,41 @@ func (a *API) enroll(ctx context.Context, c call, in wire.EnrollRequest) (any, e
 	return wire.EnrollResponse{Machine: m.Name, Certificate: string(certificate), CA: string(a.Signer.CertPEM()), ExpiresAt: leaf.NotAfter.UTC()}, nil
 }
 
-// presented are the identifiers of an enrolment, in normal form. The MAC that booted counts even if the
-// kernel has no driver for its interface.
-func presented(in wire.EnrollRequest) v1alpha1.Identifiers {
+// presented is what an enrolment says of the machine. The MAC that booted comes first, and counts even if the kernel has no
+// driver for its interface.
+func presented(in wire.EnrollRequest) identify.Query {
 	macs := in.Identifiers.MACs
 	if in.BootMAC != "" {
 		macs = append([]string{in.BootMAC}, macs...)
 	}
 	const maxMACs = 64
-	return identify.Normal(v1alpha1.Identifiers{
-		MACs: macs[:min(len(macs), maxMACs)],
-		UUID: in.Identifiers.UUID, Serial: in.Identifiers.Serial, BMCMAC: in.Identifiers.BMCMAC,
-	})
+	return identify.Query{
+		Identifiers: v1alpha1.Identifiers{
+			MACs: macs[:min(len(macs), maxMACs)],
+			UUID: in.Identifiers.UUID, Serial: in.Identifiers.Serial, BMCMAC: in.Identifiers.BMCMAC,
+		},
+		Complete: true, Boot: in.BootMAC, USB: in.Identifiers.USBMACs[:min(len(in.Identifiers.USBMACs), maxMACs)],
+	}
 }
 
 // sameMachine refuses a nonce that was read off another machine's boot.
-func sameMachine(b Binding, ids v1alpha1.Identifiers) error {
-	boot := identify.Normal(b.Identifiers).MACs
-	if len(boot) == 0 || slices.ContainsFunc(boot, func(mac string) bool { return slices.Contains(ids.MACs, mac) }) {
+func sameMachine(b Binding, claimed identify.Query) error {
+	boot := ""
+	for _, mac := range b.Identifiers.MACs {
+		boot = cmp.Or(boot, identify.MAC(mac))
+		if slices.ContainsFunc(claimed.MACs, func(own string) bool { return boot != "" && identify.MAC(own) == identify.MAC(mac) }) {
+			return nil
+		}
+	}
+	if boot == "" {
 		return nil
 	}
-	return refuse(http.StatusForbidden, wire.CodeForbidden, "the nonce was issued to the machine with MAC %s, which this one has not (%v)", boot[0], ids.MACs)
+	return refuse(http.StatusForbidden, wire.CodeForbidden, "the nonce was issued to the machine with MAC %s, which this one has not (%v)", boot, claimed.MACs)
 }
 
-// identify returns the Machine with these identifiers and records one that is new.
-func (a *API) identify(ctx context.Context, ids v1alpha1.Identifiers) (*v1alpha1.Machine, error) {
-	match := a.Fleet.Match(identify.Query{Identifiers: ids, Complete: true})
+// identify returns the Machine that the identifiers belong to and records one that is new.
+func (a *API) identify(ctx context.Context, claimed identify.Query) (*v1alpha1.Machine, error) {
+	match := a.Fleet.Match(claimed)
 	if match.Conflict {
 		for _, name := range match.Involved {
 			a.Fleet.Conflicted(name, match.Reason)
@@ -98,16 +108,17 @@ func (a *API) identify(ctx context.Context, ids v1alpha1.Identifiers) (*v1alpha1
 	if match.Machine != "" {
 		return a.machine(ctx, match.Machine)
 	}
-	name := identify.NameFor(ids)
+	name := identify.NameFor(claimed)
 	if name == "" {
-		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "identifiers: no valid MAC and no UUID that tells this machine from others")
+		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "nothing tells this machine from others: %s. Give one of its NICs a MAC of its own, or write its UUID or serial with the vendor's tool", identify.Useless(claimed))
 	}
-	return a.record(ctx, name, ids, match.Reason)
+	return a.record(ctx, name, claimed, match.Reason)
 }
 
-func (a *API) record(ctx context.Context, name string, ids v1alpha1.Identifiers, why string) (*v1alpha1.Machine, error) {
+func (a *API) record(ctx context.Context, name string, claimed identify.Query, why string) (*v1alpha1.Machine, error) {
+	ids := a.Fleet.Unclaimed(claimed)
 	m, err := a.Store.Create(ctx, &v1alpha1.Machine{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{v1alpha1.AnnotationDiscoveredBy: "enrolment"}},
+		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{v1alpha1.AnnotationDiscoveredBy: identify.DiscoveredByEnrolment}},
 		Spec:       v1alpha1.MachineSpec{Identifiers: ids},
 	})
 	if err == nil {
@@ -123,10 +134,10 @@ func (a *API) record(ctx context.Context, name string, ids v1alpha1.Identifiers,
 		return nil, fmt.Errorf("read machine %s: %w", name, err)
 	}
 	a.Fleet.Put(m)
-	if match := a.Fleet.Match(identify.Query{Identifiers: ids, Complete: true}); match.Machine == name {
+	if match := a.Fleet.Match(claimed); match.Machine == name {
 		return m, nil
 	} else if match.Machine == "" {
-		return nil, refuse(http.StatusConflict, wire.CodeConflict, "a machine with the MACs %v would be named %s, but that is another machine: %s", ids.MACs, name, match.Reason)
+		return nil, refuse(http.StatusConflict, wire.CodeConflict, "this machine would be recorded as %s, but that is another machine: %s. Delete machine %s if it no longer exists, or record this one by hand: a Machine of another name with its identifiers", name, match.Reason, name)
 	}
 	return nil, refuse(http.StatusServiceUnavailable, wire.CodeConflict, "machine %s is being recorded; ask again", name)
 }

@@ -48,8 +48,9 @@ func inventoryOf(in wire.Inventory) *v1alpha1.Inventory {
 		out.BMC = &v1alpha1.BMCInfo{Address: text(in.BMC.Address), MAC: text(in.BMC.MAC)}
 	}
 	// What the machine calls itself elsewhere counts too: a NIC without a driver is in no list of NICs.
-	for _, mac := range identify.Normal(v1alpha1.Identifiers{MACs: in.Identifiers.MACs}).MACs {
-		known := slices.ContainsFunc(out.NICs, func(n v1alpha1.NIC) bool { return n.MAC == mac })
+	for _, mac := range in.Identifiers.MACs {
+		mac = identify.MAC(mac)
+		known := mac == "" || slices.ContainsFunc(out.NICs, func(n v1alpha1.NIC) bool { return n.MAC == mac })
 		if !known && len(out.NICs) < maxNICs {
 			out.NICs = append(out.NICs, v1alpha1.NIC{MAC: mac})
 		}
@@ -79,10 +80,10 @@ func diskOf(d wire.Disk) v1alpha1.Disk {
 
 func nicOf(n wire.NIC) v1alpha1.NIC {
 	out := v1alpha1.NIC{
-		Name: text(n.Name), MAC: text(n.MAC), Driver: text(n.Driver), Link: n.Link, SpeedMbps: int32(n.SpeedMbps), Boot: n.Boot,
+		Name: text(n.Name), MAC: text(n.MAC), Driver: text(n.Driver), Link: n.Link, SpeedMbps: int32(n.SpeedMbps), Boot: n.Boot, Bus: text(n.Bus),
 	}
-	if macs := identify.Normal(v1alpha1.Identifiers{MACs: []string{n.MAC}}).MACs; len(macs) == 1 {
-		out.MAC = macs[0]
+	if mac := identify.MAC(n.MAC); mac != "" {
+		out.MAC = mac
 	}
 	if l := n.LLDP; l != nil {
 		out.LLDP = &v1alpha1.LLDPNeighbour{

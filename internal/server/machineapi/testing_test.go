@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -335,7 +336,11 @@ func code(err error) string {
 }
 
 func (a *agent) enroll(nonce string, ids wire.Identifiers) error {
-	answer, err := send[wire.EnrollResponse](a, "POST", wire.PathEnroll, wire.EnrollRequest{Nonce: nonce, Identifiers: ids, CSR: csr(a.s.t, a.key), AgentVersion: "test"})
+	boot := ""
+	if len(ids.MACs) > 0 {
+		boot = ids.MACs[0]
+	}
+	answer, err := send[wire.EnrollResponse](a, "POST", wire.PathEnroll, wire.EnrollRequest{Nonce: nonce, Identifiers: ids, BootMAC: boot, CSR: csr(a.s.t, a.key), AgentVersion: "test"})
 	if err == nil {
 		a.cert, a.name = answer.Certificate, answer.Machine
 	}
@@ -383,7 +388,11 @@ func inventoryWith(ids wire.Identifiers) wire.Inventory {
 	inv := wire.Inventory{Identifiers: ids, System: wire.System{UUID: ids.UUID, Serial: ids.Serial, Product: "VM"}, Firmware: "BIOS",
 		Disks: []wire.Disk{{Name: "vda", ByID: []string{"virtio-1"}, SizeBytes: 10 << 30}}}
 	for i, mac := range ids.MACs {
-		inv.NICs = append(inv.NICs, wire.NIC{Name: "eth" + strconv.Itoa(i), MAC: mac, Boot: i == 0})
+		nic := wire.NIC{Name: "eth" + strconv.Itoa(i), MAC: mac, Boot: i == 0}
+		if slices.Contains(ids.USBMACs, mac) {
+			nic.Bus = "usb"
+		}
+		inv.NICs = append(inv.NICs, nic)
 	}
 	return inv
 }
