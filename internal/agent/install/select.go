@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/agent/probe"
+	"coldrack.dev/internal/machine/pattern"
 	"coldrack.dev/internal/wire"
 )
 
@@ -129,9 +130,9 @@ func hintText(h wire.DiskHints) string {
 }
 
 func badHints(h wire.DiskHints) error {
-	for name, pattern := range map[string]string{"byID": h.ByID, "model": h.Model} {
-		if _, err := path.Match(pattern, ""); err != nil {
-			return fmt.Errorf("rootDisk.%s: %q is not a shell pattern: %w", name, pattern, err)
+	for name, text := range map[string]string{"byID": h.ByID, "model": h.Model} {
+		if _, err := path.Match(text, ""); err != nil {
+			return fmt.Errorf("rootDisk.%s: %q is not a shell pattern: %w", name, text, err)
 		}
 	}
 	return nil
@@ -157,7 +158,7 @@ func unfit(d wire.Disk, h wire.DiskHints, minSize int64, inUse map[string]string
 		return "has another serial"
 	case h.WWN != "" && bareWWN(h.WWN) != bareWWN(d.WWN):
 		return "has another WWN"
-	case h.Model != "" && !match(h.Model, d.Model):
+	case h.Model != "" && !pattern.Match(h.Model, d.Model):
 		return "is of another model"
 	case h.Transport != "" && !strings.EqualFold(h.Transport, d.Transport):
 		return fmt.Sprintf("is attached by %q", d.Transport)
@@ -174,17 +175,11 @@ func unfit(d wire.Disk, h wire.DiskHints, minSize int64, inUse map[string]string
 	return ""
 }
 
-// match compares without case: labels, tools and vendors do not agree on it.
-func match(pattern, s string) bool {
-	ok, err := path.Match(strings.ToLower(pattern), strings.ToLower(s))
-	return ok && err == nil
-}
-
 // anyMatch takes a pattern with or without the folder in front.
-func anyMatch(pattern string, names []string) bool {
-	pattern = strings.TrimPrefix(pattern, "/dev/disk/by-id/")
+func anyMatch(wanted string, names []string) bool {
+	wanted = strings.TrimPrefix(wanted, "/dev/disk/by-id/")
 	for _, n := range names {
-		if match(pattern, n) {
+		if pattern.Match(wanted, n) {
 			return true
 		}
 	}

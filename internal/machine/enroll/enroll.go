@@ -44,7 +44,7 @@ func Decide(m *v1alpha1.Machine, w World) (next *v1alpha1.Machine, held string) 
 	if open(m) {
 		policy := choose(m, w)
 		if policy == nil {
-			return nil, ""
+			return nil, nearest(m, w)
 		}
 		if held = apply(next, policy, w); held != "" {
 			return nil, fmt.Sprintf("policy %s: %s", policy.Name, held)

@@ -183,7 +183,7 @@ func TestManyMachinesShareNothing(t *testing.T) {
 	for i, m := range w.Machines {
 		next, held := Decide(m, w)
 		if i >= n {
-			if next != nil || held != "" {
+			if next != nil || !strings.Contains(held, "the nearest is all: its limit of 60 machines is reached") {
 				t.Errorf("machine %d was enrolled although the limit is %d (%s)", i, n, held)
 			}
 			continue
@@ -233,6 +233,7 @@ func TestHostname(t *testing.T) {
 func TestMatches(t *testing.T) {
 	m := waiting("a")
 	m.Labels = map[string]string{"pool": "x"}
+	m.Status.Inventory.System.Product = "PC/AT"
 	m.Status.Inventory.Memory = resource.MustParse("8Gi")
 	m.Status.Inventory.Disks = []v1alpha1.Disk{{}, {}}
 	m.Status.Lease = &v1alpha1.LeaseStatus{Address: "10.0.0.150"}
@@ -244,9 +245,11 @@ func TestMatches(t *testing.T) {
 	}{
 		{"nothing asked", v1alpha1.MachineMatch{}, true},
 		{"the vendor by pattern", v1alpha1.MachineMatch{Vendor: "QE*"}, true},
+		{"the vendor in lower case", v1alpha1.MachineMatch{Vendor: "qemu"}, true},
+		{"a product with a slash", v1alpha1.MachineMatch{Product: "PC*"}, true},
 		{"another vendor", v1alpha1.MachineMatch{Vendor: "Dell*"}, false},
 		{"a broken pattern matches nothing", v1alpha1.MachineMatch{Product: "["}, false},
-		{"the product and another serial", v1alpha1.MachineMatch{Product: "PC", Serial: "X*"}, false},
+		{"the product and another serial", v1alpha1.MachineMatch{Product: "PC*", Serial: "X*"}, false},
 		{"a MAC prefix, as people write it", v1alpha1.MachineMatch{MACPrefixes: []string{"aa", "52-54-00"}}, true},
 		{"another MAC prefix", v1alpha1.MachineMatch{MACPrefixes: []string{"aa"}}, false},
 		{"enough memory", v1alpha1.MachineMatch{MinMemory: gib("8Gi")}, true},
@@ -260,9 +263,32 @@ func TestMatches(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			if got := matches(test.match, m, []v1alpha1.Subnet{rack()}); got != test.want {
-				t.Errorf("got %v", got)
+			if missed := mismatches(test.match, m, []v1alpha1.Subnet{rack()}); (len(missed) == 0) != test.want {
+				t.Errorf("got %v", missed)
 			}
 		})
+	}
+}
+
+func TestTheNearestPolicyIsNamed(t *testing.T) {
+	match := func(name string, match v1alpha1.MachineMatch) v1alpha1.EnrollmentPolicy {
+		return policy(name, func(s *v1alpha1.EnrollmentPolicySpec) { s.Match = match })
+	}
+	w := World{Subnets: []v1alpha1.Subnet{rack()}, Policies: []v1alpha1.EnrollmentPolicy{
+		match("a-far", v1alpha1.MachineMatch{Vendor: "Dell*", Product: "R*"}),
+		match("near", v1alpha1.MachineMatch{Vendor: "qemu", Product: "PC", MinDisks: 1}),
+	}}
+	next, held := Decide(waiting("m"), w)
+	if want := "no policy takes this machine; the nearest is near: it has 0 disks, not 1. To approve it by hand: coldrack approve m"; next != nil || held != want {
+		t.Errorf("got %v, %q, want %q", next, held, want)
+	}
+	for pattern, want := range map[string]string{
+		"":      "",
+		"Dell*": `vendor "QEMU" is not "Dell*"`,
+	} {
+		missed := strings.Join(mismatches(v1alpha1.MachineMatch{Vendor: pattern}, waiting("m"), nil), ", ")
+		if missed != want {
+			t.Errorf("%q: %q, want %q", pattern, missed, want)
+		}
 	}
 }

@@ -2,8 +2,8 @@ package enroll
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
-	"path"
 	"slices"
 	"strings"
 
@@ -11,20 +11,24 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machine/pattern"
 )
 
 // choose returns the policy that decides about the machine: of those that match and are not exhausted the
 // one of highest priority, then by name.
 func choose(m *v1alpha1.Machine, w World) *v1alpha1.EnrollmentPolicy {
-	sorted := slices.SortedFunc(slices.Values(w.Policies), func(a, b v1alpha1.EnrollmentPolicy) int {
-		return cmp.Or(cmp.Compare(b.Spec.Priority, a.Spec.Priority), cmp.Compare(a.Name, b.Name))
-	})
-	for i := range sorted {
-		if policy := &sorted[i]; policy.DeletionTimestamp == nil && matches(policy.Spec.Match, m, w.Subnets) && !exhausted(policy, w.Machines) {
-			return policy
+	for _, policy := range byPriority(w.Policies) {
+		if policy.DeletionTimestamp == nil && len(mismatches(policy.Spec.Match, m, w.Subnets)) == 0 && !exhausted(&policy, w.Machines) {
+			return &policy
 		}
 	}
 	return nil
+}
+
+func byPriority(policies []v1alpha1.EnrollmentPolicy) []v1alpha1.EnrollmentPolicy {
+	return slices.SortedFunc(slices.Values(policies), func(a, b v1alpha1.EnrollmentPolicy) int {
+		return cmp.Or(cmp.Compare(b.Spec.Priority, a.Spec.Priority), cmp.Compare(a.Name, b.Name))
+	})
 }
 
 func exhausted(policy *v1alpha1.EnrollmentPolicy, machines []*v1alpha1.Machine) bool {
@@ -40,31 +44,64 @@ func exhausted(policy *v1alpha1.EnrollmentPolicy, machines []*v1alpha1.Machine) 
 	return n >= policy.Spec.Limit
 }
 
-// matches says whether every given field holds for the machine.
-func matches(match v1alpha1.MachineMatch, m *v1alpha1.Machine, subnets []v1alpha1.Subnet) bool {
+// mismatches says of every given field that does not hold for the machine what was wanted and what was found.
+func mismatches(match v1alpha1.MachineMatch, m *v1alpha1.Machine, subnets []v1alpha1.Subnet) []string {
 	inventory := m.Status.Inventory
 	if inventory == nil {
-		return false
+		return []string{"the machine has not reported its inventory"}
 	}
-	pattern := func(pattern, value string) bool {
-		ok, err := path.Match(pattern, value)
-		return pattern == "" || (err == nil && ok)
+	var missed []string
+	miss := func(format string, args ...any) { missed = append(missed, fmt.Sprintf(format, args...)) }
+	for _, field := range []struct{ name, pattern, value string }{
+		{"vendor", match.Vendor, inventory.System.Vendor},
+		{"product", match.Product, inventory.System.Product},
+		{"serial", match.Serial, inventory.System.Serial},
+	} {
+		if field.pattern != "" && !pattern.Match(field.pattern, field.value) {
+			miss("%s %q is not %q", field.name, field.value, field.pattern)
+		}
 	}
-	prefixed := len(match.MACPrefixes) == 0 || slices.ContainsFunc(inventory.NICs, func(n v1alpha1.NIC) bool {
+	if len(match.MACPrefixes) > 0 && !slices.ContainsFunc(inventory.NICs, func(n v1alpha1.NIC) bool {
 		return slices.ContainsFunc(match.MACPrefixes, func(p string) bool {
 			return strings.HasPrefix(n.MAC, strings.ToLower(strings.ReplaceAll(p, "-", ":")))
 		})
-	})
-	selected := true
-	if match.Selector != nil {
-		selector, err := metav1.LabelSelectorAsSelector(match.Selector)
-		selected = err == nil && selector.Matches(labels.Set(m.Labels))
+	}) {
+		miss("no MAC begins with %s", strings.Join(match.MACPrefixes, " or "))
 	}
-	return pattern(match.Vendor, inventory.System.Vendor) && pattern(match.Product, inventory.System.Product) &&
-		pattern(match.Serial, inventory.System.Serial) && prefixed && selected &&
-		(match.MinMemory == nil || inventory.Memory.Cmp(*match.MinMemory) >= 0) &&
-		len(inventory.Disks) >= int(match.MinDisks) &&
-		(match.Subnet == "" || match.Subnet == bootedIn(m, subnets))
+	if match.MinMemory != nil && inventory.Memory.Cmp(*match.MinMemory) < 0 {
+		miss("memory %s is less than %s", inventory.Memory.String(), match.MinMemory.String())
+	}
+	if n := len(inventory.Disks); n < int(match.MinDisks) {
+		miss("it has %d disks, not %d", n, match.MinDisks)
+	}
+	if booted := bootedIn(m, subnets); match.Subnet != "" && match.Subnet != booted {
+		miss("it booted in subnet %q, not %q", booted, match.Subnet)
+	}
+	if match.Selector != nil {
+		if selector, err := metav1.LabelSelectorAsSelector(match.Selector); err != nil || !selector.Matches(labels.Set(m.Labels)) {
+			miss("its labels do not match %s", metav1.FormatLabelSelector(match.Selector))
+		}
+	}
+	return missed
+}
+
+// nearest says which policy comes nearest to taking the machine and what is missing, or "" when there is none.
+func nearest(m *v1alpha1.Machine, w World) string {
+	var name string
+	var missed []string
+	for _, policy := range byPriority(w.Policies) {
+		why := mismatches(policy.Spec.Match, m, w.Subnets)
+		if len(why) == 0 {
+			why = []string{fmt.Sprintf("its limit of %d machines is reached", policy.Spec.Limit)}
+		}
+		if policy.DeletionTimestamp == nil && (name == "" || len(why) < len(missed)) {
+			name, missed = policy.Name, why
+		}
+	}
+	if name == "" {
+		return ""
+	}
+	return fmt.Sprintf("no policy takes this machine; the nearest is %s: %s. To approve it by hand: coldrack approve %s", name, strings.Join(missed, ", "), m.Name)
 }
 
 // bootedIn is the name of the subnet in which the machine is now, or "".
