@@ -53,7 +53,7 @@ func reconcileCatalog(ctx context.Context, d Deps) error {
 		return fmt.Errorf("list images: %w", err)
 	}
 	for i := range images.Items {
-		if err := judgeImage(ctx, d, &images.Items[i]); err != nil {
+		if err := updateImageStatus(ctx, d, &images.Items[i]); err != nil {
 			return err
 		}
 	}
@@ -79,7 +79,7 @@ func keep(ctx context.Context, d Deps, want, have client.Object, alike func() bo
 	return nil
 }
 
-func judgeImage(ctx context.Context, d Deps, image *v1alpha1.Image) error {
+func updateImageStatus(ctx context.Context, d Deps, image *v1alpha1.Image) error {
 	next := image.DeepCopy()
 	available := metav1.Condition{
 		Type: conditionAvailable, Status: metav1.ConditionTrue, Reason: "InStore",

@@ -255,8 +255,8 @@ func whenever(changed func() <-chan struct{}) source.Source {
 	})
 }
 
-// everything is the key of reconcilers that look at all objects at once.
-const everything = "all"
+// everything is the key of reconcilers that look at all objects at once. No object can have it as its name.
+const everything = "*"
 
 func requests(names ...string) []reconcile.Request {
 	list := make([]reconcile.Request, len(names))

@@ -7,6 +7,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
@@ -64,5 +65,12 @@ func TestEnrolledAtOnce(t *testing.T) {
 	r.settled("a") // it was deleted meanwhile
 	if got := give("c"); got != "node-001 10.0.0.10" {
 		t.Errorf("when a came to nothing c gets %s", got)
+	}
+}
+
+// A machine may be called anything that an object may be called.
+func TestTheKeyOfEverythingIsNobodysName(t *testing.T) {
+	if len(validation.IsDNS1123Subdomain(everything)) == 0 {
+		t.Errorf("a machine could be called %q", everything)
 	}
 }
