@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,7 +34,7 @@ func (b *builder) bootloaders(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("bootloaders: %w", err)
 	}
-	inputs := []any{r, pkgs, diskboot.CoreModules(), diskboot.Prefix, diskboot.LocalModules(), diskboot.LocalConfig,
+	inputs := []any{r, pkgs, loaderFiles(), diskboot.CoreModules(), diskboot.Prefix, diskboot.LocalModules(), diskboot.LocalConfig,
 		diskboot.LocalBIOSModules(), diskboot.LocalBIOSConfig}
 	return b.steps.run(ctx, "bootloaders", inputs, func(ctx context.Context, dir string) error {
 		if err := b.apt.download(ctx, names, pkgs); err != nil {
@@ -52,14 +51,14 @@ func (b *builder) bootloaders(ctx context.Context) (string, error) {
 		}
 		defer t.close()
 		for title, file := range loaderFiles() {
-			if err := copyFile(t.path(file), filepath.Join(dir, title), 0o644); err != nil {
-				return fmt.Errorf("bootloaders.packages: none of %q brings %s: %w", r.Packages, file, fs.ErrNotExist)
+			if err := t.copyOut(file, filepath.Join(dir, title)); err != nil {
+				return fmt.Errorf("bootloaders.packages: none of %q brings %s: %w", r.Packages, file, err)
 			}
 		}
 		if err := b.coreImage(ctx, t, filepath.Join(dir, bundle.FileCoreImg)); err != nil {
 			return err
 		}
-		if err := b.localImage(ctx, t, "x86_64-efi", diskboot.LocalConfig, diskboot.LocalModules(), filepath.Join(dir, bundle.FileLocal)); err != nil {
+		if err := b.localEFIImage(ctx, t, filepath.Join(dir, bundle.FileLocal)); err != nil {
 			return err
 		}
 		if err := b.localBIOSImage(ctx, t, filepath.Join(dir, bundle.FileLocalPC)); err != nil {
@@ -103,13 +102,20 @@ func (b *builder) unpackAll(ctx context.Context, dir string, pkgs []pkg) (*tree,
 	return t, nil
 }
 
-// coreImage runs the unpacked grub-mkimage with the unpacked libraries.
+// grub makes an image of GRUB in the tree with the unpacked grub-mkimage and its modules.
+func (b *builder) grub(ctx context.Context, t *tree, format, out string, args ...string) error {
+	args = append([]string{"-O", format, "-d", "/usr/lib/grub/" + format, "-o", "/" + out}, args...)
+	_, err := t.run(ctx, command{log: b.log}, "usr/bin/grub-mkimage", args...)
+	return err
+}
+
+// coreImage makes the GRUB of an installed disk that starts by BIOS.
 func (b *builder) coreImage(ctx context.Context, t *tree, out string) error {
-	args := append([]string{"-O", "i386-pc", "-d", t.path("usr/lib/grub/i386-pc"), "-p", diskboot.Prefix, "-o", out}, diskboot.CoreModules()...)
-	if _, err := t.run(ctx, command{log: b.log}, "usr/bin/grub-mkimage", args...); err != nil {
+	const made = "coldrack-core.img"
+	if err := b.grub(ctx, t, "i386-pc", made, append([]string{"-p", diskboot.Prefix}, diskboot.CoreModules()...)...); err != nil {
 		return err
 	}
-	core, err := os.ReadFile(out)
+	core, err := t.readFile(made)
 	if err != nil {
 		return err
 	}
@@ -117,36 +123,42 @@ func (b *builder) coreImage(ctx context.Context, t *tree, out string) error {
 	if _, err := diskboot.Core(core, 34); err != nil {
 		return fmt.Errorf("grub-mkimage made an unusable image: %w", err)
 	}
-	return nil
+	return os.WriteFile(out, core, 0o644)
 }
 
 // localImage makes a GRUB that iPXE chains to, with its whole configuration inside.
-func (b *builder) localImage(ctx context.Context, t *tree, format, config string, modules []string, out string) error {
-	file := t.path("local.cfg")
-	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+func (b *builder) localImage(ctx context.Context, t *tree, format, config string, modules []string) ([]byte, error) {
+	const script, made = "coldrack-local.cfg", "coldrack-local.img"
+	if err := t.writeFile(script, []byte(config)); err != nil {
+		return nil, err
+	}
+	if err := b.grub(ctx, t, format, made, append([]string{"-p", "/", "-c", "/" + script}, modules...)...); err != nil {
+		return nil, err
+	}
+	return t.readFile(made)
+}
+
+// localEFIImage makes one for UEFI.
+func (b *builder) localEFIImage(ctx context.Context, t *tree, out string) error {
+	image, err := b.localImage(ctx, t, "x86_64-efi", diskboot.LocalConfig, diskboot.LocalModules())
+	if err != nil {
 		return err
 	}
-	args := append([]string{"-O", format, "-d", t.path("usr/lib/grub/" + format), "-p", "/", "-c", file, "-o", out}, modules...)
-	_, err := t.run(ctx, command{log: b.log}, "usr/bin/grub-mkimage", args...)
-	return err
+	return os.WriteFile(out, image, 0o644)
 }
 
 // localBIOSImage makes one that iPXE can start as if it were a Linux kernel: unlike a PXE program, it gets the machine
 // without iPXE's drivers and hooks.
 func (b *builder) localBIOSImage(ctx context.Context, t *tree, out string) error {
-	core := t.path("local.img")
-	if err := b.localImage(ctx, t, "i386-pc", diskboot.LocalBIOSConfig, diskboot.LocalBIOSModules(), core); err != nil {
+	core, err := b.localImage(ctx, t, "i386-pc", diskboot.LocalBIOSConfig, diskboot.LocalBIOSModules())
+	if err != nil {
 		return err
 	}
-	var image []byte
-	for _, part := range []string{t.path("usr/lib/grub/i386-pc/lnxboot.img"), core} {
-		content, err := os.ReadFile(part)
-		if err != nil {
-			return err
-		}
-		image = append(image, content...)
+	start, err := t.readFile("usr/lib/grub/i386-pc/lnxboot.img")
+	if err != nil {
+		return err
 	}
-	return os.WriteFile(out, image, 0o644)
+	return os.WriteFile(out, slices.Concat(start, core), 0o644)
 }
 
 func readPackages(file string) ([]pkg, error) {

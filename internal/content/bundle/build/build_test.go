@@ -415,6 +415,89 @@ func TestPackageFilesStayInsideTheTree(t *testing.T) {
 	}
 }
 
+// Debian 12's usr/lib/ipxe/ipxe.efi is an absolute link to boot/ipxe.efi. Where the building machine has files at the
+// paths that links of a package lead to, they must not get into a product.
+func TestLinksOfAPackageNeverReachTheBuildingMachine(t *testing.T) {
+	host := t.TempDir()
+	for _, name := range []string{"loader", "notinpackage"} {
+		if err := os.WriteFile(filepath.Join(host, name), []byte("of the host"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tr, err := testTree(t,
+		tar.Header{Typeflag: tar.TypeReg, Name: "." + host + "/loader", Mode: 0o644}, // contains "x"
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "./usr/lib/boot/absolute", Linkname: host + "/loader"},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "./usr/lib/boot/escaping", Linkname: strings.Repeat("../", 20) + host[1:] + "/loader"},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "./usr/lib/boot/folder", Linkname: host},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "./usr/lib/boot/dangling", Linkname: host + "/notinpackage"},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "./usr/share/ca-certificates/mozilla", Linkname: host},
+		tar.Header{Typeflag: tar.TypeSymlink, Name: "./etc/mke2fs.conf", Linkname: host + "/notinpackage"},
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"usr/lib/boot/absolute", "usr/lib/boot/escaping", "usr/lib/boot/folder/loader"} {
+		out := filepath.Join(t.TempDir(), "product")
+		if err := tr.copyOut(name, out); err != nil {
+			t.Error(err)
+			continue
+		}
+		if got, err := os.ReadFile(out); err != nil || string(got) != "x" {
+			t.Errorf("%s: the product is %q, %v; want the package's file", name, got, err)
+		}
+	}
+	err = tr.copyOut("usr/lib/boot/dangling", filepath.Join(t.TempDir(), "product"))
+	if err == nil || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "is a symbolic link to "+host+"/notinpackage") {
+		t.Errorf("a link to what only the host has: %v", err)
+	}
+	if files, err := tr.glob("usr/share/ca-certificates/mozilla", "*"); err != nil || len(files) != 1 {
+		t.Errorf("a linked folder lists %q, %v; want the package's only file", files, err)
+	}
+	// What is made in the tree stays in the tree.
+	if err := tr.writeFile("etc/mke2fs.conf", []byte("made")); err == nil {
+		t.Error("a file was written through a link out of the tree")
+	}
+	if got, _ := os.ReadFile(filepath.Join(host, "notinpackage")); string(got) != "of the host" {
+		t.Errorf("the host's file is now %q", got)
+	}
+}
+
+func TestEmptyMachineIDReplacesALink(t *testing.T) {
+	host := filepath.Join(t.TempDir(), "machine-id")
+	if err := os.WriteFile(host, []byte("of the host"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	image := t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(image, "etc"), 0o755), os.Symlink(host, filepath.Join(image, "etc/machine-id"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := emptyMachineID(image, time.Unix(1735689600, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(host); err != nil || string(got) != "of the host" {
+		t.Errorf("the building machine's file is now %q, %v", got, err)
+	}
+	if info, err := os.Lstat(filepath.Join(image, "etc/machine-id")); err != nil || !info.Mode().IsRegular() || info.Size() != 0 {
+		t.Errorf("the image has %v, %v; want an empty file", info, err)
+	}
+}
+
+// An OCI layout with a link in it could make us read files of the building machine.
+func TestALayoutHasOnlyFiles(t *testing.T) {
+	var buf bytes.Buffer
+	tw := tar.NewWriter(&buf)
+	if err := errors.Join(tw.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "index.json", Linkname: "/etc/passwd"}), tw.Close()); err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(t.TempDir(), "layout.tar")
+	if err := os.WriteFile(archive, buf.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unpackLayout(archive, filepath.Join(t.TempDir(), "layout")); err == nil || !strings.Contains(err.Error(), "index.json: is of type") {
+		t.Errorf("a link: %v", err)
+	}
+}
+
 func TestProgramsBringTheirLibraries(t *testing.T) {
 	// The test's own machine stands in for packages, as far as it is a Debian on amd64.
 	shell, err := filepath.EvalSymlinks("/bin/ls")
@@ -428,7 +511,7 @@ func TestProgramsBringTheirLibraries(t *testing.T) {
 	}
 	copyIn := func(from, to string) {
 		t.Helper()
-		if err := errors.Join(os.MkdirAll(filepath.Dir(tr.path(to)), 0o755), copyFile(from, tr.path(to), 0o755)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(tr.hostPath(to)), 0o755), copyFile(from, tr.hostPath(to), 0o755)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -456,8 +539,8 @@ func TestProgramsBringTheirLibraries(t *testing.T) {
 			t.Errorf("%s is missing in %v", want, sortedKeys(need))
 		}
 	}
-	if got, err := tr.run(context.Background(), command{log: log}, "usr/bin/ls", tr.dir); err != nil || strings.TrimSpace(got) != "usr" {
-		t.Errorf("the program run with the tree's libraries says %q, %v", got, err)
+	if got, err := tr.run(context.Background(), command{log: log}, "usr/bin/ls", "/usr"); err != nil || strings.Join(strings.Fields(got), " ") != "bin lib lib64" {
+		t.Errorf("the program sees %q in the tree's usr, %v", got, err)
 	}
 }
 

@@ -339,20 +339,7 @@ func compressLayer(l v1.Layer, file string) (imageLayer, error) {
 }
 
 func convertLayout(file, tmp, dir string) error {
-	if err := os.Mkdir(tmp, 0o755); err != nil {
-		return err
-	}
-	t, err := newTree(tmp)
-	if err != nil {
-		return err
-	}
-	defer t.close()
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }()
-	if err := t.unpackTar(tar.NewReader(f), func(string) bool { return true }); err != nil {
+	if err := unpackLayout(file, tmp); err != nil {
 		return err
 	}
 	img, err := onlyImage(tmp)
@@ -363,4 +350,53 @@ func convertLayout(file, tmp, dir string) error {
 		return err
 	}
 	return writeLayout(dir, img)
+}
+
+// unpackLayout unpacks an OCI layout, which consists of files alone. A link could make us read what is not in the archive.
+func unpackLayout(file, dir string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }()
+	for tr := tar.NewReader(f); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch h.Typeflag {
+		case tar.TypeDir:
+			err = root.MkdirAll(path.Clean(h.Name), 0o755)
+		case tar.TypeReg:
+			err = unpackFile(root, path.Clean(h.Name), tr)
+		default:
+			err = fmt.Errorf("is of type %q; an OCI layout has only files and folders", h.Typeflag)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", h.Name, err)
+		}
+	}
+}
+
+func unpackFile(root *os.Root, name string, r io.Reader) error {
+	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return err
+	}
+	out, err := root.Create(name)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, r)
+	return errors.Join(err, out.Close())
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -18,6 +19,7 @@ import (
 
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/rootfs"
 )
 
 //go:embed customize.sh
@@ -110,10 +112,11 @@ func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error 
 			` && cp -t "$1/var/cache/apt/archives" ` + quote(debs) + `/*.deb`,
 	}
 	if overlay := b.overlay(r.Overlay); overlay != "" {
-		args = append(args, "--essential-hook="+`cp -r --no-preserve=ownership,timestamps -T `+quote(overlay)+` "$1"`)
+		args = append(args, "--essential-hook="+`cp -r --remove-destination --no-preserve=ownership,timestamps -T `+quote(overlay)+` "$1"`)
 	}
 	args = append(args,
-		"--customize-hook="+quote(script)+` "$1" `+quote(facts)+" "+strings.Join(slices.Concat(r.Enable, []string{"--"}, r.Disable), " "),
+		"--customize-hook="+`mkdir "$1/coldrack-facts" && chroot "$1" /bin/sh -s `+strings.Join(slices.Concat(r.Enable, []string{"--"}, r.Disable), " ")+
+			` <`+quote(script)+` && cp -P "$1"/coldrack-facts/* `+quote(facts)+` && rm -r "$1/coldrack-facts"`,
 		b.recipe.Apt.Suite, filepath.Join(dir, fileRootTar), b.apt.sourcesFile(),
 	)
 	cmd := command{
@@ -170,6 +173,12 @@ func memAvailable(meminfo string) int64 {
 // quote makes one word of a shell command.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
+// Where the image's files, and the image, lie in the tree of the tools that make it.
+const (
+	imageFolder = "coldrack-image"
+	imageFile   = "coldrack-image.ext4"
+)
+
 // fileSystemTools are the packages with the programs that make the file system.
 func fileSystemTools() []string { return []string{"e2fsprogs"} }
 
@@ -195,8 +204,9 @@ func (b *builder) image(ctx context.Context, rootDir string) (string, error) {
 			return err
 		}
 		defer t.close()
-		root, raw := filepath.Join(work, "root"), filepath.Join(work, "root.ext4")
-		if err := os.Mkdir(root, 0o755); err != nil {
+		// They lie in the tree, where its programs can reach them. No package has such names.
+		root, raw := t.hostPath(imageFolder), t.hostPath(imageFile)
+		if err := t.root.Mkdir(imageFolder, 0o755); err != nil {
 			return err
 		}
 		b.steps.detail("unpack the root file system")
@@ -211,7 +221,7 @@ func (b *builder) image(ctx context.Context, rootDir string) (string, error) {
 			return err
 		}
 		b.steps.detail("make a file system of %d MiB", size/mebibyte)
-		if err := b.mke2fs(ctx, t, root, raw, size, files); err != nil {
+		if err := b.mke2fs(ctx, t, size, files); err != nil {
 			return err
 		}
 		b.steps.detail("store it in chunks")
@@ -223,12 +233,23 @@ func (b *builder) image(ctx context.Context, rootDir string) (string, error) {
 }
 
 // emptyMachineID undoes what mmdebstrap writes into the file after the last hook; see customize.sh.
-func emptyMachineID(root string, date time.Time) error {
-	etc := filepath.Join(root, "etc")
-	file := filepath.Join(etc, "machine-id")
+func emptyMachineID(dir string, date time.Time) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }()
+	etc, _, err := rootfs.Resolve(root, "etc")
+	if err != nil {
+		return err
+	}
+	file := path.Join(etc, "machine-id")
+	if err := root.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return errors.Join(
-		os.WriteFile(file, nil, 0o644), os.Chmod(file, 0o444),
-		os.Chtimes(file, date, date), os.Chtimes(etc, date, date))
+		root.WriteFile(file, nil, 0o444), root.Chmod(file, 0o444),
+		root.Chtimes(file, date, date), root.Chtimes(etc, date, date))
 }
 
 // fileSystemSize returns the bytes that a copy of root needs, with room for free percent, and how
@@ -267,11 +288,11 @@ func fileSystemSize(root string, free int) (size, files int64, err error) {
 func inodesFor(files int64) int64 { return files + files/4 }
 
 // mke2fs makes the file system with everything fixed that would otherwise be random or of today.
-func (b *builder) mke2fs(ctx context.Context, t *tree, root, raw string, size, files int64) error {
+func (b *builder) mke2fs(ctx context.Context, t *tree, size, files int64) error {
 	r := *b.recipe.Image
 	epoch := strconv.FormatInt(b.recipe.SourceDate.Unix(), 10)
 	id := fixedUUID(b.recipe.Name + "/" + r.Name)
-	c := command{log: b.log, env: []string{"SOURCE_DATE_EPOCH=" + epoch, "E2FSPROGS_FAKE_TIME=" + epoch, "MKE2FS_CONFIG=" + t.path("etc/mke2fs.conf")}}
+	c := command{log: b.log, env: []string{"SOURCE_DATE_EPOCH=" + epoch, "E2FSPROGS_FAKE_TIME=" + epoch, "MKE2FS_CONFIG=/etc/mke2fs.conf"}}
 	_, err := t.run(ctx, c, "usr/sbin/mke2fs",
 		"-q", "-t", "ext4", "-b", strconv.Itoa(blockSize), "-I", strconv.Itoa(inodeSize), "-N", strconv.FormatInt(inodesFor(files), 10),
 		"-L", r.Label, "-U", id, "-m", "1", "-J", "size="+strconv.Itoa(journalSize/mebibyte),
@@ -279,16 +300,16 @@ func (b *builder) mke2fs(ctx context.Context, t *tree, root, raw string, size, f
 		// change any checksum.
 		"-O", "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum,metadata_csum_seed",
 		"-E", "hash_seed="+id+",lazy_itable_init=0,lazy_journal_init=0,nodiscard",
-		"-d", root, raw, strconv.FormatInt(size/blockSize, 10))
+		"-d", "/"+imageFolder, "/"+imageFile, strconv.FormatInt(size/blockSize, 10))
 	if err != nil {
 		return err
 	}
-	return b.fixTimes(ctx, t, c, raw, files, epoch)
+	return b.fixTimes(ctx, t, c, files, epoch)
 }
 
 // fixTimes gives every inode the source date as time of access, change and creation, which mke2fs
 // takes from the building machine's file system and clock.
-func (b *builder) fixTimes(ctx context.Context, t *tree, c command, raw string, used int64, epoch string) error {
+func (b *builder) fixTimes(ctx context.Context, t *tree, c command, used int64, epoch string) error {
 	const rootInode, firstFree = 2, 11 // those between are the file system's own
 	var script strings.Builder
 	for inode := int64(rootInode); inode < firstFree+used; inode++ {
@@ -299,11 +320,11 @@ func (b *builder) fixTimes(ctx context.Context, t *tree, c command, raw string, 
 			fmt.Fprintf(&script, "set_inode_field <%d> %s @%s\n", inode, field, epoch)
 		}
 	}
-	commands := raw + ".debugfs"
-	if err := os.WriteFile(commands, []byte(script.String()), 0o600); err != nil {
+	const commands = imageFile + ".debugfs"
+	if err := t.writeFile(commands, []byte(script.String())); err != nil {
 		return err
 	}
-	_, err := t.run(ctx, c, "usr/sbin/debugfs", "-w", "-f", commands, raw)
+	_, err := t.run(ctx, c, "usr/sbin/debugfs", "-w", "-f", "/"+commands, "/"+imageFile)
 	return err
 }
 

@@ -149,6 +149,11 @@ func (w *layerWriter) file(name, from string, mode int64, pax map[string]string)
 	if err != nil {
 		return err
 	}
+	return w.opened(name, f, mode, pax)
+}
+
+// opened writes an opened file, and closes it.
+func (w *layerWriter) opened(name string, f *os.File, mode int64, pax map[string]string) error {
 	defer func() { _ = f.Close() }()
 	st, err := f.Stat()
 	if err != nil {
@@ -326,13 +331,13 @@ func (b *builder) layerExtras(r LayerRecipe, t *tree, w *layerWriter, names []st
 
 // joinCertificates does what update-ca-certificates does at installation.
 func joinCertificates(t *tree) ([]byte, error) {
-	files, err := filepath.Glob(t.path("usr/share/ca-certificates/mozilla/*.crt"))
+	files, err := t.glob("usr/share/ca-certificates/mozilla", "*.crt")
 	if err != nil || len(files) == 0 {
 		return nil, fmt.Errorf("the package %s has no certificates: %w", certificatesPackage, errors.Join(err, fs.ErrNotExist))
 	}
 	var all []byte
 	for _, f := range files {
-		raw, err := os.ReadFile(f)
+		raw, err := t.readFile(f)
 		if err != nil {
 			return nil, err
 		}
@@ -343,7 +348,7 @@ func joinCertificates(t *tree) ([]byte, error) {
 
 // fromTree copies a file or link of unpacked packages.
 func (w *layerWriter) fromTree(t *tree, name string) error {
-	info, err := os.Lstat(t.path(name))
+	info, err := t.lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // where a link of a package leads to nothing
 	}
@@ -352,7 +357,7 @@ func (w *layerWriter) fromTree(t *tree, name string) error {
 	}
 	switch {
 	case info.Mode()&fs.ModeSymlink != 0:
-		target, err := os.Readlink(t.path(name))
+		target, err := t.readlink(name)
 		if err != nil {
 			return err
 		}
@@ -360,7 +365,11 @@ func (w *layerWriter) fromTree(t *tree, name string) error {
 	case info.IsDir():
 		return w.folder(name, 0o755)
 	}
-	return w.file(name, t.path(name), int64(info.Mode().Perm()), nil)
+	f, err := t.open(name)
+	if err != nil {
+		return err
+	}
+	return w.opened(name, f, int64(info.Mode().Perm()), nil)
 }
 
 func writeJSON(file string, v any) error {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -115,15 +116,15 @@ func wantedForNetboot(name string) bool {
 
 // kernel finds the one kernel that was unpacked and puts it beside the products.
 func (n *netbootMaker) kernel() error {
-	found, err := filepath.Glob(n.tree.path("boot/vmlinuz-*"))
+	found, err := n.tree.glob("boot", "vmlinuz-*")
 	if err != nil {
 		return err
 	}
 	if len(found) != 1 {
 		return &FieldError{"netboot.kernel", fmt.Sprintf("package %s and what it depends on bring %d kernels, want 1", n.recipe.Kernel, len(found))}
 	}
-	n.version = strings.TrimPrefix(filepath.Base(found[0]), "vmlinuz-")
-	return copyFile(found[0], filepath.Join(n.out, "vmlinuz"), 0o644)
+	n.version = strings.TrimPrefix(path.Base(found[0]), "vmlinuz-")
+	return n.tree.copyOut(found[0], filepath.Join(n.out, "vmlinuz"))
 }
 
 // matchFiles applies patterns of the field to files. A pattern that matches nothing is an error, because a
@@ -184,7 +185,7 @@ func (n *netbootMaker) applets(ctx context.Context, need map[string]bool) ([]str
 	if !need[busybox] {
 		return nil, nil
 	}
-	list, err := command{log: n.log}.run(ctx, n.tree.path(busybox), "--list")
+	list, err := n.tree.run(ctx, command{log: n.log}, busybox, "--list")
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +219,7 @@ func (n *netbootMaker) selectModules(ctx context.Context, files []string) ([]str
 	if err := n.depmod(ctx); err != nil {
 		return nil, err
 	}
-	deps, err := readModulesDep(n.tree.path(prefix + "modules.dep"))
+	deps, err := n.readModulesDep(prefix + "modules.dep")
 	if err != nil {
 		return nil, err
 	}
@@ -250,7 +251,7 @@ func (n *netbootMaker) selectModules(ctx context.Context, files []string) ([]str
 	}
 	// The text forms are for people; modprobe and udev read the binary indexes.
 	for _, f := range []string{"modules.dep.bin", "modules.alias.bin", "modules.symbols.bin", "modules.builtin.bin", "modules.builtin.alias.bin", "modules.softdep", "modules.devname", "modules.builtin", "modules.order", "modules.dep", "modules.alias"} {
-		if _, err := os.Stat(n.tree.path(prefix + f)); err == nil {
+		if _, err := n.tree.lstat(prefix + f); err == nil {
 			selected = append(selected, prefix+f)
 		}
 	}
@@ -259,16 +260,12 @@ func (n *netbootMaker) selectModules(ctx context.Context, files []string) ([]str
 }
 
 func (n *netbootMaker) depmod(ctx context.Context) error {
-	// depmod reads lib/modules below its base.
-	if err := n.tree.root.Symlink("usr/lib", "lib"); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	_, err := n.tree.run(ctx, command{log: n.log}, "usr/sbin/depmod", "-b", n.tree.dir, n.version)
+	_, err := n.tree.run(ctx, command{log: n.log}, "usr/sbin/depmod", n.version)
 	return err
 }
 
-func readModulesDep(file string) (map[string][]string, error) {
-	raw, err := os.ReadFile(file)
+func (n *netbootMaker) readModulesDep(name string) (map[string][]string, error) {
+	raw, err := n.tree.readFile(name)
 	if err != nil {
 		return nil, err
 	}
@@ -320,19 +317,18 @@ func (n *netbootMaker) write(ctx context.Context, names []string) error {
 }
 
 func (n *netbootMaker) writeFile(c *cpioWriter, name string) error {
-	file := n.tree.path(name)
-	info, err := os.Lstat(file)
+	info, err := n.tree.lstat(name)
 	if err != nil {
 		return err
 	}
 	if info.Mode()&fs.ModeSymlink != 0 {
-		target, err := os.Readlink(file)
+		target, err := n.tree.readlink(name)
 		if err != nil {
 			return err
 		}
 		return c.symlink(name, target)
 	}
-	f, err := os.Open(file)
+	f, err := n.tree.open(name)
 	if err != nil {
 		return err
 	}

@@ -15,14 +15,21 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"coldrack.dev/internal/rootfs"
 )
 
 // tree is a folder that package files were unpacked into without running their scripts. Paths in it
-// have no leading slash, and the folders that Debian merged lie below usr.
+// have no leading slash, and the folders that Debian merged lie below usr. Nothing in it is opened through the root of
+// the building machine: links lead where they would lead if the tree were the root (package rootfs), and programs of
+// the tree run with it as their root.
 type tree struct {
 	dir  string
 	root *os.Root
 }
+
+// mergedFolders are those of the root that Debian's merged-/usr made links.
+func mergedFolders() []string { return []string{"bin", "lib", "lib32", "lib64", "libx32", "sbin"} }
 
 func newTree(dir string) (*tree, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -32,19 +39,84 @@ func newTree(dir string) (*tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tree{dir: dir, root: root}, nil
+	t := &tree{dir: dir, root: root}
+	for _, folder := range mergedFolders() {
+		if err := root.Symlink("usr/"+folder, folder); err != nil {
+			t.close()
+			return nil, err
+		}
+	}
+	return t, nil
 }
 
 func (t *tree) close() { _ = t.root.Close() }
 
-func (t *tree) path(name string) string { return filepath.Join(t.dir, filepath.FromSlash(name)) }
+// hostPath is where a file that is made in the tree lies on the building machine. It is for names that no package
+// brings: a link at it would be followed on the building machine.
+func (t *tree) hostPath(name string) string { return filepath.Join(t.dir, filepath.FromSlash(name)) }
+
+func (t *tree) open(name string) (*os.File, error)    { return rootfs.Open(t.root, name) }
+func (t *tree) readFile(name string) ([]byte, error)  { return rootfs.ReadFile(t.root, name) }
+func (t *tree) writeFile(name string, b []byte) error { return t.root.WriteFile(name, b, 0o644) }
+
+// lstat describes the file or link at name itself.
+func (t *tree) lstat(name string) (fs.FileInfo, error) {
+	place, err := rootfs.Place(t.root, name)
+	if err != nil {
+		return nil, err
+	}
+	return t.root.Lstat(place)
+}
+
+// readlink returns the target of the link at name.
+func (t *tree) readlink(name string) (string, error) {
+	place, err := rootfs.Place(t.root, name)
+	if err != nil {
+		return "", err
+	}
+	return t.root.Readlink(place)
+}
+
+// glob lists what matches in a folder of the tree, sorted; a folder that is not there has nothing.
+func (t *tree) glob(folder, pattern string) ([]string, error) {
+	d, err := t.open(folder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = d.Close() }()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, name := range names {
+		if ok, err := path.Match(pattern, name); err != nil {
+			return nil, err
+		} else if ok {
+			found = append(found, path.Join(folder, name))
+		}
+	}
+	slices.Sort(found)
+	return found, nil
+}
+
+// copyOut copies a file of the tree to a path of the building machine.
+func (t *tree) copyOut(name, to string) error {
+	content, err := t.readFile(name)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, content, 0o644)
+}
 
 // merged maps /lib/x to /usr/lib/x and so on, as Debian's merged-/usr does.
 func merged(name string) string {
 	name = strings.TrimPrefix(path.Clean("/"+name), "/")
 	first, _, _ := strings.Cut(name, "/")
-	switch first {
-	case "bin", "sbin", "lib", "lib32", "lib64", "libx32":
+	if slices.Contains(mergedFolders(), first) {
 		return "usr/" + name
 	}
 	return name
@@ -99,11 +171,14 @@ func (t *tree) unpackTar(tr *tar.Reader, want func(string) bool) error {
 func (t *tree) add(name string, h *tar.Header, r io.Reader) error {
 	mode := fs.FileMode(h.Mode) & fs.ModePerm
 	if h.Typeflag == tar.TypeDir {
-		return t.root.MkdirAll(name, 0o755)
-	}
-	if err := t.root.MkdirAll(path.Dir(name), 0o755); err != nil {
+		_, err := rootfs.MkdirAll(t.root, name, 0o755)
 		return err
 	}
+	folder, err := rootfs.MkdirAll(t.root, path.Dir(name), 0o755)
+	if err != nil {
+		return err
+	}
+	name = path.Join(folder, path.Base(name))
 	if err := t.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -118,7 +193,11 @@ func (t *tree) add(name string, h *tar.Header, r io.Reader) error {
 	case tar.TypeSymlink:
 		return t.root.Symlink(h.Linkname, name)
 	case tar.TypeLink:
-		return t.root.Link(merged(h.Linkname), name)
+		from, err := rootfs.Place(t.root, merged(h.Linkname))
+		if err != nil {
+			return err
+		}
+		return t.root.Link(from, name)
 	}
 	return fmt.Errorf("is of type %q, which no package file should be", h.Typeflag)
 }
@@ -162,15 +241,13 @@ func (t *tree) copyOverlay(overlay string) error {
 	})
 }
 
-// files lists everything but folders, sorted.
+// files lists everything but folders and the links of merged-/usr, sorted.
 func (t *tree) files() ([]string, error) {
 	var names []string
-	err := filepath.WalkDir(t.dir, func(file string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
+	err := fs.WalkDir(t.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && !slices.Contains(mergedFolders(), name) {
+			names = append(names, name)
 		}
-		rel, err := filepath.Rel(t.dir, file)
-		names = append(names, filepath.ToSlash(rel))
 		return err
 	})
 	slices.Sort(names)
@@ -178,27 +255,10 @@ func (t *tree) files() ([]string, error) {
 }
 
 // follow resolves a name inside the tree, through links, to a file or folder; each link on the way is
-// returned too.
+// returned too, but not those of merged-/usr.
 func (t *tree) follow(name string) (target string, links []string, err error) {
-	for range 20 {
-		info, err := os.Lstat(t.path(name))
-		if err != nil {
-			return "", links, err
-		}
-		if info.Mode()&fs.ModeSymlink == 0 {
-			return name, links, nil
-		}
-		links = append(links, name)
-		to, err := os.Readlink(t.path(name))
-		if err != nil {
-			return "", links, err
-		}
-		if !path.IsAbs(to) {
-			to = path.Join(path.Dir(name), to)
-		}
-		name = merged(to)
-	}
-	return "", links, fmt.Errorf("%s: too many links", name)
+	target, links, err = rootfs.Resolve(t.root, name)
+	return target, slices.DeleteFunc(links, func(l string) bool { return slices.Contains(mergedFolders(), l) }), err
 }
 
 // libraryDirs is where the dynamic linker looks without a cache.
@@ -243,7 +303,7 @@ func (t *tree) closure(names []string, log *slog.Logger) (map[string]bool, error
 
 // libraries are the files that an ELF program or library needs, none for any other file.
 func (t *tree) libraries(name string) ([]string, error) {
-	f, err := os.Open(t.path(name))
+	f, err := t.open(name)
 	if err != nil {
 		return nil, err
 	}
@@ -275,7 +335,7 @@ func (t *tree) libraries(name string) ([]string, error) {
 	}
 	for _, lib := range needed {
 		at := slices.IndexFunc(libraryDirs(), func(dir string) bool {
-			_, err := os.Lstat(t.path(path.Join(dir, lib)))
+			_, err := t.lstat(path.Join(dir, lib))
 			return err == nil
 		})
 		if at < 0 {
@@ -286,21 +346,12 @@ func (t *tree) libraries(name string) ([]string, error) {
 	return found, nil
 }
 
-// run runs a program of the tree with the tree's own libraries, so that what a product is made with
-// comes from the recipe's suite and need not be installed on the building machine.
+// run runs a program of the tree, which sees the tree as its root: names among args are names in the tree. So what a
+// product is made with comes from the recipe's suite, and need not be installed on the building machine.
 func (t *tree) run(ctx context.Context, c command, program string, args ...string) (string, error) {
-	target, _, err := t.follow(program)
-	if err != nil {
+	if _, _, err := t.follow(program); err != nil {
 		return "", err
 	}
-	linker, _, err := t.follow("usr/lib64/ld-linux-x86-64.so.2")
-	if err != nil {
-		return "", err
-	}
-	start := []string{"--argv0", path.Base(program), "--library-path", t.path(libraryDirs()[0]), t.path(target)}
-	out, err := c.run(ctx, t.path(linker), append(start, args...)...)
-	if err != nil {
-		return out, fmt.Errorf("%s: %w", path.Base(program), err)
-	}
-	return out, nil
+	c.root = t.dir
+	return c.run(ctx, "/"+program, args...)
 }
