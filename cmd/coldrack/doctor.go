@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"coldrack.dev/internal/cli/doctor"
+	"coldrack.dev/internal/lab"
 	"coldrack.dev/internal/server/daemon"
 )
 
@@ -36,6 +38,7 @@ func (a *app) doctorCommand() *cobra.Command {
 				Boot:       !cfg.NoBoot,
 				Interfaces: cfg.Interfaces,
 				ProbeDHCP:  probe,
+				ProbeKVM:   probeKVM,
 			})
 			if done, err := a.printStructured(output, results); done && err != nil {
 				return err
@@ -52,6 +55,12 @@ func (a *app) doctorCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&probe, "probe-dhcp", false, "ask on every interface who answers DHCP; takes four seconds and root")
 	addOutputFlag(cmd, &output, "json", "yaml")
 	return cmd
+}
+
+// probeKVM is the lab's trial.
+func probeKVM(ctx context.Context) (whyNot string, err error) {
+	_, whyNot, err = lab.ProbeAccelerator(ctx)
+	return whyNot, err
 }
 
 // serverPorts are the ports that serve opens in this network namespace.

@@ -15,9 +15,9 @@ import (
 // hosts, virtual ones mostly, on which KVM works and is a hundred times slower than emulation.
 const kvmTrial = 5 * time.Second
 
-// chooseAccelerator finds out by trying whether KVM runs a machine here, and says why not. That /dev/kvm
-// opens proves nothing: on some hosts the first virtual processor fails.
-func chooseAccelerator(ctx context.Context) (Accelerator, string, error) {
+// ProbeAccelerator finds out by trying what runs machines here: KVM, or emulation and why not KVM. That /dev/kvm opens and
+// makes virtual machines proves nothing: on some hosts QEMU's first virtual processor fails.
+func ProbeAccelerator(ctx context.Context) (chosen Accelerator, whyNotKVM string, err error) {
 	if _, err := exec.LookPath(emulator); err != nil {
 		return "", "", missingEmulator(err)
 	}

@@ -197,7 +197,7 @@ func (l *Lab) ensureAccelerator(ctx context.Context, wanted Accelerator) error {
 	case wanted != "":
 		l.state.Accelerator, l.state.AcceleratorReason = wanted, "asked for"
 	case l.state.Accelerator == "":
-		chosen, reason, err := chooseAccelerator(ctx)
+		chosen, reason, err := ProbeAccelerator(ctx)
 		if err != nil {
 			return err
 		}

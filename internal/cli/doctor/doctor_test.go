@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/lab"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )
@@ -178,6 +180,41 @@ func TestClock(t *testing.T) {
 	}
 	if r := clock(time.Now()); r.State == Fail {
 		t.Errorf("now: %+v", r)
+	}
+}
+
+func TestKVM(t *testing.T) {
+	answer := func(whyNot string, err error) func(context.Context) (string, error) {
+		return func(context.Context) (string, error) { return whyNot, err }
+	}
+	for name, tt := range map[string]struct {
+		probe func(context.Context) (string, error)
+		state State
+		found string
+	}{
+		"a machine ran":                     {answer("", nil), OK, "usable"},
+		"/dev/kvm opens, but QEMU gives up": {answer("exit status 1: KVM: entry failed", nil), Warn, "not usable: exit status 1: KVM: entry failed"},
+		"nothing to try it with":            {answer("", errors.New("no QEMU")), Warn, "not tried: no QEMU"},
+	} {
+		if got := kvm(t.Context(), tt.probe); got.State != tt.state || !strings.Contains(got.Found, tt.found) || (got.State == Warn) != (got.Do != "") {
+			t.Errorf("%s: got %+v, want %s with %q", name, got, tt.state, tt.found)
+		}
+	}
+}
+
+// With the real QEMU: the doctor calls KVM usable where the lab uses it, and nowhere else.
+func TestTheDoctorAndTheLabAgreeOnKVM(t *testing.T) {
+	require.Need(t, "qemu")
+	chosen, whyNot, err := lab.ProbeAccelerator(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := kvm(t.Context(), func(ctx context.Context) (string, error) {
+		_, whyNot, err := lab.ProbeAccelerator(ctx)
+		return whyNot, err
+	})
+	if (got.State == OK) != (chosen == lab.KVM) {
+		t.Errorf("the lab uses %s (%s), the doctor says %s: %s", chosen, whyNot, got.State, got.Found)
 	}
 }
 

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -347,23 +348,16 @@ func syncSpeed(dir string) Result {
 	return ok(check, "%s", text)
 }
 
-// kvmCreateVM is the request KVM_CREATE_VM of linux/kvm.h.
-const kvmCreateVM = 0xae01
-
-func kvm() Result {
+func kvm(ctx context.Context, probe func(context.Context) (whyNot string, err error)) Result {
 	const consequence = "only the lab wants it; without it virtual machines are emulated, about ten times slower"
-	file, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return warn("kvm", "not usable: "+err.Error(), consequence)
+	whyNot, err := probe(ctx)
+	switch {
+	case err != nil:
+		return warn("kvm", "not tried: "+err.Error(), consequence)
+	case whyNot != "":
+		return warn("kvm", "not usable: "+whyNot, consequence)
 	}
-	defer file.Close()
-	// In some virtual machines the device opens and then cannot make a machine.
-	vm, _, errno := unix.Syscall(unix.SYS_IOCTL, file.Fd(), kvmCreateVM, 0)
-	if errno != 0 {
-		return warn("kvm", "/dev/kvm is there but makes no virtual machine: "+errno.Error(), consequence)
-	}
-	unix.Close(int(vm))
-	return ok("kvm", "usable")
+	return ok("kvm", "usable: QEMU ran a virtual machine with it")
 }
 
 // hostPrograms are run by parts of coldrack other than the server.
