@@ -23,7 +23,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build bundle bundle-1.35 demo demo-down test unit fuzz lint oracle e2e e2e-laptop e2e-production bench generate clean
+.PHONY: help setup check build bundle bundle-1.35 debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz lint oracle e2e e2e-laptop e2e-production bench generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -46,6 +46,22 @@ bundle: setup build
 ## bundle-1.35  build/kubernetes-1.35.bundle.tar, to be imported beside it: the release to upgrade from
 bundle-1.35: setup build
 	@bin/coldrack bundle build -f recipes/kubernetes-1.35 --cache $(BUILD_CACHE) -o build/kubernetes-1.35.bundle.tar
+
+# The half of the default bundle that is made of Debian packages, with nothing installed but what building it needs; and
+# once more after the packages that it is made of were installed, which must not show in it.
+debian-half: build
+	@hack/setup.sh --only recipes/HOST-PACKAGES
+	@bin/coldrack bundle build -f recipes/default --agent bin/coldrack-agent --cache $(BUILD_CACHE) -o build/debian.bundle.tar
+debian-half-again:
+	@hack/same-products.sh $(BUILD_CACHE)
+
+## fresh      `make demo` and `make test` in clean Debian roots: SUITE="bookworm trixie" RUN="demo test" CACHES=go,apt (root)
+fresh:
+	@hack/fresh.sh
+
+## fresh-bundle  the Debian half of the default bundle in such a root, twice: what is installed there must not show (root)
+fresh-bundle:
+	@SUITE="$(or $(SUITE),bookworm)" RUN="debian-half debian-half-again" CACHES="$(or $(CACHES),go,apt)" hack/fresh.sh
 
 ## demo       three blank virtual machines become a Kubernetes cluster
 demo: bundle bin/kubectl

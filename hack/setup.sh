@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are listed beside the code that needs them, and those of files it is given. Does
-# nothing when all are there.
+# Installs the Debian packages that are listed beside the code that needs them, and those of files it is given; with
+# --only, those of the files alone. Does nothing when all are there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-mapfile -t wanted < <(cat recipes/HOST-PACKAGES internal/lab/HOST-PACKAGES test/HOST-PACKAGES "$@" | sed 's/#.*//' | tr -s ' \t' '\n' | sed '/^$/d' | sort -u)
+lists=(recipes/HOST-PACKAGES internal/lab/HOST-PACKAGES test/HOST-PACKAGES)
+if [ "${1:-}" = --only ]; then
+	lists=()
+	shift
+fi
+mapfile -t wanted < <(cat "${lists[@]}" "$@" | sed 's/#.*//' | tr -s ' \t' '\n' | sed '/^$/d' | sort -u)
 missing=()
 for package in "${wanted[@]}"; do
 	[ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
