@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/termtext"
 )
 
 // Plan is what RenderPlan prints.
@@ -191,12 +192,7 @@ func (r *planText) diff(text string) {
 		if strings.HasPrefix(line, "--- now") || strings.HasPrefix(line, "+++ then") {
 			continue
 		}
-		fmt.Fprintf(r, "      %s\n", strings.TrimRight(strings.Map(func(c rune) rune {
-			if c < ' ' && c != '\t' {
-				return -1
-			}
-			return c
-		}, line), " "))
+		fmt.Fprintf(r, "      %s\n", strings.TrimRight(termtext.Lines(line), " \n"))
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"io"
 	"strings"
 	"unicode/utf8"
+
+	"coldrack.dev/internal/termtext"
 )
 
 // Table is rows of cells under a header.
@@ -57,17 +59,7 @@ func align(rows [][]string) []string {
 }
 
 // oneLine replaces what would break a table or a terminal.
-func oneLine(text string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\t':
-			return ' '
-		case r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0):
-			return -1
-		}
-		return r
-	}, strings.TrimSpace(text))
-}
+func oneLine(text string) string { return termtext.Line(text, 0) }
 
 // fit cuts a line to at most width columns.
 func fit(line string, width int) string {

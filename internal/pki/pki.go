@@ -11,11 +11,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -26,6 +24,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/durable"
 )
 
@@ -250,8 +249,7 @@ func Fingerprint(public crypto.PublicKey) (string, error) {
 }
 
 func fingerprintSPKI(der []byte) string {
-	sum := sha256.Sum256(der)
-	return "sha256:" + hex.EncodeToString(sum[:])
+	return digest.Of(der).String()
 }
 
 // EncodeCertificate returns a certificate as PEM.

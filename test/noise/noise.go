@@ -2,12 +2,11 @@
 package noise
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"math/rand/v2"
 	"strings"
 
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/digest"
 )
 
 // Image has chunks of chunkSize bytes each, stored in least to least+spread bytes of noise, and the blob that
@@ -21,16 +20,11 @@ func Image(chunks int, chunkSize int64, least, spread int) (diskimage.Index, []b
 		b := make([]byte, least+dice.IntN(spread))
 		_, _ = source.Read(b)
 		x.Chunks = append(x.Chunks, diskimage.Chunk{
-			Offset: x.Size, Length: x.ChunkSize, Digest: digest(b), BlobOffset: int64(len(blob)), BlobLength: int64(len(b)),
+			Offset: x.Size, Length: x.ChunkSize, Digest: digest.Of(b).String(), BlobOffset: int64(len(blob)), BlobLength: int64(len(b)),
 		})
 		x.Size += x.ChunkSize
 		blob = append(blob, b...)
 	}
-	x.Blob, x.BlobSize = digest(blob), int64(len(blob))
+	x.Blob, x.BlobSize = digest.Of(blob).String(), int64(len(blob))
 	return x, blob
-}
-
-func digest(b []byte) string {
-	sum := sha256.Sum256(b)
-	return "sha256:" + hex.EncodeToString(sum[:])
 }

@@ -1,36 +1,32 @@
 package client
 
 import (
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"fmt"
-	"strings"
 	"time"
+
+	"coldrack.dev/internal/digest"
 )
 
 // Pin is the SHA-256 of the SubjectPublicKeyInfo of the one CA that may vouch for the server, written
 // "sha256:" and 64 hexadecimal digits. It reaches the machine with its kernel command line, so it is as
 // trustworthy as the network it booted from, and never less from then on.
-type Pin struct{ sum [sha256.Size]byte }
+type Pin digest.Digest
 
 // ParsePin reads the form that the kernel command line carries.
 func ParsePin(s string) (Pin, error) {
-	var p Pin
-	digits, ok := strings.CutPrefix(s, "sha256:")
-	b, err := hex.DecodeString(digits)
-	if !ok || err != nil || len(b) != len(p.sum) {
-		return p, fmt.Errorf("CA pin %q is not \"sha256:\" and 64 hexadecimal digits", s)
+	d, err := digest.Parse(s)
+	if err != nil {
+		return Pin{}, fmt.Errorf("CA pin: %w", err)
 	}
-	copy(p.sum[:], b)
-	return p, nil
+	return Pin(d), nil
 }
 
 // PinOf is the pin of a CA certificate.
-func PinOf(ca *x509.Certificate) Pin { return Pin{sha256.Sum256(ca.RawSubjectPublicKeyInfo)} }
+func PinOf(ca *x509.Certificate) Pin { return Pin(digest.Of(ca.RawSubjectPublicKeyInfo)) }
 
-func (p Pin) String() string { return "sha256:" + hex.EncodeToString(p.sum[:]) }
+func (p Pin) String() string { return digest.Digest(p).String() }
 
 // ErrPin says that whoever answered is not the server that this machine was told to trust.
 var ErrPin error = pinError{}

@@ -15,6 +15,7 @@ import (
 
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/probe"
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
 )
 
@@ -117,32 +118,19 @@ func (c *Console) print(s string) {
 	}
 }
 
-// plain keeps a text from being anything but text to a terminal: firmware's consoles know ASCII only, and
-// what is shown may come from a server or a disk.
-func plain(s string) string {
-	s = strings.NewReplacer("…", "...", "●", "*").Replace(s)
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\t':
-			return ' '
-		case r < ' ' || r > '~':
-			return '?'
-		}
-		return r
-	}, s)
-}
-
 // Say shows a line.
-func (c *Console) Say(format string, args ...any) { c.print(plain(fmt.Sprintf(format, args...))) }
+func (c *Console) Say(format string, args ...any) {
+	c.print(termtext.ASCII(fmt.Sprintf(format, args...)))
+}
 
 // Good shows a line about something that a person waited for.
 func (c *Console) Good(format string, args ...any) {
-	c.print("\x1b[1;32m" + plain(fmt.Sprintf(format, args...)) + "\x1b[0m")
+	c.print("\x1b[1;32m" + termtext.ASCII(fmt.Sprintf(format, args...)) + "\x1b[0m")
 }
 
 // Fail shows what went wrong, why, and what to do, so that it is seen from across the room.
 func (c *Console) Fail(format string, args ...any) {
-	c.print("\x1b[1;31mFAILED: " + plain(fmt.Sprintf(format, args...)) + "\x1b[0m")
+	c.print("\x1b[1;31mFAILED: " + termtext.ASCII(fmt.Sprintf(format, args...)) + "\x1b[0m")
 }
 
 // Step shows a step's transitions, and its progress now and then.
@@ -180,7 +168,7 @@ func (c *Console) Step(s wire.Step) {
 func (c *Console) Handler(next slog.Handler) slog.Handler {
 	return journal.Handler(next, func(l slog.Level, line string) {
 		if l >= slog.LevelWarn {
-			c.print(plain(line))
+			c.print(termtext.ASCII(line))
 		}
 	})
 }

@@ -5,7 +5,6 @@ package content
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/wire"
 )
 
@@ -84,8 +84,7 @@ func (s *Source) Get(ctx context.Context, what string, c wire.Content, limit int
 		if err != nil {
 			return nil, err
 		}
-		sum := sha256.Sum256(b)
-		if got = "sha256:" + hex.EncodeToString(sum[:]); got == c.Digest {
+		if got = digest.Of(b).String(); got == c.Digest {
 			return b, nil
 		}
 		s.tell(what, errors.New("it arrived damaged"), 0)
@@ -211,7 +210,7 @@ func (s *Source) Copy(ctx context.Context, what string, c wire.Content, w io.Wri
 			return err
 		}
 	}
-	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); got != c.Digest {
+	if got := digest.Sum(h).String(); got != c.Digest {
 		return fmt.Errorf("%s arrived damaged: digest is %s, want %s", what, got, c.Digest)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/agent/probe"
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
 )
 
@@ -119,7 +120,7 @@ func (c Collector) udev(id string) map[string]string {
 	for line := range strings.SplitSeq(string(b), "\n") {
 		if kv, ok := strings.CutPrefix(line, "E:"); ok {
 			k, v, _ := strings.Cut(kv, "=")
-			out[k] = clean(v)
+			out[k] = termtext.Line(v, 0)
 		}
 	}
 	return out
@@ -137,7 +138,7 @@ func (c Collector) unitSerial(dir string) string {
 	if err != nil || len(b) < 4 {
 		return ""
 	}
-	return clean(string(b[4:min(len(b), 4+int(b[3]))]))
+	return termtext.Line(string(b[4:min(len(b), 4+int(b[3]))]), 0)
 }
 
 // wwn brings sysfs' "naa.5000…" and udev's "0x5000…" to one form. Names that are only made of model and

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
 )
 
@@ -85,20 +86,7 @@ func (c Collector) text(p string) string {
 	if err != nil {
 		return ""
 	}
-	return clean(string(b))
-}
-
-func clean(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' {
-			return ' '
-		}
-		if r < ' ' || r == 0x7F || r == '\uFFFD' {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(s, ""))
-	return strings.TrimSpace(s)
+	return termtext.Line(string(b), 0)
 }
 
 func (c Collector) number(p string) int64 {
@@ -153,7 +141,7 @@ func (c Collector) cpu() wire.CPU {
 		for line := range strings.SplitSeq(block, "\n") {
 			k, v, ok := strings.Cut(line, ":")
 			if ok {
-				f[strings.TrimSpace(k)] = clean(v)
+				f[strings.TrimSpace(k)] = termtext.Line(v, 0)
 			}
 		}
 		id, ok := f["processor"]

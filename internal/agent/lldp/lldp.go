@@ -9,9 +9,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
-	"unicode"
 
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
 )
 
@@ -55,9 +54,9 @@ func Parse(b []byte) (wire.LLDP, error) {
 		case tlvPortID:
 			n.PortID = id(value, 3, 4)
 		case tlvPortDesc:
-			n.PortDesc = text(value)
+			n.PortDesc = termtext.Line(string(value), 0)
 		case tlvSystemName:
-			n.SystemName = text(value)
+			n.SystemName = termtext.Line(string(value), 0)
 		case tlvOrg:
 			// 802.1 organisation, subtype 1: the port's own VLAN.
 			if len(value) >= 6 && value[0] == 0x00 && value[1] == 0x80 && value[2] == 0xC2 && value[3] == 1 {
@@ -83,17 +82,5 @@ func id(b []byte, mac, addr byte) string {
 		}
 		return hex.EncodeToString(value)
 	}
-	return text(value)
-}
-
-// text keeps what a terminal and a log can show.
-func text(b []byte) string {
-	s := strings.ToValidUTF8(string(b), "")
-	s = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, s)
-	return strings.TrimSpace(s)
+	return termtext.Line(string(value), 0)
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
 )
 
@@ -78,7 +79,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		for _, s := range []string{n.ChassisID, n.PortID, n.SystemName, n.PortDesc} {
-			if s != text([]byte(s)) {
+			if s != termtext.Line(s, 0) {
 				t.Errorf("%q would disturb a terminal", s)
 			}
 		}

@@ -3,14 +3,12 @@ package kubeapi
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
-	"coldrack.dev/internal/cluster/kube"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -21,6 +19,9 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/metadata"
 	"sigs.k8s.io/yaml"
+
+	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/digest"
 )
 
 const (
@@ -38,12 +39,12 @@ const (
 
 // Digest of a list of objects, in its order.
 func Digest(objects []kube.Object) string {
-	digest := sha256.New()
+	h := sha256.New()
 	for _, o := range objects {
-		fmt.Fprintf(digest, "%s %s %s %d\n", o.Kind, o.Namespace, o.Name, len(o.Content))
-		digest.Write(o.Content)
+		fmt.Fprintf(h, "%s %s %s %d\n", o.Kind, o.Namespace, o.Name, len(o.Content))
+		h.Write(o.Content)
 	}
-	return "sha256:" + hex.EncodeToString(digest.Sum(nil))
+	return digest.Sum(h).String()
 }
 
 // Applier keeps the objects of a plan in a cluster as they should be. It is not safe for concurrent use.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/durable"
 )
 
@@ -117,7 +118,7 @@ func allowedEntry(name string) bool {
 		return true
 	}
 	hex, ok := strings.CutPrefix(name, entryBlobs)
-	return ok && validDigest(digestPrefix+hex) == nil
+	return ok && digest.Valid("sha256:"+hex)
 }
 
 func (a *archive) section(name string) (*io.SectionReader, error) {
@@ -139,7 +140,7 @@ func (a *archive) small(name string, limit int64) ([]byte, error) {
 	return io.ReadAll(s)
 }
 
-func blobEntry(digest string) string { return entryBlobs + strings.TrimPrefix(digest, digestPrefix) }
+func blobEntry(name string) string { return entryBlobs + strings.TrimPrefix(name, "sha256:") }
 
 // blob returns the reader of a blob, whose length is as promised.
 func (a *archive) blob(d Descriptor) (*io.SectionReader, error) {
@@ -370,7 +371,7 @@ func checkBlob(ctx context.Context, r io.Reader, b blobRef, p *tracker) error {
 	if _, err := io.Copy(io.MultiWriter(sum, p), contextReader{ctx, r}); err != nil {
 		return fmt.Errorf("%s, file %q: %w", b.artifact, b.file, err)
 	}
-	if got := digestSum(sum); got != b.Digest {
+	if got := digest.Sum(sum).String(); got != b.Digest {
 		return b.mismatch(got)
 	}
 	return nil
@@ -454,7 +455,7 @@ func (w *archiveWriter) blob(ctx context.Context, b blobRef, open func(Descripto
 	if err := w.add(blobEntry(b.Digest), b.Size, io.TeeReader(contextReader{ctx, r}, io.MultiWriter(sum, p))); err != nil {
 		return fmt.Errorf("%s, file %q: %w", b.artifact, b.file, err)
 	}
-	if got := digestSum(sum); got != b.Digest {
+	if got := digest.Sum(sum).String(); got != b.Digest {
 		return b.mismatch(got)
 	}
 	return nil

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/test/require"
 )
 
@@ -395,15 +396,15 @@ func TestHostileArchives(t *testing.T) {
 		return fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","artifactType":%q,"digest":%q,"size":%d,"annotations":{"org.opencontainers.image.ref.name":%q}}`, kind, digest, size, name)
 	}
 	sbom := artifactType(KindSBOM)
-	blob := func(body string) entry { return file(blobEntry(digestOf([]byte(body))), body) }
-	manifest := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","artifactType":"` + sbom + `","config":{"mediaType":"x","digest":"` + digestOf([]byte(`{"name":"x","format":"SPDX-2.3"}`)) + `","size":32},"layers":[%s]}`
+	blob := func(body string) entry { return file(blobEntry(digest.Of([]byte(body)).String()), body) }
+	manifest := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","artifactType":"` + sbom + `","config":{"mediaType":"x","digest":"` + digest.Of([]byte(`{"name":"x","format":"SPDX-2.3"}`)).String() + `","size":32},"layers":[%s]}`
 	config := blob(`{"name":"x","format":"SPDX-2.3"}`)
 	withLayers := func(layers string, more ...entry) []entry {
 		m := fmt.Sprintf(manifest, layers)
-		return signed(index(artifact(sbom, "x", digestOf([]byte(m)), int64(len(m)))), append([]entry{blob(m), config}, more...)...)
+		return signed(index(artifact(sbom, "x", digest.Of([]byte(m)).String(), int64(len(m)))), append([]entry{blob(m), config}, more...)...)
 	}
 	layer := func(title, body string) string {
-		return fmt.Sprintf(`{"mediaType":"x","digest":%q,"size":%d,"annotations":{"org.opencontainers.image.title":%q}}`, digestOf([]byte(body)), len(body), title)
+		return fmt.Sprintf(`{"mediaType":"x","digest":%q,"size":%d,"annotations":{"org.opencontainers.image.title":%q}}`, digest.Of([]byte(body)).String(), len(body), title)
 	}
 	ok := layer(FileSBOM, "sbom")
 
@@ -426,14 +427,14 @@ func TestHostileArchives(t *testing.T) {
 		"an empty index":                         {signed(index("")), "lists 0 artifacts"},
 		"an index of megabytes":                  {signed(strings.Repeat(" ", maxIndexSize+1)), "want at most"},
 		"another layout version":                 {append([]entry{file(entryLayout, `{"imageLayoutVersion":"2"}`)}, signed("{}")[1:]...), "oci-layout: want"},
-		"an unknown kind":                        {signed(index(artifact("application/vnd.coldrack.rootkit.v1+json", "x", digestOf(nil), 0))), `"application/vnd.coldrack.rootkit.v1+json" is unknown`},
-		"a later version of a kind":              {signed(index(artifact("application/vnd.coldrack.image.v2+json", "x", digestOf(nil), 0))), "is unknown"},
-		"an artifact name with a slash":          {signed(index(artifact(sbom, "../x", digestOf(nil), 0))), "want letters, digits"},
-		"a manifest that is not there":           {signed(index(artifact(sbom, "x", digestOf(nil), 0))), `sbom "x": manifest: archive has no blobs/sha256/`},
-		"a manifest of exabytes":                 {signed(index(artifact(sbom, "x", digestOf(nil), 1<<62))), "want at most"},
-		"a manifest of negative size":            {signed(index(artifact(sbom, "x", digestOf(nil), -1))), "size is -1 bytes"},
+		"an unknown kind":                        {signed(index(artifact("application/vnd.coldrack.rootkit.v1+json", "x", digest.Of(nil).String(), 0))), `"application/vnd.coldrack.rootkit.v1+json" is unknown`},
+		"a later version of a kind":              {signed(index(artifact("application/vnd.coldrack.image.v2+json", "x", digest.Of(nil).String(), 0))), "is unknown"},
+		"an artifact name with a slash":          {signed(index(artifact(sbom, "../x", digest.Of(nil).String(), 0))), "want letters, digits"},
+		"a manifest that is not there":           {signed(index(artifact(sbom, "x", digest.Of(nil).String(), 0))), `sbom "x": manifest: archive has no blobs/sha256/`},
+		"a manifest of exabytes":                 {signed(index(artifact(sbom, "x", digest.Of(nil).String(), 1<<62))), "want at most"},
+		"a manifest of negative size":            {signed(index(artifact(sbom, "x", digest.Of(nil).String(), -1))), "size is -1 bytes"},
 		"a digest that is a path":                {signed(index(artifact(sbom, "x", "sha256:../../x", 0))), "index.json: is not the JSON expected"},
-		"two artifacts of one name":              {signed(index(strings.Repeat(artifact(sbom, "x", digestOf([]byte(fmt.Sprintf(manifest, ok))), int64(len(fmt.Sprintf(manifest, ok))))+",", 1)+artifact(sbom, "x", digestOf([]byte(fmt.Sprintf(manifest, ok))), int64(len(fmt.Sprintf(manifest, ok))))), blob(fmt.Sprintf(manifest, ok)), config, blob("sbom")), `a second sbom of the name "x"`},
+		"two artifacts of one name":              {signed(index(strings.Repeat(artifact(sbom, "x", digest.Of([]byte(fmt.Sprintf(manifest, ok))).String(), int64(len(fmt.Sprintf(manifest, ok))))+",", 1)+artifact(sbom, "x", digest.Of([]byte(fmt.Sprintf(manifest, ok))).String(), int64(len(fmt.Sprintf(manifest, ok))))), blob(fmt.Sprintf(manifest, ok)), config, blob("sbom")), `a second sbom of the name "x"`},
 		"a required file missing":                {withLayers(layer("other", "sbom"), blob("sbom")), `has no file "sbom.spdx.json"`},
 		"two files of one title":                 {withLayers(ok+","+ok, blob("sbom")), "a second file"},
 		"a title that is a path":                 {withLayers(layer("../x", "sbom"), blob("sbom")), "want letters, digits"},
@@ -441,8 +442,8 @@ func TestHostileArchives(t *testing.T) {
 		"a file of another length":               {withLayers(strings.Replace(ok, `"size":4`, `"size":5`, 1), blob("sbom")), "has 4 bytes, want 5"},
 		"a file elsewhere":                       {withLayers(strings.Replace(ok, `"size":4`, `"size":4,"urls":["http://x"]`, 1), blob("sbom")), "lies elsewhere"},
 		"a blob that nothing refers to":          {withLayers(ok, blob("sbom"), blob("stowaway")), "the signature does not cover it"},
-		"an artifact type that differs inside":   {signed(index(artifact(artifactType(KindNetboot), "x", digestOf([]byte(fmt.Sprintf(manifest, ok))), int64(len(fmt.Sprintf(manifest, ok))))), blob(fmt.Sprintf(manifest, ok)), config, blob("sbom")), "its manifest says artifact type"},
-		"a name in the config that is different": {signed(index(artifact(sbom, "y", digestOf([]byte(fmt.Sprintf(manifest, ok))), int64(len(fmt.Sprintf(manifest, ok))))), blob(fmt.Sprintf(manifest, ok)), config, blob("sbom")), `name is "x", but the index says "y"`},
+		"an artifact type that differs inside":   {signed(index(artifact(artifactType(KindNetboot), "x", digest.Of([]byte(fmt.Sprintf(manifest, ok))).String(), int64(len(fmt.Sprintf(manifest, ok))))), blob(fmt.Sprintf(manifest, ok)), config, blob("sbom")), "its manifest says artifact type"},
+		"a name in the config that is different": {signed(index(artifact(sbom, "y", digest.Of([]byte(fmt.Sprintf(manifest, ok))).String(), int64(len(fmt.Sprintf(manifest, ok))))), blob(fmt.Sprintf(manifest, ok)), config, blob("sbom")), `name is "x", but the index says "y"`},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -612,10 +613,10 @@ func TestAFullDiskIsReportedAndTheImportContinues(t *testing.T) {
 func TestStorePut(t *testing.T) {
 	s := newStore(t)
 	body := "hello"
-	if err := s.Put(context.Background(), strings.NewReader("hellO"), digestOf([]byte(body))); err == nil || !strings.Contains(err.Error(), "content is sha256:") {
+	if err := s.Put(context.Background(), strings.NewReader("hellO"), digest.Of([]byte(body)).String()); err == nil || !strings.Contains(err.Error(), "content is sha256:") {
 		t.Fatalf("the wrong bytes: %v", err)
 	}
-	if s.Has(digestOf([]byte(body))) {
+	if s.Has(digest.Of([]byte(body)).String()) {
 		t.Fatal("the wrong bytes are there")
 	}
 	for _, bad := range []string{"", "sha256:", "sha256:../../x", "md5:00", "sha256:" + strings.Repeat("A", 64)} {
@@ -627,11 +628,11 @@ func TestStorePut(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if err := s.Put(context.Background(), strings.NewReader(body), digestOf([]byte(body))); err != nil {
+		if err := s.Put(context.Background(), strings.NewReader(body), digest.Of([]byte(body)).String()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, _, err := s.Open(digestOf([]byte("other"))); !errors.Is(err, ErrNotFound) {
+	if _, _, err := s.Open(digest.Of([]byte("other")).String()); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a blob that is not there: %v", err)
 	}
 }
@@ -681,7 +682,7 @@ func TestRotInTheStoreIsFoundByName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hex, _ := digestHex(a.Files[FileInitrd].Digest)
+	hex := digest.Hex(a.Files[FileInitrd].Digest)
 	if err := os.WriteFile(s.path("blobs", "sha256", hex), make([]byte, a.Files[FileInitrd].Size), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -723,7 +724,7 @@ func TestADamagedBundleDoesNotHideTheOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	hex, _ := digestHex(damaged.Digest)
+	hex := digest.Hex(damaged.Digest)
 	if err := os.WriteFile(s.path("blobs", "sha256", hex), []byte("{}"), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
+
+	"coldrack.dev/internal/digest"
 )
 
 // isImageManifest says whether a manifest of this type can be a container image: OCI's, or Docker's, which
@@ -98,7 +100,7 @@ func (p *packer) container(a ArtifactSpec) (v1.Descriptor, error) {
 	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return v1.Descriptor{}, err
 	}
-	p.content[digestOf(config)] = source{bytes: config}
+	p.content[digest.Of(config).String()] = source{bytes: config}
 	for _, l := range layers {
 		h, err := l.Digest()
 		if err != nil {
@@ -106,7 +108,7 @@ func (p *packer) container(a ArtifactSpec) (v1.Descriptor, error) {
 		}
 		p.content[h.String()] = source{layer: l}
 	}
-	h, err := v1.NewHash(digestOf(raw))
+	h, err := v1.NewHash(digest.Of(raw).String())
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
@@ -140,7 +142,7 @@ func checkPrograms(a Artifact) error {
 		if !path.IsAbs(p.Path) || path.Clean(p.Path) != p.Path || p.Path == "/" {
 			return fmt.Errorf("%s.path: is %q, want an absolute path", field, p.Path)
 		}
-		if err := validDigest(p.Digest); err != nil {
+		if _, err := digest.Parse(p.Digest); err != nil {
 			return fmt.Errorf("%s.digest: %w", field, err)
 		}
 		if p.Size <= 0 {
@@ -183,7 +185,7 @@ func (p ProgramFile) check(stored io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if got := digestSum(sum); n != p.Size || got != p.Digest {
+	if got := digest.Sum(sum).String(); n != p.Size || got != p.Digest {
 		return fmt.Errorf("its file is %s of %d bytes or more, want %s of %d bytes", got, n, p.Digest, p.Size)
 	}
 	return nil

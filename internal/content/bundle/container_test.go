@@ -21,6 +21,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 	"github.com/klauspost/compress/zstd"
+
+	"coldrack.dev/internal/digest"
 )
 
 // samplePrograms is an artifact with programs of the given names, which are a few kilobytes of text each.
@@ -40,7 +42,7 @@ func samplePrograms(t testing.TB, dir, name, kubernetes string, programs ...stri
 		}
 		title := p + ".zst"
 		config.Programs = append(config.Programs, ProgramFile{
-			Name: p, Path: "/usr/bin/" + p, Version: kubernetes, Digest: digestOf(body), Size: int64(len(body)), File: title,
+			Name: p, Path: "/usr/bin/" + p, Version: kubernetes, Digest: digest.Of(body).String(), Size: int64(len(body)), File: title,
 		})
 		spec.Files = append(spec.Files, FileSpec{Title: title, Path: path})
 	}
@@ -228,7 +230,7 @@ func TestPackRefusesContainersAndProgramsThatNoNodeCouldUse(t *testing.T) {
 		"no image":                  {container("registry.k8s.io/pause:1", nil), "has no image"},
 		"a name without registry":   {container("pause:1", sampleContainer(t, 1)), "want registry, repository and tag"},
 		"a name without tag":        {container("registry.k8s.io/pause", sampleContainer(t, 1)), "want registry, repository and tag"},
-		"a name by digest":          {container("registry.k8s.io/pause@"+digestOf(nil), sampleContainer(t, 1)), "want registry, repository and tag"},
+		"a name by digest":          {container("registry.k8s.io/pause@"+digest.Of(nil).String(), sampleContainer(t, 1)), "want registry, repository and tag"},
 		"a name that climbs":        {container("registry.k8s.io/../pause:1", sampleContainer(t, 1)), "want registry, repository and tag"},
 		"no operating system":       {container("registry.k8s.io/pause:1", withConfig(func(c *v1.ConfigFile) { c.OS = "" })), `is for "" on "amd64"`},
 		"no architecture":           {container("registry.k8s.io/pause:1", withConfig(func(c *v1.ConfigFile) { c.Architecture = "" })), `is for "linux" on ""`},
@@ -254,7 +256,7 @@ func TestPackRefusesContainersAndProgramsThatNoNodeCouldUse(t *testing.T) {
 func TestVerifyReadsProgramsBehindTheirCompression(t *testing.T) {
 	dir := t.TempDir()
 	for name, change := range map[string]func(*ProgramFile){
-		"another digest":      func(p *ProgramFile) { p.Digest = digestOf([]byte("other")) },
+		"another digest":      func(p *ProgramFile) { p.Digest = digest.Of([]byte("other")).String() },
 		"one byte less":       func(p *ProgramFile) { p.Size-- },
 		"one byte more":       func(p *ProgramFile) { p.Size++ },
 		"not compressed data": func(p *ProgramFile) { p.File = "plain" },

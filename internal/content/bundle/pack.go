@@ -13,6 +13,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"coldrack.dev/internal/digest"
 )
 
 // Spec says what a bundle is to contain.
@@ -141,7 +143,7 @@ func (p *packer) json(v any, mediaType types.MediaType) (v1.Descriptor, error) {
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
-	h, err := v1.NewHash(digestOf(raw))
+	h, err := v1.NewHash(digest.Of(raw).String())
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
@@ -160,7 +162,7 @@ func (p *packer) file(ctx context.Context, f FileSpec) (v1.Descriptor, error) {
 	if err != nil {
 		return v1.Descriptor{}, fmt.Errorf("read %s: %w", f.Path, err)
 	}
-	h, err := v1.NewHash(digestSum(sum))
+	h, err := v1.NewHash(digest.Sum(sum).String())
 	if err != nil {
 		return v1.Descriptor{}, err
 	}

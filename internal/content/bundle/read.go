@@ -3,6 +3,8 @@ package bundle
 import (
 	"fmt"
 	"io"
+
+	"coldrack.dev/internal/digest"
 )
 
 // ReadFile returns a file of an artifact from an archive, verified, at most limit bytes of it.
@@ -23,7 +25,7 @@ func ReadFile(path string, d Descriptor, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read bundle %s: %w", path, err)
 	}
-	if got := digestOf(raw); got != d.Digest {
+	if got := digest.Of(raw).String(); got != d.Digest {
 		return nil, fmt.Errorf("read bundle %s: blob %s is %s", path, d.Digest, got)
 	}
 	return raw, nil

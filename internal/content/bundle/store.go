@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/durable"
 )
 
@@ -84,14 +85,14 @@ func (s *Store) path(elem ...string) string {
 
 // Open returns a blob and its size; the caller closes it. The error is ErrNotFound when the store
 // does not have it.
-func (s *Store) Open(digest string) (*os.File, int64, error) {
-	hex, err := digestHex(digest)
+func (s *Store) Open(name string) (*os.File, int64, error) {
+	d, err := digest.Parse(name)
 	if err != nil {
 		return nil, 0, fmt.Errorf("open blob: %w", err)
 	}
-	f, err := os.Open(s.path("blobs", "sha256", hex))
+	f, err := os.Open(s.path("blobs", "sha256", d.Hex()))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, 0, fmt.Errorf("open blob %s: %w", digest, ErrNotFound)
+		return nil, 0, fmt.Errorf("open blob %s: %w", name, ErrNotFound)
 	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("open blob: %w", err)
@@ -99,25 +100,25 @@ func (s *Store) Open(digest string) (*os.File, int64, error) {
 	st, err := f.Stat()
 	if err != nil {
 		_ = f.Close()
-		return nil, 0, fmt.Errorf("open blob %s: %w", digest, err)
+		return nil, 0, fmt.Errorf("open blob %s: %w", name, err)
 	}
 	return f, st.Size(), nil
 }
 
 // Has says whether the store has the complete blob.
-func (s *Store) Has(digest string) bool {
-	hex, err := digestHex(digest)
+func (s *Store) Has(name string) bool {
+	d, err := digest.Parse(name)
 	if err != nil {
 		return false
 	}
-	st, err := os.Stat(s.path("blobs", "sha256", hex))
+	st, err := os.Stat(s.path("blobs", "sha256", d.Hex()))
 	return err == nil && st.Mode().IsRegular()
 }
 
 // Put adds a blob. Either the store has it, complete and verified, when Put returns nil, or nothing
 // changed. Concurrent Puts of one blob are fine.
 func (s *Store) Put(ctx context.Context, r io.Reader, want string) error {
-	hex, err := digestHex(want)
+	d, err := digest.Parse(want)
 	if err != nil {
 		return fmt.Errorf("store blob: %w", err)
 	}
@@ -126,7 +127,7 @@ func (s *Store) Put(ctx context.Context, r io.Reader, want string) error {
 		return err
 	}
 	defer unlock()
-	tmp, err := os.CreateTemp(s.path("tmp"), hex[:12]+"-*")
+	tmp, err := os.CreateTemp(s.path("tmp"), d.Hex()[:12]+"-*")
 	if err != nil {
 		return fmt.Errorf("store blob %s: %w", want, err)
 	}
@@ -136,13 +137,13 @@ func (s *Store) Put(ctx context.Context, r io.Reader, want string) error {
 	if _, err := io.Copy(io.MultiWriter(tmp, sum), contextReader{ctx, r}); err != nil {
 		return fmt.Errorf("store blob %s: %w", want, err)
 	}
-	if got := digestSum(sum); got != want {
+	if got := digest.Sum(sum).String(); got != want {
 		return &mismatchError{want: want, got: got}
 	}
 	if err := errors.Join(tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
 		return fmt.Errorf("store blob %s: %w", want, err)
 	}
-	if err := durable.Rename(tmp.Name(), s.path("blobs", "sha256", hex)); err != nil {
+	if err := durable.Rename(tmp.Name(), s.path("blobs", "sha256", d.Hex())); err != nil {
 		return fmt.Errorf("store blob %s: %w", want, err)
 	}
 	return nil

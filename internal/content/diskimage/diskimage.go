@@ -9,10 +9,9 @@
 package diskimage
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"strings"
+
+	"coldrack.dev/internal/digest"
 )
 
 // DefaultChunkSize is the raw length of every chunk that Encode makes, save the last of an image.
@@ -49,7 +48,7 @@ func (c Chunk) Verify(stored []byte) error {
 	if int64(len(stored)) != c.BlobLength {
 		return fmt.Errorf("stored length is %d bytes, want %d", len(stored), c.BlobLength)
 	}
-	if got := digestOf(stored); got != c.Digest {
+	if got := digest.Of(stored).String(); got != c.Digest {
 		return &DigestError{What: "stored bytes", Want: c.Digest, Got: got}
 	}
 	return nil
@@ -97,10 +96,10 @@ func (x Index) Validate() error {
 	if x.ChunkSize < minChunkSize || x.ChunkSize > maxChunkSize {
 		return fmt.Errorf("image index: chunkSize is %d, want %d to %d bytes", x.ChunkSize, minChunkSize, maxChunkSize)
 	}
-	if err := validDigest(x.Digest); err != nil {
+	if _, err := digest.Parse(x.Digest); err != nil {
 		return fmt.Errorf("image index: digest: %w", err)
 	}
-	if err := validDigest(x.Blob); err != nil {
+	if _, err := digest.Parse(x.Blob); err != nil {
 		return fmt.Errorf("image index: blob: %w", err)
 	}
 	if x.BlobSize < 0 {
@@ -134,7 +133,7 @@ func (x Index) validChunk(c Chunk, next, blobEnd int64) error {
 	case c.BlobLength <= 0 || c.BlobLength > maxStored(c.Length):
 		return fmt.Errorf("blobLength is %d, want 1 to %d", c.BlobLength, maxStored(c.Length))
 	}
-	if err := validDigest(c.Digest); err != nil {
+	if _, err := digest.Parse(c.Digest); err != nil {
 		return fmt.Errorf("digest: %w", err)
 	}
 	return nil
@@ -143,18 +142,3 @@ func (x Index) validChunk(c Chunk, next, blobEnd int64) error {
 // maxStored bounds what raw bytes may take when they do not compress: zstd adds three bytes for each
 // block of 128 KiB and a frame header.
 func maxStored(raw int64) int64 { return raw + raw/1024 + 512 }
-
-func digestOf(b []byte) string {
-	sum := sha256.Sum256(b)
-	return formatDigest(sum[:])
-}
-
-func formatDigest(sum []byte) string { return "sha256:" + hex.EncodeToString(sum) }
-
-func validDigest(s string) error {
-	digits, ok := strings.CutPrefix(s, "sha256:")
-	if !ok || len(digits) != hex.EncodedLen(sha256.Size) || strings.Trim(digits, "0123456789abcdef") != "" {
-		return fmt.Errorf("%q is not \"sha256:\" and 64 lower-case hexadecimal digits", s)
-	}
-	return nil
-}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
+
+	"coldrack.dev/internal/digest"
 )
 
 // Encode reads exactly size bytes of a raw image and writes its stored chunks to blob. The same
@@ -79,7 +81,7 @@ func Encode(ctx context.Context, raw io.Reader, size int64, blob io.Writer) (Ind
 				return fmt.Errorf("write image blob at byte %d: %w", idx.BlobSize, err)
 			}
 			idx.Chunks = append(idx.Chunks, Chunk{
-				Offset: j.offset, Length: int64(len(j.raw)), Digest: digestOf(b),
+				Offset: j.offset, Length: int64(len(j.raw)), Digest: digest.Of(b).String(),
 				BlobOffset: idx.BlobSize, BlobLength: int64(len(b)),
 			})
 			idx.BlobSize += int64(len(b))
@@ -89,7 +91,7 @@ func Encode(ctx context.Context, raw io.Reader, size int64, blob io.Writer) (Ind
 	if err := g.Wait(); err != nil {
 		return Index{}, fmt.Errorf("encode image: %w", err)
 	}
-	idx.Digest, idx.Blob = formatDigest(whole.Sum(nil)), formatDigest(stored.Sum(nil))
+	idx.Digest, idx.Blob = digest.Sum(whole).String(), digest.Sum(stored).String()
 	return idx, nil
 }
 

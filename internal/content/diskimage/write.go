@@ -8,6 +8,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
+
+	"coldrack.dev/internal/digest"
 )
 
 // Source hands out stored chunks: from one URL, from peers, from a file. It may be called by
@@ -228,7 +230,7 @@ func (w *writer) finish() error {
 	if err := w.zeroUntil(w.idx.Size); err != nil {
 		return err
 	}
-	if got := formatDigest(w.whole.Sum(nil)); got != w.idx.Digest {
+	if got := digest.Sum(w.whole).String(); got != w.idx.Digest {
 		return &DigestError{What: "whole image", Want: w.idx.Digest, Got: got}
 	}
 	return nil

@@ -9,10 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/durable"
 )
 
@@ -54,8 +54,8 @@ func openCache(dir string, limit int64, now func() time.Time) (*cache, error) {
 	}
 	for _, file := range files {
 		info, err := file.Info()
-		if digest := "sha256:" + file.Name(); err == nil && isDigest(digest) && info.Mode().IsRegular() {
-			c.entries[digest] = entry{info.Size(), info.ModTime()}
+		if name := "sha256:" + file.Name(); err == nil && digest.Valid(name) && info.Mode().IsRegular() {
+			c.entries[name] = entry{info.Size(), info.ModTime()}
 			c.used += info.Size()
 		}
 	}
@@ -72,8 +72,8 @@ func (c *cache) size() int64 {
 	return c.used
 }
 
-func (c *cache) blobPath(digest string) string {
-	return filepath.Join(c.dir, "blobs", strings.TrimPrefix(digest, "sha256:"))
+func (c *cache) blobPath(blob string) string {
+	return filepath.Join(c.dir, "blobs", digest.Hex(blob))
 }
 
 // open returns a blob that is there, and notes its use.
@@ -129,8 +129,8 @@ func (c *cache) release(size int64) {
 }
 
 // temporary makes a file for a blob on its way in.
-func (c *cache) temporary(digest string) (*os.File, error) {
-	return os.CreateTemp(filepath.Join(c.dir, "tmp"), strings.TrimPrefix(digest, "sha256:")[:12]+"-*")
+func (c *cache) temporary(blob string) (*os.File, error) {
+	return os.CreateTemp(filepath.Join(c.dir, "tmp"), digest.Hex(blob)[:12]+"-*")
 }
 
 // keep puts a verified file in its place. Its size has been reserved.
@@ -162,7 +162,7 @@ func (c *cache) tagPath(reference string) string {
 func (c *cache) tag(reference string) (tag, bool) {
 	raw, err := os.ReadFile(c.tagPath(reference))
 	var t tag
-	if err != nil || json.Unmarshal(raw, &t) != nil || t.Reference != reference || !isDigest(t.Digest) {
+	if err != nil || json.Unmarshal(raw, &t) != nil || t.Reference != reference || !digest.Valid(t.Digest) {
 		return tag{}, false
 	}
 	return t, true

@@ -3,12 +3,13 @@ package registry
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync"
+
+	"coldrack.dev/internal/digest"
 )
 
 // download is a blob on its way from an upstream into the cache. Any number of clients follow it: they get what
@@ -100,7 +101,7 @@ func (d *download) run(c *cache, open func() (io.ReadCloser, int64, error), rece
 			return readErr
 		}
 	}
-	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != d.digest {
+	if got := digest.Sum(sum).String(); got != d.digest {
 		_ = os.Remove(file.Name())
 		return fmt.Errorf("blob %s: the upstream sent %s", d.digest, got)
 	}

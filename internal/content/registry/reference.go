@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+
+	"coldrack.dev/internal/digest"
 )
 
 type kind int
@@ -53,7 +55,7 @@ func parsePath(path string) (target, error) {
 		t.kind = kindBlob
 	case "referrers":
 		t.kind = kindReferrers
-		if !isDigest(t.reference) {
+		if !digest.Valid(t.reference) {
 			return target{}, refuse(http.StatusBadRequest, codeDigestInvalid, "%q is no digest of the form sha256:<64 hexadecimal digits>", clip(t.reference))
 		}
 	case "tags":
@@ -120,21 +122,7 @@ func isTag(s string) bool {
 	return true
 }
 
-// isDigest accepts SHA-256 alone, which everything here is stored under.
-func isDigest(s string) bool {
-	hex, ok := strings.CutPrefix(s, "sha256:")
-	if !ok || len(hex) != 64 {
-		return false
-	}
-	for i := range len(hex) {
-		if c := hex[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return false
-		}
-	}
-	return true
-}
-
-func isReference(s string) bool { return isTag(s) || isDigest(s) }
+func isReference(s string) bool { return isTag(s) || digest.Valid(s) }
 
 // parseHost checks a registry's host, with or without port, and returns it as images' names have it.
 func parseHost(s string) (string, error) {

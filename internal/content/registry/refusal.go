@@ -5,7 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"strings"
+
+	"coldrack.dev/internal/termtext"
 )
 
 // Codes of the distribution specification, "Error Codes". The last three are those that registries in the field use
@@ -67,15 +68,4 @@ func writeStatus(w http.ResponseWriter, request *http.Request, status int, media
 }
 
 // clip makes foreign text fit for a message.
-func clip(s string) string {
-	const limit = 200
-	if len(s) > limit {
-		s = s[:limit] + "…"
-	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == 0xfffd {
-			return '?'
-		}
-		return r
-	}, strings.ToValidUTF8(s, "?"))
-}
+func clip(s string) string { return termtext.Mark(s, 200) }

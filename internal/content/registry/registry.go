@@ -24,6 +24,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"coldrack.dev/internal/digest"
 )
 
 // Image is a container image of the content: its manifest, and the full name with tag that it is pulled by,
@@ -226,7 +228,7 @@ func (r *Registry) manifest(w *recorder, request *http.Request, ns string, targe
 }
 
 func (r *Registry) blob(w *recorder, request *http.Request, ns string, target target) error {
-	if !isDigest(target.reference) {
+	if !digest.Valid(target.reference) {
 		return refuse(http.StatusBadRequest, codeDigestInvalid, "%q is no digest of the form sha256:<64 hexadecimal digits>", clip(target.reference))
 	}
 	repository, missing := r.images.repository(ns, target.name)

@@ -3,8 +3,6 @@ package registry
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"golang.org/x/sync/singleflight"
+
+	"coldrack.dev/internal/digest"
 )
 
 const (
@@ -141,7 +141,7 @@ func (u *upstream) reference(s source, reference string) (name.Reference, error)
 		options = append(options, name.Insecure)
 	}
 	separator := ":"
-	if isDigest(reference) {
+	if digest.Valid(reference) {
 		separator = "@"
 	}
 	parsed, err := name.ParseReference(s.String()+separator+reference, options...)
@@ -153,16 +153,16 @@ func (u *upstream) reference(s source, reference string) (name.Reference, error)
 
 // manifest returns a manifest from the cache or the upstream. The caller closes the file.
 func (u *upstream) manifest(ctx context.Context, s source, reference string) (*os.File, manifest, error) {
-	digest, stale := reference, ""
-	if !isDigest(reference) {
-		digest = ""
+	name, stale := reference, ""
+	if !digest.Valid(reference) {
+		name = ""
 		if t, ok := u.cache.tag(s.String() + ":" + reference); ok {
 			if stale = t.Digest; u.now().Sub(t.Asked).Abs() < tagAge {
-				digest = t.Digest
+				name = t.Digest
 			}
 		}
 	}
-	if file, m, ok := u.cachedManifest(digest); ok {
+	if file, m, ok := u.cachedManifest(name); ok {
 		return file, m, nil
 	}
 	fetched := u.manifests.DoChan(s.String()+" "+reference, func() (any, error) { return u.fetchManifest(s, reference) })
@@ -171,11 +171,11 @@ func (u *upstream) manifest(ctx context.Context, s source, reference string) (*o
 		return nil, manifest{}, ctx.Err()
 	case result := <-fetched:
 		if result.Err == nil {
-			digest, _ = result.Val.(string)
-			if file, m, ok := u.cachedManifest(digest); ok {
+			name, _ = result.Val.(string)
+			if file, m, ok := u.cachedManifest(name); ok {
 				return file, m, nil
 			}
-			return nil, manifest{}, fmt.Errorf("manifest %s of %s is not in the cache although it was just fetched; is the cache too small?", digest, s)
+			return nil, manifest{}, fmt.Errorf("manifest %s of %s is not in the cache although it was just fetched; is the cache too small?", name, s)
 		}
 		// What a tag stood for last is better than nothing while its registry cannot be reached.
 		if file, m, ok := u.cachedManifest(stale); ok {
@@ -200,7 +200,7 @@ func (u *upstream) cachedManifest(digest string) (*os.File, manifest, bool) {
 	return file, m, ok
 }
 
-func (u *upstream) fetchManifest(s source, reference string) (digest string, err error) {
+func (u *upstream) fetchManifest(s source, reference string) (name string, err error) {
 	if err := u.begin(); err != nil {
 		return "", err
 	}
@@ -218,27 +218,26 @@ func (u *upstream) fetchManifest(s source, reference string) (digest string, err
 	}
 	u.counters.upstreamReceived.Add(uint64(len(found.Manifest)))
 	// Computed here again: nothing comes into the cache under a name that somebody else vouches for.
-	sum := sha256.Sum256(found.Manifest)
-	digest = "sha256:" + hex.EncodeToString(sum[:])
-	if isDigest(reference) && digest != reference {
-		return "", fmt.Errorf("manifest %s: the upstream sent %s", reference, digest)
+	name = digest.Of(found.Manifest).String()
+	if digest.Valid(reference) && name != reference {
+		return "", fmt.Errorf("manifest %s: the upstream sent %s", reference, name)
 	}
-	if _, err := parseManifest(digest, found.Manifest); err != nil {
+	if _, err := parseManifest(name, found.Manifest); err != nil {
 		return "", err
 	}
-	d := newDownload(digest)
+	d := newDownload(name)
 	err = d.run(u.cache, func() (io.ReadCloser, int64, error) {
 		return io.NopCloser(bytes.NewReader(found.Manifest)), int64(len(found.Manifest)), nil
 	}, func(int) {})
 	if err != nil {
 		return "", err
 	}
-	if !isDigest(reference) {
-		if err := u.cache.putTag(tag{Reference: s.String() + ":" + reference, Digest: digest, Asked: u.now()}); err != nil {
+	if !digest.Valid(reference) {
+		if err := u.cache.putTag(tag{Reference: s.String() + ":" + reference, Digest: name, Asked: u.now()}); err != nil {
 			return "", fmt.Errorf("cache of container images: %w", err)
 		}
 	}
-	return digest, nil
+	return name, nil
 }
 
 // blob answers with a blob of an upstream, while it comes in if need be.

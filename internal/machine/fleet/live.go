@@ -6,12 +6,13 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/identify"
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Limits of what is kept of one machine.
@@ -352,8 +353,8 @@ type Bringup struct {
 // BroughtUp records how far a node is. Only what a person would see makes the machine dirty.
 func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
 	next := &Bringup{
-		Cluster: printable(report.Cluster, 64), Version: printable(report.Version, 64), Phases: Steps(report.Phases), Done: report.Done,
-		KubernetesVersion: printable(report.KubernetesVersion, 64),
+		Cluster: termtext.Line(report.Cluster, 64), Version: termtext.Line(report.Version, 64), Phases: Steps(report.Phases), Done: report.Done,
+		KubernetesVersion: termtext.Line(report.KubernetesVersion, 64),
 	}
 	for _, at := range report.Certificates {
 		if next.CertificatesExpireAt.IsZero() || at.Before(next.CertificatesExpireAt) {
@@ -423,7 +424,7 @@ func (l *live) logged(now time.Time, lines []string) {
 		lines = lines[extra:]
 	}
 	for _, line := range lines {
-		l.log = append(l.log, LogLine{At: now, Text: printable(line, maxLogLine)})
+		l.log = append(l.log, LogLine{At: now, Text: termtext.Line(line, maxLogLine)})
 	}
 	if extra := len(l.log) - maxLogLines; extra > 0 {
 		l.log = slices.Clone(l.log[extra:])
@@ -436,8 +437,8 @@ func Steps(steps []wire.Step) []v1alpha1.Step {
 	list := make([]v1alpha1.Step, 0, min(len(steps), maxSteps))
 	for _, s := range steps[:min(len(steps), maxSteps)] {
 		step := v1alpha1.Step{
-			Name: printable(s.Name, 64), State: stepState(s.State),
-			BytesDone: s.BytesDone, BytesTotal: s.BytesTotal, Message: printable(s.Message, 1024),
+			Name: termtext.Line(s.Name, 64), State: stepState(s.State),
+			BytesDone: s.BytesDone, BytesTotal: s.BytesTotal, Message: termtext.Line(s.Message, 1024),
 		}
 		if s.StartedAt != nil {
 			step.StartedAt = new(metav1.NewMicroTime(s.StartedAt.UTC().Truncate(time.Microsecond)))
@@ -461,23 +462,4 @@ func stepState(s wire.State) v1alpha1.StepState {
 func equalSteps(a, b v1alpha1.Step) bool {
 	return a.Name == b.Name && a.State == b.State && a.BytesDone == b.BytesDone &&
 		a.BytesTotal == b.BytesTotal && a.Message == b.Message
-}
-
-// Printable returns text that is safe to show in a terminal, at most limit bytes long.
-func Printable(text string, limit int) string { return printable(text, limit) }
-
-func printable(text string, limit int) string {
-	text = strings.Map(func(r rune) rune {
-		switch {
-		case r == '\t' || r == '\n':
-			return ' '
-		case r == unicode.ReplacementChar || !unicode.IsPrint(r):
-			return -1
-		}
-		return r
-	}, text)
-	if len(text) > limit {
-		text = strings.ToValidUTF8(text[:limit], "")
-	}
-	return strings.TrimSpace(text)
 }

@@ -8,9 +8,9 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"unicode"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/termtext"
 )
 
 // Query is what a machine says of itself.
@@ -497,7 +497,7 @@ func Normal(ids v1alpha1.Identifiers) v1alpha1.Identifiers {
 		n.UUID = strings.ToLower(strings.TrimSpace(ids.UUID))
 	}
 	if normalSerial(ids.Serial) != "" {
-		n.Serial = printable(ids.Serial)
+		n.Serial = termtext.Line(ids.Serial, 64)
 	}
 	return n
 }
@@ -546,29 +546,11 @@ func swap(hex string) string {
 
 // normalSerial returns the serial in upper case, or "" for what vendors write when they mean none.
 func normalSerial(serial string) string {
-	serial = strings.Join(strings.Fields(strings.ToUpper(printable(serial))), " ")
+	serial = strings.Join(strings.Fields(strings.ToUpper(termtext.Line(serial, 64))), " ")
 	if serial == "" || allEqual(serial, "-. ") || slices.Contains(emptySerials, serial) || strings.Contains(serial, "O.E.M") {
 		return ""
 	}
 	return serial
-}
-
-// printable is a serial without what no terminal should be sent, cut to the length that a Machine holds.
-func printable(serial string) string {
-	serial = strings.Map(func(r rune) rune {
-		switch {
-		case r == '\t' || r == '\n':
-			return ' '
-		case r == unicode.ReplacementChar || !unicode.IsPrint(r):
-			return -1
-		}
-		return r
-	}, serial)
-	const limit = 64
-	if len(serial) > limit {
-		serial = strings.ToValidUTF8(serial[:limit], "")
-	}
-	return strings.TrimSpace(serial)
 }
 
 // allEqual says whether s consists of one character repeated, apart from separators.

@@ -14,6 +14,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/iana"
+
+	"coldrack.dev/internal/termtext"
 )
 
 // Options that the library has no name for.
@@ -146,18 +148,7 @@ func relayOptions(m *dhcpv4.DHCPv4) dhcpv4.Options {
 }
 
 // text makes a string from the network fit for names and logs.
-func text(b []byte) string {
-	s := strings.TrimRight(string(b), "\x00")
-	if len(s) > 255 {
-		s = s[:255]
-	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\uFFFD' {
-			return '?'
-		}
-		return r
-	}, s)
-}
+func text(b []byte) string { return termtext.Mark(strings.TrimRight(string(b), "\x00"), 255) }
 
 // toNetip gives the zero Addr for what is not an IPv4 address.
 func toNetip(ip net.IP) netip.Addr {

@@ -8,9 +8,10 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
+
+	"coldrack.dev/internal/termtext"
 )
 
 // Query is what a boot loader tells of the machine it runs on. Anyone on the segment can send one, so
@@ -159,7 +160,7 @@ func textInto(target *string) func(string) error {
 		if len(text) > maxText {
 			return fmt.Errorf("%d bytes long, more than %d", len(text), maxText)
 		}
-		*target = clean(text)
+		*target = termtext.Mark(text, 0)
 		return nil
 	}
 }
@@ -178,20 +179,5 @@ func wordInto(target *string) func(string) error {
 	}
 }
 
-func clean(text string) string {
-	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == utf8.RuneError || r >= 0x80 && r < 0xa0 || r == '\u2028' || r == '\u2029' {
-			return '?'
-		}
-		return r
-	}, text))
-}
-
 // clip makes a value from the network fit to be quoted in a message.
-func clip(text string) string {
-	const most = 64
-	if len(text) > most {
-		text = text[:most] + "..."
-	}
-	return clean(text)
-}
+func clip(text string) string { return termtext.Mark(text, 64) }

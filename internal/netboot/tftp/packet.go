@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"coldrack.dev/internal/termtext"
 )
 
 // Operation codes, RFC 1350 section 5 and RFC 2347.
@@ -208,19 +210,9 @@ func parseReply(packet []byte) (reply, error) {
 		if end := bytes.IndexByte(text, 0); end >= 0 {
 			text = text[:end]
 		}
-		r.text = printable(string(text[:min(len(text), maxName)]))
+		r.text = termtext.Mark(string(text[:min(len(text), maxName)]), 0)
 	default:
 		return reply{}, fmt.Errorf("%w: operation %d during a transfer", errMalformed, r.op)
 	}
 	return r, nil
-}
-
-// printable makes text from the network fit for a log line.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\uFFFD' {
-			return '?'
-		}
-		return r
-	}, s)
 }

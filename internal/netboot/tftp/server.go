@@ -16,6 +16,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"coldrack.dev/internal/termtext"
 )
 
 // Port is TFTP's well-known UDP port.
@@ -262,7 +264,7 @@ func (s *Server) take(conn *net.UDPConn, packet []byte, local netip.Addr, remote
 		return
 	}
 	t := &transfer{server: s, request: req, raw: string(packet)}
-	t.report = Transfer{Remote: remote, Name: printable(req.name)}
+	t.report = Transfer{Remote: remote, Name: termtext.Mark(req.name, 0)}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"coldrack.dev/internal/termtext"
 )
 
 // Transfer tells how one request ended.
@@ -125,12 +127,12 @@ func (t *transfer) open(ctx context.Context) error {
 		return err
 	}
 	if t.request.mode != "octet" {
-		err := fmt.Errorf("transfer mode %q is not supported, only octet (binary)", printable(t.request.mode))
+		err := fmt.Errorf("transfer mode %q is not supported, only octet (binary)", termtext.Mark(t.request.mode, 0))
 		return refuse(codeIllegal, err.Error(), err)
 	}
 	name, ok := Clean(t.request.name)
 	if !ok {
-		err := fmt.Errorf("file name %q: %w", printable(t.request.name), fs.ErrNotExist)
+		err := fmt.Errorf("file name %q: %w", termtext.Mark(t.request.name, 0), fs.ErrNotExist)
 		return refuse(codeNotFound, "this cannot be a file's name", err)
 	}
 	file, err := t.server.options.FS.Open(ctx, name, t.report.Remote)
@@ -325,7 +327,7 @@ func (t *transfer) content(offset int64, n int) ([]byte, error) {
 		if err == nil || errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
-		err = fmt.Errorf("read %s at byte %d of %d: %w", printable(t.request.name), offset+int64(got), t.report.Size, err)
+		err = fmt.Errorf("read %s at byte %d of %d: %w", termtext.Mark(t.request.name, 0), offset+int64(got), t.report.Size, err)
 		t.write(encodeError(codeUndefined, "server cannot read the file"))
 		return nil, err
 	}

@@ -8,12 +8,12 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/httpboot"
@@ -118,8 +118,8 @@ func consoleArgs() []string {
 	return []string{"console=tty0", "console=ttyS0,115200", "quiet", "loglevel=4", "panic=60"}
 }
 
-func (b *booter) contentURL(at netip.Addr, digest string) string {
-	return b.bootURL(at) + "/content/sha256/" + strings.TrimPrefix(digest, "sha256:")
+func (b *booter) contentURL(at netip.Addr, blob string) string {
+	return b.bootURL(at) + "/content/sha256/" + digest.Hex(blob)
 }
 
 // OpenBlob implements httpboot.Content.

@@ -8,11 +8,13 @@ import (
 	"net/http"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // errNotWanted says that the intent which a machine carries out is no longer the open one.
@@ -179,7 +181,7 @@ func finish(m *v1alpha1.Machine, in wire.Complete, profile, image string, at tim
 	}
 	if in.State == wire.StateFailed {
 		status.State, status.FinishedAt = v1alpha1.IntentFailed, &now
-		status.Message = cmp.Or(fleet.Printable(in.Message, 1024), "the machine gave no reason")
+		status.Message = cmp.Or(termtext.Line(in.Message, 1024), "the machine gave no reason")
 		return nil
 	}
 	switch status.Action {
@@ -191,8 +193,8 @@ func finish(m *v1alpha1.Machine, in wire.Complete, profile, image string, at tim
 		}
 		m.Status.Node = nil
 		m.Status.Installed = &v1alpha1.InstalledStatus{
-			IntentID: in.IntentID, Image: image, ImageDigest: fleet.Printable(in.ImageDigest, 80),
-			Disk: fleet.Printable(in.Disk, 256), Profile: profile, At: now,
+			IntentID: in.IntentID, Image: image, ImageDigest: termtext.Line(in.ImageDigest, 80),
+			Disk: termtext.Line(in.Disk, 256), Profile: profile, At: now,
 		}
 	}
 	status.State, status.FinishedAt, status.Message = v1alpha1.IntentSucceeded, &now, ""

@@ -26,12 +26,14 @@ import (
 	"net/netip"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
 // Store holds the Machines. Its answers are durable, and later ones than any cache's.
@@ -126,7 +128,7 @@ func New(opts Options) *API {
 		a.mux.Handle(r.method+" "+r.path, a.handler(r))
 	}
 	a.mux.Handle("/", a.handler(route{access: anybody, serve: func(_ context.Context, c call) (any, error) {
-		return nil, refuse(http.StatusNotFound, wire.CodeNotFound, "%s %s is no part of the machine API", c.request.Method, fleet.Printable(c.request.URL.Path, 100))
+		return nil, refuse(http.StatusNotFound, wire.CodeNotFound, "%s %s is no part of the machine API", c.request.Method, termtext.Line(c.request.URL.Path, 100))
 	}}))
 	return a
 }

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"coldrack.dev/internal/cluster/members"
-	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
 )
 
@@ -87,7 +87,7 @@ func (a *API) nodeCertificate(ctx context.Context, c call, in wire.CertificateRe
 	if err != nil {
 		return nil, err
 	}
-	name := fleet.Printable(in.Name, 64)
+	name := termtext.Line(in.Name, 64)
 	public, err := pki.ParseCSR([]byte(in.CSR))
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, wire.CodeBadRequest, "csr: %v", err)
@@ -97,7 +97,7 @@ func (a *API) nodeCertificate(ctx context.Context, c call, in wire.CertificateRe
 	}
 	certificate, leaf, err := a.Clusters.Sign(m.Name, in.Cluster, in.Name, public)
 	if errors.Is(err, members.ErrRefused) {
-		return nil, refuse(http.StatusForbidden, wire.CodeForbidden, "%s", fleet.Printable(err.Error(), 500))
+		return nil, refuse(http.StatusForbidden, wire.CodeForbidden, "%s", termtext.Line(err.Error(), 500))
 	} else if err != nil {
 		return nil, err
 	}

@@ -7,13 +7,15 @@ import (
 	"net/http"
 	"slices"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // enroll exchanges the nonce of this boot for a session certificate.
@@ -60,7 +62,7 @@ func (a *API) enroll(ctx context.Context, c call, in wire.EnrollRequest) (any, e
 	a.Fleet.Enrolled(m.Name, key)
 	a.Fleet.Contacted(m.Name, address(c.request))
 	a.Fleet.Log(m.Name, fmt.Sprintf("enrolled from %s with agent %s, to %s", address(c.request), in.AgentVersion, binding.Action))
-	a.Log.Info("machine enrolled", "machine", m.Name, "from", address(c.request), "agent", fleet.Printable(in.AgentVersion, 64), "boot", binding.Action)
+	a.Log.Info("machine enrolled", "machine", m.Name, "from", address(c.request), "agent", termtext.Line(in.AgentVersion, 64), "boot", binding.Action)
 	return wire.EnrollResponse{Machine: m.Name, Certificate: string(certificate), CA: string(a.Signer.CertPEM()), ExpiresAt: leaf.NotAfter.UTC()}, nil
 }
 

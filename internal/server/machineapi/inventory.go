@@ -3,11 +3,13 @@ package machineapi
 import (
 	"slices"
 
+	"k8s.io/apimachinery/pkg/api/resource"
+
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
-	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 // Limits of a reported inventory: large enough for any server, small enough for an object.
@@ -18,7 +20,7 @@ const (
 	maxText     = 128
 )
 
-func text(s string) string { return fleet.Printable(s, maxText) }
+func text(s string) string { return termtext.Line(s, maxText) }
 
 func quantity(bytes int64) resource.Quantity {
 	return *resource.NewQuantity(max(bytes, 0), resource.BinarySI)
@@ -70,7 +72,7 @@ func diskOf(d wire.Disk) v1alpha1.Disk {
 		Size: quantity(d.SizeBytes), Rotational: d.Rotational, Transport: text(d.Transport), ReadOnly: d.ReadOnly, Removable: d.Removable,
 	}
 	if len(d.ByID) > 0 {
-		out.ByID = fleet.Printable(d.ByID[0], 2*maxText)
+		out.ByID = termtext.Line(d.ByID[0], 2*maxText)
 	}
 	for _, line := range d.Contents[:min(len(d.Contents), maxContents)] {
 		out.Contents = append(out.Contents, text(line))

@@ -11,7 +11,8 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
 )
 
@@ -52,8 +53,8 @@ func (a *API) swarm(ctx context.Context, c call, in wire.SwarmAnnounce) (any, er
 	}
 	told := a.Swarm.Announce(a.Now(), in.Blob, me, said)
 	for _, id := range said.Bad {
-		a.Log.Warn("a machine got damaged data from another", "machine", m.Name, "from", fleet.Printable(id, 64), "blob", in.Blob)
-		a.Fleet.Log(m.Name, fmt.Sprintf("got damaged data from machine %s, and takes nothing from it any more", fleet.Printable(id, 64)))
+		a.Log.Warn("a machine got damaged data from another", "machine", m.Name, "from", termtext.Line(id, 64), "blob", in.Blob)
+		a.Fleet.Log(m.Name, fmt.Sprintf("got damaged data from machine %s, and takes nothing from it any more", termtext.Line(id, 64)))
 	}
 	for _, id := range told.Expelled {
 		a.Log.Error("a machine sends damaged data: nobody is sent to it any more; check its memory and its disk", "machine", id, "blob", in.Blob)
@@ -71,8 +72,8 @@ func announcement(in wire.SwarmAnnounce) (swarm.Announcement, error) {
 	no := func(format string, args ...any) (swarm.Announcement, error) {
 		return swarm.Announcement{}, refuse(http.StatusBadRequest, wire.CodeBadRequest, format, args...)
 	}
-	if hex, ok := strings.CutPrefix(in.Blob, "sha256:"); !ok || len(hex) != 64 || strings.Trim(hex, "0123456789abcdef") != "" {
-		return no("blob: not \"sha256:\" and 64 lower-case hexadecimal digits")
+	if _, err := digest.Parse(in.Blob); err != nil {
+		return no("blob: %v", err)
 	}
 	have, err := swarm.ParseSet(in.Have, in.Chunks)
 	if err != nil {

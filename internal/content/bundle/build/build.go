@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/digest"
 )
 
 // Options say what to build, from what, and where to.
@@ -453,7 +454,7 @@ func readAgent(path, version string) (artefact, error) {
 		a.Version = info.Main.Version
 	}
 	if a.Version == "" || a.Version == "(devel)" {
-		a.Version = "devel-" + a.Digest[len("sha256:"):][:12]
+		a.Version = "devel-" + digest.Hex(a.Digest)[:12]
 	}
 	return a, nil
 }

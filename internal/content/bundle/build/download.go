@@ -6,7 +6,6 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +17,8 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+
+	"coldrack.dev/internal/digest"
 )
 
 const downloadTries = 5
@@ -61,12 +62,12 @@ func stepName(s string) string {
 
 // download brings what lies at address into the cache, where it is known by its digest. A download that was
 // cut off goes on where it was, in this build or the next.
-func (b *builder) download(ctx context.Context, address, digest string) (string, error) {
+func (b *builder) download(ctx context.Context, address, want string) (string, error) {
 	dir := filepath.Join(b.opt.CacheDir, "downloads")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("download: %w", err)
 	}
-	final := filepath.Join(dir, strings.TrimPrefix(digest, "sha256:"))
+	final := filepath.Join(dir, digest.Hex(want))
 	if _, err := os.Stat(final); err == nil {
 		now := time.Now()
 		_ = os.Chtimes(final, now, now) // dropUnused goes by the time of last use
@@ -97,9 +98,9 @@ func (b *builder) download(ctx context.Context, address, digest string) (string,
 	if err != nil {
 		return "", fmt.Errorf("download %s: %w", address, err)
 	}
-	if got != digest {
+	if got != want {
 		_ = os.Remove(part) // it is of no use for a next try
-		return "", &DigestError{Source: address, Want: digest, Got: got}
+		return "", &DigestError{Source: address, Want: want, Got: got}
 	}
 	if err := os.Rename(part, final); err != nil {
 		return "", fmt.Errorf("download %s: %w", address, err)
@@ -201,7 +202,7 @@ func decompress(r io.Reader) (io.Reader, error) {
 	return b, nil
 }
 
-func hashFile(file string) (digest string, size int64, err error) {
+func hashFile(file string) (name string, size int64, err error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return "", 0, err
@@ -209,5 +210,5 @@ func hashFile(file string) (digest string, size int64, err error) {
 	defer func() { _ = f.Close() }()
 	sum := sha256.New()
 	size, err = io.Copy(sum, f)
-	return "sha256:" + hex.EncodeToString(sum.Sum(nil)), size, err
+	return digest.Sum(sum).String(), size, err
 }

@@ -1,7 +1,6 @@
 package build
 
 import (
-	"encoding/hex"
 	"fmt"
 	"net/url"
 	"path"
@@ -12,6 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/digest"
 )
 
 // GoRecipe is a folder with a go.mod of its own, which pins what its programs are built from.
@@ -194,15 +194,13 @@ func (s *SourceRecipe) check(c *checker, field string, programs map[string]bool)
 	}
 }
 
-func (c *checker) download(field, address, digest string) {
+func (c *checker) download(field, address, want string) {
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		c.add(field+".url", fmt.Sprintf("is %q, want an address that starts with https://", address))
 	}
-	if digits, ok := strings.CutPrefix(digest, "sha256:"); !ok || len(digits) != 64 || strings.ToLower(digits) != digits {
-		c.add(field+".digest", fmt.Sprintf("is %q, want sha256: and 64 hexadecimal digits; without it nobody knows what comes", digest))
-	} else if _, err := hex.DecodeString(digits); err != nil {
-		c.add(field+".digest", fmt.Sprintf("is %q, want sha256: and 64 hexadecimal digits", digest))
+	if !digest.Valid(want) {
+		c.add(field+".digest", fmt.Sprintf("is %q, want sha256: and 64 lower-case hexadecimal digits; without it nobody knows what comes", want))
 	}
 }
 

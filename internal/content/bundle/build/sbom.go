@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"coldrack.dev/internal/digest"
 )
 
 // The parts of SPDX 2.3 that a bill of materials of packages needs.
@@ -102,7 +104,7 @@ func sbom(name string, created time.Time, parts []part) ([]byte, error) {
 		for _, program := range part.programs {
 			owner := spdxPackage{
 				ID: spdxID("program", program.Name, program.Digest), Name: program.Name, Version: program.Version,
-				Checksums: []spdxChecksum{{"SHA256", strings.TrimPrefix(program.Digest, "sha256:")}},
+				Checksums: []spdxChecksum{{"SHA256", digest.Hex(program.Digest)}},
 			}
 			known := seen[owner.ID]
 			add(owner, id)

@@ -7,13 +7,13 @@ package kit
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/digest"
 )
 
 // ChunkSize of a kit, save its last chunk. Kits are of some hundred MiB.
@@ -64,7 +64,7 @@ func Make(ctx context.Context, parts []Part, open func(digest string) (io.ReadCl
 	if w.n > 0 {
 		w.sums = w.chunk.Sum(w.sums)
 	}
-	k.Digest, k.Sums = name(w.whole.Sum(nil)), w.sums
+	k.Digest, k.Sums = digest.Sum(w.whole).String(), w.sums
 	return k, k.Validate()
 }
 
@@ -107,7 +107,7 @@ func (k Kit) Index() diskimage.Index {
 	for at := int64(0); at < size && len(k.Sums) >= (len(x.Chunks)+1)*sha256.Size; at += ChunkSize {
 		i, n := len(x.Chunks), min(ChunkSize, size-at)
 		x.Chunks = append(x.Chunks, diskimage.Chunk{
-			Offset: at, Length: n, BlobOffset: at, BlobLength: n, Digest: name(k.Sums[i*sha256.Size : (i+1)*sha256.Size]),
+			Offset: at, Length: n, BlobOffset: at, BlobLength: n, Digest: digest.Digest(k.Sums[i*sha256.Size : (i+1)*sha256.Size]).String(),
 		})
 	}
 	return x
@@ -181,7 +181,7 @@ func (s *summer) add(ctx context.Context, p Part, open func(string) (io.ReadClos
 	if err != nil {
 		return fmt.Errorf("read %s: %w", p.Digest, err)
 	}
-	if got := name(own.Sum(nil)); n != p.Size || got != p.Digest {
+	if got := digest.Sum(own).String(); n != p.Size || got != p.Digest {
 		return fmt.Errorf("%s is damaged: it has %d bytes and digest %s, want %d bytes; coldrack bundle import --again FILE repairs it", p.Digest, n, got, p.Size)
 	}
 	return nil
@@ -198,5 +198,3 @@ func (s *stopped) Read(b []byte) (int, error) {
 	}
 	return s.r.Read(b)
 }
-
-func name(sum []byte) string { return "sha256:" + hex.EncodeToString(sum) }

@@ -26,6 +26,7 @@ import (
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/content/swarm/peer"
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/durable"
 	"coldrack.dev/internal/wire"
 )
@@ -260,7 +261,7 @@ func (s *Sharer) open(k kit.Kit) (f *os.File, whole bool, err error) {
 	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
 		return nil, false, err
 	}
-	name := strings.TrimPrefix(k.Digest, "sha256:")
+	name := digest.Hex(k.Digest)
 	entries, err := os.ReadDir(s.Dir)
 	if err != nil {
 		return nil, false, err

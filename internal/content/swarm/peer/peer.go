@@ -2,10 +2,8 @@ package peer
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +14,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/content/swarm"
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/wire"
 )
 
@@ -81,8 +80,7 @@ func (x *Exchange) verify(cs tls.ConnectionState) (*x509.Certificate, error) {
 }
 
 func fingerprint(c *x509.Certificate) string {
-	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
-	return "sha256:" + hex.EncodeToString(sum[:])
+	return digest.Of(c.RawSubjectPublicKeyInfo).String()
 }
 
 // path of something of a blob.

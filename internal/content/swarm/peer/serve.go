@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
-	"encoding/hex"
 	"errors"
 	"hash"
 	"log/slog"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/content/swarm"
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/wire"
 )
 
@@ -199,7 +199,7 @@ func (x *Exchange) give(w http.ResponseWriter, r *http.Request, i int) bool {
 		switch {
 		case h != nil:
 			_, _ = h.Write(buf)
-			if last := at+int64(len(buf)) == c.BlobLength; last && "sha256:"+hex.EncodeToString(h.Sum(nil)) != c.Digest {
+			if last := at+int64(len(buf)) == c.BlobLength; last && digest.Sum(h).String() != c.Digest {
 				x.mu.Lock()
 				x.picker.Forget(i)
 				x.mu.Unlock()
