@@ -16,8 +16,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"coldrack.dev/internal/agent/content"
 	"coldrack.dev/internal/agent/nodefile"
+	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/wire"
 )
 
@@ -191,7 +191,7 @@ func (p *part) fetch(ctx context.Context, program wire.Program, progress func(in
 	err := p.disk.Stream(program.Path, 0o755, func(w io.Writer) error {
 		return unpack(ctx, source, program, w, progress)
 	})
-	var missing *content.MissingError
+	var missing *fetch.MissingError
 	if errors.As(err, &missing) {
 		return fmt.Errorf("the server does not have program %s %s (%s; it answered %d): import the bundle that contains Kubernetes %s (coldrack bundle import FILE)",
 			program.Name, program.Version, missing.Digest, missing.Status, p.plan.KubernetesVersion)

@@ -33,9 +33,9 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/agent/content"
 	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/agent/systemd"
+	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/wire"
 )
 
@@ -571,7 +571,7 @@ func (r *rig) executor(change ...func(*Options)) *Executor {
 }
 
 func newSource(base string, tell func(string, error, time.Duration)) Fetcher {
-	return content.New(base, "test", tell)
+	return fetch.New(base, "test", tell)
 }
 
 // start runs an executor until the test or stop ends it. What earlier ones reported is forgotten, so that until and done

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -134,47 +133,17 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("the server answered %s: %s (%s)", e.Path, e.Message, e.Code)
 }
 
+// Final says that the same call cannot succeed later (see package retry): a refusal, but not a server in trouble.
+func (e *Error) Final() bool {
+	return e.Status < 500 && e.Status != http.StatusTooManyRequests && e.Status != http.StatusRequestTimeout
+}
+
 // Code is the stable code of a server's refusal, or "".
 func Code(err error) string {
 	if e := (*Error)(nil); errors.As(err, &e) {
 		return e.Code
 	}
 	return ""
-}
-
-// Transient says that the same call may succeed later: the network failed, or the server is in
-// trouble. A refusal (4xx) is final, and so is an error that says so by a method Final() bool.
-func Transient(err error) bool {
-	if e := (*Error)(nil); errors.As(err, &e) {
-		return e.Status >= 500 || e.Status == http.StatusTooManyRequests || e.Status == http.StatusRequestTimeout
-	}
-	if f := (interface{ Final() bool })(nil); errors.As(err, &f) && f.Final() {
-		return false
-	}
-	return err != nil && !errors.Is(err, context.Canceled)
-}
-
-// Retry calls f until it succeeds, fails for good, or ctx ends. Delays double from a second to at most
-// half a minute, with jitter, so that hundreds of machines do not come back in step. tell is called before each wait.
-func Retry(ctx context.Context, tell func(err error, wait time.Duration), f func(context.Context) error) error {
-	for delay := time.Second; ; delay = min(2*delay, 30*time.Second) {
-		err := f(ctx)
-		if err == nil || !Transient(err) {
-			return err
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		wait := delay/2 + rand.N(delay)
-		if tell != nil {
-			tell(err, wait)
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(wait):
-		}
-	}
 }
 
 const (

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -120,8 +121,8 @@ func TestOnlyThePinnedCAVouchesForTheServer(t *testing.T) {
 			if (err == nil) != (tt.text == "") || err != nil && !strings.Contains(err.Error(), tt.text) {
 				t.Fatalf("error is %v, want %q", err, tt.text)
 			}
-			if errors.Is(err, ErrPin) != tt.pinned || tt.pinned && Transient(err) {
-				t.Errorf("%v: of the pin: %v, transient: %v", err, errors.Is(err, ErrPin), Transient(err))
+			if errors.Is(err, ErrPin) != tt.pinned || tt.pinned && retry.Transient(err) {
+				t.Errorf("%v: of the pin: %v, transient: %v", err, errors.Is(err, ErrPin), retry.Transient(err))
 			}
 		})
 	}
@@ -185,8 +186,8 @@ func TestRefusalsAndTrouble(t *testing.T) {
 				_, _ = w.Write([]byte(tt.body))
 			}))
 			_, err := newClient(t, url, PinOf(ca.cert)).Time(context.Background())
-			if err == nil || !strings.Contains(err.Error(), tt.text) || Code(err) != tt.code || Transient(err) != tt.transient {
-				t.Errorf("%v: code %q, transient %v", err, Code(err), Transient(err))
+			if err == nil || !strings.Contains(err.Error(), tt.text) || Code(err) != tt.code || retry.Transient(err) != tt.transient {
+				t.Errorf("%v: code %q, transient %v", err, Code(err), retry.Transient(err))
 			}
 		})
 	}
@@ -195,12 +196,12 @@ func TestRefusalsAndTrouble(t *testing.T) {
 func TestRetryEndsWithItsContextAndWithARefusal(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	why := errors.New("enough")
-	err := Retry(ctx, func(error, time.Duration) { cancel(why) }, func(context.Context) error { return errors.New("no route") })
+	err := retry.Do(ctx, func(error, time.Duration) { cancel(why) }, func(context.Context) error { return errors.New("no route") })
 	if !errors.Is(err, why) {
 		t.Errorf("ended with %v", err)
 	}
 	calls := 0
-	err = Retry(context.Background(), nil, func(context.Context) error {
+	err = retry.Do(context.Background(), nil, func(context.Context) error {
 		calls++
 		return &Error{Status: 403}
 	})

@@ -35,7 +35,7 @@ type pinError struct{}
 
 func (pinError) Error() string { return "the server's certificate does not come from the pinned CA" }
 
-// Final keeps Retry from asking an impostor, or a server with a new CA, for ever: another boot brings the pin of
+// Final keeps retry.Do from asking an impostor, or a server with a new CA, for ever: another boot brings the pin of
 // the server that answers it.
 func (pinError) Final() bool { return true }
 

@@ -20,6 +20,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/console"
 	"coldrack.dev/internal/agent/install"
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -101,7 +102,7 @@ func (d *Discovery) Run(ctx context.Context) error {
 // retry calls f until it succeeds or is refused, telling the console.
 func (d *Discovery) retry(ctx context.Context, what string, f func(context.Context) error) error {
 	failed := false
-	err := client.Retry(ctx, func(err error, wait time.Duration) {
+	err := retry.Do(ctx, func(err error, wait time.Duration) {
 		failed = true
 		d.Console.Say("the server is unreachable (%s: %v); asking again in %s", what, err, wait.Round(time.Second))
 	}, f)

@@ -18,12 +18,13 @@ import (
 
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/console"
-	"coldrack.dev/internal/agent/content"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/install"
 	"coldrack.dev/internal/agent/inventory"
 	"coldrack.dev/internal/agent/lldp"
+	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/content/swarm/peer"
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -80,7 +81,7 @@ func converse(ctx context.Context, g *errgroup.Group, con *console.Console, log 
 	}
 	installer := &install.Installer{
 		Log: log, Server: server,
-		Content: content.New(args.Boot, agent, func(what string, err error, wait time.Duration) {
+		Content: fetch.New(args.Boot, agent, func(what string, err error, wait time.Duration) {
 			con.Say("cannot fetch %s: %v; trying again in %s", what, err, wait.Round(time.Second))
 		}),
 		Inventory: look, InUse: install.InUse, Agent: "/proc/self/exe", WorkDir: workDir,
@@ -128,7 +129,7 @@ func (w withCA) Enroll(ctx context.Context, r wire.EnrollRequest) (wire.EnrollRe
 // boottimeClock waits for the server's time: the first thing that needs the server at all.
 func boottimeClock(ctx context.Context, con *console.Console, boot, agent string) error {
 	var now time.Time
-	err := client.Retry(ctx, func(err error, wait time.Duration) {
+	err := retry.Do(ctx, func(err error, wait time.Duration) {
 		con.Fail("the server is unreachable at %s: %v. Check that coldrack serve runs, that no firewall is between, and the routes; asking again in %s", boot, err, wait.Round(time.Second))
 	}, func(ctx context.Context) error {
 		var err error

@@ -20,15 +20,15 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/agent/content"
 	"coldrack.dev/internal/agent/gpt"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/target"
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/machine/nodeconfig"
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -43,7 +43,7 @@ type Server interface {
 type Installer struct {
 	Log     *slog.Logger
 	Server  Server
-	Content *content.Source
+	Content *fetch.Source
 	// Exchange lets this machine fetch its image from others, and give it to them; nil for the server alone.
 	Exchange *peer.Config
 	// Inventory is read anew for each act: disks may have been changed since the last.
@@ -156,7 +156,7 @@ func (i *Installer) act(intentID string, own []string, names []string) *act {
 
 func (a *act) carryOut(ctx context.Context, steps []step) (wire.Complete, error) {
 	// The server counts the attempt, and may have withdrawn the intent: nothing happens before it said yes.
-	err := client.Retry(ctx, func(err error, wait time.Duration) {
+	err := retry.Do(ctx, func(err error, wait time.Duration) {
 		a.Log.Warn("cannot begin: the server does not answer", "err", err, "wait", wait)
 	}, a.report)
 	if err != nil {

@@ -29,10 +29,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/agent/content"
 	"coldrack.dev/internal/agent/gpt"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/require"
@@ -260,7 +260,7 @@ func (l *lab) installer(names ...string) *Installer {
 		disks = append(disks, wire.Disk{Name: name, SizeBytes: n, Serial: "serial-of-" + name})
 	}
 	return &Installer{
-		Log: slog.New(slog.DiscardHandler), Server: l, Content: content.New(l.url, "test", nil),
+		Log: slog.New(slog.DiscardHandler), Server: l, Content: fetch.New(l.url, "test", nil),
 		Inventory: func() wire.Inventory { return wire.Inventory{MemoryBytes: 4 << 30, Firmware: "BIOS", Disks: disks} },
 		InUse:     InUse, Settings: identity.Settings{Server: "https://10.0.0.1:9443", Pin: "sha256:00", CA: "PEM"},
 		Agent: "/proc/self/exe", WorkDir: l.t.TempDir(), Now: time.Now,

@@ -24,6 +24,7 @@ import (
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/machine/diskboot"
 	"coldrack.dev/internal/machine/nodeconfig"
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -82,7 +83,7 @@ func (a *act) checkMachine() error {
 
 func (a *act) checkClock(ctx context.Context) error {
 	var skew time.Duration
-	err := client.Retry(ctx, a.tellWait("the server's time"), func(ctx context.Context) error {
+	err := retry.Do(ctx, a.tellWait("the server's time"), func(ctx context.Context) error {
 		before := a.Now()
 		t, err := a.Server.Time(ctx)
 		skew = before.Sub(t.Now)
@@ -409,7 +410,7 @@ func (a *act) identity(ctx context.Context) (string, error) {
 		return "", err
 	}
 	var answer wire.IdentityResponse
-	err = client.Retry(ctx, a.tellWait("the node's certificate"), func(ctx context.Context) error {
+	err = retry.Do(ctx, a.tellWait("the node's certificate"), func(ctx context.Context) error {
 		var err error
 		answer, err = a.Server.Identity(ctx, wire.IdentityRequest{IntentID: a.intentID, CSR: csr})
 		return err

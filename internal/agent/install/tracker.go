@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"coldrack.dev/internal/agent/client"
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -19,7 +19,7 @@ func (cancelled) Error() string {
 	return "the server no longer wants this: its intent was replaced or withdrawn"
 }
 
-// Final keeps client.Retry from asking again.
+// Final keeps retry.Do from asking again.
 func (cancelled) Final() bool { return true }
 
 // reportEvery is the least time between two reports of progress within a step.
@@ -153,7 +153,7 @@ func (t *tracker) run(ctx context.Context) error {
 			delay = reportEvery
 		case ctx.Err() != nil:
 			return nil
-		case !client.Transient(err):
+		case !retry.Transient(err):
 			return err
 		default:
 			delay = min(2*delay, 15*time.Second)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coldrack.dev/internal/agent/client"
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -84,7 +85,7 @@ func (m *Membership) ask(ctx context.Context) error {
 		wait := min(firstRetry<<min(failures-1, 10), lastRetry)
 		if e := (*client.Error)(nil); errors.As(err, &e) && e.Status == http.StatusNotFound {
 			wait = unheard
-		} else if !client.Transient(err) {
+		} else if !retry.Transient(err) {
 			wait = lastRetry
 		}
 		if failures&(failures-1) == 0 {

@@ -18,6 +18,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -98,7 +99,7 @@ func (a *Agent) beat(ctx context.Context) error {
 			// Doubling from a second; a server that refuses is asked at the usual pace, because only a
 			// person can change its mind.
 			wait = min(firstRetry<<min(failures-1, 10), lastRetry)
-			if !client.Transient(err) {
+			if !retry.Transient(err) {
 				wait = lastRetry
 			}
 			a.tell(failures, err, wait)

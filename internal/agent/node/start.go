@@ -11,11 +11,11 @@ import (
 	"coldrack.dev/internal/agent/balancer"
 	"coldrack.dev/internal/agent/bringup"
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/agent/content"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/routes"
 	"coldrack.dev/internal/agent/systemd"
+	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/content/swarm/nodecache"
 	"coldrack.dev/internal/content/swarm/peer"
 )
@@ -74,7 +74,7 @@ func sharer(log *slog.Logger, server *client.Client, settings identity.Settings,
 	return nodecache.New(nodecache.Options{
 		Log: log, Server: server, Dir: nodecache.Dir,
 		Exchange: peer.Config{Log: log, Server: server, Certificate: shown.Load, CAs: func() *x509.CertPool { return authorities }},
-		Source:   func(base string) nodecache.Source { return content.New(base, "coldrack-agent/"+version, nil) },
+		Source:   func(base string) nodecache.Source { return fetch.New(base, "coldrack-agent/"+version, nil) },
 	})
 }
 
@@ -88,7 +88,7 @@ func cluster(log *slog.Logger, server *client.Client, kit *nodecache.Sharer, ver
 	executor, err := bringup.New(bringup.Options{
 		Log: log, Root: "/", Server: server, Systemd: systemd.Systemctl{}, Router: keeper, Balancer: lb, Kit: kit,
 		Content: func(base string, tell func(string, error, time.Duration)) bringup.Fetcher {
-			return kit.Through(content.New(base, "coldrack-agent/"+version, tell))
+			return kit.Through(fetch.New(base, "coldrack-agent/"+version, tell))
 		},
 		Pace: bringup.UsualPace(), Now: time.Now, Sleep: sleep,
 	})

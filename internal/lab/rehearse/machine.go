@@ -20,6 +20,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/discovery"
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -397,7 +398,7 @@ func (l *life) discover(ctx context.Context, line string) error {
 	}
 	began := time.Now()
 	var enrolled wire.EnrollResponse
-	err = client.Retry(ctx, nil, func(ctx context.Context) (err error) {
+	err = retry.Do(ctx, nil, func(ctx context.Context) (err error) {
 		enrolled, err = server.Enroll(ctx, wire.EnrollRequest{Nonce: args.Nonce, Identifiers: l.Inventory.Identifiers,
 			BootMAC: args.MAC, CSR: csr, AgentVersion: agentName})
 		return err
@@ -414,7 +415,7 @@ func (l *life) discover(ctx context.Context, line string) error {
 	inventory := l.Inventory
 	inventory.Address = l.address.String()
 	began = time.Now()
-	if err := client.Retry(ctx, nil, func(ctx context.Context) error { return server.Inventory(ctx, inventory) }); err != nil {
+	if err := retry.Do(ctx, nil, func(ctx context.Context) error { return server.Inventory(ctx, inventory) }); err != nil {
 		return refusal("report the inventory", err)
 	}
 	l.took(tookInventory, began)
@@ -428,7 +429,7 @@ func (l *life) follow(ctx context.Context, server *client.Client, args discovery
 	for {
 		var next wire.Assignment
 		asked, wait := time.Now(), 50*time.Second
-		err := client.Retry(ctx, nil, func(ctx context.Context) (err error) {
+		err := retry.Do(ctx, nil, func(ctx context.Context) (err error) {
 			if next, err = server.Assignment(ctx, version, wait); err != nil {
 				wait = 0
 			}
@@ -474,7 +475,7 @@ func (l *life) install(ctx context.Context, server *client.Client, args discover
 	}
 	report := func() (bool, error) {
 		var answer wire.ProgressResponse
-		err := client.Retry(ctx, nil, func(ctx context.Context) (err error) {
+		err := retry.Do(ctx, nil, func(ctx context.Context) (err error) {
 			answer, err = server.Progress(ctx, wire.Progress{IntentID: plan.IntentID, Steps: steps})
 			return err
 		})
@@ -533,7 +534,7 @@ func (l *life) install(ctx context.Context, server *client.Client, args discover
 		return false, err
 	}
 	var identity wire.IdentityResponse
-	err = client.Retry(ctx, nil, func(ctx context.Context) (err error) {
+	err = retry.Do(ctx, nil, func(ctx context.Context) (err error) {
 		identity, err = server.Identity(ctx, wire.IdentityRequest{IntentID: plan.IntentID, CSR: csr})
 		return err
 	})
@@ -546,7 +547,7 @@ func (l *life) install(ctx context.Context, server *client.Client, args discover
 	if len(l.Inventory.Disks) > 0 {
 		disk = l.Inventory.Disks[0].ByID[0]
 	}
-	err = client.Retry(ctx, nil, func(ctx context.Context) error {
+	err = retry.Do(ctx, nil, func(ctx context.Context) error {
 		return server.Complete(ctx, wire.Complete{IntentID: plan.IntentID, State: wire.StateSucceeded, Disk: disk,
 			ImageDigest: plan.Image.Digest, Steps: steps})
 	})
@@ -561,7 +562,7 @@ func (l *life) install(ctx context.Context, server *client.Client, args discover
 func (l *life) image(ctx context.Context, boot string, plan wire.InstallPlan, step *wire.Step, report func() (bool, error)) (cancelled bool, err error) {
 	content := func(digest string) string { return boot + "/content/" + strings.Replace(digest, ":", "/", 1) }
 	get := func(address string, offset, length, keep int64) (body []byte, err error) {
-		err = client.Retry(ctx, nil, func(ctx context.Context) (err error) {
+		err = retry.Do(ctx, nil, func(ctx context.Context) (err error) {
 			body, err = l.fetch.get(ctx, address, offset, length, keep)
 			return err
 		})
@@ -638,7 +639,7 @@ func (l *life) beNode(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case err != nil && !client.Transient(err):
+		case err != nil && !retry.Transient(err):
 			return giveUp{Refused, fmt.Errorf("heartbeat: %w", err)}
 		case err != nil:
 			wait = time.Second + rand.N(time.Second)

@@ -11,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/termtext"

@@ -6,7 +6,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"

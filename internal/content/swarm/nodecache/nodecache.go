@@ -22,12 +22,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -249,7 +249,7 @@ func (s *Sharer) ask(ctx context.Context) (kit.Kit, error) {
 		if err == nil {
 			return k, k.Validate()
 		}
-		if ctx.Err() != nil || !client.Transient(err) {
+		if ctx.Err() != nil || !retry.Transient(err) {
 			return kit.Kit{}, err
 		}
 		pause(ctx, wait+rand.N(wait))

@@ -27,7 +27,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/agent/content"
+	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/content/swarm/peer"
@@ -160,7 +160,7 @@ func (s *site) node(name, dir string) *node {
 				return (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 			},
 		},
-		Source: func(base string) Source { return content.New(base, "test", nil) },
+		Source: func(base string) Source { return fetch.New(base, "test", nil) },
 		Free:   func(string) int64 { return math.MaxInt64 },
 	})}
 	// An address that nobody has, and a port that the kernel gives to nobody who asks for any.
@@ -186,7 +186,7 @@ func (n *node) program(p kit.Part) error {
 	var b bytes.Buffer
 	ctx, cancel := context.WithTimeout(n.site.t.Context(), time.Minute)
 	defer cancel()
-	err := n.Through(content.New(n.site.web.URL, "test", nil)).Copy(ctx, "program", wire.Content{Digest: p.Digest, Size: p.Size}, &b)
+	err := n.Through(fetch.New(n.site.web.URL, "test", nil)).Copy(ctx, "program", wire.Content{Digest: p.Digest, Size: p.Size}, &b)
 	if err == nil && !bytes.Equal(b.Bytes(), n.site.blobs[p.Digest]) {
 		return fmt.Errorf("%d bytes, which are not %s", b.Len(), p.Digest)
 	}

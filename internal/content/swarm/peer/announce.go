@@ -4,8 +4,8 @@ import (
 	"context"
 	"time"
 
-	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/content/swarm"
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -62,7 +62,7 @@ func (x *Exchange) speak() bool {
 	}
 	now := time.Now()
 	switch {
-	case err != nil && !client.Transient(err) || err == nil && answer.Off:
+	case err != nil && !retry.Transient(err) || err == nil && answer.Off:
 		if err != nil {
 			x.Log.Info("the server brings no machines together: fetching from it alone", "err", err)
 		}

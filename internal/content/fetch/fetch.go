@@ -1,6 +1,6 @@
-// Package content fetches blobs by digest from the boot listener: plain HTTP, where nothing is trusted
+// Package fetch gets blobs by digest from the boot listener: plain HTTP, where nothing is trusted
 // until its digest has been compared. It knows what to try again and what is lost for good.
-package content
+package fetch
 
 import (
 	"context"
@@ -13,9 +13,9 @@ import (
 	"strings"
 	"time"
 
-	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
 )
 
@@ -129,7 +129,7 @@ func (s *Source) Range(ctx context.Context, what, digest string, offset, n int64
 // fetch gets n bytes at offset and tries for ever, as long as trying makes sense.
 func (s *Source) fetch(ctx context.Context, what, digest string, offset, n int64) ([]byte, error) {
 	var out []byte
-	err := client.Retry(ctx, func(err error, wait time.Duration) { s.tell(what, err, wait) }, func(ctx context.Context) error {
+	err := retry.Do(ctx, func(err error, wait time.Duration) { s.tell(what, err, wait) }, func(ctx context.Context) error {
 		var err error
 		out, err = s.once(ctx, what, digest, offset, n)
 		return err
@@ -171,12 +171,12 @@ func (s *Source) once(ctx context.Context, what, digest string, offset, n int64)
 	return buf, nil
 }
 
-// final makes an error one that client.Retry does not try again.
+// final makes an error one that retry.Do does not try again.
 type final struct{ error }
 
 func (f final) Unwrap() error { return f.error }
 
-// Final is seen by client.Transient.
+// Final is seen by retry.Transient.
 func (final) Final() bool { return true }
 
 type watched struct {

@@ -1,0 +1,155 @@
+package house
+
+// floor is how high a package stands. Imports go down, or stay on their floor where the table says so.
+type floor int
+
+const (
+	ground  floor = iota // the vocabulary, and small packages without product knowledge
+	stores               // content and machine
+	engines              // netboot and cluster
+	parties              // agent and server
+	front                // lab, cli and the commands
+)
+
+var floorNames = []string{"ground", "content and machine", "netboot and cluster", "agent and server", "lab, cli and cmd"}
+
+// room is one package of the product: the wing that it belongs to, its floor, and the packages of the product that it
+// may import beside the open ones. Names are paths without "internal/".
+type room struct {
+	name  string
+	wing  string
+	floor floor
+	may   []string
+}
+
+// open are small packages of the ground that every package may import, except the pure ones (see rules).
+var open = []string{"digest", "durable", "liblog", "netns", "retry", "termtext", "validate", "version"}
+
+// shared is the one package that the pure ones may import, too: the rules for values, which import none of ours.
+const shared = module + "internal/validate"
+
+func may(names ...string) []string { return names }
+
+// rooms is the whole house. A package that is not listed, an import that is not listed, and an entry that nothing uses
+// fail the test.
+var rooms = []room{
+	{"digest", "", ground, nil},
+	{"durable", "", ground, nil},
+	{"liblog", "", ground, nil},
+	{"netns", "", ground, nil},
+	{"retry", "", ground, nil},
+	{"termtext", "", ground, nil},
+	{"validate", "", ground, nil},
+	{"version", "", ground, nil},
+	{"api/v1alpha1", "api", ground, nil},
+	{"machine/nodeconfig", "machine", ground, nil},
+	{"wire", "wire", ground, may("machine/nodeconfig")},
+	{"pki", "pki", ground, nil},
+	{"manifest/yamlerr", "manifest", ground, nil},
+	{"manifest", "manifest", ground, may("manifest/yamlerr")},
+
+	{"content/diskimage", "content", stores, nil},
+	{"content/bundle", "content", stores, may("content/diskimage")},
+	{"content/bundle/build", "content", stores, may("content/bundle", "content/diskimage", "machine/diskboot")},
+	{"content/fetch", "content", stores, may("content/diskimage", "wire")},
+	{"content/registry", "content", stores, nil},
+	{"content/swarm", "content", stores, nil},
+	{"content/swarm/kit", "content", stores, may("content/diskimage")},
+	{"content/swarm/peer", "content", stores, may("content/diskimage", "content/swarm", "wire")},
+	{"content/swarm/nodecache", "content", stores, may("content/diskimage", "content/swarm", "content/swarm/kit", "content/swarm/peer", "wire")},
+	{"machine/diskboot", "machine", stores, nil},
+	{"machine/identify", "machine", stores, may("api/v1alpha1")},
+	{"machine/enroll", "machine", stores, may("api/v1alpha1", "machine/identify")},
+	{"machine/fleet", "machine", stores, may("api/v1alpha1", "machine/identify", "wire")},
+	{"machine/lifecycle", "machine", stores, may("api/v1alpha1", "machine/fleet", "machine/identify", "wire")},
+
+	{"netboot/boot", "netboot", engines, may("api/v1alpha1")},
+	{"netboot/dhcp", "netboot", engines, may("netboot/netif")},
+	{"netboot/gate", "netboot", engines, nil},
+	{"netboot/httpboot", "netboot", engines, nil},
+	{"netboot/netif", "netboot", engines, nil},
+	{"netboot/radv", "netboot", engines, nil},
+	{"netboot/sntp", "netboot", engines, nil},
+	{"netboot/tftp", "netboot", engines, nil},
+	{"cluster/kube", "cluster", engines, may("api/v1alpha1")},
+	{"cluster/kubeapi", "cluster", engines, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi/pkcs10")},
+	{"cluster/kubeapi/pkcs10", "cluster", engines, nil},
+	{"cluster/members", "cluster", engines, may("api/v1alpha1", "cluster/kube", "wire")},
+
+	{"agent/balancer", "agent", parties, may("wire")},
+	{"agent/bringup", "agent", parties, may("agent/nodecert", "agent/nodefile", "agent/systemd", "content/fetch", "wire")},
+	{"agent/client", "agent", parties, may("content/swarm/kit", "wire")},
+	{"agent/console", "agent", parties, may("agent/journal", "agent/probe", "wire")},
+	{"agent/discovery", "agent", parties, may("agent/client", "agent/console", "agent/identity", "agent/install", "agent/inventory", "agent/lldp", "content/fetch", "content/swarm/peer", "wire")},
+	{"agent/fat", "agent", parties, nil},
+	{"agent/gpt", "agent", parties, nil},
+	{"agent/identity", "agent", parties, may("agent/client")},
+	{"agent/install", "agent", parties, may("agent/client", "agent/fat", "agent/gpt", "agent/identity", "agent/journal", "agent/probe", "agent/target", "content/diskimage", "content/fetch", "content/swarm/peer", "machine/diskboot", "machine/nodeconfig", "wire")},
+	{"agent/inventory", "agent", parties, may("agent/probe", "wire")},
+	{"agent/journal", "agent", parties, nil},
+	{"agent/lldp", "agent", parties, may("wire")},
+	{"agent/node", "agent", parties, may("agent/balancer", "agent/bringup", "agent/client", "agent/identity", "agent/journal", "agent/routes", "agent/systemd", "content/fetch", "content/swarm/nodecache", "content/swarm/peer", "wire")},
+	{"agent/nodecert", "agent", parties, may("agent/client", "agent/nodefile", "wire")},
+	{"agent/nodefile", "agent", parties, may("wire")},
+	{"agent/pid1", "agent", parties, may("agent/console", "agent/discovery")},
+	{"agent/probe", "agent", parties, may("agent/gpt")},
+	{"agent/routes", "agent", parties, may("wire")},
+	{"agent/systemd", "agent", parties, nil},
+	{"agent/target", "agent", parties, may("machine/nodeconfig")},
+
+	{"server/controllers", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "machine/enroll", "machine/fleet", "machine/lifecycle")},
+	{"server/controlplane", "server", parties, may("api/v1alpha1")},
+	{"server/machineapi", "server", parties, may("api/v1alpha1", "cluster/members", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "machine/nodeconfig", "pki", "wire")},
+	{"server/daemon", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "manifest", "netboot/boot", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "pki", "server/controllers", "server/controlplane", "server/machineapi", "wire")},
+
+	{"lab", "lab", front, nil},
+	{"lab/rehearse", "lab", front, may("agent/client", "agent/discovery", "api/v1alpha1", "content/bundle", "content/diskimage", "manifest", "wire")},
+	{"cli", "cli", front, may("api/v1alpha1", "cluster/kube")},
+	{"cli/doctor", "cli", front, nil},
+	{"cli/settings", "cli", front, may("manifest/yamlerr")},
+	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/settings", "cluster/kube", "cluster/kubeapi", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "manifest", "manifest/yamlerr", "netboot/boot", "netboot/gate", "server/controlplane", "server/daemon")},
+	{"cmd/coldrack-agent", "cmd", front, may("agent/console", "agent/discovery", "agent/inventory", "agent/node", "agent/pid1")},
+	{"cmd/coldrack-probe", "cmd", front, nil},
+}
+
+// ban is something that a package must not reach, directly or through others, or not import where direct says so.
+type ban struct {
+	from, to string
+	direct   bool
+	why      string
+}
+
+// Both ends are prefixes of import paths, without "coldrack.dev/"; "product" is all of ours.
+var bans = []ban{
+	{"api/", product, false, "the vocabulary knows nothing of how it is carried out"},
+	{"internal/validate", product, false, "the rules for values are pure and stand below everything"},
+	{"internal/validate", "k8s.io/", false, "the agent uses it"},
+	{"internal/netboot/boot", "internal/", false, "the boot decision is pure"},
+	{"internal/netboot/boot", "net/http", true, "the boot decision is pure"},
+	{"internal/machine/nodeconfig", product, false, "node configuration is pure data"},
+	{"internal/machine/nodeconfig", "k8s.io/", false, "the agent uses it"},
+	{"internal/content/diskimage", "k8s.io/", false, "the agent uses it"},
+	{"internal/content/swarm$", product, false, "who fetches what from whom is decided by pure code, which the simulation runs, too"},
+	{"internal/content/swarm$", "net", true, "who fetches what from whom is decided by pure code"},
+	{"internal/content/swarm/kit", "net", true, "what a kit holds is computed by pure code"},
+	{"internal/netboot/gate", product, false, "whose turn it is is decided by pure code"},
+	{"internal/netboot/gate", "net", true, "whose turn it is is decided by pure code"},
+	{"internal/netboot/sntp", product, false, "protocol servers have no product knowledge"},
+	{"internal/netboot/dhcp", "api/", false, "protocol servers have no product knowledge"},
+	{"internal/netboot/tftp", "api/", false, "protocol servers have no product knowledge"},
+	{"internal/netboot/httpboot", "api/", false, "protocol servers have no product knowledge"},
+	{"internal/content/registry", "api/", false, "protocol servers have no product knowledge"},
+	{"internal/cluster/kube$", "internal/", false, "what a cluster needs on each machine is rendered by a pure function"},
+	{"internal/wire", "k8s.io/", false, "the agent uses it; it must stay small"},
+	{"internal/digest", "k8s.io/", false, "the agent uses it; it must stay small"},
+	{"internal/durable", "k8s.io/", false, "the agent uses it; it must stay small"},
+	{"cmd/coldrack-agent", "k8s.io/", false, "no Kubernetes API machinery in the agent: it is loaded over the network by every machine"},
+	{"cmd/coldrack-agent", "sigs.k8s.io/", false, "no Kubernetes API machinery in the agent"},
+	{"cmd/coldrack-agent", "go.etcd.io/", false, "no store in the agent"},
+	{"cmd/coldrack-agent", "api/", false, "the agent speaks only internal/wire"},
+	{"internal/agent/", "internal/server/", false, "the agent reaches neither the control plane nor the controllers"},
+	{"cmd/coldrack-probe", "internal/", false, "the probe is pulled by nodes of any cluster; it stays small"},
+	{"internal/server/machineapi", "internal/server/controlplane", false, "machines never reach people's API"},
+	{"internal/server/controllers", "internal/server/controlplane", false, "controllers take a rest.Config, so that any Kubernetes API serves"},
+	{"internal/lab/", "internal/server/", false, "a rehearsal meets the server as machines do: over the network"},
+}
