@@ -23,7 +23,7 @@ type room struct {
 }
 
 // open are small packages of the ground that every package may import, except the pure ones (see rules).
-var open = []string{"digest", "durable", "liblog", "netns", "retry", "termtext", "validate", "version"}
+var open = []string{"digest", "durable", "liblog", "netns", "retry", "rootfs", "termtext", "validate", "version"}
 
 // shared is the one package that the pure ones may import, too: the rules for values, which import none of ours.
 const shared = module + "internal/validate"
@@ -38,6 +38,7 @@ var rooms = []room{
 	{"liblog", "", ground, nil},
 	{"netns", "", ground, nil},
 	{"retry", "", ground, nil},
+	{"rootfs", "", ground, nil},
 	{"termtext", "", ground, nil},
 	{"validate", "", ground, nil},
 	{"version", "", ground, nil},
@@ -59,9 +60,10 @@ var rooms = []room{
 	{"content/swarm/nodecache", "content", stores, may("content/diskimage", "content/swarm", "content/swarm/kit", "content/swarm/peer", "wire")},
 	{"machine/diskboot", "machine", stores, nil},
 	{"machine/identify", "machine", stores, may("api/v1alpha1")},
-	{"machine/enroll", "machine", stores, may("api/v1alpha1", "machine/identify")},
+	{"machine/enroll", "machine", stores, may("api/v1alpha1", "machine/identify", "machine/pattern")},
 	{"machine/fleet", "machine", stores, may("api/v1alpha1", "machine/identify", "wire")},
 	{"machine/lifecycle", "machine", stores, may("api/v1alpha1", "machine/fleet", "machine/identify", "wire")},
+	{"machine/pattern", "machine", stores, nil},
 
 	{"netboot/boot", "netboot", engines, may("api/v1alpha1")},
 	{"netboot/dhcp", "netboot", engines, may("netboot/netif")},
@@ -84,7 +86,7 @@ var rooms = []room{
 	{"agent/fat", "agent", parties, nil},
 	{"agent/gpt", "agent", parties, nil},
 	{"agent/identity", "agent", parties, may("agent/client")},
-	{"agent/install", "agent", parties, may("agent/client", "agent/fat", "agent/gpt", "agent/identity", "agent/journal", "agent/probe", "agent/target", "content/diskimage", "content/fetch", "content/swarm/peer", "machine/diskboot", "machine/nodeconfig", "wire")},
+	{"agent/install", "agent", parties, may("agent/client", "agent/fat", "agent/gpt", "agent/identity", "agent/journal", "agent/probe", "agent/target", "content/diskimage", "content/fetch", "content/swarm/peer", "machine/diskboot", "machine/nodeconfig", "machine/pattern", "wire")},
 	{"agent/inventory", "agent", parties, may("agent/probe", "wire")},
 	{"agent/journal", "agent", parties, nil},
 	{"agent/lldp", "agent", parties, may("wire")},
@@ -97,7 +99,7 @@ var rooms = []room{
 	{"agent/systemd", "agent", parties, nil},
 	{"agent/target", "agent", parties, may("machine/nodeconfig")},
 
-	{"server/controllers", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "machine/enroll", "machine/fleet", "machine/lifecycle")},
+	{"server/controllers", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "machine/enroll", "machine/fleet", "machine/identify", "machine/lifecycle")},
 	{"server/controlplane", "server", parties, may("api/v1alpha1")},
 	{"server/machineapi", "server", parties, may("api/v1alpha1", "cluster/members", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "machine/nodeconfig", "pki", "wire")},
 	{"server/daemon", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "manifest", "netboot/boot", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "pki", "server/controllers", "server/controlplane", "server/machineapi", "wire")},

@@ -2,8 +2,6 @@ package fetch
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -13,13 +11,11 @@ import (
 	"time"
 
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/wire"
 )
 
-func digest(s string) string {
-	sum := sha256.Sum256([]byte(s))
-	return "sha256:" + hex.EncodeToString(sum[:])
-}
+func digestOf(s string) string { return digest.Of([]byte(s)).String() }
 
 // source is served by h, which is told how often it was asked before.
 func source(t *testing.T, h func(n int, w http.ResponseWriter, r *http.Request)) (*Source, *atomic.Int32) {
@@ -67,12 +63,12 @@ func TestGet(t *testing.T) {
 		"damaged once": {told: 1, serve: func(n int, w http.ResponseWriter, r *http.Request) {
 			give(w, r, map[bool]string{true: "BOOT loader", false: body}[n == 1])
 		}},
-		"damaged always": {told: 2, text: "arrived damaged twice: digest is " + digest("BOOT loader"), serve: func(_ int, w http.ResponseWriter, r *http.Request) { give(w, r, "BOOT loader") }},
-		"missing":        {text: "does not have shim (" + digest(body) + "; it answered 404): import the bundle", serve: func(_ int, w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }},
+		"damaged always": {told: 2, text: "arrived damaged twice: digest is " + digestOf("BOOT loader"), serve: func(_ int, w http.ResponseWriter, r *http.Request) { give(w, r, "BOOT loader") }},
+		"missing":        {text: "does not have shim (" + digestOf(body) + "; it answered 404): import the bundle", serve: func(_ int, w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, told := source(t, tt.serve)
-			b, err := s.Get(context.Background(), "shim", wire.Content{Digest: digest(body), Size: int64(len(body))}, 1000)
+			b, err := s.Get(context.Background(), "shim", wire.Content{Digest: digestOf(body), Size: int64(len(body))}, 1000)
 			if (err != nil) != (tt.text != "") || err != nil && !strings.Contains(err.Error(), tt.text) {
 				t.Fatalf("error is %v, want %q", err, tt.text)
 			}
@@ -89,7 +85,7 @@ func TestGet(t *testing.T) {
 func TestGetBoundsWhatItFetches(t *testing.T) {
 	s, _ := source(t, func(int, http.ResponseWriter, *http.Request) { t.Error("asked") })
 	for _, size := range []int64{-1, 0, 1001} {
-		if _, err := s.Get(context.Background(), "x", wire.Content{Digest: digest(""), Size: size}, 1000); err == nil {
+		if _, err := s.Get(context.Background(), "x", wire.Content{Digest: digestOf(""), Size: size}, 1000); err == nil {
 			t.Errorf("%d bytes were asked for", size)
 		}
 	}
@@ -104,8 +100,8 @@ func TestAWrongRangeIsNotTaken(t *testing.T) {
 		}
 		give(w, r, blob)
 	})
-	c := diskimage.Chunk{Digest: digest("bbbb"), BlobOffset: 4, BlobLength: 4}
-	b, err := s.Blob("image", digest(blob)).ReadChunk(context.Background(), c)
+	c := diskimage.Chunk{Digest: digestOf("bbbb"), BlobOffset: 4, BlobLength: 4}
+	b, err := s.Blob("image", digestOf(blob)).ReadChunk(context.Background(), c)
 	if err != nil || string(b) != "bbbb" {
 		t.Errorf("%q, %v", b, err)
 	}
@@ -113,9 +109,9 @@ func TestAWrongRangeIsNotTaken(t *testing.T) {
 
 func TestAChunkThatStaysWrongIsNamed(t *testing.T) {
 	s, _ := source(t, func(_ int, w http.ResponseWriter, r *http.Request) { give(w, r, "aaaaBBBBcccc") })
-	_, err := s.Blob("image debian-12", digest("x")).ReadChunk(context.Background(), diskimage.Chunk{Digest: digest("bbbb"), BlobOffset: 4, BlobLength: 4})
+	_, err := s.Blob("image debian-12", digestOf("x")).ReadChunk(context.Background(), diskimage.Chunk{Digest: digestOf("bbbb"), BlobOffset: 4, BlobLength: 4})
 	var wrong *DigestError
-	if !errors.As(err, &wrong) || wrong.Want != digest("bbbb") || !strings.Contains(err.Error(), "image debian-12 at byte 4") {
+	if !errors.As(err, &wrong) || wrong.Want != digestOf("bbbb") || !strings.Contains(err.Error(), "image debian-12 at byte 4") {
 		t.Error(err)
 	}
 }

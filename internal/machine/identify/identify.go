@@ -451,7 +451,7 @@ func Useless(q Query) string {
 	for _, raw := range q.MACs {
 		switch mac := MAC(raw); {
 		case mac == "":
-			why = appendValid(why, fmt.Sprintf("MAC %s is no NIC's address", printable(raw)))
+			why = appendValid(why, fmt.Sprintf("MAC %s is no NIC's address", termtext.Line(raw, 64)))
 		case DuplicateMAC(mac) != "":
 			why = appendValid(why, fmt.Sprintf("MAC %s is the same on %s", mac, DuplicateMAC(mac)))
 		case len(ownMACs([]string{mac}, q.USB, q.Boot)) == 0:
@@ -464,7 +464,7 @@ func Useless(q Query) string {
 	if q.UUID == "" {
 		return strings.Join(append(why, "it reports no UUID"), "; ")
 	}
-	return strings.Join(append(why, fmt.Sprintf("the UUID %s is on many machines, or is none", printable(q.UUID))), "; ")
+	return strings.Join(append(why, fmt.Sprintf("the UUID %s is on many machines, or is none", termtext.Line(q.UUID, 64))), "; ")
 }
 
 // Unclaimed are those of q's identifiers, in the form in which a Machine's spec has them, that no known machine has: what a new

@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"coldrack.dev/internal/digest"
 )
 
 // blobs by digest.
@@ -19,7 +21,7 @@ func (b blobs) add(size int, seed byte) Part {
 	content := make([]byte, size)
 	_, _ = rand.NewChaCha8([32]byte{seed}).Read(content)
 	sum := sha256.Sum256(content)
-	p := Part{Digest: name(sum[:]), Size: int64(size)}
+	p := Part{Digest: digest.Digest(sum).String(), Size: int64(size)}
 	b[p.Digest] = content
 	return p
 }
@@ -49,7 +51,7 @@ func TestAKitIsItsPartsBackToBack(t *testing.T) {
 	}
 	sum := sha256.Sum256(whole)
 	x := k.Index()
-	if k.Digest != name(sum[:]) || k.Size() != int64(len(whole)) || x.Blob != k.Digest || len(k.Parts) != len(parts) {
+	if k.Digest != digest.Digest(sum).String() || k.Size() != int64(len(whole)) || x.Blob != k.Digest || len(k.Parts) != len(parts) {
 		t.Fatalf("kit %s of %d bytes and %d parts", k.Digest, k.Size(), len(k.Parts))
 	}
 	for i, c := range x.Chunks {
