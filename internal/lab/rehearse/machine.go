@@ -24,8 +24,8 @@ import (
 	"coldrack.dev/internal/wire"
 )
 
-// life is one machine from power-on on.
-type life struct {
+// simulatedMachine behaves like one machine from power-on to its running node agent.
+type simulatedMachine struct {
 	Machine
 	rack *rack
 	// address that is taken on the wire now.
@@ -45,7 +45,7 @@ type node struct {
 	chain               string
 }
 
-// giveUp ends a machine's life: its firmware goes on without us.
+// giveUp ends a simulated machine: its firmware boots something else.
 type giveUp struct {
 	phase Phase
 	error
@@ -55,17 +55,17 @@ func (g giveUp) Unwrap() error { return g.error }
 
 func lost(format string, args ...any) error { return giveUp{Lost, fmt.Errorf(format, args...)} }
 
-// maxRefusals is how often a machine that the server refuses boots again before nobody expects anything of it.
+// maxRefusals is how often a machine that the server refuses boots again before it counts as lost.
 const maxRefusals = 3
 
-// run is the whole life. It ends with ctx, or when nothing more comes of the machine.
-func (l *life) run(ctx context.Context) {
-	defer l.leave()
-	sleep(ctx, l.PowerOn)
-	l.enter(DHCP, "")
+// run simulates the machine until ctx ends or the machine gives up.
+func (m *simulatedMachine) run(ctx context.Context) {
+	defer m.leave()
+	sleep(ctx, m.PowerOn)
+	m.enter(DHCP, "")
 	for ctx.Err() == nil {
-		err := l.boot(ctx)
-		l.leave()
+		err := m.boot(ctx)
+		m.leave()
 		var end giveUp
 		var again *discovery.Reboot
 		switch {
@@ -73,123 +73,123 @@ func (l *life) run(ctx context.Context) {
 			return
 		case errors.As(err, &again):
 			if !again.Wanted {
-				if l.refused++; l.refused >= maxRefusals {
-					l.enter(Refused, again.Reason)
+				if m.refused++; m.refused >= maxRefusals {
+					m.enter(Refused, again.Reason)
 					return
 				}
 			}
 			sleep(ctx, again.After)
-			if l.node == nil {
-				l.enter(DHCP, "")
+			if m.node == nil {
+				m.enter(DHCP, "")
 			}
 		case errors.As(err, &end):
-			l.enter(end.phase, end.Error())
+			m.enter(end.phase, end.Error())
 			return
 		default:
-			l.enter(Lost, err.Error())
+			m.enter(Lost, err.Error())
 			return
 		}
 	}
 }
 
 // enter tells of a new phase. The way from the installer to the disk is one phase.
-func (l *life) enter(p Phase, reason string) {
-	if l.node != nil && !p.ended() && p != Restarting {
+func (m *simulatedMachine) enter(p Phase, reason string) {
+	if m.node != nil && !p.ended() && p != Restarting {
 		return
 	}
-	if l.phase == p && reason == "" {
+	if m.phase == p && reason == "" {
 		return
 	}
-	l.phase = p
-	l.rack.tell(Event{Machine: l.Index, Phase: p, Reason: reason})
+	m.phase = p
+	m.rack.tell(Event{Machine: m.Index, Phase: p, Reason: reason})
 }
 
-func (l *life) took(what string, since time.Time) {
-	l.rack.tell(Event{Machine: l.Index, What: what, Took: time.Since(since), Repeats: l.repeats})
-	l.repeats = 0
+func (m *simulatedMachine) took(what string, since time.Time) {
+	m.rack.tell(Event{Machine: m.Index, What: what, Took: time.Since(since), Repeats: m.repeats})
+	m.repeats = 0
 }
 
 // use makes a leased address the machine's own.
-func (l *life) use(a netip.Addr) error {
-	if l.address == a {
+func (m *simulatedMachine) use(a netip.Addr) error {
+	if m.address == a {
 		return nil
 	}
-	l.leave()
-	if err := l.rack.cable.take(a); err != nil {
+	m.leave()
+	if err := m.rack.cable.take(a); err != nil {
 		return err
 	}
-	l.address = a
-	l.fetch = fetcher{cable: l.rack.cable, from: a, pace: pace{rate: l.Rate}, verify: l.Index%64 == 0}
+	m.address = a
+	m.fetch = fetcher{cable: m.rack.cable, from: a, pace: pace{rate: m.Rate}, verify: m.Index%64 == 0}
 	return nil
 }
 
-func (l *life) leave() {
-	l.fetch.close()
-	if l.address.IsValid() {
-		l.rack.cable.release(l.address)
-		l.address = netip.Addr{}
+func (m *simulatedMachine) leave() {
+	m.fetch.close()
+	if m.address.IsValid() {
+		m.rack.cable.release(m.address)
+		m.address = netip.Addr{}
 	}
 }
 
 // boot is one way from the firmware on. It returns what ends it.
-func (l *life) boot(ctx context.Context) error {
-	firmware := l.firmware()
-	lease, err := l.lease(ctx, firmware.dhcp)
+func (m *simulatedMachine) boot(ctx context.Context) error {
+	firmware := m.firmware()
+	lease, err := m.lease(ctx, firmware.dhcp)
 	if err != nil {
 		return err
 	}
-	l.enter(FirstStage, "")
+	m.enter(FirstStage, "")
 	began := time.Now()
 	if strings.Contains(lease.BootFile, "://") {
 		return lost("%s was given the URL %s, which it cannot load", firmware.dhcp.name, lease.BootFile)
 	}
-	if err := l.tftp(ctx, firmware.tftp, *lease); err != nil {
+	if err := m.tftp(ctx, firmware.tftp, *lease); err != nil {
 		return err
 	}
-	l.took(tookStage, began)
+	m.took(tookStage, began)
 
-	l.enter(IPXE, "")
-	if lease, err = l.lease(ctx, ipxeFor(firmware)); err != nil {
+	m.enter(IPXE, "")
+	if lease, err = m.lease(ctx, ipxeFor(firmware)); err != nil {
 		return err
 	}
-	script, err := l.decide(ctx, lease.BootFile)
+	script, err := m.decide(ctx, lease.BootFile)
 	if err != nil {
 		return err
 	}
 	if script.local != "" {
-		if _, err := l.fetch.get(ctx, script.local, 0, 0, 0); err != nil {
+		if _, err := m.fetch.get(ctx, script.local, 0, 0, 0); err != nil {
 			return lost("loading %s: %w", script.local, err)
 		}
-		if l.node == nil {
+		if m.node == nil {
 			return lost("told to start its own disk, which is blank")
 		}
-		return l.beNode(ctx)
+		return m.beNode(ctx)
 	}
-	l.enter(Loading, "")
+	m.enter(Loading, "")
 	began = time.Now()
 	for _, file := range []string{script.kernel, script.initrd} {
-		if _, err := l.fetch.get(ctx, file, 0, 0, 0); err != nil {
+		if _, err := m.fetch.get(ctx, file, 0, 0, 0); err != nil {
 			return lost("loading %s: %w", file[strings.LastIndexByte(file, '/')+1:], err)
 		}
 	}
-	l.took(tookKernel, began)
-	l.fetch.close()
-	return l.discover(ctx, script.args)
+	m.took(tookKernel, began)
+	m.fetch.close()
+	return m.discover(ctx, script.args)
 }
 
 // lease gets an address as one of the machine's programs does.
-func (l *life) lease(ctx context.Context, c dhcpClient) (*Lease, error) {
-	l.leave() // firmware that asks has no address yet
-	e := exchange{client: c, mac: l.mac(), uuid: l.Inventory.Identifiers.UUID}
+func (m *simulatedMachine) lease(ctx context.Context, c dhcpClient) (*Lease, error) {
+	m.leave() // firmware that asks has no address yet
+	e := exchange{client: c, mac: m.mac(), uuid: m.Inventory.Identifiers.UUID}
 	xid := rand.Uint32()
 	e.xid = dhcpv4.TransactionID{byte(xid >> 24), byte(xid >> 16), byte(xid >> 8), byte(xid)}
-	box, leave := l.rack.cable.expect(e.mac)
+	box, leave := m.rack.cable.expect(e.mac)
 	defer leave()
 	began := time.Now()
 	message, wait := e.start(began)
 	for {
 		if message != nil {
-			if err := l.rack.cable.send(e.mac, message); err != nil {
+			if err := m.rack.cable.send(e.mac, message); err != nil {
 				return nil, err
 			}
 		}
@@ -201,7 +201,7 @@ func (l *life) lease(ctx context.Context, c dhcpClient) (*Lease, error) {
 				timer.Stop()
 				return nil, context.Cause(ctx)
 			case <-timer.C:
-				l.repeats++
+				m.repeats++
 				var err error
 				if message, wait, err = e.expire(time.Now()); err != nil {
 					return nil, giveUp{Lost, err}
@@ -210,8 +210,8 @@ func (l *life) lease(ctx context.Context, c dhcpClient) (*Lease, error) {
 				next, longer, lease := e.receive(answer, time.Now())
 				if lease != nil {
 					timer.Stop()
-					l.took(tookLease, began)
-					return lease, l.use(lease.Address)
+					m.took(tookLease, began)
+					return lease, m.use(lease.Address)
 				}
 				if next != nil {
 					message, wait = next, longer
@@ -223,17 +223,17 @@ func (l *life) lease(ctx context.Context, c dhcpClient) (*Lease, error) {
 }
 
 // tftp loads the first stage.
-func (l *life) tftp(ctx context.Context, c tftpClient, lease Lease) error {
+func (m *simulatedMachine) tftp(ctx context.Context, c tftpClient, lease Lease) error {
 	if c.askSize {
-		if err := l.transfer(ctx, &download{client: c, name: lease.BootFile, sizeOnly: true}, lease.Next); err != nil {
+		if err := m.transfer(ctx, &download{client: c, name: lease.BootFile, sizeOnly: true}, lease.Next); err != nil {
 			return err
 		}
 	}
-	return l.transfer(ctx, &download{client: c, name: lease.BootFile}, lease.Next)
+	return m.transfer(ctx, &download{client: c, name: lease.BootFile}, lease.Next)
 }
 
-func (l *life) transfer(ctx context.Context, d *download, server netip.Addr) error {
-	conn, err := l.rack.cable.udp(ctx, l.address)
+func (m *simulatedMachine) transfer(ctx context.Context, d *download, server netip.Addr) error {
+	conn, err := m.rack.cable.udp(ctx, m.address)
 	if err != nil {
 		return err
 	}
@@ -243,9 +243,9 @@ func (l *life) transfer(ctx context.Context, d *download, server netip.Addr) err
 	var peer netip.AddrPort
 	buffer := make([]byte, 2048)
 	send := d.start()
-	pace := pace{rate: l.Rate}
+	pace := pace{rate: m.Rate}
 	for {
-		if send != nil && !l.rack.cable.dropped() {
+		if send != nil && !m.rack.cable.dropped() {
 			if _, err := conn.WriteToUDPAddrPort(send, to); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 				return err
 			}
@@ -259,7 +259,7 @@ func (l *life) transfer(ctx context.Context, d *download, server netip.Addr) err
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			l.repeats++
+			m.repeats++
 			if send, err = d.expire(); err != nil {
 				return giveUp{Lost, err}
 			}
@@ -274,7 +274,7 @@ func (l *life) transfer(ctx context.Context, d *download, server netip.Addr) err
 		}
 		// RFC 1350, section 4: from its first answer on the server has a port of its own for the transfer.
 		peer, to = from, from
-		l.rack.cable.received.Add(int64(n))
+		m.rack.cable.received.Add(int64(n))
 		pace.took(ctx, n)
 		var done bool
 		send, done, err = d.receive(buffer[:n])
@@ -289,29 +289,29 @@ func (l *life) transfer(ctx context.Context, d *download, server netip.Addr) err
 }
 
 // decide asks what to boot, as iPXE does with httpboot.ChainScript.
-func (l *life) decide(ctx context.Context, chain string) (bootScript, error) {
+func (m *simulatedMachine) decide(ctx context.Context, chain string) (bootScript, error) {
 	for {
 		var script bootScript
 		base, err := url.Parse(chain)
 		if err == nil {
-			_, err = l.fetch.get(ctx, chain, 0, 0, 64<<10)
+			_, err = m.fetch.get(ctx, chain, 0, 0, 64<<10)
 		}
 		if err != nil {
 			return script, lost("iPXE cannot load %s: %w", chain, err)
 		}
-		base.Path, base.RawQuery = "/boot/ipxe", l.query()
+		base.Path, base.RawQuery = "/boot/ipxe", m.query()
 		attempt := 0
 		for ; attempt < scriptAttempts && ctx.Err() == nil; attempt++ {
 			if attempt > 0 {
-				l.repeats++
+				m.repeats++
 				sleep(ctx, scriptPause)
 			}
 			began := time.Now()
 			var text []byte
-			if text, err = l.fetch.get(ctx, base.String(), 0, 0, 64<<10); err != nil {
+			if text, err = m.fetch.get(ctx, base.String(), 0, 0, 64<<10); err != nil {
 				continue
 			}
-			l.took(tookDecision, began)
+			m.took(tookDecision, began)
 			if script, err = parseScript(string(text)); err != nil {
 				return script, giveUp{Lost, err}
 			}
@@ -325,32 +325,32 @@ func (l *life) decide(ctx context.Context, chain string) (bootScript, error) {
 		case !script.retry:
 			return script, nil
 		}
-		l.enter(Waiting, script.says)
+		m.enter(Waiting, script.says)
 		sleep(ctx, retryPause)
-		l.enter(IPXE, "")
+		m.enter(IPXE, "")
 	}
 }
 
-func (l *life) query() string {
+func (m *simulatedMachine) query() string {
 	hyphens := func(mac string) string { return strings.ReplaceAll(mac, ":", "-") }
 	v := url.Values{}
-	v.Add("mac", hyphens(l.Inventory.NICs[0].MAC))
-	for _, nic := range l.Inventory.NICs {
+	v.Add("mac", hyphens(m.Inventory.NICs[0].MAC))
+	for _, nic := range m.Inventory.NICs {
 		v.Add("mac", hyphens(nic.MAC))
 	}
-	v.Set("uuid", l.Inventory.Identifiers.UUID)
-	v.Set("serial", l.Inventory.Identifiers.Serial)
-	v.Set("manufacturer", l.Inventory.System.Vendor)
-	v.Set("product", l.Inventory.System.Product)
+	v.Set("uuid", m.Inventory.Identifiers.UUID)
+	v.Set("serial", m.Inventory.Identifiers.Serial)
+	v.Set("manufacturer", m.Inventory.System.Vendor)
+	v.Set("product", m.Inventory.System.Product)
 	v.Set("arch", "x86_64")
-	v.Set("platform", l.firmware().Platform)
-	v.Set("ip", l.address.String())
+	v.Set("platform", m.firmware().Platform)
+	v.Set("ip", m.address.String())
 	return v.Encode()
 }
 
 const agentName = "coldrack-rehearsal"
 
-func (l *life) client(server string, pin client.Pin, ca string) (*client.Client, error) {
+func (m *simulatedMachine) client(server string, pin client.Pin, ca string) (*client.Client, error) {
 	o := client.Options{Server: server, Pin: pin, Agent: agentName}
 	if ca != "" {
 		var err error
@@ -358,9 +358,9 @@ func (l *life) client(server string, pin client.Pin, ca string) (*client.Client,
 			return nil, err
 		}
 	}
-	from := l.address
+	from := m.address
 	o.Dial = func(ctx context.Context, _, address string) (net.Conn, error) {
-		return l.rack.cable.tcp(ctx, from, address, true)
+		return m.rack.cable.tcp(ctx, from, address, true)
 	}
 	return client.New(o)
 }
@@ -378,16 +378,16 @@ func refusal(what string, err error) error {
 }
 
 // discover is the discovery system: enrol, report, follow.
-func (l *life) discover(ctx context.Context, line string) error {
-	l.enter(Enrolling, "")
-	if _, err := l.lease(ctx, agentDHCP); err != nil {
+func (m *simulatedMachine) discover(ctx context.Context, line string) error {
+	m.enter(Enrolling, "")
+	if _, err := m.lease(ctx, agentDHCP); err != nil {
 		return err
 	}
 	args, err := discovery.ParseArguments(line)
 	if err != nil {
 		return lost("kernel command line: %w", err)
 	}
-	server, err := l.client(args.Server, args.Pin, "")
+	server, err := m.client(args.Server, args.Pin, "")
 	if err != nil {
 		return err
 	}
@@ -399,7 +399,7 @@ func (l *life) discover(ctx context.Context, line string) error {
 	began := time.Now()
 	var enrolled wire.EnrollResponse
 	err = retry.Do(ctx, nil, func(ctx context.Context) (err error) {
-		enrolled, err = server.Enroll(ctx, wire.EnrollRequest{Nonce: args.Nonce, Identifiers: l.Inventory.Identifiers,
+		enrolled, err = server.Enroll(ctx, wire.EnrollRequest{Nonce: args.Nonce, Identifiers: m.Inventory.Identifiers,
 			BootMAC: args.MAC, CSR: csr, AgentVersion: agentName})
 		return err
 	})
@@ -411,19 +411,19 @@ func (l *life) discover(ctx context.Context, line string) error {
 		return err
 	}
 	server.Use(pair)
-	l.took(tookEnrol, began)
-	inventory := l.Inventory
-	inventory.Address = l.address.String()
+	m.took(tookEnrol, began)
+	inventory := m.Inventory
+	inventory.Address = m.address.String()
 	began = time.Now()
 	if err := retry.Do(ctx, nil, func(ctx context.Context) error { return server.Inventory(ctx, inventory) }); err != nil {
 		return refusal("report the inventory", err)
 	}
-	l.took(tookInventory, began)
-	l.enter(Waiting, "")
-	return l.follow(ctx, server, args)
+	m.took(tookInventory, began)
+	m.enter(Waiting, "")
+	return m.follow(ctx, server, args)
 }
 
-func (l *life) follow(ctx context.Context, server *client.Client, args discovery.Arguments) error {
+func (m *simulatedMachine) follow(ctx context.Context, server *client.Client, args discovery.Arguments) error {
 	done := map[string]bool{}
 	version, told := "", ""
 	for {
@@ -447,28 +447,28 @@ func (l *life) follow(ctx context.Context, server *client.Client, args discovery
 			return &discovery.Reboot{Reason: "the server asks for a reboot", Wanted: true}
 		case next.Action == wire.ActionInstall && next.Plan != nil && !done[next.Plan.IntentID]:
 			done[next.Plan.IntentID] = true
-			l.enter(Installing, "")
+			m.enter(Installing, "")
 			began := time.Now()
-			cancelled, err := l.install(ctx, server, args, *next.Plan)
+			cancelled, err := m.install(ctx, server, args, *next.Plan)
 			if err != nil {
 				return refusal("install", err)
 			}
 			if cancelled {
-				l.enter(Waiting, "")
+				m.enter(Waiting, "")
 				continue
 			}
-			l.took(tookInstall, began)
-			l.enter(Restarting, "")
+			m.took(tookInstall, began)
+			m.enter(Restarting, "")
 			return &discovery.Reboot{Reason: "installed", Wanted: true}
 		case next.Message != "" && next.Message != told:
 			told = next.Message
-			l.enter(Waiting, told)
+			m.enter(Waiting, told)
 		}
 	}
 }
 
 // install goes through the steps of a real one; what it would write, it drops.
-func (l *life) install(ctx context.Context, server *client.Client, args discovery.Arguments, plan wire.InstallPlan) (cancelled bool, err error) {
+func (m *simulatedMachine) install(ctx context.Context, server *client.Client, args discovery.Arguments, plan wire.InstallPlan) (cancelled bool, err error) {
 	steps := make([]wire.Step, 0, 10)
 	for _, name := range wire.InstallSteps() {
 		steps = append(steps, wire.Step{Name: name, State: wire.StatePending})
@@ -516,11 +516,11 @@ func (l *life) install(ctx context.Context, server *client.Client, args discover
 	if stop, err := report(); err != nil || stop {
 		return stop, err
 	}
-	if stop, err := l.image(ctx, args.Boot, plan, at(image, wire.StateRunning), report); err != nil || stop {
+	if stop, err := m.image(ctx, args.Boot, plan, at(image, wire.StateRunning), report); err != nil || stop {
 		return stop, err
 	}
 	at(image, wire.StateSucceeded)
-	l.took(tookImage, began)
+	m.took(tookImage, began)
 	for _, name := range []string{wire.StepBootloader, wire.StepNodeConfig} {
 		at(index(name), wire.StateRunning)
 		at(index(name), wire.StateSucceeded)
@@ -544,8 +544,8 @@ func (l *life) install(ctx context.Context, server *client.Client, args discover
 	at(index(wire.StepIdentity), wire.StateSucceeded)
 	at(index(wire.StepReboot), wire.StateRunning)
 	disk := "disk"
-	if len(l.Inventory.Disks) > 0 {
-		disk = l.Inventory.Disks[0].ByID[0]
+	if len(m.Inventory.Disks) > 0 {
+		disk = m.Inventory.Disks[0].ByID[0]
 	}
 	err = retry.Do(ctx, nil, func(ctx context.Context) error {
 		return server.Complete(ctx, wire.Complete{IntentID: plan.IntentID, State: wire.StateSucceeded, Disk: disk,
@@ -554,29 +554,29 @@ func (l *life) install(ctx context.Context, server *client.Client, args discover
 	if err != nil {
 		return false, err
 	}
-	l.node = &node{server: args.Server, pin: args.Pin, ca: identity.CA, machine: plan.Machine, key: key, chain: identity.Certificate}
+	m.node = &node{server: args.Server, pin: args.Pin, ca: identity.CA, machine: plan.Machine, key: key, chain: identity.Certificate}
 	return false, nil
 }
 
 // image fetches all that the plan names.
-func (l *life) image(ctx context.Context, boot string, plan wire.InstallPlan, step *wire.Step, report func() (bool, error)) (cancelled bool, err error) {
+func (m *simulatedMachine) image(ctx context.Context, boot string, plan wire.InstallPlan, step *wire.Step, report func() (bool, error)) (cancelled bool, err error) {
 	content := func(digest string) string { return boot + "/content/" + strings.Replace(digest, ":", "/", 1) }
 	get := func(address string, offset, length, keep int64) (body []byte, err error) {
 		err = retry.Do(ctx, nil, func(ctx context.Context) (err error) {
-			body, err = l.fetch.get(ctx, address, offset, length, keep)
+			body, err = m.fetch.get(ctx, address, offset, length, keep)
 			return err
 		})
 		return body, err
 	}
 	keep := int64(0)
-	if !l.rack.indexes.has(plan.Image.Index.Digest) {
+	if !m.rack.indexes.has(plan.Image.Index.Digest) {
 		keep = plan.Image.Index.Size
 	}
 	text, err := get(content(plan.Image.Index.Digest), 0, 0, keep)
 	if err != nil {
 		return false, fmt.Errorf("fetch the image's index: %w", err)
 	}
-	index, err := l.rack.indexes.get(plan.Image.Index.Digest, text)
+	index, err := m.rack.indexes.get(plan.Image.Index.Digest, text)
 	if err != nil {
 		return false, err
 	}
@@ -588,7 +588,7 @@ func (l *life) image(ctx context.Context, boot string, plan wire.InstallPlan, st
 	told := time.Now()
 	for _, chunk := range index.Chunks {
 		keep := int64(0)
-		if l.fetch.verify {
+		if m.fetch.verify {
 			keep = chunk.BlobLength
 		}
 		stored, err := get(content(index.Blob), chunk.BlobOffset, chunk.BlobLength, keep)
@@ -609,28 +609,28 @@ func (l *life) image(ctx context.Context, boot string, plan wire.InstallPlan, st
 		}
 	}
 	step.BytesDone = plan.Image.Size
-	l.fetch.close()
+	m.fetch.close()
 	return false, nil
 }
 
 // beNode reports as the installed system until ctx ends.
-func (l *life) beNode(ctx context.Context) error {
-	l.fetch.close()
-	server, err := l.client(l.node.server, l.node.pin, l.node.ca)
+func (m *simulatedMachine) beNode(ctx context.Context) error {
+	m.fetch.close()
+	server, err := m.client(m.node.server, m.node.pin, m.node.ca)
 	if err != nil {
 		return err
 	}
 	defer func() { server.Close() }()
-	pair, err := client.KeyPair(l.node.chain, l.node.key)
+	pair, err := client.KeyPair(m.node.chain, m.node.key)
 	if err != nil {
 		return err
 	}
 	server.Use(pair)
 	booted := time.Now().UTC()
 	beat := wire.Heartbeat{AgentVersion: agentName, OS: "Debian GNU/Linux 12 (bookworm)", Kernel: "6.1.0", BootedAt: booted,
-		BootID:     fmt.Sprintf("%08x-0000-4000-8000-%012x", rand.Uint32(), l.Index),
-		Addresses:  []string{l.address.String() + "/32"},
-		Interfaces: map[string]string{l.address.String(): "eno1"}}
+		BootID:     fmt.Sprintf("%08x-0000-4000-8000-%012x", rand.Uint32(), m.Index),
+		Addresses:  []string{m.address.String() + "/32"},
+		Interfaces: map[string]string{m.address.String(): "eno1"}}
 	for ctx.Err() == nil {
 		began := time.Now()
 		beat.Now = began.UTC()
@@ -643,10 +643,10 @@ func (l *life) beNode(ctx context.Context) error {
 			return giveUp{Refused, fmt.Errorf("heartbeat: %w", err)}
 		case err != nil:
 			wait = time.Second + rand.N(time.Second)
-			l.repeats++
+			m.repeats++
 		default:
-			l.took(tookHeartbeat, began)
-			l.enter(Ready, "")
+			m.took(tookHeartbeat, began)
+			m.enter(Ready, "")
 			if answer.IntervalSeconds > 0 {
 				wait = time.Duration(answer.IntervalSeconds) * time.Second
 			}

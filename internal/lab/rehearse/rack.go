@@ -70,8 +70,8 @@ func RunRack(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	var machines sync.WaitGroup
 	for _, m := range config.Machines {
-		l := &life{Machine: m, rack: r}
-		machines.Go(func() { l.run(ctx) })
+		simulated := &simulatedMachine{Machine: m, rack: r}
+		machines.Go(func() { simulated.run(ctx) })
 	}
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
