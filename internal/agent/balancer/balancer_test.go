@@ -144,7 +144,12 @@ func (m *mute) Accept() (net.Conn, error) {
 	}
 }
 
-var quick = Pace{Every: 20 * time.Millisecond, Limit: 300 * time.Millisecond, Misses: 2, Dial: time.Second}
+// quick checks often, but leaves a healthy server of a busy host much time for its answer: a test must not take it for a
+// dead one.
+var quick = Pace{Every: 20 * time.Millisecond, Limit: time.Minute, Misses: 2, Dial: time.Minute}
+
+// impatient is for servers that fall silent: they count as dead after some four seconds.
+var impatient = Pace{Every: 20 * time.Millisecond, Limit: 2 * time.Second, Misses: 2, Dial: 2 * time.Second}
 
 // bench is a balancer before API servers, and a client that only knows the balancer.
 type bench struct {
@@ -154,8 +159,8 @@ type bench struct {
 	url string
 }
 
-func newBench(t *testing.T) *bench {
-	b := &bench{t: t, authority: newAuthority(t), Balancer: New(slog.New(slog.DiscardHandler), quick)}
+func newBench(t *testing.T, pace Pace) *bench {
+	b := &bench{t: t, authority: newAuthority(t), Balancer: New(slog.New(slog.DiscardHandler), pace)}
 	t.Cleanup(b.Close)
 	return b
 }
@@ -178,7 +183,8 @@ func (b *bench) pem() string { return b.authority.pem }
 func (b *bench) client() *http.Client {
 	pool := x509.NewCertPool()
 	pool.AddCert(b.cert)
-	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}, TLSHandshakeTimeout: time.Minute, ResponseHeaderTimeout: time.Minute}}
 }
 
 func (b *bench) who() string {
@@ -194,7 +200,7 @@ func (b *bench) who() string {
 	return string(name)
 }
 
-// healthy waits until a backend's health is as wanted.
+// until waits until a backend's health is as wanted.
 func (b *bench) until(s *apiServer, want health) {
 	b.t.Helper()
 	var is health
@@ -259,7 +265,7 @@ func broken(t *testing.T, stream <-chan string) {
 }
 
 func TestConnectionsAreSpreadOverReadyServers(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, quick)
 	one, two := b.start("one"), b.start("two")
 	b.set(one, two)
 	b.until(one, ready)
@@ -274,7 +280,7 @@ func TestConnectionsAreSpreadOverReadyServers(t *testing.T) {
 }
 
 func TestOneThatDiesLosesItsConnectionsAndOthersKeepTheirs(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, impatient)
 	one, two := b.start("one"), b.start("two")
 	b.set(one, two)
 	b.until(one, ready)
@@ -299,11 +305,9 @@ func TestOneThatDiesLosesItsConnectionsAndOthersKeepTheirs(t *testing.T) {
 
 // While a backend is ready, checks share a connection; but not for ever, or one that takes no new clients would pass.
 func TestChecksShareAConnectionForAWhile(t *testing.T) {
-	pace := quick
+	pace := impatient
 	pace.Fresh = 400 * time.Millisecond
-	b := newBench(t)
-	b.Balancer = New(slog.New(slog.DiscardHandler), pace)
-	t.Cleanup(b.Close)
+	b := newBench(t, pace)
 	one := b.start("one")
 	b.set(one)
 	b.until(one, ready)
@@ -321,7 +325,7 @@ func TestChecksShareAConnectionForAWhile(t *testing.T) {
 }
 
 func TestTheOnlyOneKeepsItsConnectionsHoweverSlowItIs(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, impatient)
 	one, two := b.start("one"), b.start("two")
 	two.readyz.Store(500)
 	two.livez.Store(500)
@@ -349,7 +353,7 @@ func TestTheOnlyOneKeepsItsConnectionsHoweverSlowItIs(t *testing.T) {
 }
 
 func TestOneThatRefusesIsLeftAtOnceAndTakenBack(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, quick)
 	one, two := b.start("one"), b.start("two")
 	b.set(one, two)
 	b.until(one, ready)
@@ -370,7 +374,7 @@ func TestOneThatRefusesIsLeftAtOnceAndTakenBack(t *testing.T) {
 }
 
 func TestReadyBeforeLiveBeforeTheRest(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, quick)
 	one, two := b.start("one"), b.start("two")
 	one.readyz.Store(500)
 	one.livez.Store(500)
@@ -395,7 +399,7 @@ func TestReadyBeforeLiveBeforeTheRest(t *testing.T) {
 }
 
 func TestWithoutAnyHealthyOneAllAreTried(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, quick)
 	one, two := b.start("one"), b.start("two")
 	b.pace.Every, b.pace.Limit = time.Hour, 20*time.Second // one check each, that says nothing new from here on
 	one.down()
@@ -415,7 +419,7 @@ func TestWithoutAnyHealthyOneAllAreTried(t *testing.T) {
 }
 
 func TestAStrangerIsNotAnAPIServer(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, quick)
 	stranger, one := newAuthority(t).start("stranger"), b.start("one")
 	b.set(stranger, one)
 	b.until(stranger, dead)
@@ -432,7 +436,7 @@ func TestAStrangerIsNotAnAPIServer(t *testing.T) {
 }
 
 func TestBackendsChangeUnderLiveConnections(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, quick)
 	one, two, three := b.start("one"), b.start("two"), b.start("three")
 	b.set(one, two)
 	b.until(one, ready)
@@ -455,7 +459,7 @@ func TestBackendsChangeUnderLiveConnections(t *testing.T) {
 }
 
 func TestAHalfClosedConnectionStillAnswers(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, quick)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -494,7 +498,7 @@ func TestAHalfClosedConnectionStillAnswers(t *testing.T) {
 }
 
 func TestATakenPortIsNamed(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, quick)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -507,7 +511,7 @@ func TestATakenPortIsNamed(t *testing.T) {
 }
 
 func TestAnEmptyOneClosesTheListenerAndConnections(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, quick)
 	one := b.start("one")
 	b.set(one)
 	stream := b.stream()
@@ -521,7 +525,7 @@ func TestAnEmptyOneClosesTheListenerAndConnections(t *testing.T) {
 }
 
 func TestRunEndsWithEverything(t *testing.T) {
-	b := newBench(t)
+	b := newBench(t, quick)
 	one := b.start("one")
 	b.set(one)
 	stream := b.stream()
