@@ -36,6 +36,12 @@ type pkg struct {
 
 func (p pkg) String() string { return p.Name + "=" + p.Version }
 
+// key names the section among others: the suite, and a hash of all that it says.
+func (r *AptRecipe) key() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", r.Suite, r.Components, r.Mirrors))
+	return r.Suite + "-" + hex.EncodeToString(sum[:4])
+}
+
 // listsMaxAge is how old package lists may be before they are fetched again.
 const listsMaxAge = 12 * time.Hour
 
@@ -111,7 +117,7 @@ func (a *apt) configure(ctx context.Context) error {
 }
 
 // findSources returns a sources.list with the recipe's mirrors, or with what the host's apt is
-// configured with, as far as it is the recipe's suite.
+// configured with, as far as it is the recipe's suite; where nothing is, with the recipe's suite of the same mirrors.
 func (a *apt) findSources(ctx context.Context) (string, error) {
 	if len(a.recipe.Mirrors) > 0 {
 		var b strings.Builder
@@ -154,6 +160,9 @@ func (a *apt) findSources(ctx context.Context) (string, error) {
 		}
 	}
 	sources := selectSources(all, a.recipe)
+	if sources == "" {
+		sources = selectSources(translate(all, a.recipe.Suite), a.recipe)
+	}
 	if sources == "" {
 		return "", fmt.Errorf("this machine's apt has no source of suite %s with components %q, only of %q; configure one, or set apt.mirrors in the recipe",
 			a.recipe.Suite, a.recipe.Components, suites)

@@ -19,7 +19,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -194,19 +193,12 @@ func buildAll(ctx context.Context, builders []*builder, agent artefact) (bundle.
 		return bundle.Spec{}, err
 	}
 	defer func() { _ = removeWork(first.workDir()) }()
-	packages, err := openApt(ctx, builders)
-	if err != nil {
+	if err := openApts(ctx, builders); err != nil {
 		return bundle.Spec{}, err
 	}
-	spec := bundle.Spec{Name: first.recipe.Name, Created: first.recipe.SourceDate}
-	if packages != nil {
-		if date := packages.date(); !date.IsZero() {
-			spec.Created = date
-		}
-	}
+	spec := bundle.Spec{Name: first.recipe.Name, Created: created(builders)}
 	var bill []part
 	for _, b := range builders {
-		b.apt = packages
 		p, err := b.all(ctx, agent)
 		if err != nil {
 			return bundle.Spec{}, fmt.Errorf("recipe %s: %w", b.recipe.Name, err)
@@ -229,33 +221,48 @@ func buildAll(ctx context.Context, builders []*builder, agent artefact) (bundle.
 	return spec, nil
 }
 
-// openApt prepares the package lists, or returns nil where no recipe needs packages.
-func openApt(ctx context.Context, builders []*builder) (*apt, error) {
-	var wanted *Recipe
+// openApts prepares the package lists of every recipe that needs packages. Recipes with equal apt sections share one state
+// of Debian; others may have another, such as containers of one suite beside a system of another.
+func openApts(ctx context.Context, builders []*builder) error {
+	opened := map[string]*apt{}
 	for _, b := range builders {
 		if b.recipe.Apt == nil {
 			continue
 		}
-		if wanted != nil && !reflect.DeepEqual(wanted.Apt, b.recipe.Apt) {
-			return nil, fmt.Errorf("recipes %s and %s have different apt sections; one bundle has packages of one state of Debian", wanted.Name, b.recipe.Name)
+		name := b.recipe.Apt.key()
+		if opened[name] == nil {
+			b.steps.name, b.steps.begun = "packages of "+b.recipe.Apt.Suite, time.Now()
+			b.steps.event(Started, "", 0)
+			a, err := newApt(ctx, filepath.Join(b.opt.CacheDir, "apt", name), *b.recipe.Apt, b.log, b.steps.detail)
+			if err != nil {
+				return err
+			}
+			if err := a.update(ctx, b.opt.Refresh); err != nil {
+				return err
+			}
+			b.steps.event(Done, "", 0)
+			opened[name] = a
 		}
-		wanted = &b.recipe
+		b.apt = opened[name]
 	}
-	if wanted == nil {
-		return nil, nil
+	return nil
+}
+
+// created is the newest state of Debian that packages come from; without packages, the first recipe's own date.
+func created(builders []*builder) time.Time {
+	date := time.Time{}
+	for _, b := range builders {
+		if b.apt == nil {
+			continue
+		}
+		if d := b.apt.date(); d.After(date) {
+			date = d
+		}
 	}
-	b := builders[0]
-	b.steps.name, b.steps.begun = "packages", time.Now()
-	b.steps.event(Started, "", 0)
-	a, err := newApt(ctx, filepath.Join(b.opt.CacheDir, "apt"), *wanted.Apt, b.log, b.steps.detail)
-	if err != nil {
-		return nil, err
+	if date.IsZero() {
+		return builders[0].recipe.SourceDate
 	}
-	if err := a.update(ctx, b.opt.Refresh); err != nil {
-		return nil, err
-	}
-	b.steps.event(Done, "", 0)
-	return a, nil
+	return date
 }
 
 // all runs the steps of one recipe in the order of their needs.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"debug/buildinfo"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -84,7 +85,7 @@ func TestParseRecipe(t *testing.T) {
 		"no date":                               {`sourceDate: "2025-01-01T00:00:00Z"`, "", "sourceDate: is not set"},
 		"a relative file pattern":               {"/bin/udevadm", "bin/udevadm", "netboot.files[0]"},
 		"an absolute module pattern":            {`"kernel/**"`, `"/kernel/**"`, "netboot.modules[0]"},
-		"an overlay outside the recipe":         {"label: root", "label: root, overlay: ../..", "image.overlay"},
+		"an overlay of the machine's own":       {"label: root", "label: root, overlay: /etc", "image.overlay"},
 		"a label too long for ext4":             {"label: root", "label: seventeen-letters", "image.label"},
 		"a file system without room":            {"freePercent: 10", "freePercent: 0", "image.freePercent: is 0, want 5 to 100"},
 		"an initramfs of no size":               {"maxMiB: 100", "maxMiB: 0", "netboot.maxMiB"},
@@ -255,6 +256,27 @@ Signed-By:
 		if diff := cmp.Diff(tt.want, got); diff != "" {
 			t.Errorf("%s:\n%s", name, diff)
 		}
+	}
+}
+
+func TestSourcesOfAnotherSuite(t *testing.T) {
+	have := []source{
+		{"http://mirror.example/debian", "bookworm", []string{"main"}, "/usr/share/keyrings/debian-archive-keyring.gpg"},
+		{"http://mirror.example/debian", "bookworm-updates", []string{"main"}, ""},
+		{"http://mirror.example/security", "bookworm-security", []string{"main"}, "/usr/share/keyrings/debian-archive-keyring.pgp"},
+		{"http://mirror.example/debian", "bookworm-backports", []string{"main"}, ""},
+		{"http://vendor.example/apt", "bookworm", []string{"main"}, "/etc/apt/keyrings/vendor.gpg"},
+		{"http://cloud.example/apt", "sdk-bookworm", []string{"main"}, ""},
+	}
+	got := selectSources(translate(have, "trixie"), AptRecipe{Suite: "trixie", Components: []string{"main"}})
+	want := "deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://mirror.example/debian trixie main\n" +
+		"deb [arch=amd64] http://mirror.example/debian trixie-updates main\n" +
+		"deb [arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.pgp] http://mirror.example/security trixie-security main\n"
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if got := translate(have, "noble"); got != nil {
+		t.Errorf("a suite that is not Debian's was found on Debian's mirror: %v", got)
 	}
 }
 
@@ -621,6 +643,48 @@ func TestMountsBelowTheWorkFolderAreSeen(t *testing.T) {
 	for _, dir := range []string{"/cache/other", "/cache/wor"} {
 		if got := mountBelow(info, dir); got != "" {
 			t.Errorf("found %q below %s", got, dir)
+		}
+	}
+}
+
+func TestPatternsForBothSidesOfUsr(t *testing.T) {
+	got := bothPaths([]string{"/lib/modules/*/kernel/sound/*", "/usr/lib/udev/hwdb.d/*", "/usr/share/doc/*", "/library/x", "/sbin/y"})
+	want := []string{"/lib/modules/*/kernel/sound/*", "/usr/lib/modules/*/kernel/sound/*", "/usr/lib/udev/hwdb.d/*", "/lib/udev/hwdb.d/*",
+		"/usr/share/doc/*", "/library/x", "/sbin/y", "/usr/sbin/y"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestKernelModulesAreNamedWithoutTheirCompression(t *testing.T) {
+	for name, want := range map[string]string{"kernel/fs/ext4/ext4.ko": "kernel/fs/ext4/ext4.ko", "a.ko.xz": "a.ko", "a.ko.zst": "a.ko", "a.xz.ko": "a.xz.ko"} {
+		if got := uncompressed(name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+}
+
+// note is an entry of .note.dlopen.
+func note(kind uint32, content string) []byte {
+	b := binary.LittleEndian.AppendUint32(nil, 4)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(content)+1))
+	b = append(binary.LittleEndian.AppendUint32(b, kind), "FDO\x00"...)
+	b = append(append(b, content...), 0)
+	return append(b, make([]byte, (4-len(b)%4)%4)...)
+}
+
+func TestLibrariesThatAreOpened(t *testing.T) {
+	const dlopen = 0x407c0c0a
+	kmod := note(dlopen, `[{"feature":"kmod","description":"Support for loading kernel modules","priority":"recommended","soname":["libkmod.so.2"]}]`)
+	tpm := note(dlopen, `[{"feature":"tpm","priority":"suggested","soname":["libtss2-esys.so.0"]},{"feature":"x","priority":"required","soname":["libx.so.2","libx.so.1"]}]`)
+	got, err := parseOpened(slices.Concat(kmod, note(1, "something else"), tpm), binary.LittleEndian)
+	want := []openedLibrary{{"kmod", "recommended", []string{"libkmod.so.2"}}, {"x", "required", []string{"libx.so.2", "libx.so.1"}}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	for name, raw := range map[string][]byte{"cut off": kmod[:40], "not JSON": note(dlopen, "libkmod")} {
+		if _, err := parseOpened(raw, binary.LittleEndian); err == nil {
+			t.Errorf("%s: was accepted", name)
 		}
 	}
 }

@@ -52,7 +52,7 @@ func (b *builder) imageRoot(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("image: %w", err)
 	}
-	inputs := []any{r.Packages, r.Exclude, r.Include, r.Enable, r.Disable, pkgs, overlay, b.recipe.SourceDate, string(customizeScript)}
+	inputs := []any{r.Packages, bothPaths(r.Exclude), bothPaths(r.Include), r.Enable, r.Disable, pkgs, overlay, b.recipe.SourceDate, string(customizeScript)}
 	return b.steps.run(ctx, "image-root", inputs, func(ctx context.Context, dir string) error {
 		if os.Geteuid() != 0 {
 			return errors.New("building an operating-system image needs root (mmdebstrap, file ownership); run as root")
@@ -85,10 +85,10 @@ func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error 
 	var dpkgOptions strings.Builder
 	// A root that is thrown away when the power fails needs no fsync. customize.sh takes this out again.
 	dpkgOptions.WriteString("force-unsafe-io\n")
-	for _, p := range r.Exclude {
+	for _, p := range bothPaths(r.Exclude) {
 		fmt.Fprintf(&dpkgOptions, "path-exclude=%s\n", p)
 	}
-	for _, p := range r.Include {
+	for _, p := range bothPaths(r.Include) {
 		fmt.Fprintf(&dpkgOptions, "path-include=%s\n", p)
 	}
 	script := filepath.Join(work, "customize.sh")
@@ -142,6 +142,23 @@ func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error 
 	inMemory := `mount -t tmpfs -o size=` + strconv.Itoa(rootMemory) + `,mode=0755 tmpfs "$0" && exec mmdebstrap "$@"`
 	_, err = cmd.run(ctx, "unshare", append([]string{"--mount", "sh", "-c", inMemory, temporary}, args...)...)
 	return err
+}
+
+// bothPaths adds to each pattern its twin on the other side of merged-/usr. dpkg matches the names that a package has, and
+// packages have moved from /lib to /usr/lib between suites.
+func bothPaths(patterns []string) []string {
+	var both []string
+	for _, p := range patterns {
+		both = append(both, p)
+		inside, moved := strings.CutPrefix(p, "/usr")
+		switch {
+		case moved && merged(inside) == strings.TrimPrefix(p, "/"):
+			both = append(both, inside)
+		case "/"+merged(p) != p:
+			both = append(both, "/"+merged(p))
+		}
+	}
+	return both
 }
 
 // rootMemory is what the root and its packages take at most while it is made, in bytes.

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -54,7 +53,7 @@ go:
 layers: [{name: base, packages: [nftables], files: [/usr/sbin/nft], links: {/usr/sbin/x: nft}, temporary: [/tmp]}]
 programs:
   name: node
-  kubernetes: v1.36.3
+  kubernetes: v1.37.2
   files:
   - {name: hello, path: /usr/bin/hello, go: tools/hello}
   - {name: other, path: /usr/bin/other, version: v9, url: "https://example.com/other.tar.gz", member: bin/other, digest: "sha256:DIGEST"}
@@ -83,7 +82,7 @@ func TestParseKubernetesRecipe(t *testing.T) {
 		"a digest that is too short":           {`member: bin/other, digest: "sha256:ab`, `member: bin/other, digest: "sha256:`, "programs.files[1].digest"},
 		"a member that climbs":                 {"member: bin/other", "member: ../other", "programs.files[1].member"},
 		"a file of this machine":               {"https://example.com/other.tar.gz", "file:///etc/shadow", "programs.files[1].url"},
-		"a version that is none":               {"kubernetes: v1.36.3", "kubernetes: latest", "programs.kubernetes"},
+		"a version that is none":               {"kubernetes: v1.37.2", "kubernetes: latest", "programs.kubernetes"},
 		"an unknown layer":                     {"layers: [base]", "layers: [bass]", `containers[0].layers[0]: is "bass"`},
 		"an image without a tag":               {"example.com/hello:v1", "example.com/hello", "containers[0].image"},
 		"an image twice":                       {"example.com/archive:v1", "example.com/hello:v1", `containers[1].image: "example.com/hello:v1" is there twice`},
@@ -153,12 +152,8 @@ func TestRecipesOfOneBundleMustGoTogether(t *testing.T) {
 	if _, err := load(); err == nil || !strings.Contains(err.Error(), "no recipe was given") {
 		t.Errorf("no recipe: %v", err)
 	}
-	builders, err := load("a", "c")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := openApt(context.Background(), builders); err == nil || !strings.Contains(err.Error(), "different apt sections") {
-		t.Errorf("two states of Debian: %v", err)
+	if _, err := load("a", "c"); err != nil {
+		t.Errorf("two states of Debian in one bundle: %v", err)
 	}
 }
 
@@ -395,7 +390,7 @@ func filesOf(t testing.TB, img v1.Image) map[string]string {
 func TestImagesFromElsewhere(t *testing.T) {
 	img := foreignImage(t, "amd64")
 	dir := t.TempDir()
-	tag, err := name.NewTag("registry.k8s.io/kube-scheduler:v1.36.3")
+	tag, err := name.NewTag("registry.k8s.io/kube-scheduler:v1.37.2")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -471,7 +466,7 @@ func TestImagesFromElsewhere(t *testing.T) {
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	defer server.Close()
 	host := strings.TrimPrefix(server.URL, "http://")
-	source, err := name.NewTag(host + "/mirror/kube-scheduler:v1.36.3")
+	source, err := name.NewTag(host + "/mirror/kube-scheduler:v1.37.2")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -538,7 +533,7 @@ layers: [{name: base, overlay: ../base, links: {/bin/sh: hello}, temporary: [/tm
 apt: {suite: bookworm, components: [main]}
 programs:
   name: node
-  kubernetes: v1.36.3
+  kubernetes: v1.37.2
   files: [{name: hello, path: /usr/bin/hello, go: tools/hello}]
 containers:
 - {image: "example.com/hello:v1", layers: [base], files: [{path: /bin/hello, go: tools/hello, bindLowPorts: true}], entrypoint: [/bin/hello], user: "1:1", labels: {a: b}}
@@ -598,7 +593,7 @@ func imported(t testing.TB, p product) {
 	if _, err := bundle.Import(t.Context(), store, out, trusted, nil); err != nil {
 		t.Fatal(err)
 	}
-	if programs, err := store.Programs("v1.36.3"); err != nil || len(programs) != 1 || programs[0].Path != "/usr/bin/hello" || !store.Has(programs[0].Content.Digest) {
+	if programs, err := store.Programs("v1.37.2"); err != nil || len(programs) != 1 || programs[0].Path != "/usr/bin/hello" || !store.Has(programs[0].Content.Digest) {
 		t.Errorf("the store has programs %+v, %v", programs, err)
 	}
 	if diff := cmp.Diff([]string{"example.com/bare:v1", "example.com/hello:v1"}, store.Containers()); diff != "" {
@@ -643,7 +638,7 @@ func TestProgramsAndContainersOfAGoModule(t *testing.T) {
 		t.Errorf("the image of one program has %d files", len(bare))
 	}
 	programs := p.artifacts[0].Config.(bundle.ProgramsConfig)
-	if programs.Kubernetes != "v1.36.3" || len(programs.Programs) != 1 || programs.Programs[0].Version != "v1.2.3" {
+	if programs.Kubernetes != "v1.37.2" || len(programs.Programs) != 1 || programs.Programs[0].Version != "v1.2.3" {
 		t.Errorf("programs are %+v", programs)
 	}
 	hello, err := filepath.Glob(filepath.Join(b.opt.CacheDir, "steps", "go-tools", "*", "hello"))

@@ -225,7 +225,7 @@ func (n *netbootMaker) selectModules(ctx context.Context, files []string) ([]str
 	}
 	keep := map[string]bool{}
 	for module, needs := range deps {
-		if want.match(module) && !exclude.match(module) {
+		if name := uncompressed(module); want.match(name) && !exclude.match(name) {
 			keep[module] = true
 			for _, m := range needs {
 				keep[m] = true
@@ -257,6 +257,14 @@ func (n *netbootMaker) selectModules(ctx context.Context, files []string) ([]str
 	}
 	slices.Sort(selected)
 	return selected, nil
+}
+
+// uncompressed is the name of a kernel module without the suffix of its compression, which depends on the suite.
+func uncompressed(module string) string {
+	for _, suffix := range []string{".xz", ".zst", ".gz"} {
+		module = strings.TrimSuffix(module, suffix)
+	}
+	return module
 }
 
 func (n *netbootMaker) depmod(ctx context.Context) error {

@@ -1,9 +1,9 @@
 package build
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path"
@@ -14,14 +14,17 @@ import (
 	"time"
 
 	kjson "sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
 )
 
 // Recipe says what a bundle is built from: the content of recipe.yaml. Paths in it are relative to
 // the recipe's folder. Every part may be left out, but one of image, netboot, bootloaders, programs and
 // containers must be there.
+//
+// With base, a recipe says only in what it differs from another one, whose folder base names: see loadDocument. What
+// versions lists may be named everywhere else: see expand.
 type Recipe struct {
-	Name string `json:"name"`
+	Name     string            `json:"name"`
+	Versions map[string]string `json:"versions,omitempty"`
 	// SourceDate is the time that files in the products carry at most.
 	SourceDate time.Time `json:"sourceDate"`
 
@@ -40,7 +43,7 @@ type Recipe struct {
 
 // AptRecipe says where packages come from.
 type AptRecipe struct {
-	Suite      string   `json:"suite"`      // for example "bookworm"; its -updates and -security are used too where configured
+	Suite      string   `json:"suite"`      // for example "trixie"; its -updates and -security are used too where configured
 	Components []string `json:"components"` // for example "main"
 	// Mirrors replace what apt is configured with on the building machine.
 	Mirrors []MirrorRecipe `json:"mirrors,omitempty"`
@@ -83,8 +86,8 @@ type NetbootRecipe struct {
 	// that programs need are found by themselves.
 	Files   []string `json:"files"`
 	Overlay string   `json:"overlay,omitempty"`
-	// Modules are glob patterns below /lib/modules/VERSION; what matches Exclude is left out. What a
-	// module depends on comes with it.
+	// Modules are glob patterns below /lib/modules/VERSION, for names that end in .ko, compressed or not; what matches
+	// Exclude is left out. What a module depends on comes with it.
 	Modules        []string `json:"modules"`
 	ModulesExclude []string `json:"modulesExclude,omitempty"`
 	MaxMiB         int64    `json:"maxMiB"`
@@ -107,14 +110,11 @@ func (e *FieldError) Error() string { return e.Field + ": " + e.Text }
 // LoadRecipe reads recipe.yaml in dir.
 func LoadRecipe(dir string) (Recipe, error) {
 	file := filepath.Join(dir, "recipe.yaml")
-	raw, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Recipe{}, fmt.Errorf("read recipe: %s has no recipe.yaml; give the folder of a recipe, for example recipes/default", dir)
-	}
+	doc, err := loadDocument(dir, nil)
 	if err != nil {
-		return Recipe{}, fmt.Errorf("read recipe: %w", err)
+		return Recipe{}, err
 	}
-	r, err := ParseRecipe(raw)
+	r, err := decodeRecipe(doc)
 	if err != nil {
 		return Recipe{}, fmt.Errorf("recipe %s: %w", file, err)
 	}
@@ -150,14 +150,25 @@ func (r *Recipe) folders() map[string]string {
 	return named
 }
 
-// ParseRecipe decodes and checks a recipe. It reports every mistake, each with its field's path.
+// ParseRecipe decodes and checks a recipe without base. It reports every mistake, each with its field's path.
 func ParseRecipe(raw []byte) (Recipe, error) {
-	var r Recipe
-	asJSON, err := yaml.YAMLToJSONStrict(raw)
+	doc, err := parseDocument(raw)
 	if err != nil {
-		return r, fmt.Errorf("is not YAML: %w", err)
+		return Recipe{}, err
 	}
-	strict, err := kjson.UnmarshalStrict(asJSON, &r)
+	return decodeRecipe(doc)
+}
+
+func decodeRecipe(doc document) (Recipe, error) {
+	var r Recipe
+	if err := expand(doc); err != nil {
+		return r, err
+	}
+	raw, err := json.Marshal(doc)
+	if err != nil {
+		return r, err
+	}
+	strict, err := kjson.UnmarshalStrict(raw, &r)
 	if err != nil {
 		return r, err
 	}
@@ -202,14 +213,14 @@ func (r *Recipe) validate() error {
 }
 
 func (r *AptRecipe) check(c *checker) {
-	c.match("apt.suite", r.Suite, plainName, "a Debian suite such as bookworm")
+	c.match("apt.suite", r.Suite, plainName, "a Debian suite such as trixie")
 	c.list("apt.components", r.Components, true, plainName, "a component such as main")
 	for i, m := range r.Mirrors {
 		field := fmt.Sprintf("apt.mirrors[%d]", i)
 		if m.URI == "" || strings.ContainsAny(m.URI, " \t\n[]#") {
 			c.add(field+".uri", fmt.Sprintf("is %q, want an address that apt understands", m.URI))
 		}
-		c.match(field+".suite", m.Suite, plainName, "a Debian suite such as bookworm-security")
+		c.match(field+".suite", m.Suite, plainName, "a Debian suite such as trixie-security")
 		if m.Keyring != "" && (!path.IsAbs(m.Keyring) || strings.ContainsAny(m.Keyring, " \t\n[]#")) {
 			c.add(field+".keyring", fmt.Sprintf("is %q, want an absolute path", m.Keyring))
 		}
@@ -291,8 +302,8 @@ func (c *checker) globs(field string, values []string) {
 }
 
 func (c *checker) folder(field, v string) {
-	if v != "" && !filepath.IsLocal(v) {
-		c.add(field, fmt.Sprintf("is %q, want a folder below the recipe's", v))
+	if path.IsAbs(v) {
+		c.add(field, fmt.Sprintf("is %q, want a folder relative to the recipe's", v))
 	}
 }
 

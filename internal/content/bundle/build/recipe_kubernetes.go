@@ -214,7 +214,7 @@ func (c *checker) absolute(field, value string) {
 func (p *ProgramsRecipe) check(c *checker, programs map[string]bool) {
 	c.match("programs.name", p.Name, plainName, "letters, digits, and . _ + -")
 	if p.Kubernetes != "" {
-		c.match("programs.kubernetes", p.Kubernetes, kubernetesVersion, "a version such as v1.36.3, or nothing")
+		c.match("programs.kubernetes", p.Kubernetes, kubernetesVersion, "a version such as v1.37.2, or nothing")
 	}
 	if len(p.Files) == 0 {
 		c.add("programs.files", "is empty, want at least one program")
@@ -237,9 +237,7 @@ func (l *LayerRecipe) check(c *checker, field string) {
 	c.match(field+".name", l.Name, plainName, "letters, digits, and . _ + -")
 	c.list(field+".packages", l.Packages, len(l.Files) > 0, packageName, "a Debian package name")
 	c.paths(field+".files", l.Files)
-	if path.IsAbs(l.Overlay) {
-		c.add(field+".overlay", fmt.Sprintf("is %q, want a folder relative to the recipe's", l.Overlay))
-	}
+	c.folder(field+".overlay", l.Overlay)
 	for i, folder := range l.Temporary {
 		c.absolute(fmt.Sprintf("%s.temporary[%d]", field, i), folder)
 	}

@@ -106,6 +106,29 @@ func selectSources(all []source, recipe AptRecipe) string {
 	return strings.Join(lines, "")
 }
 
+// debianSuites are those that a mirror of Debian carries side by side.
+func debianSuites() []string {
+	return []string{"bookworm", "trixie", "forky", "oldstable", "stable", "testing"}
+}
+
+// translate makes sources of a suite of Debian out of those that a machine has of other suites: a mirror carries all
+// that are supported. A source with a key of somebody else is left out.
+func translate(all []source, suite string) []source {
+	if !slices.Contains(debianSuites(), suite) {
+		return nil
+	}
+	var found []source
+	for _, s := range all {
+		from := base(s.suite)
+		if !slices.Contains(debianSuites(), from) || s.signedBy != "" && !strings.HasPrefix(path.Base(s.signedBy), "debian-archive-") {
+			continue
+		}
+		s.suite = suite + strings.TrimPrefix(s.suite, from)
+		found = append(found, s)
+	}
+	return found
+}
+
 // base is the suite that a security or updates suite belongs to. Backports are left out: their
 // packages are chosen one by one, not for a whole system.
 func base(suite string) string {

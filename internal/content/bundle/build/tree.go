@@ -2,8 +2,11 @@ package build
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"debug/elf"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -334,14 +337,82 @@ func (t *tree) libraries(name string) ([]string, error) {
 		return nil, err
 	}
 	for _, lib := range needed {
-		at := slices.IndexFunc(libraryDirs(), func(dir string) bool {
-			_, err := t.lstat(path.Join(dir, lib))
-			return err == nil
-		})
-		if at < 0 {
+		at := t.library(lib)
+		if at == "" {
 			return nil, fmt.Errorf("needs %s, which no package of the recipe brings", lib)
 		}
-		found = append(found, path.Join(libraryDirs()[at], lib))
+		found = append(found, at)
+	}
+	opened, err := openedLibraries(e)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range opened {
+		at := ""
+		for _, lib := range o.Names {
+			if at = t.library(lib); at != "" {
+				found = append(found, at)
+				break
+			}
+		}
+		if at == "" && o.Priority == "required" {
+			return nil, fmt.Errorf("opens %s for %s, which no package of the recipe brings", strings.Join(o.Names, " or "), o.Feature)
+		}
+	}
+	return found, nil
+}
+
+// library finds a shared library by its name; "" when there is none.
+func (t *tree) library(name string) string {
+	for _, dir := range libraryDirs() {
+		if _, err := t.lstat(path.Join(dir, name)); err == nil {
+			return path.Join(dir, name)
+		}
+	}
+	return ""
+}
+
+// openedLibrary is what a program opens while it runs, without being linked to it. Since systemd 257, udev loads kernel
+// modules only if it can open libkmod, and kmod reads compressed modules only if it can open liblzma or libzstd; neither
+// fails without.
+type openedLibrary struct {
+	Feature  string   `json:"feature"`
+	Priority string   `json:"priority"` // required, recommended or suggested
+	Names    []string `json:"soname"`   // the first that is there is taken
+}
+
+// openedLibraries reads the notes about them, leaving out what is only suggested (systemd.io/ELF_DLOPEN_METADATA).
+func openedLibraries(e *elf.File) ([]openedLibrary, error) {
+	section := e.Section(".note.dlopen")
+	if section == nil {
+		return nil, nil
+	}
+	raw, err := section.Data()
+	if err != nil {
+		return nil, err
+	}
+	return parseOpened(raw, e.ByteOrder)
+}
+
+func parseOpened(raw []byte, order binary.ByteOrder) ([]openedLibrary, error) {
+	const noteType = 0x407c0c0a
+	var found []openedLibrary
+	padded := func(n uint32) int { return int(n+3) &^ 3 }
+	for len(raw) >= 12 {
+		nameSize, size, kind := order.Uint32(raw), order.Uint32(raw[4:]), order.Uint32(raw[8:])
+		if nameSize > 1<<20 || size > 1<<20 || 12+padded(nameSize)+int(size) > len(raw) {
+			return nil, errors.New("has a .note.dlopen that ends in the middle")
+		}
+		content := raw[12+padded(nameSize):][:size]
+		raw = raw[min(len(raw), 12+padded(nameSize)+padded(size)):]
+		if kind != noteType {
+			continue
+		}
+		var opened []openedLibrary
+		if err := json.Unmarshal(bytes.TrimRight(content, "\x00"), &opened); err != nil {
+			return nil, fmt.Errorf(".note.dlopen: %w", err)
+		}
+		found = append(found, slices.DeleteFunc(opened, func(o openedLibrary) bool { return o.Priority == "suggested" })...)
 	}
 	return found, nil
 }
