@@ -4,13 +4,19 @@
 // is meant to have them says so in COLDRACK_REQUIRE (a comma-separated list such as "netns,qemu"),
 // and there the same absence is a failure, so that a green run cannot hide tests that never ran.
 // With COLDRACK_REQUIRE=none every such test skips, whatever the machine has.
+//
+// Programs that this repository builds are taken from its folder bin and nowhere else, because what a test is about depends
+// on their version.
 package require
 
 import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -36,7 +42,49 @@ func Need(t testing.TB, names ...string) {
 	}
 }
 
+// built are the programs that make builds into bin.
+func built() []string {
+	return []string{"containerd", "ctr", "etcd", "kube-apiserver", "kubeadm", "kubectl"}
+}
+
+// preferBuilt puts the repository's bin into PATH, before the first folder with one of the built programs, and not before
+// what a test has put there itself; it returns "" outside of the repository.
+var preferBuilt = sync.OnceValue(func() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		return ""
+	}
+	for ; filepath.Dir(dir) != dir; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err != nil {
+			continue
+		}
+		bin := filepath.Join(dir, "bin")
+		path := filepath.SplitList(os.Getenv("PATH"))
+		at := slices.IndexFunc(path, func(folder string) bool {
+			return slices.ContainsFunc(built(), func(name string) bool {
+				_, err := os.Stat(filepath.Join(folder, name))
+				return err == nil
+			})
+		})
+		if at < 0 {
+			at = len(path)
+		}
+		if err := os.Setenv("PATH", strings.Join(slices.Insert(path, at, bin), string(os.PathListSeparator))); err != nil {
+			return ""
+		}
+		return bin
+	}
+	return ""
+})
+
 func missing(name string) error {
+	bin := preferBuilt()
+	if slices.Contains(built(), name) {
+		if _, err := exec.LookPath(filepath.Join(bin, name)); err != nil {
+			return fmt.Errorf("%w; build it: make bin/%s", err, name)
+		}
+		return nil
+	}
 	switch name {
 	case "root":
 		if os.Geteuid() != 0 {
