@@ -23,7 +23,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build bundle bundle-1.35 debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz lint oracle e2e e2e-laptop e2e-production bench generate clean
+.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz lint oracle e2e e2e-laptop e2e-production bench generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -38,14 +38,18 @@ build:
 	@$(GOBUILD) -o bin/coldrack-agent ./cmd/coldrack-agent
 	@$(GOBUILD) -o bin/coldrack ./cmd/coldrack
 
-## bundle     build/default.bundle.tar: Debian and Kubernetes 1.36 (steps are cached in ~/.cache/coldrack)
+## bundle     build/default.bundle.tar: Debian and Kubernetes 1.37 (steps are cached in ~/.cache/coldrack)
 bundle: setup build
-	@bin/coldrack bundle build -f recipes/default -f recipes/kubernetes-1.36 --agent bin/coldrack-agent --cache $(BUILD_CACHE) -o $(BUNDLE)
+	@bin/coldrack bundle build -f recipes/default -f recipes/kubernetes-1.37 --agent bin/coldrack-agent --cache $(BUILD_CACHE) -o $(BUNDLE)
 	@cp $(BUILD_CACHE)/bundle.pub build/bundle.pub
 
-## bundle-1.35  build/kubernetes-1.35.bundle.tar, to be imported beside it: the release to upgrade from
-bundle-1.35: setup build
-	@bin/coldrack bundle build -f recipes/kubernetes-1.35 --cache $(BUILD_CACHE) -o build/kubernetes-1.35.bundle.tar
+## bundle-1.36  build/kubernetes-1.36.bundle.tar, to be imported beside it: the release to upgrade from
+bundle-1.36: setup build
+	@bin/coldrack bundle build -f recipes/kubernetes-1.36 --cache $(BUILD_CACHE) -o build/kubernetes-1.36.bundle.tar
+
+## bump       other versions of what bundles contain: make bump SET="etcd=v3.7.4 coredns=v1.15.1"
+bump:
+	@hack/bump.sh $(SET)
 
 # The half of the default bundle that is made of Debian packages, with nothing installed but what building it needs; and
 # once more after the packages that it is made of were installed, which must not show in it.
@@ -74,14 +78,14 @@ demo-down:
 # The real programs that tests drive, built from Go modules.
 bin/kubectl: hack/tools/go.mod hack/tools/kubectl/main.go
 	@mkdir -p bin; echo "building kubectl"
-	@cd hack/tools && go build -o ../../bin/kubectl -ldflags "-s -w $(foreach f,gitVersion=v1.36.3 gitMajor=1 gitMinor=36,-X k8s.io/component-base/version.$(f))" ./kubectl
+	@cd hack/tools && go build -o ../../bin/kubectl -ldflags "-s -w $$(go list -m -f '{{.Version}}' k8s.io/kubectl | sed -E 's/^v0\.([0-9]+)(.*)/-X k8s.io\/component-base\/version.gitVersion=v1.\1\2 -X k8s.io\/component-base\/version.gitMajor=1 -X k8s.io\/component-base\/version.gitMinor=\1/')" ./kubectl
 bin/etcd: go.mod
 	@mkdir -p bin; echo "building etcd"
 	@go build -o bin/etcd go.etcd.io/etcd/server/v3
 # The container runtime of the nodes, from the module that bundles build it from: the build is shared.
-bin/containerd bin/ctr: recipes/modules/containerd-2.3/go.mod recipes/modules/containerd-2.3/go.sum
+bin/containerd bin/ctr: recipes/modules/containerd-2.4/go.mod recipes/modules/containerd-2.4/go.sum
 	@mkdir -p bin; echo "building $(notdir $@)"
-	@cd recipes/modules/containerd-2.3 && go build -ldflags '-s -w' -o ../../../$@ github.com/containerd/containerd/v2/cmd/$(notdir $@)
+	@cd recipes/modules/containerd-2.4 && go build -ldflags '-s -w' -o ../../../$@ github.com/containerd/containerd/v2/cmd/$(notdir $@)
 bin/staticcheck: hack/tools/go.mod
 	@mkdir -p bin; echo "building staticcheck"
 	@cd hack/tools && go build -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck

@@ -81,7 +81,7 @@ up() {
 	fi
 	serves 60 "the server did not start" get subnets
 	echo "importing the bundle"
-	serves 120 "the bundle was not imported" get images debian-12
+	serves 120 "the bundle was not imported" get images debian-13
 	if [ ! -s $cluster ]; then
 		local preset=(--preset development --pools --workers $((machines - 1)))
 		[ "$machines" -gt 1 ] || preset=(--preset laptop)

@@ -56,7 +56,7 @@ const (
 
 // ClusterSpec is what a person wants of a Kubernetes cluster.
 type ClusterSpec struct {
-	// Version of Kubernetes, for example v1.36.3. The imported bundles must contain it.
+	// Version of Kubernetes, for example v1.37.2. The imported bundles must contain it.
 	// +kubebuilder:validation:Pattern=`^v1\.[0-9]+\.[0-9]+$`
 	Version string `json:"version"`
 	// Topology that the groups must keep to. What contradicts it is refused.

@@ -76,7 +76,7 @@ func validateClusterName(name string) field.ErrorList {
 func validateVersion(at *field.Path, version string, known []string) field.ErrorList {
 	var minor, patch int
 	if n, err := fmt.Sscanf(version, "v1.%d.%d", &minor, &patch); n != 2 || err != nil || version != fmt.Sprintf("v1.%d.%d", minor, patch) {
-		return field.ErrorList{field.Invalid(at, version, "must be a version such as v1.36.3")}
+		return field.ErrorList{field.Invalid(at, version, "must be a version such as v1.37.2")}
 	}
 	if known == nil || slices.Contains(known, version) {
 		return nil

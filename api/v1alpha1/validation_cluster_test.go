@@ -36,9 +36,9 @@ func TestValidateCluster(t *testing.T) {
 	}{
 		{"three machines that are everything are accepted", func(world) {}, nil},
 		{"a cluster without groups yet is accepted", func(w world) { w.f.Groups = nil }, nil},
-		{"a version that no bundle contains", func(w world) { w.c.Spec.Version = "v1.36.9" }, []string{"spec.version: is in no imported bundle; there are v1.35.4, v1.36.3"}},
+		{"a version that no bundle contains", func(w world) { w.c.Spec.Version = "v1.37.9" }, []string{"spec.version: is in no imported bundle; there are v1.36.3, v1.37.2"}},
 		{"a version when no bundle has Kubernetes", func(w world) { w.f.Versions = []string{} }, []string{"spec.version: no imported bundle contains Kubernetes"}},
-		{"something that is not a version", func(w world) { w.c.Spec.Version = "1.36" }, []string{"spec.version: such as v1.36.3"}},
+		{"something that is not a version", func(w world) { w.c.Spec.Version = "1.37" }, []string{"spec.version: such as v1.37.2"}},
 		{"a name that cannot be part of a host name", func(w world) { w.c.Name = "Rack_1" }, []string{"metadata.name: lowercase"}},
 
 		{"two etcd members", func(w world) { w.f.Groups[0] = group("all", 2, RoleEtcd, RoleControlPlane, RoleWorker) },
@@ -143,9 +143,9 @@ func TestValidateCluster(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			w := world{
-				&Cluster{ObjectMeta: metav1.ObjectMeta{Name: "rack"}, Spec: ClusterSpec{Version: "v1.36.3"}},
+				&Cluster{ObjectMeta: metav1.ObjectMeta{Name: "rack"}, Spec: ClusterSpec{Version: "v1.37.2"}},
 				&ClusterFacts{Groups: []MachineGroup{group("all", 3, RoleEtcd, RoleControlPlane, RoleWorker)},
-					Versions: []string{"v1.36.3", "v1.35.4"}, Subnets: []Subnet{subnet}},
+					Versions: []string{"v1.37.2", "v1.36.3"}, Subnets: []Subnet{subnet}},
 			}
 			test.change(w)
 			wantEachError(t, ValidateCluster(w.c, *w.f), test.want)

@@ -49,8 +49,8 @@ func (a *app) bundleBuildCommand() *cobra.Command {
 		Long: `Build one bundle from the recipe.yaml of one or more folders, with Debian packages from the mirror
 that this machine's apt is configured with, and Go modules from where this machine's Go gets them. Finished
 steps are kept in the cache, so that an interrupted build goes on where it was.`,
-		Example: `  coldrack bundle build -f recipes/default -f recipes/kubernetes-1.36 --agent bin/coldrack-agent -o default.bundle.tar
-  coldrack bundle build -f recipes/kubernetes-1.35 -o kubernetes-1.35.bundle.tar`,
+		Example: `  coldrack bundle build -f recipes/default -f recipes/kubernetes-1.37 --agent bin/coldrack-agent -o default.bundle.tar
+  coldrack bundle build -f recipes/kubernetes-1.36 -o kubernetes-1.36.bundle.tar`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(options.RecipeDirs) == 0 || options.Out == "" {

@@ -33,7 +33,7 @@ type clusterBundle struct {
 
 func wholeClusterBundle(t *testing.T) clusterBundle {
 	t.Helper()
-	cluster, _, err := kube.Preset(v1alpha1.TopologySmall, kube.PresetOptions{Name: "lab", Version: "v1.36.3"})
+	cluster, _, err := kube.Preset(v1alpha1.TopologySmall, kube.PresetOptions{Name: "lab", Version: "v1.37.2"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func (c clusterBundle) pack(t *testing.T) string {
 		{Kind: bundle.KindBootloaders, Name: "amd64", Config: bundle.BootloadersConfig{Name: "amd64", Arch: "amd64"}, Files: loaders},
 		{Kind: bundle.KindSBOM, Name: "site", Config: bundle.SBOMConfig{Name: "site", Format: "SPDX-2.3"}, Files: []bundle.FileSpec{file(bundle.FileSBOM, c.spdx(t))}},
 	}}
-	config := bundle.ProgramsConfig{Name: "kubernetes", Kubernetes: "v1.36.3"}
+	config := bundle.ProgramsConfig{Name: "kubernetes", Kubernetes: "v1.37.2"}
 	programs := bundle.ArtifactSpec{Kind: bundle.KindPrograms, Name: "kubernetes"}
 	encoder, err := zstd.NewWriter(nil)
 	must(err)
@@ -183,14 +183,14 @@ func TestBundleVerifyForACluster(t *testing.T) {
 		"everything is there": {},
 		"no pause image, which air-gapped clusters usually lack": {
 			bundle:  func(c *clusterBundle) { c.images = without(c.images, "registry.k8s.io/pause:3.10.2") },
-			missing: []string{"image registry.k8s.io/pause:3.10.2"}, advice: "Kubernetes v1.36.3: build a bundle with the recipe of that version",
+			missing: []string{"image registry.k8s.io/pause:3.10.2"}, advice: "Kubernetes v1.37.2: build a bundle with the recipe of that version",
 		},
 		"another version of Kubernetes": {
-			cluster: func(s string) string { return strings.ReplaceAll(s, "v1.36.3", "v1.36.2") },
-			missing: []string{"image registry.k8s.io/kube-apiserver:v1.36.2", "image registry.k8s.io/kube-controller-manager:v1.36.2",
-				"image registry.k8s.io/kube-proxy:v1.36.2", "image registry.k8s.io/kube-scheduler:v1.36.2", "program containerd",
+			cluster: func(s string) string { return strings.ReplaceAll(s, "v1.37.2", "v1.37.1") },
+			missing: []string{"image registry.k8s.io/kube-apiserver:v1.37.1", "image registry.k8s.io/kube-controller-manager:v1.37.1",
+				"image registry.k8s.io/kube-proxy:v1.37.1", "image registry.k8s.io/kube-scheduler:v1.37.1", "program containerd",
 				"program containerd-shim-runc-v2", "program cni-bridge", "program cni-host-local", "program cni-loopback", "program cni-portmap", "program kubelet"},
-			advice: "these have v1.36.3",
+			advice: "these have v1.37.2",
 		},
 		"a virtual IP needs a package": {
 			cluster: func(s string) string {
@@ -228,7 +228,7 @@ func TestBundleVerifyForACluster(t *testing.T) {
 				test.bundle(&content)
 			}
 			archive := content.pack(t)
-			text, err := kube.PresetYAML(v1alpha1.TopologySmall, kube.PresetOptions{Name: "lab", Version: "v1.36.3"})
+			text, err := kube.PresetYAML(v1alpha1.TopologySmall, kube.PresetOptions{Name: "lab", Version: "v1.37.2"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -291,7 +291,7 @@ func TestBundleVerifyOfWhatIsImported(t *testing.T) {
 	if out, err := coldrack(t, "bundle", "import", archive, "--offline", "--data-dir", dir, "--trust", filepath.Join(filepath.Dir(archive), "bundle.pub")); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	text, err := kube.PresetYAML(v1alpha1.TopologySmall, kube.PresetOptions{Name: "lab", Version: "v1.36.3"})
+	text, err := kube.PresetYAML(v1alpha1.TopologySmall, kube.PresetOptions{Name: "lab", Version: "v1.37.2"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,8 +28,8 @@ func packKubernetes(ts *testscript.TestScript, neg bool, args []string) {
 	config := bundle.ProgramsConfig{Name: "kubernetes", Kubernetes: version}
 	programs := bundle.ArtifactSpec{Kind: bundle.KindPrograms, Name: "kubernetes"}
 	for _, p := range []struct{ name, path, version string }{
-		{"kubelet", "/usr/bin/kubelet", version}, {"containerd", "/usr/local/bin/containerd", "v2.3.1"},
-		{"containerd-shim-runc-v2", "/usr/local/bin/containerd-shim-runc-v2", "v2.3.1"},
+		{"kubelet", "/usr/bin/kubelet", version}, {"containerd", "/usr/local/bin/containerd", "v2.4.2"},
+		{"containerd-shim-runc-v2", "/usr/local/bin/containerd-shim-runc-v2", "v2.4.2"},
 		{"cni-bridge", "/opt/cni/bin/bridge", "v1.9.0"}, {"cni-host-local", "/opt/cni/bin/host-local", "v1.9.0"},
 		{"cni-loopback", "/opt/cni/bin/loopback", "v1.9.0"}, {"cni-portmap", "/opt/cni/bin/portmap", "v1.9.0"},
 	} {

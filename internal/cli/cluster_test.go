@@ -15,14 +15,14 @@ import (
 // halfway is a cluster in the middle of its bring-up: one node is up, one at work, one failed, one is installing.
 func halfway() ClusterView {
 	c := &v1alpha1.Cluster{ObjectMeta: metav1.ObjectMeta{Name: "rack", CreationTimestamp: metav1.NewTime(noon.Add(-20 * time.Minute))}}
-	c.Spec.Version, c.Spec.Topology = "v1.36.3", v1alpha1.TopologyDevelopment
+	c.Spec.Version, c.Spec.Topology = "v1.37.2", v1alpha1.TopologyDevelopment
 	c.Spec.Network.PodCIDRs, c.Spec.Network.ServiceCIDRs = []string{"10.244.0.0/16"}, []string{"10.96.0.0/16"}
 	c.Status = v1alpha1.ClusterStatus{
 		Phase: v1alpha1.ClusterBringUp, NodesReady: "1/4", Endpoint: "https://10.20.0.11:6443", Message: "node-3 needs a person",
 		Nodes: []v1alpha1.ClusterNode{
-			{Machine: "m1", Group: "rack-control", NodeName: "node-1", Addresses: []string{"10.20.0.11"}, Version: "v1.36.3", Ready: true, ReadyChangedAt: &metav1.Time{Time: noon.Add(-2 * time.Minute)}},
-			{Machine: "m2", Group: "rack-workers", NodeName: "node-2", Addresses: []string{"10.20.0.12"}, Version: "v1.36.3"},
-			{Machine: "m3", Group: "rack-workers", NodeName: "node-3", Addresses: []string{"10.20.0.13"}, Version: "v1.36.3"},
+			{Machine: "m1", Group: "rack-control", NodeName: "node-1", Addresses: []string{"10.20.0.11"}, Version: "v1.37.2", Ready: true, ReadyChangedAt: &metav1.Time{Time: noon.Add(-2 * time.Minute)}},
+			{Machine: "m2", Group: "rack-workers", NodeName: "node-2", Addresses: []string{"10.20.0.12"}, Version: "v1.37.2"},
+			{Machine: "m3", Group: "rack-workers", NodeName: "node-3", Addresses: []string{"10.20.0.13"}, Version: "v1.37.2"},
 		},
 		Steps: []v1alpha1.Step{
 			phase("authorities", v1alpha1.StepSucceeded, 10*time.Minute, time.Second, ""),
@@ -63,7 +63,7 @@ func phase(name string, state v1alpha1.StepState, ago, lasted time.Duration, mes
 
 func node(cluster, name string, done bool, phases ...v1alpha1.Step) func(*v1alpha1.Machine) {
 	return func(m *v1alpha1.Machine) {
-		m.Status.Kubernetes = &v1alpha1.KubernetesStatus{Cluster: cluster, Node: name, Roles: []v1alpha1.Role{v1alpha1.RoleWorker}, Version: "v1.36.3", Phases: phases, Done: done}
+		m.Status.Kubernetes = &v1alpha1.KubernetesStatus{Cluster: cluster, Node: name, Roles: []v1alpha1.Role{v1alpha1.RoleWorker}, Version: "v1.37.2", Phases: phases, Done: done}
 	}
 }
 
@@ -77,7 +77,7 @@ func TestClusterPictures(t *testing.T) {
 	if err := MachineTable(v.Machines, noon, false).Print(machines, true); err != nil {
 		t.Fatal(err)
 	}
-	fresh := ClusterView{Cluster: &v1alpha1.Cluster{ObjectMeta: metav1.ObjectMeta{Name: "new"}, Spec: v1alpha1.ClusterSpec{Version: "v1.36.3", Paused: true}}}
+	fresh := ClusterView{Cluster: &v1alpha1.Cluster{ObjectMeta: metav1.ObjectMeta{Name: "new"}, Spec: v1alpha1.ClusterSpec{Version: "v1.37.2", Paused: true}}}
 	snapshot := ClusterSnapshot{View: v, Server: "https://10.20.0.1:7443", Goal: "Ready"}
 	golden(t, "cluster", &txtar.Archive{Files: []txtar.File{
 		{Name: "table", Data: []byte(table.String())},

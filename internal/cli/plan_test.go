@@ -16,7 +16,7 @@ func TestPlanPictures(t *testing.T) {
 		{Name: "runtime", After: []kube.PhaseName{"content"}, Reason: "start containerd"},
 	}
 	added := func(machine string, roles []v1alpha1.Role) kube.NodeChange {
-		return kube.NodeChange{Machine: machine, Node: machine, Roles: roles, Change: kube.Added, Version: "v1.36.3", Phases: phases,
+		return kube.NodeChange{Machine: machine, Node: machine, Roles: roles, Change: kube.Added, Version: "v1.37.2", Phases: phases,
 			Files: []kube.FileChange{
 				{Change: kube.Added, Path: "/etc/kubernetes/pki/sa.key", Mode: "-rw-------", Note: "secret service-account-key, not shown"},
 				{Change: kube.Added, Path: "/var/lib/kubelet/config.yaml", Mode: "-rw-------", Diff: "--- now/x\n+++ then/x\n@@ -0,0 +1,1 @@\n+kind: KubeletConfiguration\n"}},
@@ -36,11 +36,11 @@ func TestPlanPictures(t *testing.T) {
 		},
 	}
 	changed := kube.Preview{
-		Cluster: "lab", Exists: true, Warnings: []string{"version v1.35.4 becomes v1.36.3: nodes keep theirs until the upgrade reaches them, one after the other"},
-		Written:  []kube.ObjectChange{{Change: kube.Changed, Object: "Cluster lab", Diff: "--- now/Cluster lab\n+++ then/Cluster lab\n@@ -1,1 +1,1 @@\n-version: v1.35.4\n+version: v1.36.3\n"}},
+		Cluster: "lab", Exists: true, Warnings: []string{"version v1.36.3 becomes v1.37.2: nodes keep theirs until the upgrade reaches them, one after the other"},
+		Written:  []kube.ObjectChange{{Change: kube.Changed, Object: "Cluster lab", Diff: "--- now/Cluster lab\n+++ then/Cluster lab\n@@ -1,1 +1,1 @@\n-version: v1.36.3\n+version: v1.37.2\n"}},
 		Machines: []kube.PreviewMachine{{Machine: "m1", Group: "lab-control", Roles: etcd, Has: true, Why: "belongs to it"}},
 		Changes: kube.Changes{Nodes: []kube.NodeChange{
-			{Machine: "m1", Change: kube.Changed, FromVersion: "v1.35.4", Version: "v1.36.3", Phases: phases, Other: []string{"+ route 10.244.2.0/24 via 10.20.0.13"},
+			{Machine: "m1", Change: kube.Changed, FromVersion: "v1.36.3", Version: "v1.37.2", Phases: phases, Other: []string{"+ route 10.244.2.0/24 via 10.20.0.13"},
 				Certificates: []kube.CertificateChange{{Change: kube.Changed, Name: "apiserver", Says: "CN=kube-apiserver for a, b", Was: "CN=kube-apiserver for a"}},
 				Disruptions:  []kube.Disruption{{What: "the kubelet restarts", Effect: "pods keep running"}, {What: "the API server restarts", Effect: "it is the only one", Outage: true}}},
 			{Machine: "m9", Change: kube.Removed, Disruptions: []kube.Disruption{{What: "the machine is no longer part of the plan", Effect: "it keeps running"}}},

@@ -28,7 +28,7 @@ type NodeAssignment struct {
 type NodePlan struct {
 	Cluster  string `json:"cluster"`
 	NodeName string `json:"nodeName"`
-	// KubernetesVersion that the kubelet runs, for example v1.36.3.
+	// KubernetesVersion that the kubelet runs, for example v1.37.2.
 	KubernetesVersion string `json:"kubernetesVersion"`
 	// Address is the node's primary address.
 	Address string `json:"address"`

@@ -36,7 +36,7 @@ apiVersion: coldrack.dev/v1alpha1
 kind: Profile
 metadata: {name: default}
 spec:
-  image: debian-12
+  image: debian-13
   console: ["ttyS0,115200"]
   kernelArgs: [tsc=reliable, mitigations=off, highres=off] # see examples/lab/lab.yaml
   sshKeys: [%[1]q]
@@ -218,7 +218,7 @@ func (r *rack) bringUpChanged(name, was, is string, preset ...string) *cluster {
 		t.Fatalf("bundle verify: %v\n%s", err, out)
 	}
 	for began := time.Now(); ; time.Sleep(200 * time.Millisecond) {
-		if _, err := r.try("get", "images", "debian-12"); err == nil {
+		if _, err := r.try("get", "images", "debian-13"); err == nil {
 			break // the server has imported the bundle that it was started with
 		}
 		if time.Since(began) > 2*time.Minute {

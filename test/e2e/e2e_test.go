@@ -29,14 +29,14 @@ apiVersion: coldrack.dev/v1alpha1
 kind: Profile
 metadata: {name: default}
 spec:
-  image: debian-12
+  image: debian-13
   console: ["ttyS0,115200"]
 ---
 apiVersion: coldrack.dev/v1alpha1
 kind: Profile
 metadata: {name: ambiguous}
 spec:
-  image: debian-12
+  image: debian-13
   rootDisk: {transport: no-such-bus}
 `
 

@@ -34,22 +34,22 @@ spec: {image: debian-99}
 apiVersion: coldrack.dev/v1alpha1
 kind: Profile
 metadata: {name: too-small}
-spec: {image: debian-12, rootDisk: {serial: %[1]q}}
+spec: {image: debian-13, rootDisk: {serial: %[1]q}}
 ---
 apiVersion: coldrack.dev/v1alpha1
 kind: Profile
 metadata: {name: any-disk}
-spec: {image: debian-12}
+spec: {image: debian-13}
 ---
 apiVersion: coldrack.dev/v1alpha1
 kind: Profile
 metadata: {name: careful}
-spec: {image: debian-12, rootDisk: {serial: %[2]q}}
+spec: {image: debian-13, rootDisk: {serial: %[2]q}}
 ---
 apiVersion: coldrack.dev/v1alpha1
 kind: Profile
 metadata: {name: wipes}
-spec: {image: debian-12, rootDisk: {serial: %[2]q}, wipe: Always}
+spec: {image: debian-13, rootDisk: {serial: %[2]q}, wipe: Always}
 `
 
 // TestMishaps goes through what goes wrong in a rack on one machine, most of it within one boot: an install that
@@ -127,7 +127,7 @@ func TestMishaps(t *testing.T) {
 	r.rot()
 	r.again(name, "wipes")
 	m := r.await(name, "refused for its digest", 3*time.Minute, ended(v1alpha1.IntentFailed))
-	for _, text := range []string{"image debian-12 at byte", "arrived damaged twice: digest is sha256:", "coldrack bundle import --again"} {
+	for _, text := range []string{"image debian-13 at byte", "arrived damaged twice: digest is sha256:", "coldrack bundle import --again"} {
 		if !strings.Contains(m.Status.Message, text) {
 			t.Errorf("the message lacks %q: %s", text, m.Status.Message)
 		}
@@ -157,11 +157,11 @@ func TestMishaps(t *testing.T) {
 	r.run("approve", name, "--profile", "careful")
 	r.await(name, "writing the image", 5*time.Minute, during("image", 1))
 	mark = vm.ConsoleMark()
-	r.cutNetwork(vm, func() { r.awaitConsoleWithin(vm, mark, "cannot fetch image debian-12 at byte", 3*time.Minute) })
+	r.cutNetwork(vm, func() { r.awaitConsoleWithin(vm, mark, "cannot fetch image debian-13 at byte", 3*time.Minute) })
 	r.await(name, "getting on", 3*time.Minute, moved(r.get(name)))
 	mark = vm.ConsoleMark()
 	r.kill()
-	r.awaitConsole(vm, mark, "cannot fetch image debian-12 at byte")
+	r.awaitConsole(vm, mark, "cannot fetch image debian-13 at byte")
 	r.serve()
 	m = r.await(name, "installed", 5*time.Minute, ended(v1alpha1.IntentSucceeded))
 	if m.Status.Intent.Attempts != 1 || m.Status.Installed == nil {
@@ -257,7 +257,7 @@ func (r *rack) rot() {
 		r.t.Fatal(err)
 	}
 	var c v1alpha1.Image
-	out := r.run("get", "images", "debian-12", "-o", "json")
+	out := r.run("get", "images", "debian-13", "-o", "json")
 	if err := json.Unmarshal([]byte(out), &c); err != nil {
 		r.t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ func TestABlankMachineBecomesANode(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	}
-	if report.Cluster != "rack" || report.KubernetesVersion != "v1.36.3" || len(report.Certificates) != 5 || step(report, "content").Reason != "fetch programs" {
+	if report.Cluster != "rack" || report.KubernetesVersion != "v1.37.2" || len(report.Certificates) != 5 || step(report, "content").Reason != "fetch programs" {
 		t.Errorf("%+v", report)
 	}
 	for path, mode := range map[string]string{
@@ -69,7 +69,7 @@ func TestTheSamePlanAgainChangesNothing(t *testing.T) {
 	e := r.executor() // the agent was restarted
 	stop := r.start(e)
 	a.Version = "v2"
-	a.Plan.KubernetesVersion = "v1.36.4" // so that it is looked at again
+	a.Plan.KubernetesVersion = "v1.37.3" // so that it is looked at again
 	e.Assign(a)
 	r.done("v2")
 	stop()
@@ -187,7 +187,7 @@ func TestAUnitRestartsWhenWhatItReadsChanged(t *testing.T) {
 			r.bringUp(a)
 			r.twin.take()
 			a = copyOf(a)
-			a.Plan.KubernetesVersion = "v1.36.4"
+			a.Plan.KubernetesVersion = "v1.37.3"
 			tt.change(r, a.Plan)
 			r.bringUp(r.give("v2", a.Plan))
 			if got := strings.Join(r.twin.take(), ", "); got != tt.want {
@@ -481,7 +481,7 @@ func TestFilesThatTheNodeChangesItselfAreWrittenOnce(t *testing.T) {
 	signed := len(r.signed)
 	r.bringUp(r.give("v2", copyOf(a).Plan))
 	plan = copyOf(a).Plan
-	plan.KubernetesVersion = "v1.36.4"
+	plan.KubernetesVersion = "v1.37.3"
 	r.bringUp(r.give("v3", plan))
 	if r.read("/etc/containerd/config.toml") != "own" {
 		t.Error("a file that is written once was written again")

@@ -105,7 +105,7 @@ func TestKilledAtAnyPoint(t *testing.T) {
 	fileAt(plan, "/etc/coldrack/kubernetes/masquerade.nft").Path = "/etc/coldrack/kubernetes/nat.nft"
 	plan.Phases[7].Files[0] = "/etc/coldrack/kubernetes/nat.nft"
 	plan.Units[2].Content = []byte("[Service]\nExecStart=/usr/sbin/nft -f /etc/coldrack/kubernetes/nat.nft\n")
-	plan.Programs[0] = r.program("kubelet", "/usr/bin/kubelet", []byte("kubelet v1.36.4"))
+	plan.Programs[0] = r.program("kubelet", "/usr/bin/kubelet", []byte("kubelet v1.37.3"))
 	plan.Programs = plan.Programs[:2]
 
 	calm := r.on(t.TempDir()) // nodes that are left in peace
@@ -168,7 +168,7 @@ func (r *rig) checkHalf(plan *wire.NodePlan) {
 	r.t.Helper()
 	for _, p := range plan.Programs {
 		b, err := os.ReadFile(filepath.Join(r.root, p.Path))
-		if err == nil && sha(b) != p.Digest && !strings.HasPrefix(string(b), "kubelet v1.36.3\n") {
+		if err == nil && sha(b) != p.Digest && !strings.HasPrefix(string(b), "kubelet v1.37.2\n") {
 			r.t.Errorf("%s is half-written", p.Path)
 		}
 		if err == nil && len(b) == 0 {

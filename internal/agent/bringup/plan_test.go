@@ -67,9 +67,9 @@ func (r *rig) controlPlane() *wire.NodePlan {
 	secret.Secret = true
 	pki, state := "/etc/kubernetes/pki/", "/var/lib/coldrack/kubernetes/"
 	return &wire.NodePlan{
-		Cluster: "rack", NodeName: "node-01", KubernetesVersion: "v1.36.3", Address: "10.20.0.11",
+		Cluster: "rack", NodeName: "node-01", KubernetesVersion: "v1.37.2", Address: "10.20.0.11",
 		Programs: []wire.Program{
-			r.program("kubelet", "/usr/bin/kubelet", bytes.Repeat([]byte("kubelet v1.36.3\n"), 200_000)),
+			r.program("kubelet", "/usr/bin/kubelet", bytes.Repeat([]byte("kubelet v1.37.2\n"), 200_000)),
 			r.program("containerd", "/usr/local/bin/containerd", []byte("containerd")),
 			r.program("cni-bridge", "/opt/cni/bin/bridge", []byte("bridge")),
 		},

@@ -216,7 +216,7 @@ func (s *fakeServer) program(name, path string, body []byte) wire.Program {
 	s.mu.Lock()
 	s.blobs[c.Digest] = packed
 	s.mu.Unlock()
-	return wire.Program{Name: name, Path: path, Content: c, Digest: sha(body), Size: int64(len(body)), Version: "v1.36.3", Phase: "content"}
+	return wire.Program{Name: name, Path: path, Content: c, Digest: sha(body), Size: int64(len(body)), Version: "v1.37.2", Phase: "content"}
 }
 
 func sha(b []byte) string {

@@ -128,7 +128,7 @@ func (r *renderer) bootstrapObjects() ([]runtime.Object, error) {
 			Rules: []rbac.PolicyRule{{Verbs: []string{"get"}, APIGroups: []string{""}, Resources: []string{"nodes"}}}},
 		bindClusterRole("kubeadm:get-nodes", "kubeadm:get-nodes", group(tokenGroup)),
 		bindClusterRole(adminsGroup, "cluster-admin", group(adminsGroup)),
-		// Before 1.36, kubeadm made the API servers administrators instead.
+		// Before 1.37, kubeadm made the API servers administrators instead.
 		bindClusterRole("kubeadm:apiserver-kubelet-client", "system:kubelet-api-admin", user("kube-apiserver-kubelet-client")),
 		configMap(kubePublic, "cluster-info", map[string]string{"kubeconfig": string(clusterInfo)}, nil),
 		// What the certificates of people who are no admins may do. The built-in roles know nothing outside namespaces.

@@ -17,7 +17,7 @@ const (
 	registryCA       = certsDir + "/coldrack-ca.crt"
 )
 
-// containerdFile is the part of containerd's configuration, version 3, that differs from its defaults.
+// containerdFile is the part of containerd's configuration, version 4, that differs from its defaults.
 type containerdFile struct {
 	Version  int            `toml:"version"`
 	OOMScore int            `toml:"oom_score"`
@@ -30,6 +30,7 @@ type criRuntime struct {
 		Runtimes       map[string]runtimeSpec `toml:"runtimes"`
 	} `toml:"containerd"`
 	CNI struct {
+		// Files of version 3 and newer take no bin_dir, without saying so.
 		BinDirs []string `toml:"bin_dirs"`
 		ConfDir string   `toml:"conf_dir"`
 	} `toml:"cni"`
@@ -62,7 +63,7 @@ func (r *renderer) containerdFiles(n *node) ([]File, error) {
 	images := criImages{PinnedImages: map[string]string{"sandbox": n.release.pauseImage}}
 	images.Registry.ConfigPath = certsDir
 	config, err := toml.Marshal(containerdFile{
-		Version: 3, OOMScore: -999,
+		Version: 4, OOMScore: -999,
 		Plugins: map[string]any{"io.containerd.cri.v1.runtime": runtimes, "io.containerd.cri.v1.images": images},
 	})
 	if err != nil {

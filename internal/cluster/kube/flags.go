@@ -90,7 +90,7 @@ func (r *renderer) checkExtraArgs() error {
 			if len(flag) > 0 && flag[0] == '-' {
 				return fmt.Errorf("%s: write flags without dashes", at)
 			}
-			if why, gone := r.release.removed[c.name][flag]; gone {
+			if why := r.release.gone(c.name, flag); why != "" {
 				return fmt.Errorf("%s: %s of %s %s", at, flag, c.name, why)
 			}
 			if why, bad := forbidden(c.name)[flag]; bad {

@@ -19,7 +19,7 @@ func TestPresets(t *testing.T) {
 		{"laptop", v1alpha1.TopologyLaptop, PresetOptions{Name: "one", Workers: -1}, []string{"one-all 1"}},
 		{"small", v1alpha1.TopologySmall, PresetOptions{Name: "lab", Workers: -1, Profile: "nvme"}, []string{"lab-all 3"}},
 		{"small with five", v1alpha1.TopologySmall, PresetOptions{Name: "lab", Servers: 5, Workers: -1, VirtualIP: "10.20.0.5"}, []string{"lab-all 5"}},
-		{"development", v1alpha1.TopologyDevelopment, PresetOptions{Name: "dev", Workers: 7, Version: "v1.35.4"}, []string{"dev-control 1", "dev-workers 7"}},
+		{"development", v1alpha1.TopologyDevelopment, PresetOptions{Name: "dev", Workers: 7, Version: "v1.36.3"}, []string{"dev-control 1", "dev-workers 7"}},
 		{"development without workers of its own would have nowhere to run pods", v1alpha1.TopologyDevelopment, PresetOptions{Name: "dev", Workers: -1}, []string{"dev-control 1", "dev-workers 2"}},
 		{"production of another size and network", v1alpha1.TopologyProduction, PresetOptions{Name: "rack", Servers: 5, ControlPlanes: 3, Workers: 1,
 			Host: "api.example.org", VirtualIP: "10.20.0.5", Plugin: v1alpha1.NetworkFlannel, PodCIDR: "10.128.0.0/14", ServiceCIDR: "172.30.0.0/16"},

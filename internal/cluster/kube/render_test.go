@@ -103,7 +103,7 @@ func TestRenderRefuses(t *testing.T) {
 		change func(*Input)
 		want   string
 	}{
-		{"a minor release without a table", func(in *Input) { in.Cluster.Spec.Version = "v1.31.2" }, "spec.version: unknown Kubernetes version v1.31.2: this Coldrack can render v1.35.4, v1.36.3"},
+		{"a minor release without a table", func(in *Input) { in.Cluster.Spec.Version = "v1.31.2" }, "spec.version: unknown Kubernetes version v1.31.2: this Coldrack can render v1.36.3, v1.37.2"},
 		{"something that is not a version", func(in *Input) { in.Cluster.Spec.Version = "latest" }, "spec.version"},
 		{"a machine with an unknown version", func(in *Input) { in.Machines[0].Version = "v1.20.0" }, "machine machine-01: unknown Kubernetes version"},
 		{"a machine of no group", func(in *Input) { in.Machines[0].Group = "other" }, `machine machine-01 is in group "other", which this cluster does not have`},
@@ -124,6 +124,12 @@ func TestRenderRefuses(t *testing.T) {
 		{"a flag that Coldrack decides", func(in *Input) { in.Cluster.Spec.APIServer.ExtraArgs = extra("etcd-servers") }, "spec.apiServer.extraArgs[etcd-servers]: Coldrack decides this flag"},
 		{"a flag with dashes", func(in *Input) { in.Cluster.Spec.APIServer.ExtraArgs = extra("--v") }, "spec.apiServer.extraArgs[--v]: write flags without dashes"},
 		{"a flag that the release has not got any more", func(in *Input) { in.Cluster.Spec.APIServer.ExtraArgs = extra("cloud-provider") }, "cloud-provider of kube-apiserver was removed in 1.33"},
+		{"a flag that etcd has not got any more", func(in *Input) { in.Cluster.Spec.Etcd.ExtraArgs = extra("discovery") }, "spec.etcd.extraArgs[discovery]: discovery of etcd was removed in etcd 3.7"},
+		{"one of a family of flags", func(in *Input) { in.Cluster.Spec.Etcd.ExtraArgs = extra("experimental-initial-corrupt-check") }, "was removed in etcd 3.7; use the flag without experimental-"},
+		{"a flag of the controller manager that is gone", func(in *Input) { in.Cluster.Spec.ControllerManager.ExtraArgs = extra("concurrent-service-syncs") }, "was removed in 1.37"},
+		{"the controllers of clouds, which end 1.37 even where they are switched off", func(in *Input) {
+			in.Cluster.Spec.ControllerManager.ExtraArgs = map[string]string{"controllers": "*,-service-lb-controller"}
+		}, "spec.controllerManager.extraArgs[controllers]: Coldrack decides this flag"},
 		{"a flag that lets everybody in", func(in *Input) { in.Cluster.Spec.APIServer.ExtraArgs = extra("anonymous-auth") }, "anonymous-auth is decided by spec.security.tokenDiscovery"},
 		{"a flag that discards etcd's members", func(in *Input) { in.Cluster.Spec.Etcd.ExtraArgs = extra("force-new-cluster") }, "restore a backup instead"},
 		{"a flag of the scheduler that Coldrack decides", func(in *Input) { in.Cluster.Spec.Scheduler.ExtraArgs = extra("kubeconfig") }, "spec.scheduler.extraArgs[kubeconfig]"},
@@ -350,13 +356,13 @@ func TestEveryCertificateIsUsed(t *testing.T) {
 
 func TestCheckUpgrade(t *testing.T) {
 	for _, test := range []struct{ from, to, want string }{
-		{"v1.35.4", "v1.36.3", ""},
-		{"v1.36.1", "v1.36.3", ""},
-		{"v1.36.3", "v1.36.3", ""},
-		{"v1.36.3", "v1.36.1", "downgrade to an older patch release"},
-		{"v1.36.3", "v1.35.4", "is a downgrade"},
-		{"v1.34.1", "v1.36.3", "skips a minor release; go to v1.35 first"},
-		{"v1.36.3", "v1.37.0", "unknown Kubernetes version"},
+		{"v1.36.3", "v1.37.2", ""},
+		{"v1.37.1", "v1.37.2", ""},
+		{"v1.37.2", "v1.37.2", ""},
+		{"v1.37.2", "v1.37.1", "downgrade to an older patch release"},
+		{"v1.37.2", "v1.36.3", "is a downgrade"},
+		{"v1.35.1", "v1.37.2", "skips a minor release; go to v1.36 first"},
+		{"v1.37.2", "v1.38.0", "unknown Kubernetes version"},
 	} {
 		err := CheckUpgrade(test.from, test.to)
 		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {

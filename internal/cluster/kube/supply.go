@@ -45,7 +45,7 @@ type System struct {
 type Need struct {
 	Kind string `json:"kind"` // image, program or package
 	Name string `json:"name"`
-	// Wanted version, "v1.36.3" or "2.2 or later"; empty: any.
+	// Wanted version, "v1.37.2" or "2.2 or later"; empty: any.
 	Wanted string `json:"wanted,omitempty"`
 	// For whom.
 	For string `json:"for"`

@@ -20,7 +20,7 @@ func presetCluster(t *testing.T, o PresetOptions) *v1alpha1.Cluster {
 }
 
 func TestRequirementsWithoutMachinesAreThoseWithThem(t *testing.T) {
-	input := testInput(t, v1alpha1.TopologySmall, "v1.36.3")
+	input := testInput(t, v1alpha1.TopologySmall, "v1.37.2")
 	plan, err := Render(input)
 	if err != nil {
 		t.Fatal(err)
@@ -59,8 +59,8 @@ func TestCheck(t *testing.T) {
 		"no pause image, of all": {func(s *Supply) {
 			delete(s.Images, "registry.k8s.io/pause:3.10.2")
 		}, "image registry.k8s.io/pause:3.10.2: "},
-		"another patch release of the kubelet": {func(s *Supply) { program(s, "kubelet").Version = "v1.36.2" },
-			"program kubelet: there is v1.36.2 of bundle default"},
+		"another patch release of the kubelet": {func(s *Supply) { program(s, "kubelet").Version = "v1.37.1" },
+			"program kubelet: there is v1.37.1 of bundle default"},
 		"a newer containerd":  {func(s *Supply) { program(s, "containerd").Version = "v2.10.0" }, ""},
 		"an older containerd": {func(s *Supply) { program(s, "containerd").Version = "2.1.9" }, "program containerd: there is 2.1.9 of bundle default"},
 		"a program elsewhere": {func(s *Supply) { program(s, "cni-bridge").Path = "/usr/lib/cni/bridge" }, "program cni-bridge: "},
@@ -76,7 +76,7 @@ func TestCheck(t *testing.T) {
 		}, "package nftables: not in image own"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			required, err := RequirementsOf(presetCluster(t, PresetOptions{VirtualIP: "10.20.0.5", Version: "v1.36.3"}))
+			required, err := RequirementsOf(presetCluster(t, PresetOptions{VirtualIP: "10.20.0.5", Version: "v1.37.2"}))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -13,14 +13,14 @@ import (
 type release struct {
 	// latest patch release that this table was checked against.
 	latest string
-	// etcd, coreDNS and pause are kubeadm's choice for the release.
+	// Images of the newest patch releases that go with it; kubeadm names the oldest that do.
 	etcdImage    string
 	coreDNSImage string
 	pauseImage   string
 	flannelImage string
-	// containerd is the least version that the release is listed with.
+	// containerd is the least version that knows the configuration that is rendered.
 	containerd string
-	// removed flags by component, each with what to do instead.
+	// removed flags by component, each with what to do instead. A * at the end stands for anything.
 	removed map[component]map[string]string
 }
 
@@ -32,51 +32,66 @@ const (
 	componentAPIServer component = "kube-apiserver"
 	componentManager   component = "kube-controller-manager"
 	componentScheduler component = "kube-scheduler"
-	componentKubelet   component = "kubelet"
 )
 
 const (
 	imageRepository = "registry.k8s.io"
-	flannelImage    = "ghcr.io/flannel-io/flannel:v0.28.4"
+	flannelImage    = "ghcr.io/flannel-io/flannel:v0.28.10"
 	adminsGroup     = "kubeadm:cluster-admins"
 )
 
 // releases by minor. A version that is not here is refused: an untested combination of flags is found out
 // on the admin's desk and not in the rack.
 func releases() map[int]release {
-	removed := map[component]map[string]string{
-		componentAPIServer: {
-			"cloud-config":   "was removed in 1.33; cloud providers run outside",
-			"cloud-provider": "was removed in 1.33; cloud providers run outside",
-		},
-		componentKubelet: {
-			"cloud-config":              "was removed in 1.34",
-			"pod-infra-container-image": "was removed in 1.35; the container runtime's configuration names the image",
-		},
-		componentEtcd: {
-			"enable-v2": "was removed in etcd 3.6",
-		},
+	removed := func(manager, etcd map[string]string) map[component]map[string]string {
+		return map[component]map[string]string{
+			componentAPIServer: {
+				"cloud-config":   "was removed in 1.33; cloud providers run outside",
+				"cloud-provider": "was removed in 1.33; cloud providers run outside",
+			},
+			componentManager: manager,
+			componentEtcd:    etcd,
+		}
 	}
 	return map[int]release{
-		35: {
-			latest:       "v1.35.4",
-			etcdImage:    imageRepository + "/etcd:3.6.8-0",
-			coreDNSImage: imageRepository + "/coredns/coredns:v1.13.1",
-			pauseImage:   imageRepository + "/pause:3.10.1",
-			flannelImage: flannelImage,
-			containerd:   "2.1",
-			removed:      removed,
-		},
 		36: {
 			latest:       "v1.36.3",
-			etcdImage:    imageRepository + "/etcd:3.6.8-0",
-			coreDNSImage: imageRepository + "/coredns/coredns:v1.14.2",
+			etcdImage:    imageRepository + "/etcd:3.6.16-0",
+			coreDNSImage: imageRepository + "/coredns/coredns:v1.15.0",
 			pauseImage:   imageRepository + "/pause:3.10.2",
 			flannelImage: flannelImage,
-			containerd:   "2.2",
-			removed:      removed,
+			containerd:   "2.4",
+			removed:      removed(nil, map[string]string{"enable-v2": "was removed in etcd 3.6"}),
+		},
+		37: {
+			latest:       "v1.37.2",
+			etcdImage:    imageRepository + "/etcd:3.7.3-0",
+			coreDNSImage: imageRepository + "/coredns/coredns:v1.15.0",
+			pauseImage:   imageRepository + "/pause:3.10.2",
+			flannelImage: flannelImage,
+			containerd:   "2.4",
+			removed: removed(
+				map[string]string{"concurrent-service-syncs": "was removed in 1.37; load balancers are made by cloud providers outside"},
+				// In a configuration file or as environment variables etcd takes them without a word and starts alone.
+				map[string]string{
+					"enable-v2":       "was removed in etcd 3.6",
+					"discovery":       "was removed in etcd 3.7; members are known from the machines",
+					"discovery-proxy": "was removed in etcd 3.7; members are known from the machines",
+					"experimental-*":  "was removed in etcd 3.7; use the flag without experimental-, or feature-gates",
+				}),
 		},
 	}
+}
+
+// gone says why the release has not got a flag any more, or "".
+func (r *release) gone(c component, flag string) string {
+	for pattern, why := range r.removed[c] {
+		prefix, any := strings.CutSuffix(pattern, "*")
+		if flag == pattern || any && strings.HasPrefix(flag, prefix) {
+			return why
+		}
+	}
+	return ""
 }
 
 // ErrUnknownVersion is returned for a Kubernetes version that there is no table for.

@@ -107,7 +107,7 @@ type NodeState struct {
 	Since           time.Time
 	Reason, Message string
 	Created         time.Time
-	// KubeletVersion, for example v1.36.3.
+	// KubeletVersion, for example v1.37.2.
 	KubeletVersion string
 	Addresses      []netip.Addr
 	PodCIDRs       []netip.Prefix

@@ -23,7 +23,7 @@ func (c *testCluster) register(t *testing.T, name string, addresses ...string) {
 	for _, a := range addresses {
 		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
 	}
-	node.Status.NodeInfo.KubeletVersion = "v1.36.3"
+	node.Status.NodeInfo.KubeletVersion = "v1.37.2"
 	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady",
 		Message: "kubelet is posting ready status", LastTransitionTime: metav1.Now()}}
 	node.ResourceVersion = ""
@@ -63,7 +63,7 @@ func (c *testCluster) testNodes(t *testing.T) {
 	eventually(t, "it is reported", func() (bool, string) {
 		s := w.last()
 		n := s.Nodes["node-01"]
-		return s.Reachable && s.Objects.Digest == Digest(c.plan.Objects) && n.Planned && n.Ready && n.Reason == "KubeletReady" && n.KubeletVersion == "v1.36.3" && n.Problem == "" &&
+		return s.Reachable && s.Objects.Digest == Digest(c.plan.Objects) && n.Planned && n.Ready && n.Reason == "KubeletReady" && n.KubeletVersion == "v1.37.2" && n.Problem == "" &&
 			slices.Equal(n.Addresses, []netip.Addr{netip.MustParseAddr("10.20.0.11")}) && len(n.PodCIDRs) == 1 && len(s.Problems) == 0, fmt.Sprintf("%+v", s)
 	})
 

@@ -93,7 +93,7 @@ func (c *testCluster) testVerify(t *testing.T) {
 		expect(t, checks, "component kube-scheduler", false, "node-01 led until 1h0m")
 		expect(t, checks, "component static pods", false, "kube-apiserver-node-01: there is no such pod")
 		expect(t, checks, "nodes rack", true, "2 registered, 3 planned")
-		expect(t, checks, "node node-01", true, "Ready, v1.36.3")
+		expect(t, checks, "node node-01", true, "Ready, v1.37.2")
 		expect(t, checks, "node node-03", false, "is not registered")
 		expect(t, checks, "kubelet certificate node-01", false, "connection refused")
 		expect(t, checks, "certificates node-01", true, "etcd-peer is good for 29 days")

@@ -116,7 +116,7 @@ type SBOMConfig struct {
 // ProgramsConfig describes an artifact of KindPrograms.
 type ProgramsConfig struct {
 	Name string `json:"name"`
-	// Kubernetes is the version that these programs make a node of, for example "v1.36.3"; empty where they
+	// Kubernetes is the version that these programs make a node of, for example "v1.37.2"; empty where they
 	// go with any.
 	Kubernetes string        `json:"kubernetes,omitempty"`
 	Programs   []ProgramFile `json:"programs"`
@@ -126,7 +126,7 @@ type ProgramsConfig struct {
 type ProgramFile struct {
 	Name    string `json:"name"`              // for example "kubelet" or "cni-bridge"
 	Path    string `json:"path"`              // on the node, absolute
-	Version string `json:"version,omitempty"` // as the program says it, for example "v1.36.3"
+	Version string `json:"version,omitempty"` // as the program says it, for example "v1.37.2"
 	Digest  string `json:"digest"`            // of the file itself
 	Size    int64  `json:"size"`              // of the file itself, in bytes
 	File    string `json:"file"`              // title of the layer: the file as one zstd stream

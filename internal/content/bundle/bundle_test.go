@@ -79,7 +79,7 @@ func sampleSpec(t testing.TB, dir string) Spec {
 			Files: []FileSpec{file(FileKernel, 50_000), file(FileInitrd, 150_000)}},
 		{Kind: KindBootloaders, Name: "amd64", Config: BootloadersConfig{Name: "amd64", Arch: "amd64"}, Files: boot},
 		{Kind: KindSBOM, Name: "test", Config: SBOMConfig{Name: "test", Format: "SPDX-2.3"}, Files: []FileSpec{file(FileSBOM, 100)}},
-		samplePrograms(t, dir, "kubernetes", "v1.36.3", "kubelet", "cni-bridge"),
+		samplePrograms(t, dir, "kubernetes", "v1.37.2", "kubelet", "cni-bridge"),
 		{Kind: KindContainer, Name: "registry.k8s.io/pause:3.10.2", Image: sampleContainer(t, 1)},
 	}}
 }

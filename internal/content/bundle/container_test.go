@@ -95,17 +95,17 @@ func importSpec(t testing.TB, s *Store, spec Spec) Summary {
 }
 
 func TestBundlesForTwoVersionsOfKubernetesBesideEachOther(t *testing.T) {
-	const pause, proxy = "registry.k8s.io/pause:3.10.2", "registry.k8s.io/kube-proxy:v1.35.4"
+	const pause, proxy = "registry.k8s.io/pause:3.10.2", "registry.k8s.io/kube-proxy:v1.36.3"
 	dir := t.TempDir()
 	s := newStore(t)
-	if _, err := s.Programs("v1.36.3"); !errors.Is(err, ErrNotFound) {
+	if _, err := s.Programs("v1.37.2"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("an empty store gives %v", err)
 	}
 	if len(s.Containers()) != 0 || len(s.KubernetesVersions()) != 0 {
 		t.Error("an empty store has something")
 	}
 	importSpec(t, s, Spec{Name: "one", Artifacts: []ArtifactSpec{
-		samplePrograms(t, dir, "kubernetes-1.36", "v1.36.3", "kubelet", "containerd"),
+		samplePrograms(t, dir, "kubernetes-1.37", "v1.37.2", "kubelet", "containerd"),
 		samplePrograms(t, dir, "debugging", "", "kubelet", "crictl"),
 		{Kind: KindContainer, Name: pause, Image: sampleContainer(t, 1)},
 	}})
@@ -115,13 +115,13 @@ func TestBundlesForTwoVersionsOfKubernetesBesideEachOther(t *testing.T) {
 		{Kind: KindContainer, Name: pause, Image: older},
 		{Kind: KindContainer, Name: proxy, Image: sampleContainer(t, 1)},
 	}})
-	if diff := cmp.Diff([]string{"v1.9.11", "v1.36.3"}, s.KubernetesVersions()); diff != "" {
+	if diff := cmp.Diff([]string{"v1.9.11", "v1.37.2"}, s.KubernetesVersions()); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]string{proxy, pause}, s.Containers()); diff != "" {
 		t.Error(diff)
 	}
-	programs, err := s.Programs("v1.36.3")
+	programs, err := s.Programs("v1.37.2")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,10 +137,10 @@ func TestBundlesForTwoVersionsOfKubernetesBesideEachOther(t *testing.T) {
 		}
 		_ = f.Close()
 	}
-	if diff := cmp.Diff([]string{"containerd v1.36.3", "crictl ", "kubelet v1.36.3"}, names); diff != "" {
+	if diff := cmp.Diff([]string{"containerd v1.37.2", "crictl ", "kubelet v1.37.2"}, names); diff != "" {
 		t.Error(diff)
 	}
-	if _, err := s.Programs("v1.34.0"); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "v1.36.3") {
+	if _, err := s.Programs("v1.34.0"); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "v1.37.2") {
 		t.Errorf("a version that is not there gives %v, want those that are", err)
 	}
 
@@ -216,7 +216,7 @@ func TestPackRefusesContainersAndProgramsThatNoNodeCouldUse(t *testing.T) {
 		return ArtifactSpec{Kind: KindContainer, Name: name, Image: img}
 	}
 	programs := func(change func(*ProgramsConfig)) ArtifactSpec {
-		a := samplePrograms(t, dir, "p", "v1.36.3", "kubelet", "ctr")
+		a := samplePrograms(t, dir, "p", "v1.37.2", "kubelet", "ctr")
 		c := a.Config.(ProgramsConfig)
 		c.Programs = slices.Clone(c.Programs)
 		change(&c)
@@ -262,7 +262,7 @@ func TestVerifyReadsProgramsBehindTheirCompression(t *testing.T) {
 		"not compressed data": func(p *ProgramFile) { p.File = "plain" },
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := samplePrograms(t, dir, "p", "v1.36.3", "kubelet")
+			a := samplePrograms(t, dir, "p", "v1.37.2", "kubelet")
 			plain := filepath.Join(dir, "plain")
 			if err := os.WriteFile(plain, []byte("#!/bin/sh\n"), 0o644); err != nil {
 				t.Fatal(err)
@@ -284,9 +284,9 @@ func TestVerifyReadsProgramsBehindTheirCompression(t *testing.T) {
 }
 
 func TestVersionsAreComparedByNumber(t *testing.T) {
-	versions := []string{"v1.36.10", "v1.9.0", "v1.36.3", "v1.36", "v2.0.0"}
+	versions := []string{"v1.37.10", "v1.9.0", "v1.37.2", "v1.37", "v2.0.0"}
 	slices.SortFunc(versions, compareVersions)
-	if diff := cmp.Diff([]string{"v1.9.0", "v1.36", "v1.36.3", "v1.36.10", "v2.0.0"}, versions); diff != "" {
+	if diff := cmp.Diff([]string{"v1.9.0", "v1.37", "v1.37.2", "v1.37.10", "v2.0.0"}, versions); diff != "" {
 		t.Error(diff)
 	}
 }

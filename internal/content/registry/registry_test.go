@@ -144,7 +144,7 @@ func running(t testing.TB, opts Options) *Registry {
 
 const (
 	pause   = "registry.k8s.io/pause:3.10.2"
-	coreDNS = "registry.k8s.io/coredns/coredns:v1.14.2"
+	coreDNS = "registry.k8s.io/coredns/coredns:v1.15.0"
 	flannel = "ghcr.io/flannel-io/flannel:v0.28.0"
 )
 

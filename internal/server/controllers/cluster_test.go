@@ -324,7 +324,7 @@ func factsOf(t *testing.T) (*v1alpha1.Cluster, *clusterFacts) {
 	for i, name := range []string{"a", "b", "c"} {
 		m := v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.MachineSpec{Approved: true, Network: &v1alpha1.MachineNetwork{Address: fmt.Sprintf("10.0.0.%d", i+1)}}}
 		m.Status.Phase, m.Status.Installed = v1alpha1.PhaseReady, &v1alpha1.InstalledStatus{}
-		m.Status.Kubernetes = &v1alpha1.KubernetesStatus{Cluster: "rack", Version: "v1.36.3", Done: true}
+		m.Status.Kubernetes = &v1alpha1.KubernetesStatus{Cluster: "rack", Version: "v1.37.2", Done: true}
 		s.Machines = append(s.Machines, m)
 		f.machines[name] = &m
 		f.api.Nodes[name] = kubeapi.NodeState{Name: name, Ready: true, Since: time.Unix(900, 0)}

@@ -189,16 +189,16 @@ func TestClustersAndGroups(t *testing.T) {
 	}{
 		{"a subnet for machines", object("Subnet", "rack", map[string]any{"spec": map[string]any{"cidr": "10.20.0.0/24", "dhcp": "off"}}), "", ""},
 		{"a group may come before its cluster", group("lab-all", "lab", 3, "etcd", "control-plane", "worker"), "", `spec.cluster: there is no cluster "lab" yet`},
-		{"the cluster of that group", cluster("lab", "v1.36.3", "topology", "small"), "", ""},
-		{"a version that is none", cluster("x", "1.36"), "spec.version", ""},
-		{"pods with addresses of machines", cluster("x", "v1.36.3", "podCIDRs", "10.20.0.0/16"), "overlaps with 10.20.0.0/24 of Subnet rack", ""},
-		{"services with addresses of pods", cluster("x", "v1.36.3", "serviceCIDRs", "10.244.128.0/20"), "overlaps with spec.network.podCIDRs[0], 10.244.0.0/16", ""},
-		{"a virtual IP that is nobody's neighbour", cluster("x", "v1.36.3", "virtualIP", "192.0.2.1"), "lies in no Subnet", ""},
-		{"a virtual IP", cluster("vip", "v1.36.3", "virtualIP", "10.20.0.5"), "", ""},
-		{"the virtual IP of another cluster", cluster("x", "v1.36.3", "virtualIP", "10.20.0.5"), "is the virtual IP of Cluster vip", ""},
+		{"the cluster of that group", cluster("lab", "v1.37.2", "topology", "small"), "", ""},
+		{"a version that is none", cluster("x", "1.37"), "spec.version", ""},
+		{"pods with addresses of machines", cluster("x", "v1.37.2", "podCIDRs", "10.20.0.0/16"), "overlaps with 10.20.0.0/24 of Subnet rack", ""},
+		{"services with addresses of pods", cluster("x", "v1.37.2", "serviceCIDRs", "10.244.128.0/20"), "overlaps with spec.network.podCIDRs[0], 10.244.0.0/16", ""},
+		{"a virtual IP that is nobody's neighbour", cluster("x", "v1.37.2", "virtualIP", "192.0.2.1"), "lies in no Subnet", ""},
+		{"a virtual IP", cluster("vip", "v1.37.2", "virtualIP", "10.20.0.5"), "", ""},
+		{"the virtual IP of another cluster", cluster("x", "v1.37.2", "virtualIP", "10.20.0.5"), "is the virtual IP of Cluster vip", ""},
 		{"a role that there is not", group("x", "lab", 1, "master"), "spec.roles", ""},
 		{"a group before a cluster that it makes even", group("even-all", "even", 2, "etcd", "control-plane", "worker"), "", "no cluster"},
-		{"what its groups make of a cluster is only warned of", cluster("even", "v1.36.3"), "", "the groups want 2 etcd members"},
+		{"what its groups make of a cluster is only warned of", cluster("even", "v1.37.2"), "", "the groups want 2 etcd members"},
 	} {
 		warned.take()
 		_, err := resource(t, config, kinds[step.object.GetKind()]).Create(ctx, step.object, metav1.CreateOptions{})

@@ -104,7 +104,7 @@ func TestKubectl(t *testing.T) {
 		k.ok("", words("get --raw /apis"), `"name":"coldrack.dev"`, `"name":"apiextensions.k8s.io"`)
 		k.ok("", words("get --raw /apis/coldrack.dev"), `"kind":"APIGroup"`, `"preferredVersion":{"groupVersion":"coldrack.dev/v1alpha1"`)
 		k.ok("", words("get --raw /apis/coldrack.dev/v1alpha1"), `"name":"machines/status"`)
-		k.ok("", words("get --raw /version"), `"gitVersion": "v1.36.0+coldrack.0.1.0-test"`)
+		k.ok("", words("get --raw /version"), `"gitVersion": "v1.37.0+coldrack.0.1.0-test"`)
 		k.ok("", words("get --raw /readyz"), "ok")
 		k.ok("", words("get --raw /metrics"), "apiserver_request_total")
 	})

@@ -163,7 +163,7 @@ func TestNodesOfClusters(t *testing.T) {
 
 	_, err = send[wire.Empty](worker, "POST", wire.PathPhases, wire.PhaseReport{Cluster: "rack", Version: workers.Version,
 		Phases:       []wire.Step{{Name: "kubelet", State: wire.StateRunning, Message: "waits\x1b[31m"}},
-		Certificates: map[string]time.Time{"a": time.Unix(2000, 0), "b": time.Unix(1000, 0)}, KubernetesVersion: "v1.36.3"})
+		Certificates: map[string]time.Time{"a": time.Unix(2000, 0), "b": time.Unix(1000, 0)}, KubernetesVersion: "v1.37.2"})
 	check(t, err)
 	if up := s.fleet.Live(worker.name).Bringup; up == nil || up.Cluster != "rack" || up.Phases[0].Message != "waits[31m" || up.CertificatesExpireAt.Unix() != 1000 {
 		t.Errorf("reported %+v", up)
