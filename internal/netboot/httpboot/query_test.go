@@ -35,7 +35,7 @@ func TestParseQuery(t *testing.T) {
 		"nothing at all":                         {raw: ""},
 		"what is not known is ignored":           {raw: "colour=blue&serial=A1", want: Query{Serial: "A1"}},
 		"spaces around a serial are padding":     {raw: "serial=%20%20ABC%201%20", want: Query{Serial: "ABC 1"}},
-		"strange bytes in a serial are replaced": {raw: "serial=A%ff%00%0a%1b[1mB", want: Query{Serial: "A????[1mB"}},
+		"strange bytes in a serial are replaced": {raw: "serial=A%ff%00%0a%1b[1mB", want: Query{Serial: "A?? ?[1mB"}},
 		"an empty value beside a full one":       {raw: "serial=&serial=B", want: Query{Serial: "B"}},
 
 		"a MAC that is none":            {raw: "mac=hello", bad: `mac: "hello" is not a MAC address`},
