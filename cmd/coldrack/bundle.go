@@ -28,7 +28,7 @@ import (
 func (a *app) bundleCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bundle",
-		Short: "Build, check and import what machines are installed from",
+		Short: "Build, verify and import bundles",
 		Long: `A bundle is one signed archive with everything a site needs: operating-system images, the discovery
 system, boot loaders, Kubernetes with its programs and container images, a bill of materials. It is built
 where a Debian mirror and Go modules are reachable and imported
@@ -209,7 +209,7 @@ func (a *app) bundleVerifyCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "verify FILE | verify -f CLUSTER_FILE [FILE...]",
-		Short: "Check a bundle's signature and every byte of it, or that a cluster needs nothing else",
+		Short: "Check a bundle's signature and content, or that it has everything a cluster needs",
 		Long: `Check the signature, every reference and every byte of a bundle. Accepted are the keys named with
 --trust; without any, those that the server on this machine trusts.
 
@@ -324,7 +324,7 @@ func (a *app) bundleImportCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "import FILE",
-		Short: "Bring a bundle into the server",
+		Short: "Import a bundle into the server",
 		Long: `Send a bundle to the server, which checks it and makes all of it visible at once. An import that was
 interrupted goes on where it was when it is started again. A bundle that the server has is not sent;
 --again has all of it checked and what is damaged on the server's disk replaced.

@@ -24,8 +24,8 @@ func (a *app) clusterCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "cluster",
 		Aliases: []string{"clusters"},
-		Short:   "Make Kubernetes clusters of machines, and look at them",
-		Long: `Make Kubernetes clusters of machines, and look at them. The usual way:
+		Short:   "Create and inspect Kubernetes clusters",
+		Long: `Create and inspect Kubernetes clusters. The usual way:
 
   coldrack cluster init --preset small --name lab -o lab.yaml
   coldrack plan -f lab.yaml
@@ -50,7 +50,7 @@ func (a *app) clusterInitCommand() *cobra.Command {
 	o := initOptions{}
 	cmd := &cobra.Command{
 		Use:   "init --preset PRESET --name NAME",
-		Short: "Write a cluster as commented YAML to go on from",
+		Short: "Write a commented cluster manifest to start from",
 		Long: `Write a Cluster and its MachineGroups as commented YAML, to be read, changed and applied. No server is asked.
 
 Presets:
@@ -300,14 +300,14 @@ func (a *app) clusterDescribeCommand() *cobra.Command {
 func (a *app) clusterPauseCommand() *cobra.Command {
 	return a.setPaused(true, &cobra.Command{
 		Use:   "pause NAME",
-		Short: "Stop what runs in a cluster after the step that is running",
-		Long: `Stop what Coldrack does in a cluster: nodes finish the phase that they are in and begin no other, the server
-applies nothing. What runs keeps running.`,
+		Short: "Pause Coldrack's changes to a cluster; workloads keep running",
+		Long: `Pause Coldrack's changes to a cluster: nodes finish their current phase and start no other, and the server applies
+nothing. Workloads keep running.`,
 	})
 }
 
 func (a *app) clusterResumeCommand() *cobra.Command {
-	return a.setPaused(false, &cobra.Command{Use: "resume NAME", Short: "Let a paused cluster go on"})
+	return a.setPaused(false, &cobra.Command{Use: "resume NAME", Short: "Resume Coldrack's changes to a paused cluster"})
 }
 
 func (a *app) setPaused(paused bool, cmd *cobra.Command) *cobra.Command {

@@ -24,7 +24,7 @@ func (a *app) clusterVerifyCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "verify NAME",
-		Short: "Check that a cluster can do what it should",
+		Short: "Check that a cluster works",
 		Long: `Check a cluster from outside and inside: API servers, etcd, nodes, certificates, DNS, pods that talk to pods of
 other nodes, a service, encryption of Secrets. Probe pods run in a namespace of their own that is removed again.
 A line is printed as soon as a check has ended. The exit code is 1 when one failed.`,

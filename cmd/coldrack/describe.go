@@ -17,7 +17,7 @@ func (a *app) describeCommand(use string) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:               use,
-		Short:             "Show everything that is known of one machine",
+		Short:             "Show all details of one machine",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeMachines,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -21,7 +21,7 @@ func (a *app) doctorCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Check whether this machine can be the server, and what to mend",
+		Short: "Check whether this machine can run the server, and what to fix",
 		Long: `Check ports, privileges, interfaces, clock and disk of this machine, with the configuration that
 "coldrack serve" would have. Nothing is changed. The exit code is 1 when a check fails.
 

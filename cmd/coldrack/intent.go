@@ -36,7 +36,7 @@ func (o *intentOptions) addFlags(cmd *cobra.Command, destructive bool) {
 	cmd.Flags().BoolVar(&o.wait, "wait", false, "follow the machines until the act has ended")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", time.Hour, "with --wait, give up after this time, with exit code 4")
 	if destructive {
-		cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask; required where nobody can be asked")
+		cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask for confirmation; required without a terminal")
 	}
 }
 
@@ -52,7 +52,7 @@ itself; this verb asks again after a failure. What may be overwritten is up to i
 func (a *app) reinstallCommand() *cobra.Command {
 	return a.intentCommand(v1alpha1.ActionReinstall, &cobra.Command{
 		Use:   "reinstall NAME...",
-		Short: "Install machines again, over what is on them",
+		Short: "Reinstall machines; data on their system disks is lost",
 		Long: `Install machines again. What is on the system disk is lost, and the machine gets a new identity. The
 machine restarts by itself when its agent can be reached, else when it is powered on the next time.`,
 	})
@@ -296,8 +296,8 @@ func (a *app) approveCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "approve NAME... | -l SELECTOR | --all",
-		Short: "Let machines be installed",
-		Long: `Let machines be installed. Until then a machine waits in discovery and no disk of it is touched.
+		Short: "Approve machines for installation",
+		Long: `Approve machines for installation. Until then a machine waits in discovery and no disk of it is touched.
 --all approves every machine that waits for approval.`,
 		Example: `  coldrack approve rack1-u10 --profile worker --hostname w1 --address 10.20.0.31
   coldrack approve -l rack=r1 --profile worker

@@ -74,7 +74,7 @@ func (a *app) kubeconfigCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "kubeconfig [CLUSTER]",
-		Short: "Make a kubeconfig with a client certificate for a person, of a cluster or of this server",
+		Short: "Create a kubeconfig for a person, for a cluster or for this server",
 		Long: `With the name of a cluster, make a kubeconfig of that Kubernetes cluster. The key is made here, the server
 signs a certificate for it. What it may do follows from your role on the server: viewers look (group
 coldrack:viewer), operators change workloads (coldrack:operator), admins do everything

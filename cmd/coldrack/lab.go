@@ -110,7 +110,7 @@ func (a *app) labUpCommand(place *labPlace) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "up",
-		Short: "Make the lab, or what is missing of it, and power its machines on",
+		Short: "Create the lab, or its missing parts, and power on its machines",
 		Example: `  coldrack lab up -n 3
   coldrack lab up -n 1 --name try --firmware uefi --memory 4GiB --disk 8GiB --disk 1GiB
   coldrack lab up --off`,
@@ -303,7 +303,7 @@ func (a *app) labDownCommand(place *labPlace) *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
 		Use:   "down",
-		Short: "Pull the plug of all machines and remove the lab",
+		Short: "Power off all machines and remove the lab",
 		Long: `Pull the plug of all machines and remove the lab: processes, network, disks. It may be repeated, and it
 works on a lab that is half made.`,
 		Args: cobra.NoArgs,

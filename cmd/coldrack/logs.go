@@ -16,7 +16,7 @@ func (a *app) logsCommand() *cobra.Command {
 	var follow bool
 	cmd := &cobra.Command{
 		Use:   "logs NAME",
-		Short: "Show what a machine's agent and the server said about it",
+		Short: "Show a machine's log: agent and server messages",
 		Long: `Show the last lines of a machine's log: what its agent said in discovery, while it installed and on
 the installed node, and what the server did for it. The server keeps them in memory, for as long as it runs.`,
 		Args:              cobra.ExactArgs(1),

@@ -219,7 +219,7 @@ func (a *app) clusterApplyCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE|FOLDER|-",
-		Short: "Show the plan of a cluster, ask, and carry it out",
+		Short: "Show a cluster's plan, ask for confirmation, and apply it",
 		Long: `Show what applying the files would do, ask whether that is meant, and apply them. With --wait, follow the clusters
 until they are Ready.`,
 		Example: `  coldrack cluster apply -f lab.yaml --yes --wait --timeout 30m`,
@@ -266,7 +266,7 @@ until they are Ready.`,
 	}
 	a.addConnectionFlag(cmd)
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder (all of its .yaml, .yml and .json files) or - for standard input; may be repeated")
-	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask; required where nobody can be asked")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask for confirmation; required without a terminal")
 	cmd.Flags().BoolVar(&details, "details", false, "show the plan in full")
 	cmd.Flags().BoolVar(&wait, "wait", false, "follow the clusters until they are Ready")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Hour, "with --wait, give up after this time, with exit code 4")

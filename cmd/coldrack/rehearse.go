@@ -20,8 +20,8 @@ func (a *app) rehearseCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "rehearse",
-		Short: "Find out what would happen if a whole rack were switched on",
-		Long: `Find out what would happen if a whole rack were switched on.
+		Short: "Simulate the power-on of a whole rack",
+		Long: `Simulate the power-on of a whole rack.
 
 A real server is started in a network of its own, with the plan of -f, and as many simulated machines boot from it and
 install themselves: DHCP as their firmware, iPXE and the discovery system speak it, TFTP, boot scripts, kernel and

@@ -15,7 +15,7 @@ import (
 func (a *app) tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token",
-		Short: "Make, list and revoke bearer tokens for people and programs",
+		Short: "Create, list and revoke bearer tokens for people and programs",
 		Long: `Make, list and revoke bearer tokens. These verbs run on the server's machine, as the owner of the
 data folder, whether the server runs or not; a change takes effect with the next request.`,
 		RunE: group,
@@ -33,7 +33,7 @@ func (a *app) tokenCreateCommand(server *serverFlags) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:     "create --name NAME --role ROLE",
-		Short:   "Make a token and print it; it cannot be shown again",
+		Short:   "Create a token and print it once",
 		Example: `  coldrack token create --name prometheus --role viewer --ttl 720h`,
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
@@ -108,7 +108,7 @@ func (a *app) tokenListCommand(server *serverFlags) *cobra.Command {
 func (a *app) tokenRevokeCommand(server *serverFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "revoke NAME",
-		Short: "Make a token useless from now on",
+		Short: "Revoke a token",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			cfg, err := server.existing(a)

@@ -29,7 +29,7 @@ func (l *Lab) Forward(ctx context.Context, listener net.Listener, targets []neti
 	group, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, func() { listener.Close() })
 	defer stop()
-	f := forwarder{namespace: l.network.namespace, targets: targets, failed: func(err error) { l.log.Warn("nobody takes a forwarded connection", "err", err) }}
+	f := forwarder{namespace: l.network.namespace, targets: targets, failed: func(err error) { l.log.Warn("cannot forward a connection", "err", err) }}
 	group.Go(func() error {
 		for {
 			conn, err := listener.Accept()

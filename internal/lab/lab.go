@@ -203,7 +203,7 @@ func (l *Lab) ensureAccelerator(ctx context.Context, wanted Accelerator) error {
 		}
 		l.state.Accelerator, l.state.AcceleratorReason = chosen, reason
 		if chosen == TCG {
-			l.log.Info("machines are emulated: KVM does not work here", "reason", reason)
+			l.log.Info("KVM does not work here; machines are emulated", "reason", reason)
 		}
 	}
 	if l.state == before {

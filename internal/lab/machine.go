@@ -141,7 +141,7 @@ func (m *Machine) PowerOn(ctx context.Context, options ...StartOption) error {
 	if err := m.powerOn(ctx, in); err != nil {
 		return fmt.Errorf("power on %s: %w", m.Name(), err)
 	}
-	m.lab.log.Debug("machine is on", "machine", m.Name(), "firmware", m.spec.Firmware, "accelerator", in.accelerator)
+	m.lab.log.Debug("machine powered on", "machine", m.Name(), "firmware", m.spec.Firmware, "accelerator", in.accelerator)
 	return nil
 }
 

@@ -85,7 +85,7 @@ func TestMishaps(t *testing.T) {
 	r.kill()
 	r.awaitConsole(vm, mark, "the server is unreachable (ask what to do:")
 	r.serve()
-	r.awaitConsole(vm, mark, "the server answers again")
+	r.awaitConsole(vm, mark, "server is reachable again")
 
 	// Each refusal is read in status and on the console, and leaves all disks alone.
 	mark = vm.ConsoleMark()

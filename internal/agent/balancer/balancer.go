@@ -177,7 +177,7 @@ func (b *Balancer) listen(address string) error {
 	}
 	b.listener, b.address = l, address
 	if l != nil {
-		b.log.Info("the way to the API servers is open", "address", address)
+		b.log.Info("load balancer has a healthy API server", "address", address)
 		b.wg.Go(func() { b.accept(l) })
 	}
 	return nil
@@ -388,7 +388,7 @@ func (b *Balancer) learn(x *backend, state health, why string, definite bool) {
 		return
 	}
 	if x.state != state || x.why != why && state < live {
-		b.log.Info("API server's health", "backend", x.address, "is", state.String(), "was", x.state.String(), "because", why, "connections", len(x.conns))
+		b.log.Info("API server health changed", "backend", x.address, "is", state.String(), "was", x.state.String(), "because", why, "connections", len(x.conns))
 	}
 	x.state, x.why = state, why
 	if state == dead && (definite || b.better()) {

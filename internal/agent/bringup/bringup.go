@@ -142,12 +142,12 @@ func New(o Options) (*Executor, error) {
 	e.ledger.CleanUp(assignmentFile, digestsFile)
 	saved, err := loadAssignment(e.disk)
 	if err != nil {
-		o.Log.Error("the node's plan cannot be read from the disk; it waits for the server's", "err", err)
+		o.Log.Error("cannot read the saved plan; waiting for one from the server", "err", err)
 		return e, nil
 	}
 	if saved != nil {
 		if err := Validate(saved.Plan); err != nil {
-			o.Log.Error("the node's plan on the disk is of no use; it waits for the server's", "err", err)
+			o.Log.Error("saved plan is invalid; waiting for a new one", "err", err)
 			return e, nil
 		}
 		e.begun, e.paused, e.content = saved, saved.Paused, saved.Plan.ContentURL
@@ -173,13 +173,13 @@ func (e *Executor) Assign(a wire.NodeAssignment) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if a.Message != "" && a.Message != e.message {
-		e.Log.Info("the server says", "message", a.Message)
+		e.Log.Info("message from the server", "message", a.Message)
 	}
 	e.message = a.Message
 	if a.Plan == nil {
 		if e.begun != nil && !e.orphan {
 			// Only an intent of its own takes a node out of its cluster.
-			e.Log.Warn("the server has no plan for this node any more; it keeps what it has", "cluster", e.begun.Plan.Cluster)
+			e.Log.Warn("server has no plan for this node; keeping the current plan", "cluster", e.begun.Plan.Cluster)
 		}
 		e.orphan = true
 		return
@@ -199,7 +199,7 @@ func (e *Executor) Assign(a wire.NodeAssignment) {
 	resumed := e.paused && !a.Paused
 	if a.Paused != e.paused {
 		e.paused = a.Paused
-		e.Log.Info("the server pauses or resumes bring-up", "paused", a.Paused)
+		e.Log.Info("server changed the pause state of bring-up", "paused", a.Paused)
 		if e.begun != nil {
 			e.begun.Paused = a.Paused
 			e.save()
@@ -232,7 +232,7 @@ func (e *Executor) save() {
 		err = e.disk.Write(assignmentFile, append(b, '\n'), 0o600)
 	}
 	if err != nil {
-		e.Log.Error("cannot keep the node's plan; after a reboot it will wait for the server", "err", err)
+		e.Log.Error("cannot save the plan; after a reboot this node waits for the server", "err", err)
 	}
 }
 
@@ -242,7 +242,7 @@ func (e *Executor) Run(ctx context.Context) error {
 	begun := e.begun
 	e.mu.Unlock()
 	if begun != nil {
-		e.Log.Info("this node has a plan", "cluster", begun.Plan.Cluster, "node", begun.Plan.NodeName, "version", begun.Version)
+		e.Log.Info("new plan", "cluster", begun.Plan.Cluster, "node", begun.Plan.NodeName, "version", begun.Version)
 		e.standing(begun.Plan)
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -257,7 +257,7 @@ func (e *Executor) standing(plan *wire.NodePlan) {
 	for _, ph := range plan.Phases {
 		if ph.LoadBalancer {
 			if err := e.Balancer.Set(balancerOf(plan)); err != nil {
-				e.Log.Error("cannot open the way to the API servers yet", "err", err)
+				e.Log.Error("cannot start the load balancer for the API servers; trying again", "err", err)
 			}
 		}
 		if ph.Routes {
@@ -398,7 +398,7 @@ func (e *Executor) report(ctx context.Context) error {
 		}
 		if err := e.Server.Phases(ctx, r); err != nil {
 			if ctx.Err() == nil && failures&(failures-1) == 0 {
-				e.Log.Warn("cannot report the phases", "err", err, "failures", failures+1)
+				e.Log.Warn("cannot report phases to the server", "err", err, "failures", failures+1)
 			}
 			failures++
 			continue

@@ -27,7 +27,7 @@ func (p *pass) certificate(ctx context.Context, c wire.NodeCertificate) (bool, e
 	certificate, key, err := nodecert.Request(ctx, p.Server, p.plan.Cluster, c, p.Now)
 	if err != nil {
 		if was.Usable && ctx.Err() == nil {
-			p.Log.Warn("cannot renew a certificate; the present one is still good", "certificate", c.Name, "expires", was.Leaf.NotAfter, "err", err)
+			p.Log.Warn("certificate renewal failed; the current certificate is still valid", "certificate", c.Name, "expires", was.Leaf.NotAfter, "err", err)
 			return false, nil
 		}
 		return false, fmt.Errorf("certificate %s: %s; a new one: %w", c.Name, was.Why, err)
@@ -74,7 +74,7 @@ func (p *pass) certificateModes(c wire.NodeCertificate) error {
 		if err := os.Chmod(p.disk.At(file), mode); err != nil {
 			return fmt.Errorf("certificate %s: %w", c.Name, err)
 		}
-		p.Log.Info("mode corrected", "path", file, "was", info.Mode().Perm(), "is", mode)
+		p.Log.Info("file mode corrected", "path", file, "was", info.Mode().Perm(), "is", mode)
 	}
 	return nil
 }

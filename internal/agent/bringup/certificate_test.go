@@ -104,7 +104,7 @@ func TestACertificateThatCannotBeRenewedYetHoldsUpNothing(t *testing.T) {
 	e := r.executor()
 	r.start(e)
 	r.done("v1")
-	if !strings.Contains(r.logged(), "cannot renew a certificate; the present one is still good") {
+	if !strings.Contains(r.logged(), "certificate renewal failed; the current certificate is still valid") {
 		t.Error(r.logged())
 	}
 }

@@ -62,7 +62,7 @@ func (p *part) awaitAPI(ctx context.Context, patience time.Duration) error {
 			return nil
 		}
 		if patience > 0 && p.Now().Sub(since) >= patience {
-			p.Log.Warn("goes on without an API server", "phase", p.name, "waited", patience, "because", why)
+			p.Log.Warn("no API server answered in time; continuing without it", "phase", p.name, "waited", patience, "because", why)
 			return nil
 		}
 		p.say("waits for %s since %s%s: %s", what, since.UTC().Format("15:04:05 MST"), until, strings.Join(why, "; "))

@@ -61,7 +61,7 @@ func (p *part) programs(ctx context.Context, programs []wire.Program) error {
 	defer p.reading.Unlock()
 	digests := map[string]known{}
 	if err := nodefile.ReadJSON(p.disk, digestsFile, &digests); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		p.Log.Warn("programs are read once more to know them", "err", err)
+		p.Log.Warn("list of installed programs is unusable; hashing the programs again", "err", err)
 		digests = map[string]known{}
 	}
 	var missing []wire.Program

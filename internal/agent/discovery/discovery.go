@@ -107,7 +107,7 @@ func (d *Discovery) retry(ctx context.Context, what string, f func(context.Conte
 		d.Console.Say("the server is unreachable (%s: %v); asking again in %s", what, err, wait.Round(time.Second))
 	}, f)
 	if err == nil && failed {
-		d.Console.Say("the server answers again")
+		d.Console.Say("server is reachable again")
 	}
 	return err
 }
@@ -185,7 +185,7 @@ func (d *Discovery) keepInventory(ctx context.Context) error {
 		}
 		now = d.Look()
 		if err := d.Server.Inventory(ctx, now); err != nil {
-			d.Log.Debug("cannot report the changed inventory", "err", err)
+			d.Log.Debug("cannot report the new inventory", "err", err)
 			continue
 		}
 		d.mu.Lock()
@@ -245,7 +245,7 @@ func (d *Discovery) follow(ctx context.Context) error {
 		}
 		switch {
 		case next.Action == wire.ActionReboot:
-			return &Reboot{Reason: "the server asks for a reboot", Wanted: true}
+			return &Reboot{Reason: "server requested a reboot", Wanted: true}
 		case next.Action == wire.ActionInstall && next.Plan != nil && !done[next.Plan.IntentID]:
 			done[next.Plan.IntentID] = true
 			err = d.act(ctx, next.Plan.IntentID, "install "+next.Plan.Image.Name, true, func(ctx context.Context) (wire.Complete, error) {

@@ -325,7 +325,7 @@ func TestAServerThatRestartsIsWaitedFor(t *testing.T) {
 	s.outage(true)
 	shown.await(t, "the server is unreachable")
 	s.outage(false)
-	shown.await(t, "the server answers again") // though it has nothing new to say
+	shown.await(t, "server is reachable again") // though it has nothing new to say
 	s.assign(install1("i1"))
 	if r := ending(t, ended); !r.Wanted {
 		t.Errorf("the reboot is %+v", r)

@@ -249,7 +249,7 @@ func (n *Network) apply(l netlink.Link, lease *nclient4.Lease) error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		n.Log.Warn("some routes of the lease could not be set", "err", err)
+		n.Log.Warn("cannot set some routes of the DHCP lease", "err", err)
 	}
 	return nil
 }
@@ -266,7 +266,7 @@ func (n *Network) Keep(ctx context.Context) error {
 			if err == nil {
 				break
 			}
-			n.Log.Warn("cannot renew the lease", "interface", n.iface, "address", n.Address(), "err", err)
+			n.Log.Warn("DHCP lease renewal failed", "interface", n.iface, "address", n.Address(), "err", err)
 		}
 		if ctx.Err() != nil {
 			return nil

@@ -233,7 +233,7 @@ func listen(ctx context.Context, g *errgroup.Group, log *slog.Logger) *neighbour
 				n.heard[nic.Name] = l
 			})
 			if err != nil && ctx.Err() == nil {
-				log.Info("no neighbours will be known", "interface", nic.Name, "err", err)
+				log.Info("LLDP listener failed; switch port unknown", "interface", nic.Name, "err", err)
 			}
 			return nil
 		})

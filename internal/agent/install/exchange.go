@@ -41,14 +41,14 @@ func (a *act) chunks(ctx context.Context, root *os.File) diskimage.Source {
 	}
 	base, store := a.keep(root)
 	if store == nil {
-		a.Log.Info("neither disk nor memory has room to keep the image for other machines: fetching it from the server alone", "needs", probe.Size(a.index.BlobSize))
+		a.Log.Info("no room on disk or in memory to share the image; using the server only", "needs", probe.Size(a.index.BlobSize))
 		return origin
 	}
 	config := *a.Exchange
 	config.Log = a.Log
 	x, err := peer.Join(ctx, config, a.index, origin, store)
 	if err != nil {
-		a.Log.Warn("fetching the image from the server alone", "err", err)
+		a.Log.Warn("peer distribution unavailable; fetching the image from the server only", "err", err)
 		return origin
 	}
 	a.shared = &shared{Exchange: x, base: base}
@@ -131,7 +131,7 @@ func (a *act) leave() error {
 	a.shared = nil
 	s.Leave()
 	st := s.Stats()
-	a.Log.Info("no longer serving other machines", "given", probe.Size(st.Given), "damaged", st.Bad)
+	a.Log.Info("stopped serving other machines", "given", probe.Size(st.Given), "damaged", st.Bad)
 	if s.view == nil {
 		return nil
 	}

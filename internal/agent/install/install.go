@@ -157,7 +157,7 @@ func (i *Installer) act(intentID string, own []string, names []string) *act {
 func (a *act) carryOut(ctx context.Context, steps []step) (wire.Complete, error) {
 	// The server counts the attempt, and may have withdrawn the intent: nothing happens before it said yes.
 	err := retry.Do(ctx, func(err error, wait time.Duration) {
-		a.Log.Warn("cannot begin: the server does not answer", "err", err, "wait", wait)
+		a.Log.Warn("cannot start: the server does not answer", "err", err, "wait", wait)
 	}, a.report)
 	if err != nil {
 		return wire.Complete{}, err
@@ -204,7 +204,7 @@ func (a *act) runSteps(ctx context.Context, steps []step) error {
 			return context.Cause(ctx)
 		}
 		a.start(s.name)
-		a.Log.Info("step begins", "step", s.name)
+		a.Log.Info("step started", "step", s.name)
 		message, err := s.run(ctx)
 		if err != nil {
 			err = explain(err)
@@ -215,7 +215,7 @@ func (a *act) runSteps(ctx context.Context, steps []step) error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 		a.finish(s.name, wire.StateSucceeded, message)
-		a.Log.Info("step is done", "step", s.name, "result", message)
+		a.Log.Info("step finished", "step", s.name, "result", message)
 	}
 	return nil
 }

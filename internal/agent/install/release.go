@@ -32,13 +32,13 @@ func (r *release) selectDisks(ctx context.Context) (string, error) {
 		}
 		dev, err := openDevice(d.Name)
 		if err != nil {
-			r.Log.Warn("cannot look at a disk", "disk", d.Name, "err", err)
+			r.Log.Warn("cannot read a disk", "disk", d.Name, "err", err)
 			continue
 		}
 		found, err := inspect(ctx, dev)
 		_ = dev.Close()
 		if err != nil {
-			r.Log.Warn("cannot look at a disk", "disk", d.Name, "err", err)
+			r.Log.Warn("cannot read a disk", "disk", d.Name, "err", err)
 			continue
 		}
 		if r.owns(found.Report) {

@@ -165,9 +165,9 @@ func (a *act) wipe(ctx context.Context) (string, error) {
 	switch {
 	case found.blank():
 	case a.owns(found.Report):
-		a.Log.Info("the disk carries a marker of this machine's own installs", "disk", a.disk.name)
+		a.Log.Info("disk was installed by this machine before; overwriting it", "disk", a.disk.name)
 	case a.plan.Wipe == "Always":
-		a.Log.Warn("overwriting foreign data as the profile says", "disk", a.disk.name, "found", found.lines())
+		a.Log.Warn("overwriting foreign data: the profile allows it", "disk", a.disk.name, "found", found.lines())
 	default:
 		return "", fmt.Errorf("disk %s holds data that Coldrack did not write: %s. Nothing was changed. If it may go: set wipe: Always in the profile",
 			describe(a.choice), strings.Join(found.lines(), "; "))

@@ -30,9 +30,9 @@ func TestLinesAreKeptUntilReported(t *testing.T) {
 func TestHandler(t *testing.T) {
 	var got []string
 	log := slog.New(Handler(slog.DiscardHandler, func(l slog.Level, s string) { got = append(got, l.String()+" "+s) }))
-	log.With("machine", "n1").WithGroup("disk").Info("step is done", "name", "sd a")
+	log.With("machine", "n1").WithGroup("disk").Info("step finished", "name", "sd a")
 	log.Debug("not shown")
-	if len(got) != 1 || got[0] != `INFO step is done machine=n1 disk.name="sd a"` {
+	if len(got) != 1 || got[0] != `INFO step finished machine=n1 disk.name="sd a"` {
 		t.Errorf("got %q", got)
 	}
 }

@@ -89,7 +89,7 @@ func (m *Membership) ask(ctx context.Context) error {
 			wait = lastRetry
 		}
 		if failures&(failures-1) == 0 {
-			m.Log.Warn("cannot ask what this node's cluster needs", "err", err, "failures", failures, "again", wait)
+			m.Log.Warn("cannot fetch this node's plan from the server", "err", err, "failures", failures, "again", wait)
 		}
 		m.Sleep(ctx, wait+rand.N(wait/10))
 	}

@@ -105,7 +105,7 @@ func (a *Agent) beat(ctx context.Context) error {
 			a.tell(failures, err, wait)
 		default:
 			if failures > 0 {
-				a.Log.Info("the server answers again", "failures", failures)
+				a.Log.Info("server is reachable again", "failures", failures)
 			}
 			failures = 0
 			if next != nil {
@@ -114,7 +114,7 @@ func (a *Agent) beat(ctx context.Context) error {
 			a.Lines.Reported(mark)
 			wait = interval(answer.IntervalSeconds)
 			if answer.Reboot {
-				a.Log.Warn("the server asks for a reboot", "reason", answer.RebootReason)
+				a.Log.Warn("server requested a reboot", "reason", answer.RebootReason)
 				if err := a.Reboot(ctx, answer.RebootReason); err != nil {
 					a.Log.Error("cannot reboot", "err", err)
 				}
@@ -157,14 +157,14 @@ func (a *Agent) settle(accepted bool) {
 	if accepted {
 		a.Identity = *a.Next
 		err = identity.Promote(a.Root)
-		a.Log.Info("the node's renewed certificate is in use", "expires", a.Identity.NotAfter)
+		a.Log.Info("using the renewed node certificate", "expires", a.Identity.NotAfter)
 	} else {
 		a.Use(a.Identity)
 		err = identity.Drop(a.Root)
-		a.Log.Warn("the server does not know the node's renewed certificate; back to the old one")
+		a.Log.Warn("server rejected the renewed node certificate; using the old one")
 	}
 	if err != nil {
-		a.Log.Error("cannot settle the node's identity on the disk", "err", err)
+		a.Log.Error("cannot save the node's identity to disk", "err", err)
 	}
 	a.Next = nil
 	select {
@@ -195,7 +195,7 @@ func (a *Agent) keepIdentity(ctx context.Context) error {
 		next, err := a.renew(ctx)
 		if err != nil {
 			if ctx.Err() == nil {
-				a.Log.Warn("cannot renew the node's certificate", "err", err, "expires", current.NotAfter, "again", renewRetry)
+				a.Log.Warn("node certificate renewal failed", "err", err, "expires", current.NotAfter, "again", renewRetry)
 				a.Sleep(ctx, renewRetry)
 			}
 			continue

@@ -47,7 +47,7 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 	}
 	// Ready means that this agent does its work, not that the server is there: a node must start without.
 	if err := Notify("READY=1"); err != nil {
-		log.Warn("cannot tell systemd that this service is up", "err", err)
+		log.Warn("cannot notify systemd that the agent is ready", "err", err)
 	}
 	log.Info("node agent started", "machine", settings.Machine, "server", settings.Server, "version", version, "certificate", id.NotAfter)
 	var shown atomic.Pointer[tls.Certificate]
@@ -60,7 +60,7 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 	membership, err := cluster(log, server, sharer(log, server, settings, &shown, version), version)
 	if err != nil {
 		// Whoever reads the heartbeats learns of it.
-		log.Error("this machine cannot be a node of a cluster", "err", err)
+		log.Error("this machine cannot join a cluster", "err", err)
 	} else {
 		a.Cluster = membership.Run
 	}

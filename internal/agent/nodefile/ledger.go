@@ -42,7 +42,7 @@ func OpenLedger(d Disk, file string, log *slog.Logger) *Ledger {
 		}
 		maps.Copy(l.restart, c.Restart)
 	case !errors.Is(err, fs.ErrNotExist):
-		log.Error("what was written on this node before is not known any more; files that a later plan drops will stay", "err", err)
+		log.Error("cannot read the list of files written on this node; files dropped by a later plan will stay", "err", err)
 	}
 	return l
 }

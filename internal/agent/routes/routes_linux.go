@@ -79,7 +79,7 @@ func (k *Keeper) subscribe() error {
 		select {
 		case <-k.stop:
 		default:
-			k.log.Warn("the kernel's messages about routes are lost; looking every 30 s", "err", err)
+			k.log.Warn("lost kernel route notifications; checking routes every 30 s", "err", err)
 		}
 	}
 	routes, addresses, links := make(chan netlink.RouteUpdate), make(chan netlink.AddrUpdate), make(chan netlink.LinkUpdate)

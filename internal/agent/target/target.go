@@ -259,14 +259,14 @@ func (t *Target) enable(unit string, optional bool, seen map[string]bool) error 
 	file, content, err := t.findUnit(nodeconfig.UnitFile(unit))
 	if err != nil {
 		if optional && errors.Is(err, fs.ErrNotExist) {
-			t.log.Warn("the image lacks an optional unit", "unit", unit)
+			t.log.Warn("optional unit is missing from the image", "unit", unit)
 			return nil
 		}
 		return err
 	}
 	links, also := nodeconfig.Enable(unit, file, content)
 	if len(links)+len(also) == 0 {
-		t.log.Warn("a unit that is to be enabled says nowhere what wants it", "unit", unit)
+		t.log.Warn("cannot enable a unit: it has no WantedBy or RequiredBy", "unit", unit)
 	}
 	for _, l := range links {
 		if err := t.link(l.Path, l.Target); err != nil {

@@ -70,7 +70,7 @@ func (r *Runner) followAddons(ctx context.Context, connection *Connection) {
 			addons, err := lookAtAddons(limited, connection.client)
 			cancel()
 			if err != nil {
-				r.log.Debug("addons not looked at", "cluster", r.options().Target.Cluster, "error", err)
+				r.log.Debug("cannot check addons", "cluster", r.options().Target.Cluster, "error", err)
 			} else {
 				r.change(func(s *State) { s.Addons = addons })
 				if allReady(addons) {

@@ -171,7 +171,7 @@ func (r *Runner) session(ctx context.Context) error {
 					s.Reachable, s.Since = true, time.Now()
 				}
 				if s.Server != server {
-					r.log.Info("cluster's API server in use", "cluster", s.Cluster, "server", server.String())
+					r.log.Info("using this API server of the cluster", "cluster", s.Cluster, "server", server.String())
 				}
 				s.Server, r.unreachable = server, ""
 			})
@@ -186,7 +186,7 @@ func (r *Runner) session(ctx context.Context) error {
 				r.change(func(s *State) {
 					if s.Reachable {
 						s.Reachable, s.Since = false, time.Now()
-						r.log.Warn("cluster's API does not answer", "cluster", s.Cluster, "error", err)
+						r.log.Warn("cluster API is unreachable", "cluster", s.Cluster, "error", err)
 					}
 					r.unreachable = err.Error()
 				})
@@ -246,7 +246,7 @@ func (r *Runner) keepApplied(ctx context.Context, applier *Applier, now <-chan s
 		}
 		wait := applyInterval
 		if err != nil {
-			r.log.Debug("objects not applied", "cluster", r.options().Target.Cluster, "error", err)
+			r.log.Debug("cannot apply cluster objects", "cluster", r.options().Target.Cluster, "error", err)
 			wait, pause = pause, min(pause*2, applyInterval)
 		} else {
 			pause = firstPause
@@ -276,7 +276,7 @@ func (r *Runner) applyOnce(ctx context.Context, applier *Applier, objects []kube
 			s.Objects.Errors = lines(err)
 		} else if digest := Digest(objects); s.Objects.Digest != digest {
 			s.Objects.Digest, s.Objects.Applied, s.Objects.Count, s.Addons = digest, time.Now(), len(objects), nil
-			r.log.Info("cluster's objects applied", "cluster", s.Cluster, "objects", len(objects))
+			r.log.Info("cluster objects applied", "cluster", s.Cluster, "objects", len(objects))
 		}
 	})
 	return err

@@ -183,7 +183,7 @@ func (s *Set) take(r Record, was *cluster) *cluster {
 		return was
 	}
 	if next.problem != "" && (was == nil || was.problem != next.problem) {
-		s.Log.Warn("a cluster has no new plan", "cluster", r.Cluster.Name, "reason", next.problem)
+		s.Log.Warn("cannot render a new plan for a cluster; the current plan stays", "cluster", r.Cluster.Name, "reason", next.problem)
 	}
 	return next
 }
@@ -228,7 +228,7 @@ func (s *Set) fill(c *cluster, r Record) (problem string) {
 		return err.Error()
 	}
 	c.input, c.plan = input, plan
-	s.Log.Info("rendered a cluster", "cluster", r.Cluster.Name, "nodes", len(plan.Nodes), "took", s.Now().Sub(began).Round(time.Millisecond))
+	s.Log.Info("cluster plan rendered", "cluster", r.Cluster.Name, "nodes", len(plan.Nodes), "took", s.Now().Sub(began).Round(time.Millisecond))
 	return ""
 }
 

@@ -60,7 +60,7 @@ func (s *Set) assignment(name string, c *cluster, machine string) wire.NodeAssig
 	}
 	plan, err := nodePlan(name, node, c.material)
 	if err != nil {
-		s.Log.Error("a machine's plan cannot be handed out", "cluster", name, "machine", machine, "err", err)
+		s.Log.Error("cannot serve a machine's plan", "cluster", name, "machine", machine, "err", err)
 		return wait(err.Error())
 	}
 	for _, p := range programs {

@@ -179,7 +179,7 @@ func (u *upstream) manifest(ctx context.Context, s source, reference string) (*o
 		}
 		// What a tag stood for last is better than nothing while its registry cannot be reached.
 		if file, m, ok := u.cachedManifest(stale); ok {
-			u.log.Warn("an upstream registry does not answer; its tag is served as it was", "image", s.String()+":"+reference, "digest", stale, "err", result.Err)
+			u.log.Warn("upstream registry does not answer; serving the cached tag", "image", s.String()+":"+reference, "digest", stale, "err", result.Err)
 			return file, m, nil
 		}
 		return nil, manifest{}, explain(s, codeManifestUnknown, result.Err)
@@ -346,7 +346,7 @@ func (u *upstream) done(what string, err error) {
 		return
 	}
 	u.counters.upstreamFetches.Add(1)
-	u.log.Info("fetched from an upstream registry", "image", what)
+	u.log.Info("fetched content from an upstream registry", "image", what)
 }
 
 // explain turns an upstream's answer into one for the client. Registries tell strangers 401 or 403 of what does not

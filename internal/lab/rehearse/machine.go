@@ -444,7 +444,7 @@ func (m *simulatedMachine) follow(ctx context.Context, server *client.Client, ar
 		version = next.Version
 		switch {
 		case next.Action == wire.ActionReboot:
-			return &discovery.Reboot{Reason: "the server asks for a reboot", Wanted: true}
+			return &discovery.Reboot{Reason: "server requested a reboot", Wanted: true}
 		case next.Action == wire.ActionInstall && next.Plan != nil && !done[next.Plan.IntentID]:
 			done[next.Plan.IntentID] = true
 			m.enter(Installing, "")

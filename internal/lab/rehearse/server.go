@@ -150,7 +150,7 @@ func (c *child) awaitBundle(ctx context.Context, dir, namespace string, at netip
 			}
 		}
 		text, _ := os.ReadFile(filepath.Join(dir, "server.log"))
-		if bytes.Contains(text, []byte("a bundle of the configuration was not imported")) {
+		if bytes.Contains(text, []byte("cannot import a configured bundle")) {
 			return fmt.Errorf("the server cannot use the bundle:\n%s", tail(text, 5))
 		}
 		select {

@@ -190,7 +190,7 @@ func (f *Fleet) arrive(ids v1alpha1.Identifiers) string {
 	if _, ok := f.newcomers[name]; !ok && len(f.newcomers) >= f.maxNewcomers {
 		if f.now().Sub(f.refused) > time.Minute {
 			f.refused = f.now()
-			f.log.Warn("too many unknown machines at once, some are not recorded until they ask again",
+			f.log.Warn("too many unknown machines at once; some are recorded only when they ask again",
 				"waiting", len(f.newcomers), "mac", ids.MACs)
 		}
 		return ""

@@ -182,7 +182,7 @@ func openJournal(dir string, log *slog.Logger) (*journal, []record, error) {
 			return nil, nil, fmt.Errorf("read leases from %s: %w", path, err)
 		}
 		if damaged > 0 {
-			log.Warn("lease journal has damaged lines; they are left out", "file", path, "lines", damaged)
+			log.Warn("lease journal has damaged lines; ignoring them", "file", path, "lines", damaged)
 		}
 	}
 	return &journal{dir: dir, log: log, wake: make(chan struct{}, 1)}, records, nil
@@ -235,7 +235,7 @@ func (j *journal) commit() {
 	err := j.write(batch)
 	if err != nil {
 		j.failures.Add(1)
-		j.log.Error("leases cannot be stored; clients of the pools get no address until they can", "dir", j.dir, "err", err)
+		j.log.Error("cannot store leases; no address is leased from the pools until this works", "dir", j.dir, "err", err)
 	} else {
 		j.commits.Add(1)
 		j.records.Add(uint64(len(batch)))

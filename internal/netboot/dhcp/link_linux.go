@@ -221,7 +221,7 @@ func (l *iface) send(out outgoing) {
 	}
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		l.count.sendErrors.Add(1)
-		l.log.Warn("DHCP reply cannot be sent", "interface", l.device, "to", out.to, "err", err)
+		l.log.Warn("cannot send a DHCP reply", "interface", l.device, "to", out.to, "err", err)
 	}
 }
 

@@ -244,7 +244,7 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 	remote := remoteOf(r)
 	query, err := ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		s.options.Log.Warn("boot request cannot be understood", "remote", remote, "err", err)
+		s.options.Log.Warn("invalid boot request", "remote", remote, "err", err)
 		s.refuse(w, http.StatusBadRequest, err.Error())
 		return
 	}
@@ -257,7 +257,7 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 	script, err := s.options.Scripts.BootScript(r.Context(), query)
 	if err != nil {
 		// The reason may tell of the inside; the segment only learns to come again.
-		s.options.Log.Error("no boot script for a machine", "remote", remote, "macs", query.MACs, "err", err)
+		s.options.Log.Error("cannot make a boot script for a machine", "remote", remote, "macs", query.MACs, "err", err)
 		w.Header().Set("Retry-After", "5")
 		s.refuse(w, http.StatusServiceUnavailable, "the server cannot tell now, ask again")
 		return
@@ -346,7 +346,7 @@ func (s *Server) openFailed(w http.ResponseWriter, r *http.Request, err error) {
 		s.refuse(w, http.StatusForbidden, "access denied")
 		return
 	}
-	s.options.Log.Error("open a boot file", "remote", r.RemoteAddr, "path", clip(r.URL.Path), "err", err)
+	s.options.Log.Error("cannot open a boot file", "remote", r.RemoteAddr, "path", clip(r.URL.Path), "err", err)
 	s.refuse(w, http.StatusInternalServerError, "the server cannot read it")
 }
 

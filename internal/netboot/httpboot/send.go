@@ -29,10 +29,10 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, file File, modifie
 		"bytes", report.Bytes, "duration", report.Duration}
 	switch {
 	case report.Err != nil:
-		s.options.Log.Warn("boot file was not sent to its end", append(attrs, "err", report.Err)...)
+		s.options.Log.Warn("boot file transfer ended early", append(attrs, "err", report.Err)...)
 	case counted.status >= 400:
 		s.counters.badRequest.Add(1)
-		s.options.Log.Info("boot file was not sent", attrs...)
+		s.options.Log.Info("boot file transfer cancelled", attrs...)
 	default:
 		s.options.Log.Debug("boot file sent", attrs...)
 	}

@@ -102,7 +102,7 @@ func Serve(ctx context.Context, o Options) error {
 		// The interface goes by its number: the zone's name may belong to another network namespace.
 		_, err = conn.WriteTo(advertisement[:], &ipv6.ControlMessage{HopLimit: hopLimit, IfIndex: index}, &net.IPAddr{IP: host.IP})
 		if err != nil {
-			o.Log.Warn("cannot answer a router solicitation; the machine waits for it in vain", "interface", o.Interface, "mac", mac.String(), "err", err)
+			o.Log.Warn("cannot answer a router solicitation; the machine waits until its timeout", "interface", o.Interface, "mac", mac.String(), "err", err)
 		}
 	}
 }

@@ -49,7 +49,7 @@ func Serve(ctx context.Context, conn *net.UDPConn, log *slog.Logger) error {
 		}
 		if reply := answer(buf[:n], received, time.Now(), disciplined()); reply != nil {
 			if _, err := conn.WriteToUDPAddrPort(reply, from); err != nil {
-				log.Debug("time not told", "to", from, "err", err)
+				log.Debug("cannot answer a time request", "to", from, "err", err)
 			}
 		}
 	}

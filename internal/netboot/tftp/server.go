@@ -226,7 +226,7 @@ func (s *Server) receive(ctx context.Context, conn *net.UDPConn, start func(*tra
 				return fmt.Errorf("receive TFTP requests: %w", err)
 			}
 			// An ICMP error for an earlier answer, or a shortage of memory: the next read tells.
-			s.options.Log.Warn("receive TFTP request", "err", err)
+			s.options.Log.Warn("cannot receive a TFTP request", "err", err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(10 * time.Millisecond):
@@ -281,7 +281,7 @@ func (s *Server) take(conn *net.UDPConn, packet []byte, local netip.Addr, remote
 	t.conn, err = s.options.Dial(local, remote)
 	if err != nil {
 		refuse(codeUndefined, "server cannot open a socket, try again")
-		s.options.Log.Error("open a socket for a TFTP transfer", "remote", remote, "err", err)
+		s.options.Log.Error("cannot open a socket for a TFTP transfer", "remote", remote, "err", err)
 		return
 	}
 	if address, ok := t.conn.LocalAddr().(*net.UDPAddr); ok {

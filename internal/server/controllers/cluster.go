@@ -296,7 +296,7 @@ func (r *clusterLeader) keys(ctx context.Context, c *v1alpha1.Cluster) (problem 
 		} else if err != nil {
 			return "", fmt.Errorf("store keys of cluster %s: %w", c.Name, err)
 		}
-		r.Log.Info("made the keys of a cluster", "cluster", c.Name, "secret", name)
+		r.Log.Info("cluster keys created", "cluster", c.Name, "secret", name)
 		return "", nil
 	}
 	if err != nil {
@@ -319,7 +319,7 @@ func (r *clusterLeader) giveProfiles(ctx context.Context, f clusterFacts) error 
 			if err := r.giveProfile(ctx, m, g.Spec.Profile); err != nil {
 				return fmt.Errorf("give machine %s the profile of group %s: %w", name, g.Name, err)
 			}
-			r.Log.Info("machine gets the profile of its group", "machine", name, "group", g.Name, "profile", g.Spec.Profile)
+			r.Log.Info("machine gets its group's profile", "machine", name, "group", g.Name, "profile", g.Spec.Profile)
 		}
 	}
 	return nil
@@ -363,7 +363,7 @@ func (r *clusterLeader) letGo(ctx context.Context, c *v1alpha1.Cluster) error {
 	}
 	next := c.DeepCopy()
 	controllerutil.RemoveFinalizer(next, v1alpha1.ClusterFinalizer)
-	r.Log.Info("a deleted cluster is gone", "cluster", c.Name, "left", left)
+	r.Log.Info("cluster deleted", "cluster", c.Name, "left", left)
 	return r.Client.Patch(ctx, next, client.MergeFromWithOptions(c, client.MergeFromWithOptimisticLock{}))
 }
 
@@ -395,7 +395,7 @@ func (r *clusterLeader) archiveKeys(ctx context.Context, c *v1alpha1.Cluster) er
 	if err := r.Client.Delete(ctx, secret, client.Preconditions{UID: &uid, ResourceVersion: &version}); err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("remove keys of cluster %s: %w", c.Name, err)
 	}
-	r.Log.Info("keys of a deleted cluster are kept under another name", "cluster", c.Name, "secret", kept.Name)
+	r.Log.Info("keys of a deleted cluster archived", "cluster", c.Name, "secret", kept.Name)
 	return nil
 }
 

@@ -122,7 +122,7 @@ func (a *clusterAPIs) run(ctx context.Context) error {
 				continue
 			}
 			if err := a.attend(ctx, running, name, view); err != nil {
-				a.Log.Error("cannot look after a cluster's API", "cluster", name, "err", err)
+				a.Log.Error("cannot manage a cluster's API", "cluster", name, "err", err)
 			}
 		}
 		for name := range running {
@@ -162,7 +162,7 @@ func (a *clusterAPIs) attend(ctx context.Context, running map[string]*attended, 
 		defer close(is.done)
 		for ctx.Err() == nil {
 			if err := runner.Run(ctx); err != nil && ctx.Err() == nil {
-				a.Log.Error("looking after a cluster's API ended; it is begun again", "cluster", name, "err", err)
+				a.Log.Error("management of a cluster's API ended; restarting it", "cluster", name, "err", err)
 			}
 			select {
 			case <-ctx.Done():

@@ -100,7 +100,7 @@ func recordNewcomers(ctx context.Context, d Deps) error {
 			if unconfirmed >= maxUnconfirmed {
 				if d.Now().Sub(complained) > time.Minute {
 					complained = d.Now()
-					d.Log.Warn("too many machines that were seen once and never reported: new ones are not recorded until some are deleted",
+					d.Log.Warn("too many machines were seen once and never reported; new ones are not recorded until some are deleted",
 						"limit", maxUnconfirmed, "mac", n.Identifiers.MACs)
 				}
 				d.Fleet.ForgetNewcomer(n.Name)
@@ -140,7 +140,7 @@ func record(ctx context.Context, d Deps, n fleet.Newcomer) error {
 	err := d.Client.Create(ctx, m)
 	switch {
 	case err == nil:
-		d.Log.Info("recorded a new machine", "machine", n.Name, "macs", n.Identifiers.MACs)
+		d.Log.Info("new machine recorded", "machine", n.Name, "macs", n.Identifiers.MACs)
 	case apierrors.IsAlreadyExists(err): // by another server, or by its enrolment
 		if err := d.Client.Get(ctx, client.ObjectKey{Name: n.Name}, m); err != nil {
 			return err
@@ -148,7 +148,7 @@ func record(ctx context.Context, d Deps, n fleet.Newcomer) error {
 	case apierrors.IsInvalid(err):
 		// It would never be accepted; the machine may still enrol.
 		d.Fleet.ForgetNewcomer(n.Name)
-		d.Log.Error("a new machine cannot be recorded", "machine", n.Name, "err", err)
+		d.Log.Error("cannot record a new machine", "machine", n.Name, "err", err)
 		return nil
 	default:
 		return err

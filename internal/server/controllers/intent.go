@@ -62,7 +62,7 @@ func (r *intents) withdraw(ctx context.Context, m *v1alpha1.Machine) error {
 	if err := r.Client.Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{})); err != nil {
 		return err
 	}
-	r.Log.Info("machine was released and is no longer approved", "machine", m.Name)
+	r.Log.Info("released machine is no longer approved", "machine", m.Name)
 	r.Fleet.Put(next)
 	return nil
 }

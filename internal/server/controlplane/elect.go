@@ -41,7 +41,7 @@ func (c *ControlPlane) Elect(ctx context.Context, name string, lead func(ctx con
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, errLost):
-			c.log.Warn("leadership lost, competing again", "election", name)
+			c.log.Warn("leadership lost; trying to regain it", "election", name)
 		default:
 			return err
 		}
@@ -110,7 +110,7 @@ func (e *etcdElector) campaign(ctx context.Context, name string, lead func(conte
 		defer cancel()
 		_, err := e.client.Revoke(ctx, session.Lease())
 		if err != nil {
-			e.log.Debug("give up leadership", "election", name, "err", err)
+			e.log.Debug("cannot give up leadership", "election", name, "err", err)
 		}
 		session.Orphan()
 	}()

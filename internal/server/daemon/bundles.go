@@ -54,9 +54,9 @@ func (i *importer) run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			i.log.Error("a bundle of the configuration was not imported", "path", path, "err", err)
+			i.log.Error("cannot import a configured bundle", "path", path, "err", err)
 		default:
-			i.log.Info("bundle is in the store", "bundle", summary.Name, "digest", summary.Digest)
+			i.log.Info("bundle already imported", "bundle", summary.Name, "digest", summary.Digest)
 		}
 	}
 	return nil
@@ -170,7 +170,7 @@ func (i *importer) put(w http.ResponseWriter, r *http.Request, path string) {
 	_ = control.SetReadDeadline(time.Time{})
 	_ = control.SetWriteDeadline(time.Time{})
 	if status, err := i.spool(r, path); err != nil {
-		i.log.Warn("upload of a bundle ended early", "path", path, "err", err)
+		i.log.Warn("bundle upload ended early", "path", path, "err", err)
 		http.Error(w, err.Error(), status)
 		return
 	}
@@ -192,7 +192,7 @@ func (i *importer) put(w http.ResponseWriter, r *http.Request, path string) {
 		_ = os.Remove(path)
 	}
 	if err != nil {
-		i.log.Error("an uploaded bundle was not imported", "path", path, "err", err)
+		i.log.Error("cannot import an uploaded bundle", "path", path, "err", err)
 		say(map[string]string{"error": err.Error()})
 		return
 	}

@@ -56,7 +56,7 @@ func (c *catalog) Images() []v1alpha1.Image {
 	for name, artifact := range newest {
 		image, err := c.image(name, artifact)
 		if err != nil {
-			c.log.Error("an image of a bundle cannot be used", "image", name, "bundle", artifact.Bundle.Name, "err", err)
+			c.log.Error("image of a bundle is unusable", "image", name, "bundle", artifact.Bundle.Name, "err", err)
 			continue
 		}
 		images = append(images, image)

@@ -116,7 +116,7 @@ func (d *clusterDesk) post(answer func(w http.ResponseWriter, r *http.Request, t
 		case errors.As(err, &ask):
 			http.Error(w, ask.text, ask.status)
 		case err != nil:
-			d.log.Error("a person's request failed", "path", r.URL.Path, "err", err)
+			d.log.Error("request on the people's API failed", "path", r.URL.Path, "err", err)
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 		case value != nil:
 			w.Header().Set("Content-Type", "application/json")
@@ -296,10 +296,10 @@ func (d *clusterDesk) record(r *http.Request, person controlplane.Person, cluste
 	attributes := []any{"cluster", cluster, "by", person.Name, "user", ask.User, "groups", ask.Groups, "ttl", ttl, "serial", leaf.SerialNumber.Text(16)}
 	if ask.BreakGlass {
 		controlplane.Remark(r, "certificate.coldrack.dev/break-glass", "true")
-		d.log.Warn("BREAK GLASS: issued a certificate to which a cluster's authorization does not apply", append(attributes, "reason", ask.Reason)...)
+		d.log.Warn("BREAK GLASS: issued a certificate that bypasses the cluster's authorization", append(attributes, "reason", ask.Reason)...)
 		return
 	}
-	d.log.Info("issued a certificate for a cluster", attributes...)
+	d.log.Info("cluster client certificate issued", attributes...)
 }
 
 func publicKeyOf(csr string) (crypto.PublicKey, error) {

@@ -264,7 +264,7 @@ func (s *server) greet() (string, error) {
 		return "", err
 	}
 	if written {
-		s.log.Info("wrote the administrator's kubeconfig", "path", path)
+		s.log.Info("administrator's kubeconfig written", "path", path)
 	}
 	return path, nil
 }

@@ -127,7 +127,7 @@ func TestServer(t *testing.T) {
 			response, _ := ask(http.MethodHead, at, nil)
 			arrived, err = strconv.Atoi(response.Header.Get(offsetHeader))
 			check(t, err)
-			if arrived == 0 || !strings.Contains(first.log.String(), "upload of a bundle ended early") {
+			if arrived == 0 || !strings.Contains(first.log.String(), "bundle upload ended early") {
 				return fmt.Errorf("%d bytes have arrived", arrived)
 			}
 			return nil

@@ -85,7 +85,7 @@ func (b dhcpBackend) BootFile(_ netip.Prefix, client dhcp.Query) (dhcp.BootFile,
 	switch {
 	case stage.File == "":
 		if client.PXE || client.HTTP {
-			b.log.Warn("a machine asks for a boot file, and there is none for it", "mac", client.MAC, "reason", stage.Reason)
+			b.log.Warn("no boot file for a machine", "mac", client.MAC, "reason", stage.Reason)
 		}
 		return dhcp.BootFile{}, false
 	case stage.URL:
@@ -117,7 +117,7 @@ func (b dhcpBackend) Observe(seen dhcp.Observation) {
 		}
 		b.fleet.Leased(seen.Client.MAC, seen.Address.String(), seen.Subnet.String())
 	case dhcp.ForeignServer:
-		b.log.Error("another DHCP server answers on this segment: machines may take its answer instead of ours; switch it off or exclude our machines there",
+		b.log.Error("another DHCP server answers on this segment; machines may use its offer instead of ours: switch it off or exclude our machines there",
 			"interface", seen.Client.Interface, "server", seen.Address.String(), "detail", seen.Detail)
 	case dhcp.Conflict, dhcp.ARPProxy, dhcp.Declined, dhcp.PoolExhausted, dhcp.NoSubnet:
 		b.log.Warn("DHCP: "+string(seen.Event), "mac", seen.Client.MAC, "interface", seen.Client.Interface,
@@ -165,7 +165,7 @@ func (d *dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
 		}
 		if err != nil {
 			report.Refused = fmt.Sprintf("DHCP does not serve it, machines in it get no answer: %v", err)
-			d.log.Error("DHCP does not serve a subnet, machines in it get no answer", "subnet", subnet.Name, "err", err)
+			d.log.Error("DHCP cannot serve a subnet; machines in it get no answer", "subnet", subnet.Name, "err", err)
 		}
 		reports[subnet.Name] = report
 	}
@@ -232,7 +232,7 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 		Beside: func(ctx context.Context, device string) {
 			// Without it machines boot too, only later.
 			if err := radv.Serve(ctx, radv.Options{Interface: device, Inside: s.inside, Wanted: ipxes.has, Log: log}); err != nil {
-				log.Warn("iPXE will wait about 20 seconds for an IPv6 router at each boot", "interface", device, "err", err)
+				log.Warn("IPv6 router advertisements are off; iPXE waits about 20 seconds at each boot", "interface", device, "err", err)
 			}
 		},
 	}, base)

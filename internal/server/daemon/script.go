@@ -105,7 +105,7 @@ func (b *booter) script(request boot.Request, at netip.Addr) (string, error) {
 		}
 		target.Args = append(append(target.Args, consoleArgs()...), b.discoveryArgs...)
 	}
-	b.log.Info("boot decided", "machine", name, "mac", record.MAC, "address", record.Address,
+	b.log.Info("boot decision", "machine", name, "mac", record.MAC, "address", record.Address,
 		"action", string(plan.Action), "reason", plan.Reason)
 	return boot.Script(plan, target)
 }

@@ -77,7 +77,7 @@ func (a *API) begin(ctx context.Context, name, intentID string) error {
 		return nil
 	})
 	if err == nil && gaveUp {
-		a.Log.Warn("gave up on an intent", "machine", name, "intent", intentID)
+		a.Log.Warn("intent abandoned", "machine", name, "intent", intentID)
 		return errNotWanted
 	}
 	if err == nil {
@@ -105,7 +105,7 @@ func (a *API) identity(ctx context.Context, c call, in wire.IdentityRequest) (an
 	if err != nil {
 		return nil, err
 	}
-	a.Log.Info("issued a node's identity", "machine", c.peer.machine, "key", certificate.KeyFingerprint, "intent", in.IntentID)
+	a.Log.Info("node identity issued", "machine", c.peer.machine, "key", certificate.KeyFingerprint, "intent", in.IntentID)
 	a.Fleet.Log(c.peer.machine, "issued the node's identity for key "+certificate.KeyFingerprint)
 	return answer, nil
 }
@@ -153,7 +153,7 @@ func (a *API) complete(ctx context.Context, c call, in wire.Complete) (any, erro
 	}
 	a.Fleet.Progressed(m.Name, in.IntentID, in.Steps, nil)
 	status := m.Status.Intent
-	a.Log.Info("intent is finished", "machine", m.Name, "intent", in.IntentID, "action", status.Action, "state", status.State, "reason", status.Message)
+	a.Log.Info("intent finished", "machine", m.Name, "intent", in.IntentID, "action", status.Action, "state", status.State, "reason", status.Message)
 	a.Fleet.Log(m.Name, fmt.Sprintf("%s %s: %s", status.Action, status.State, cmp.Or(status.Message, "done")))
 	return wire.Empty{}, nil
 }

@@ -239,12 +239,12 @@ func (a *API) handler(route route) http.Handler {
 		switch {
 		case errors.As(err, &no):
 			if no.status != http.StatusServiceUnavailable {
-				a.Log.Warn("refused a machine's request", "path", route.path, "from", r.RemoteAddr, "code", no.what.Code, "reason", no.what.Message)
+				a.Log.Warn("machine request refused", "path", route.path, "from", r.RemoteAddr, "code", no.what.Code, "reason", no.what.Message)
 			}
 		case r.Context().Err() != nil:
 			return // the client went away
 		default:
-			a.Log.Error("cannot answer a machine's request", "path", route.path, "from", r.RemoteAddr, "err", err)
+			a.Log.Error("cannot answer a machine request", "path", route.path, "from", r.RemoteAddr, "err", err)
 			no = &refusal{http.StatusInternalServerError, wire.Error{Code: wire.CodeInternal, Message: "the server failed to answer; its log says why. Ask again"}}
 		}
 		if no.status == http.StatusServiceUnavailable {

@@ -105,7 +105,7 @@ func (a *API) handOut(ctx context.Context, p peer, answer wire.Assignment) (any,
 	}
 	// The acknowledged intent is now among those whose marks are this machine's own; the plan named it
 	// already, so its version stands.
-	a.Log.Info("handed out a plan", "machine", m.Name, "action", answer.Action, "intent", intentID)
+	a.Log.Info("plan sent to a machine", "machine", m.Name, "action", answer.Action, "intent", intentID)
 	a.Fleet.Log(m.Name, fmt.Sprintf("told to %s (intent %s)", answer.Action, intentID))
 	return answer, nil
 }

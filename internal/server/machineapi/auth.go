@@ -81,7 +81,7 @@ var errSessionEnded = errors.New("this session has ended")
 // reset asks nothing any more, so there are two at once: a clone, or a board that gives every machine the same
 // identifiers. Each ends the other's session, and neither would ever get through an install.
 func (a *API) twoSystems(name string, r *http.Request) {
-	a.Log.Warn("two running systems have one machine's identifiers", "machine", name, "from", address(r), "other", a.Fleet.Live(name).Address)
+	a.Log.Warn("two running systems have the identifiers of one machine", "machine", name, "from", address(r), "other", a.Fleet.Live(name).Address)
 	a.Fleet.Conflicted(name, fmt.Sprintf("two running systems, at %s and %s, have the identifiers of machine %s: switch one off, and look for a clone or a MAC address that is used twice",
 		address(r), a.Fleet.Live(name).Address, name))
 }

@@ -101,7 +101,7 @@ func (a *API) nodeCertificate(ctx context.Context, c call, in wire.CertificateRe
 	} else if err != nil {
 		return nil, err
 	}
-	a.Log.Info("signed a certificate for a cluster's node", "machine", m.Name, "cluster", in.Cluster, "certificate", name,
+	a.Log.Info("certificate signed for a cluster node", "machine", m.Name, "cluster", in.Cluster, "certificate", name,
 		"serial", leaf.SerialNumber.Text(16), "until", leaf.NotAfter.UTC())
 	a.Fleet.Log(m.Name, fmt.Sprintf("certificate %s was signed until %s", name, leaf.NotAfter.UTC().Format(time.RFC3339)))
 	return wire.CertificateResponse{Certificate: string(certificate), ExpiresAt: leaf.NotAfter.UTC()}, nil

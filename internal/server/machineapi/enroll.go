@@ -46,7 +46,7 @@ func (a *API) enroll(ctx context.Context, c call, in wire.EnrollRequest) (any, e
 		return nil, err
 	}
 	if m.Status.Identity != nil && m.OpenIntent() == nil {
-		a.Log.Warn("refused to enrol a machine that has an identity", "machine", m.Name, "from", c.request.RemoteAddr, "macs", claimed.MACs)
+		a.Log.Warn("enrolment refused: the machine already has an identity", "machine", m.Name, "from", c.request.RemoteAddr, "macs", claimed.MACs)
 		a.Fleet.Log(m.Name, fmt.Sprintf("refused an enrolment from %s in this machine's name: it has an identity and no intent is open", address(c.request)))
 		return nil, refuse(http.StatusForbidden, wire.CodeIdentityExists,
 			"machine %s is installed and has an identity. If this is that machine and it shall be installed again: coldrack reinstall %s", m.Name, m.Name)
@@ -124,7 +124,7 @@ func (a *API) record(ctx context.Context, name string, claimed identify.Query, w
 	})
 	if err == nil {
 		a.Fleet.Put(m)
-		a.Log.Info("recorded a new machine", "machine", name, "macs", ids.MACs, "reason", why)
+		a.Log.Info("new machine recorded", "machine", name, "macs", ids.MACs, "reason", why)
 		return m, nil
 	}
 	if !apierrors.IsAlreadyExists(err) {

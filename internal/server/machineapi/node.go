@@ -121,7 +121,7 @@ func (a *API) adopt(ctx context.Context, p peer) (*v1alpha1.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.Log.Info("node uses its renewed key", "machine", p.machine, "key", p.fingerprint)
+	a.Log.Info("node uses its renewed certificate", "machine", p.machine, "key", p.fingerprint)
 	return m, nil
 }
 
@@ -151,7 +151,7 @@ func (a *API) renew(ctx context.Context, c call, in wire.RenewRequest) (any, err
 	if err != nil {
 		return nil, err
 	}
-	a.Log.Info("renewed a node's certificate", "machine", c.peer.machine, "key", identity.KeyFingerprint)
+	a.Log.Info("node certificate renewed", "machine", c.peer.machine, "key", identity.KeyFingerprint)
 	return answer, nil
 }
 

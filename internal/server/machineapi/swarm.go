@@ -53,11 +53,11 @@ func (a *API) swarm(ctx context.Context, c call, in wire.SwarmAnnounce) (any, er
 	}
 	told := a.Swarm.Announce(a.Now(), in.Blob, me, said)
 	for _, id := range said.Bad {
-		a.Log.Warn("a machine got damaged data from another", "machine", m.Name, "from", termtext.Line(id, 64), "blob", in.Blob)
+		a.Log.Warn("machine received damaged data from a peer", "machine", m.Name, "from", termtext.Line(id, 64), "blob", in.Blob)
 		a.Fleet.Log(m.Name, fmt.Sprintf("got damaged data from machine %s, and takes nothing from it any more", termtext.Line(id, 64)))
 	}
 	for _, id := range told.Expelled {
-		a.Log.Error("a machine sends damaged data: nobody is sent to it any more; check its memory and its disk", "machine", id, "blob", in.Blob)
+		a.Log.Error("machine sends damaged data; it no longer serves peers: check its memory and disk", "machine", id, "blob", in.Blob)
 		a.Fleet.Log(id, "several machines got damaged data from this one, so none is sent to it any more: check its memory and its disk")
 	}
 	for _, p := range told.Peers {

@@ -191,7 +191,7 @@ func (a *apt) update(ctx context.Context, force bool) error {
 	case err != nil || force || ctx.Err() != nil:
 		return fmt.Errorf("fetch package lists: %w", fetchErr)
 	}
-	a.log.Warn("cannot fetch package lists, those of an earlier build are used", "from", st.ModTime(), "error", fetchErr)
+	a.log.Warn("cannot fetch package lists; using those of an earlier build", "from", st.ModTime(), "error", fetchErr)
 	return nil
 }
 

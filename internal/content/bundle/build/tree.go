@@ -281,7 +281,7 @@ func (t *tree) closure(names []string, log *slog.Logger) (map[string]bool, error
 		}
 		target, links, err := t.follow(name)
 		if errors.Is(err, fs.ErrNotExist) {
-			log.Debug("a link leads nowhere", "name", name)
+			log.Debug("dangling symbolic link", "name", name)
 			need[name] = true
 			continue
 		}

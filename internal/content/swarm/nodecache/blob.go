@@ -106,7 +106,7 @@ func (i *images) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	// Whether it can be had shows with the first byte.
 	if err := b.hold(); err != nil {
-		i.log.Warn("an image does not come from other nodes", "digest", digest, "err", err)
+		i.log.Warn("cannot fetch an image from peers; using the server", "digest", digest, "err", err)
 		http.NotFound(w, r)
 		return
 	}

@@ -158,7 +158,7 @@ func (s *Sharer) Run(ctx context.Context) error {
 		}()
 		err := s.serve(inner, w)
 		if inner.Err() == nil {
-			s.Log.Warn("what nodes have in common comes from the server alone", "err", err)
+			s.Log.Warn("peer distribution unavailable; using the server only", "err", err)
 			s.settle(w, nil)
 			pause(inner, again)
 		}
@@ -212,12 +212,12 @@ func (s *Sharer) serve(ctx context.Context, w wish) error {
 	}
 	defer x.Leave()
 	have := &session{k, index.Chunks, x}
-	s.Log.Info("exchanges programs and images with other nodes", "kit", k.Digest, "bytes", k.Size(), "here", whole)
+	s.Log.Info("peer distribution of programs and images started", "kit", k.Digest, "bytes", k.Size(), "here", whole)
 	s.settle(w, have)
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", w.listen)
 	if err != nil {
 		// containerd asks the server then.
-		s.Log.Warn("cannot give images to this node's containerd; they come from the server", "listen", w.listen, "err", err)
+		s.Log.Warn("cannot serve images to this node's containerd; it pulls from the server", "listen", w.listen, "err", err)
 	} else {
 		server := &http.Server{Handler: &images{have, s.Log}, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 		done := make(chan struct{})
@@ -303,7 +303,7 @@ func (s *Sharer) fetch(ctx context.Context, have *session, f *os.File) error {
 		return err
 	}
 	st := have.Stats()
-	s.Log.Info("programs and images of this node are here", "took", time.Since(began).Round(time.Second), "fromNodes", st.FromPeers, "fromServer", st.FromOrigin)
+	s.Log.Info("all programs and images of this node are downloaded", "took", time.Since(began).Round(time.Second), "fromNodes", st.FromPeers, "fromServer", st.FromOrigin)
 	return nil
 }
 
@@ -351,7 +351,7 @@ func (t Through) Copy(ctx context.Context, what string, c wire.Content, w io.Wri
 		return err
 	}
 	if errors.Is(err, errNotHere) {
-		t.sharer.Log.Warn("a program does not come from other nodes; the server is asked", "program", what, "err", err)
+		t.sharer.Log.Warn("cannot fetch a program from peers; using the server", "program", what, "err", err)
 		return t.server.Copy(ctx, what, c, &skipper{w, n})
 	}
 	return err // of w

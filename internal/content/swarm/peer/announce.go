@@ -64,7 +64,7 @@ func (x *Exchange) speak() bool {
 	switch {
 	case err != nil && !retry.Transient(err) || err == nil && answer.Off:
 		if err != nil {
-			x.Log.Info("the server brings no machines together: fetching from it alone", "err", err)
+			x.Log.Info("server has peer distribution off; using the server only", "err", err)
 		}
 		x.alone, x.off = true, true
 		x.introduce(nil)
@@ -77,7 +77,7 @@ func (x *Exchange) speak() bool {
 		x.announceAt = now.Add(wait/2 + time.Duration(float64(wait)*x.chance()))
 		x.askAt = x.announceAt
 		if x.failures >= 2 && !x.alone {
-			x.Log.Warn("the server does not say who else has the image: fetching from it alone", "err", err)
+			x.Log.Warn("cannot get the list of peers; using the server only", "err", err)
 			x.alone = true
 		}
 		x.pump()
@@ -151,7 +151,7 @@ func (x *Exchange) follow(p *peer) {
 		switch {
 		case p.ctx.Err() != nil:
 		case err != nil:
-			x.Log.Debug("a peer does not say what it has", "peer", p.Machine, "err", err)
+			x.Log.Debug("cannot get a peer's list of chunks", "peer", p.Machine, "err", err)
 			x.picker.Unreachable(time.Now(), p.Machine)
 			pause = 2 * time.Second
 		default:

@@ -163,7 +163,7 @@ func Join(ctx context.Context, c Config, index diskimage.Index, origin diskimage
 	x.ctx, x.cancel = context.WithCancel(ctx)
 	if err := x.listen(); err != nil {
 		// It can still take.
-		x.Log.Warn("this machine gives nothing to others", "err", err)
+		x.Log.Warn("cannot serve chunks to peers", "err", err)
 	}
 	x.group.Go(func() error { x.announce(); return nil })
 	return x, nil
@@ -180,7 +180,7 @@ func (x *Exchange) ReadChunk(ctx context.Context, c diskimage.Chunk) ([]byte, er
 		if err != nil || !sealed || c.Verify(b) == nil {
 			return b, err
 		}
-		x.Log.Warn("a chunk that was here is damaged; it is fetched again", "chunk", i)
+		x.Log.Warn("local chunk is damaged; fetching it again", "chunk", i)
 		x.mu.Lock()
 		x.picker.Forget(i)
 		x.pump()
@@ -232,7 +232,7 @@ func (x *Exchange) insist(i int, patience time.Duration) time.Duration {
 		return patience - quiet
 	}
 	if x.fetchOrigin(i) {
-		x.Log.Info("nothing comes from other machines: asking the server", "chunk", i, "quiet", quiet.Round(time.Second))
+		x.Log.Info("no chunk from peers for a while; using the server", "chunk", i, "quiet", quiet.Round(time.Second))
 	}
 	return patience
 }

@@ -175,14 +175,14 @@ func (x *Exchange) ended(pick swarm.Pick, err error, cancelled bool) {
 		x.fail(fmt.Errorf("keep chunk %d for other machines: %w", pick.Chunk, err))
 	case cancelled:
 	case why == swarm.Bad:
-		x.Log.Error("another machine sent a damaged chunk; nothing is taken from it any more", "peer", pick.Peer, "chunk", pick.Chunk, "err", err)
+		x.Log.Error("peer sent a damaged chunk; ignoring this peer", "peer", pick.Peer, "chunk", pick.Chunk, "err", err)
 		x.bad = append(x.bad, pick.Peer)
 		x.stats.Bad++
 		x.announceAt = time.Time{}
 	case why == swarm.Busy:
 		x.stats.Refused++
 	default:
-		x.Log.Debug("a chunk did not come from a peer", "peer", pick.Peer, "chunk", pick.Chunk, "err", err)
+		x.Log.Debug("cannot fetch a chunk from a peer", "peer", pick.Peer, "chunk", pick.Chunk, "err", err)
 	}
 	x.picker.Failed(time.Now(), pick, why)
 	if x.closed {

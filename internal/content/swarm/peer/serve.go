@@ -53,7 +53,7 @@ func (x *Exchange) listen() error {
 		},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if err := shallow(c); err != nil {
-				x.Log.Debug("cannot limit what a connection queues", "err", err)
+				x.Log.Debug("cannot limit a connection's send queue", "err", err)
 			}
 			return ctx
 		},
@@ -193,7 +193,7 @@ func (x *Exchange) give(w http.ResponseWriter, r *http.Request, i int) bool {
 		sealed := x.sealed
 		x.storing.RUnlock()
 		if n < len(buf) {
-			x.Log.Warn("cannot read a chunk to give it away", "chunk", i, "err", err)
+			x.Log.Warn("cannot read a chunk for a peer", "chunk", i, "err", err)
 			return false
 		}
 		switch {
