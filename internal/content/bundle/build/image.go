@@ -115,7 +115,8 @@ func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error 
 		args = append(args, "--essential-hook="+`cp -r --remove-destination --no-preserve=ownership,timestamps -T `+quote(overlay)+` "$1"`)
 	}
 	args = append(args,
-		"--customize-hook="+quote(script)+` "$1" `+quote(facts)+" "+strings.Join(slices.Concat(r.Enable, []string{"--"}, r.Disable), " "),
+		"--customize-hook="+`mkdir "$1/coldrack-facts" && chroot "$1" /bin/sh -s -- `+strings.Join(slices.Concat(r.Enable, []string{"--"}, r.Disable), " ")+
+			` <`+quote(script)+` && cp -P "$1"/coldrack-facts/* `+quote(facts)+` && rm -r "$1/coldrack-facts"`,
 		b.recipe.Apt.Suite, filepath.Join(dir, fileRootTar), b.apt.sourcesFile(),
 	)
 	cmd := command{
