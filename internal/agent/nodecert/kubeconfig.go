@@ -9,7 +9,7 @@ import (
 	"coldrack.dev/internal/wire"
 )
 
-// Kubeconfig is the file format of kubectl, as JSON, which is YAML. Byte slices are base64 in it, as the format
+// kubeconfig is the file format of kubectl, as JSON, which is YAML. Byte slices are base64 in it, as the format
 // wants them.
 type kubeconfig struct {
 	APIVersion     string              `json:"apiVersion"`
