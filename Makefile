@@ -65,7 +65,7 @@ fresh:
 
 ## fresh-bundle  the Debian half of the default bundle in such a root, twice: what is installed there must not show (root)
 fresh-bundle:
-	@SUITE="$(or $(SUITE),bookworm)" RUN="debian-half debian-half-again" CACHES="$(or $(CACHES),go,apt)" hack/fresh.sh
+	@SUITE="$(or $(SUITE),trixie)" RUN="debian-half debian-half-again" CACHES="$(or $(CACHES),go,apt)" hack/fresh.sh
 
 ## demo       three blank virtual machines become a Kubernetes cluster
 demo: bundle bin/kubectl

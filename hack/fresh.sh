@@ -33,18 +33,34 @@ end() {
 trap end EXIT
 trap 'exit 130' INT TERM HUP
 
-# sources FOLDER SUITE: this machine's sources of Debian, for another release of it.
+# sources SUITE: the mirrors of Debian that this machine's apt uses, as sources of another release of it. Those of others
+# than Debian are left out, as `bundle build` does.
 sources() {
 	local host file
 	host=$(. /etc/os-release && echo "$VERSION_CODENAME")
-	for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
-		[ -e "$file" ] || continue
-		grep -E '^[[:space:]]*deb[[:space:]]' "$file" | grep -w main | sed -E "s/\b$host\b/$2/g" >>"$1/debian.list" || true
-	done
-	[ -s "$1/debian.list" ] || rm -f "$1/debian.list"
-	for file in /etc/apt/sources.list.d/*.sources; do
-		[ -e "$file" ] && grep -qw main "$file" || continue
-		sed -E "s/\b$host\b/$2/g" "$file" >"$1/$(basename "$file")"
+	for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
+		[ ! -f "$file" ] || sed '/^[[:space:]]*#/d' "$file" | awk -v host="$host" -v suite="$1" -v lines="$([[ $file == *.list ]] && echo 1)" '
+			function put(uri, from, signer,    option) {
+				if (from !~ "^" host "(-updates|-security)?$" || signer != "" && signer !~ "/debian-archive-[^/]*$") return
+				if (signer != "") option = "[signed-by=" signer "] "
+				sub("^" host, suite, from)
+				print "deb " option uri " " from " main"
+			}
+			BEGIN { if (!lines) { RS = ""; FS = "\n" } }
+			lines && $1 == "deb" && / main( |$)/ {
+				signer = ""
+				if (match($0, /signed-by=[^] ]+/)) signer = substr($0, RSTART + 10, RLENGTH - 10)
+				sub(/\[[^]]*\] */, "")
+				put($2, $3, signer)
+			}
+			!lines {
+				delete field
+				for (i = 1; i <= NF; i++) if (match($i, /^[A-Za-z-]+:/)) field[tolower(substr($i, 1, RLENGTH - 1))] = substr($i, RLENGTH + 2)
+				if (field["types"] !~ /^ *deb( |$)/ || " " field["components"] " " !~ / main / || tolower(field["enabled"]) ~ /no/) next
+				split(field["uris"], uris, " "); n = split(field["suites"], suites, " ")
+				gsub(/ /, "", field["signed-by"])
+				for (u in uris) for (i = 1; i <= n; i++) put(uris[u], suites[i], field["signed-by"])
+			}'
 	done
 }
 
@@ -80,11 +96,11 @@ environment() {
 
 # bootstrap ROOT SUITE
 bootstrap() {
-	local root=$1 suite=$2 debs=$cache/apt/$2/archives settings=$work/settings from=$work/sources options=()
-	mkdir -p "$settings" "$from" "$debs"
+	local root=$1 suite=$2 debs=$cache/apt/$2/archives settings=$work/settings from=$work/debian.list options=()
+	mkdir -p "$settings" "$debs"
 	configure "$settings"
-	sources "$from" "$suite"
-	[ -n "$(find "$from" -type f)" ] || fail "this machine's apt has no source of Debian with the component main"
+	sources "$suite" >"$from"
+	[ -s "$from" ] || fail "this machine's apt has no source of Debian with the component main"
 	if shares apt; then
 		options=(--skip=essential/unlink "--setup-hook=mkdir -p \"\$1/var/cache/apt/archives\" && cp -au '$debs/.' \"\$1/var/cache/apt/archives/\""
 			"--customize-hook=find \"\$1/var/cache/apt/archives\" -name '*.deb' -exec cp -ut '$debs' {} +")
@@ -94,7 +110,7 @@ bootstrap() {
 		--setup-hook="cp -a '$settings/.' \"\$1/\"" "${options[@]}" \
 		--customize-hook='chroot "$1" update-ca-certificates >/dev/null 2>&1' \
 		--customize-hook="echo fresh >\"\$1/etc/hostname\"" \
-		"$suite" "$root" "$from"/* >"$work/mmdebstrap.log" 2>&1 || { tail -n 20 "$work/mmdebstrap.log" >&2; fail "cannot make a root of $suite"; }
+		"$suite" "$root" "$from" >"$work/mmdebstrap.log" 2>&1 || { tail -n 20 "$work/mmdebstrap.log" >&2; fail "cannot make a root of $suite"; }
 	cp "$settings"/etc/{resolv.conf,hosts} "$root/etc/"
 }
 
