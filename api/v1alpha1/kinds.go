@@ -97,6 +97,14 @@ type SubnetSpec struct {
 	Relays []string `json:"relays,omitempty"`
 }
 
+// Conditions of a Subnet, beside Ready. They are there once they have been true.
+const (
+	// ConditionAddressConflict: an address that is reserved for a machine is in use by somebody else.
+	ConditionAddressConflict = "AddressConflict"
+	// ConditionARPProxy: somebody answers ARP for addresses of others.
+	ConditionARPProxy = "ARPProxy"
+)
+
 // SubnetStatus says whether the plan is in effect.
 type SubnetStatus struct {
 	// +optional

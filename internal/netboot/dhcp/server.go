@@ -109,7 +109,7 @@ func (s *Server) Stats() Stats {
 	return stats
 }
 
-// Services tells how each subnet is served at present.
+// Services tells how each subnet is served at present. Before Serve has looked at the interfaces none has a Problem.
 func (s *Server) Services() []SubnetService {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,6 +120,9 @@ func (s *Server) Services() []SubnetService {
 	var all []SubnetService
 	for _, subnet := range s.config.Subnets {
 		now := service(subnet, s.engine.relayed(subnet.CIDR), served, s.config.Interfaces, s.present, s.failed)
+		if s.present == nil {
+			now.Problem = ""
+		}
 		now.Taken, now.Proxy = s.engine.trouble(subnet.CIDR)
 		all = append(all, now)
 	}

@@ -64,6 +64,10 @@ type SubnetReport struct {
 	Served bool
 	// Refused is why machines in the subnet get no answer although they should, for a person.
 	Refused string
+	// Conflicts are reserved addresses that somebody else uses, for a person. Empty: none is known.
+	Conflicts string
+	// ARPProxy is who answers for addresses of others, for a person. Empty: nobody is known to.
+	ARPProxy string
 }
 
 // OwnAddresses are this server's addresses where machines boot.

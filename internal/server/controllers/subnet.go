@@ -76,6 +76,11 @@ func updateSubnetStatus(ctx context.Context, d Deps, subnet *v1alpha1.Subnet, al
 	next := subnet.DeepCopy()
 	next.Status.ObservedGeneration = subnet.Generation
 	meta.SetStatusCondition(&next.Status.Conditions, ready)
+	if d.Subnets != nil {
+		report, _ := d.Subnets.Subnet(subnet.Name)
+		setFinding(&next.Status.Conditions, v1alpha1.ConditionAddressConflict, report.Conflicts, ready)
+		setFinding(&next.Status.Conditions, v1alpha1.ConditionARPProxy, report.ARPProxy, ready)
+	}
 	if equality.Semantic.DeepEqual(subnet.Status, next.Status) {
 		return nil
 	}
@@ -109,4 +114,18 @@ func subnetReady(subnet *v1alpha1.Subnet, all []v1alpha1.Subnet, dhcp SubnetSink
 		ready.Reason = "Served"
 	}
 	return ready, true
+}
+
+// setFinding sets a condition that is true while there is something to say. One that was never true is left out. Generation and time are
+// like's.
+func setFinding(conditions *[]metav1.Condition, kind, message string, like metav1.Condition) {
+	finding := metav1.Condition{Type: kind, Status: metav1.ConditionTrue, Reason: "Found", Message: message,
+		ObservedGeneration: like.ObservedGeneration, LastTransitionTime: like.LastTransitionTime}
+	if message == "" {
+		if meta.FindStatusCondition(*conditions, kind) == nil {
+			return
+		}
+		finding.Status, finding.Reason = metav1.ConditionFalse, "Gone"
+	}
+	meta.SetStatusCondition(conditions, finding)
 }

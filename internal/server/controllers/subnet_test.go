@@ -45,3 +45,20 @@ func TestSubnetReady(t *testing.T) {
 		})
 	}
 }
+
+func TestFindingsOfASubnet(t *testing.T) {
+	var conditions []metav1.Condition
+	ready := metav1.Condition{ObservedGeneration: 2, LastTransitionTime: metav1.Now()}
+	setFinding(&conditions, v1alpha1.ConditionARPProxy, "", ready)
+	if len(conditions) != 0 {
+		t.Errorf("nothing was found: %v", conditions)
+	}
+	setFinding(&conditions, v1alpha1.ConditionARPProxy, "52:54:00:00:00:32 answers", ready)
+	if len(conditions) != 1 || conditions[0].Status != metav1.ConditionTrue || conditions[0].Message != "52:54:00:00:00:32 answers" {
+		t.Errorf("found: %v", conditions)
+	}
+	setFinding(&conditions, v1alpha1.ConditionARPProxy, "", ready)
+	if len(conditions) != 1 || conditions[0].Status != metav1.ConditionFalse || conditions[0].Message != "" {
+		t.Errorf("gone: %v", conditions)
+	}
+}

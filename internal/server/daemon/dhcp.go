@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -178,8 +179,15 @@ func (d *dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
 		}
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.reports = reports
+	d.mu.Unlock()
+	d.wake()
+}
+
+// wake tells that an answer of Subnet may have become another.
+func (d *dhcpSubnets) wake() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	close(d.change)
 	d.change = make(chan struct{})
 }
@@ -187,9 +195,34 @@ func (d *dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
 // Subnet implements controllers.SubnetSink.
 func (d *dhcpSubnets) Subnet(name string) (controllers.SubnetReport, bool) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	report, known := d.reports[name]
+	d.mu.Unlock()
+	if !report.Served {
+		return report, known
+	}
+	for _, service := range d.server.Services() {
+		if service.Name == name {
+			report = reportService(report, service)
+		}
+	}
 	return report, known
+}
+
+// reportService adds to a report how the subnet is reached, and what was found on its segment.
+func reportService(report controllers.SubnetReport, now dhcp.SubnetService) controllers.SubnetReport {
+	if now.Problem != "" {
+		report.Served = false
+		report.Refused = now.Problem + ". Give one of them an address in it, or name the segment's DHCP relay in spec.relays"
+	}
+	var taken []string
+	for _, t := range now.Taken {
+		taken = append(taken, fmt.Sprintf("%s, which is reserved for the machine with MAC %s, is in use by %s", t.Address, t.Client, t.Holder))
+	}
+	report.Conflicts = strings.Join(taken, "; ")
+	if now.Proxy != "" {
+		report.ARPProxy = now.Proxy + " answers ARP for addresses of others, so that addresses in use cannot be told; switch proxy ARP off for this network"
+	}
+	return report
 }
 
 // Changed implements controllers.SubnetSink.
@@ -227,7 +260,9 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 		base.ServerIP = netip.MustParseAddr(s.cfg.BootAddress)
 	}
 	ipxes := &recentClients{now: time.Now}
+	var sink *dhcpSubnets
 	server, err := dhcp.New(dhcp.Options{
+		Changed: func() { sink.wake() },
 		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, replaced: &replacedIPXEs{now: time.Now}, turns: s.turns}, Admit: s.turns.admit, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
 		Beside: func(ctx context.Context, device string) {
 			// Without it machines boot too, only later.
@@ -240,6 +275,7 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 		return nil, err
 	}
 	s.metrics.watchDHCP(server.Stats)
+	sink = newDHCPSubnets(server, base, s.reach, log)
 	group.Go(func() error { return server.Serve(ctx) })
-	return newDHCPSubnets(server, base, s.reach, log), nil
+	return sink, nil
 }

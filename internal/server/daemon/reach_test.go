@@ -235,6 +235,13 @@ func TestTwoSubnetsOnTwoInterfaces(t *testing.T) {
 		}
 	}
 	told(first, "10.20.0.2")
+	if report, _ := sink.Subnet("one"); !report.Served || report.Refused != "" {
+		t.Errorf("the first subnet: %+v", report)
+	}
+	if report, _ := sink.Subnet("two"); report.Served || !strings.Contains(report.Refused, "mgmt0 has 192.0.2.5; rack0 has 10.20.0.2") || !strings.Contains(report.Refused, "spec.relays") {
+		t.Errorf("the second subnet before its interface has come: %+v", report)
+	}
+	news := sink.Changed()
 	if all := fmt.Sprint(s.reach.All()); strings.Contains(all, "10.30.0.2") || !strings.Contains(all, "10.20.0.2") {
 		t.Errorf("own addresses %s", all)
 	}
@@ -254,6 +261,14 @@ func TestTwoSubnetsOnTwoInterfaces(t *testing.T) {
 		}
 		return nil
 	})
+	select {
+	case <-news:
+	case <-time.After(within):
+		t.Fatal("no word of another subnet that is served")
+	}
 	told(second, "10.30.0.2")
+	if report, _ := sink.Subnet("two"); !report.Served || report.Refused != "" {
+		t.Errorf("the second subnet: %+v", report)
+	}
 	told(first, "10.20.0.2")
 }
