@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -75,5 +76,23 @@ func TestAFirmwaresLimitedIPXEIsReplacedWithoutALoop(t *testing.T) {
 	want("gPXE", gpxe, ours)
 	if got := s.boots(t, dhcp.Query{MAC: "52:54:00:00:00:04", IPXE: true}); !strings.HasSuffix(got, "boot.ipxe") {
 		t.Errorf("an iPXE that tells no features is told %q", got)
+	}
+}
+
+// TestObservationsWithoutAnAddress: an observation that is about no address says nothing of one in the log.
+func TestObservationsWithoutAnAddress(t *testing.T) {
+	for _, event := range []dhcp.Event{dhcp.ForeignServer, dhcp.Conflict, dhcp.ARPProxy, dhcp.Declined, dhcp.PoolExhausted, dhcp.NoSubnet} {
+		for address, want := range map[netip.Addr]string{{}: "", netip.MustParseAddr("10.20.0.66"): "=10.20.0.66 "} {
+			s, text := newChainStage(), &logText{}
+			s.log = slog.New(slog.NewTextHandler(text, nil))
+			s.Observe(dhcp.Observation{Event: event, Address: address, Detail: "some detail"})
+			line := text.String()
+			if !strings.Contains(line, `detail="some detail"`) || !strings.Contains(line, want) {
+				t.Errorf("%s at %v: %s", event, address, line)
+			}
+			if want == "" && (strings.Contains(line, "invalid IP") || strings.Contains(line, " address=") || strings.Contains(line, " server=")) {
+				t.Errorf("%s without an address: %s", event, line)
+			}
+		}
 	}
 }

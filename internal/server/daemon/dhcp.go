@@ -119,11 +119,19 @@ func (b dhcpBackend) Observe(seen dhcp.Observation) {
 		b.fleet.Leased(seen.Client.MAC, seen.Address.String(), seen.Subnet.String())
 	case dhcp.ForeignServer:
 		b.log.Error("another DHCP server answers on this segment; machines may use its offer instead of ours: switch it off or exclude our machines there",
-			"interface", seen.Client.Interface, "server", seen.Address.String(), "detail", seen.Detail)
+			"interface", seen.Client.Interface, addressAttr("server", seen.Address), "detail", seen.Detail)
 	case dhcp.Conflict, dhcp.ARPProxy, dhcp.Declined, dhcp.PoolExhausted, dhcp.NoSubnet:
 		b.log.Warn("DHCP: "+string(seen.Event), "mac", seen.Client.MAC, "interface", seen.Client.Interface,
-			"address", seen.Address.String(), "detail", seen.Detail)
+			addressAttr("address", seen.Address), "detail", seen.Detail)
 	}
+}
+
+// addressAttr is a log attribute of an address. Without an address it is the empty Attr, which handlers leave out.
+func addressAttr(key string, a netip.Addr) slog.Attr {
+	if !a.IsValid() {
+		return slog.Attr{}
+	}
+	return slog.String(key, a.String())
 }
 
 // dhcpSubnets passes valid IP plans on to the DHCP server; it implements controllers.SubnetSink.
