@@ -555,6 +555,7 @@ const (
 	becauseTogether = "all machines start together, and a quorum may be minutes away"
 	becausePodCIDR  = "the server gives nodes their pod networks, so that a node's network is complete before the API answers"
 	becauseKnown    = "all members are known beforehand and start as one cluster"
+	becauseNewer    = "kubeadm names the release that it was made with, whatever the cluster's version; ours is newer"
 )
 
 var kubeadmDifferences = []difference{
@@ -578,6 +579,7 @@ var kubeadmDifferences = []difference{
 	{"-", `manifest kube-controller-manager .* command --cluster-signing-(cert|key)-file`, becauseSealed},
 	{"!", `manifest kube-controller-manager .* command --allocate-node-cidrs`, becausePodCIDR},
 	{"!", `manifest etcd .* command --initial-cluster`, becauseKnown},
+	{"!", `manifest etcd .* containers etcd image`, becauseNewer},
 	{"+", `manifest etcd .* command --initial-cluster-(state|token)`, becauseKnown},
 
 	// The kubelet.
@@ -601,14 +603,14 @@ var kubeadmDifferences = []difference{
 	{"+", `object ConfigMap kubelet-config kubelet .*`, "as in the kubelet's own configuration"},
 	{"+", `object ConfigMap kubeadm-config ClusterConfiguration (apiServer|controllerManager|scheduler|etcd local) (extraArgs|extraVolumes|certSANs) .*`, "tells kubeadm how this cluster differs"},
 	{"-", `object ConfigMap kubeadm-config ClusterConfiguration etcd external httpEndpoints .*`, "a default that kubeadm fills in when it reads"},
-	{"+", `object ConfigMap kube-proxy config.conf mode`, "nftables is what iptables was"},
+	{"!", `object ConfigMap kube-proxy config.conf mode`, "nftables is faster with many services; kubeadm writes iptables, the default until 1.40"},
 	{"!", `object ConfigMap kube-proxy kubeconfig.conf clusters default cluster server`, becauseLocal},
 	{"+", `object (DaemonSet kube-proxy|Deployment coredns) spec template metadata annotations coldrack.dev/config-digest`, "pods are replaced when their configuration changes"},
 	{"+", `object \S+ (kube-)?flannel(-cfg)? .*`, "kubeadm brings no network"},
 	{"-", `object Deployment coredns .* affinity podAntiAffinity .*`, "replaced by the next line"},
 	{"+", `object Deployment coredns .* topologySpreadConstraints .*`, "a preference puts all of them on the node that is ready first"},
 	{"!", `object Deployment coredns spec replicas`, "one machine needs one"},
-	{"!", `object Deployment coredns .* containers coredns image`, "of 1.35's own kubeadm; the oracle is that of 1.36"},
+	{"!", `object Deployment coredns .* containers coredns image`, becauseNewer},
 	{"+", `object Service kube-dns spec (clusterIPs|ipFamilies|ipFamilyPolicy).*`, "says for both families what kubeadm says for one"},
 	{"-", `object Service kube-dns metadata resourceVersion`, "means something to kubeadm's own way of updating"},
 }
@@ -618,5 +620,6 @@ var takeoverDifferences = []difference{
 	{"+", `manifest kube-apiserver metadata annotations coldrack.dev/config-digest`, "nothing but our own agent needs it"},
 	{"-", `manifest kube-controller-manager .* command --cluster-signing-(cert|key)-file`, "kubeadm has just made an authority with its key in order to run at all"},
 	{"!", `manifest etcd .* command --initial-cluster`, "etcd looks at it only before it has data"},
+	{"!", `manifest etcd .* containers etcd image`, becauseNewer},
 	{"+", `manifest etcd .* command --initial-cluster-state`, "etcd looks at it only before it has data"},
 }
