@@ -101,6 +101,10 @@ func Build(ctx context.Context, opt Options) (Result, error) {
 			return Result{}, err
 		}
 	}
+	// A build takes long: a place where nothing can be written is found out before it.
+	if err := os.MkdirAll(filepath.Dir(opt.Out), 0o755); err != nil {
+		return Result{}, fmt.Errorf("build bundle: make the folder of --out %s: %w", opt.Out, err)
+	}
 	unlock, err := lockCache(ctx, opt.CacheDir, work.detail)
 	if err != nil {
 		return Result{}, err
