@@ -97,7 +97,7 @@ func (x Index) Validate() error {
 		return fmt.Errorf("image index: chunkSize is %d, want %d to %d bytes", x.ChunkSize, minChunkSize, maxChunkSize)
 	}
 	if _, err := digest.Parse(x.Digest); err != nil {
-		return fmt.Errorf("image index: digest: %w", err)
+		return fmt.Errorf("image index: %w", err)
 	}
 	if _, err := digest.Parse(x.Blob); err != nil {
 		return fmt.Errorf("image index: blob: %w", err)

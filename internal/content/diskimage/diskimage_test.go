@@ -214,7 +214,7 @@ func TestValidate(t *testing.T) {
 		"a size beyond any disk":        {func(x *diskimage.Index) { x.Size = 1 << 62 }, "size is 4611686018427387904"},
 		"chunks that fill the memory":   {func(x *diskimage.Index) { x.ChunkSize = 1 << 40 }, "chunkSize is"},
 		"chunks of no size":             {func(x *diskimage.Index) { x.ChunkSize = 0 }, "chunkSize is 0"},
-		"a digest of another algorithm": {func(x *diskimage.Index) { x.Digest = "md5:00" }, `digest: "md5:00"`},
+		"a digest of another algorithm": {func(x *diskimage.Index) { x.Digest = "md5:00" }, `digest "md5:00"`},
 		"a blob that is a path":         {func(x *diskimage.Index) { x.Blob = "sha256:../../etc/passwd" }, "blob: "},
 		"overlapping chunks":            {func(x *diskimage.Index) { x.Chunks[1].Offset = 0 }, "chunks[1]: offset is 0"},
 		"unordered chunks":              {func(x *diskimage.Index) { x.Chunks[0], x.Chunks[1] = x.Chunks[1], x.Chunks[0] }, "chunks[0]: blobOffset"},

@@ -219,7 +219,7 @@ func TestProtocol(t *testing.T) {
 		"a manifest by tag, as containerd asks a mirror":    {"GET", "/v2/pause/manifests/3.10.2?ns=registry.k8s.io", 200, manifest, "", digest},
 		"a manifest by digest":                              {"GET", "/v2/pause/manifests/" + digest + "?ns=registry.k8s.io", 200, manifest, "", digest},
 		"a manifest's existence":                            {"HEAD", "/v2/pause/manifests/3.10.2?ns=registry.k8s.io", 200, manifest, "", digest},
-		"Docker's manifests keep their type":                {"GET", "/v2/coredns/coredns/manifests/v1.14.2?ns=registry.k8s.io", 200, docker, "", digestOf(t, images[coreDNS])},
+		"Docker's manifests keep their type":                {"GET", "/v2/coredns/coredns/manifests/v1.15.0?ns=registry.k8s.io", 200, docker, "", digestOf(t, images[coreDNS])},
 		"the registry in front of the name":                 {"GET", "/v2/registry.k8s.io/pause/manifests/3.10.2", 200, manifest, "", digest},
 		"no registry, and only one has such a repository":   {"GET", "/v2/flannel-io/flannel/manifests/v0.28.0", 200, manifest, "", digestOf(t, images[flannel])},
 		"no registry, and two have such a repository":       {"GET", "/v2/twice/manifests/v1", 404, json, codeNameUnknown, ""},
@@ -828,6 +828,13 @@ func TestWrongBytesOfAnUpstreamReachNobodyWhole(t *testing.T) {
 		if response.StatusCode == 200 && (err == nil || len(body) >= len(content)) {
 			t.Errorf("%d of %d spoilt bytes were served, end: %v", len(body), len(content), err)
 		}
+	}
+	// The client may know before the fetch has ended; who asks until then shares its fate.
+	for r.Stats().UpstreamFailures == 0 {
+		if t.Context().Err() != nil {
+			t.Fatal("the failure was never counted")
+		}
+		time.Sleep(time.Millisecond)
 	}
 	for _, folder := range []string{"blobs", "tmp"} {
 		if left, _ := os.ReadDir(filepath.Join(dir, folder)); len(left) != 0 {

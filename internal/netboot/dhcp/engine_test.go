@@ -525,7 +525,7 @@ func TestQueryTellsWhatTheClientIs(t *testing.T) {
 		option(93, 0, 7), option(60, []byte("PXEClient:Arch:00007:UNDI:003016\x00")...), option(77, []byte("iPXE")...), option(12, []byte("no\nde")...),
 		option(82, 1, 1, 0x0f, 2, 1, 0xf0))
 	got := queryOf(m)
-	want := Query{MAC: "52:54:00:00:00:01", UUID: "44454c4c-4200-1035-8052-b4c04f4d4d32", Hostname: "no?de",
+	want := Query{MAC: "52:54:00:00:00:01", UUID: "44454c4c-4200-1035-8052-b4c04f4d4d32", Hostname: "no de",
 		VendorClass: "PXEClient:Arch:00007:UNDI:003016", UserClass: "iPXE", Arch: 7, PXE: true, IPXE: true, CircuitID: "0f", RemoteID: "f0"}
 	if got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
