@@ -3,7 +3,8 @@
 // given by the same one, so that none of them can refuse later what the API accepted.
 //
 // A rule answers with an error that says what is wrong and what would be right. It repeats neither the value nor the
-// field's name; those are the caller's to add. Rules are pure: what depends on an image is in nodeconfig.ImageFacts.
+// field's name; those are the caller's to add. Rules are pure and hold for
+// every image; what one image has or lacks is not known here, and is found out by the installer.
 package validate
 
 import (
@@ -144,7 +145,7 @@ func MAC(s string) error {
 	return nil
 }
 
-// Timezone is the rule for a name in the time zone database. Whether a system has the zone is for ImageFacts.
+// Timezone is the rule for a name in the time zone database. Whether a system has the zone is not known here.
 func Timezone(s string) error {
 	if !zoneName.MatchString(s) {
 		return errors.New("is not a time zone such as UTC or Europe/Berlin")
@@ -197,7 +198,7 @@ func SSHKey(line string) error {
 }
 
 // systemNames are the accounts and groups that every Debian system has: those of base-passwd, which gives them fixed
-// numbers, and those of systemd. What else an image has is in ImageFacts.
+// numbers, and those of systemd. What else an image has is not known here.
 var systemNames = []string{
 	"daemon", "bin", "sys", "sync", "games", "man", "lp", "mail", "news", "uucp", "proxy", "www-data", "backup", "list", "irc",
 	"_apt", "nobody", "nogroup", "adm", "tty", "disk", "kmem", "dialout", "fax", "voice", "cdrom", "floppy", "tape", "sudo",
@@ -268,7 +269,7 @@ func FileMode(mode uint32) error {
 	return nil
 }
 
-// FileOwner is the rule for user:group. Whether a system has them is for ImageFacts.
+// FileOwner is the rule for user:group. Whether a system has them is not known here.
 func FileOwner(s string) error {
 	user, group, ok := strings.Cut(s, ":")
 	if !ok || !userName.MatchString(user) || !userName.MatchString(group) {
