@@ -90,7 +90,7 @@ func HostAddress(a netip.Addr) error {
 	case a.Zone() != "":
 		return errors.New("names an interface; want the address alone")
 	case a.Is4In6():
-		return errors.New("is an IPv4 address; write it without ::ffff:")
+		return errors.New("is an IPv4 address after ::ffff:, which must go")
 	case a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return errors.New("is not the IP address of a host")
 	}
