@@ -28,7 +28,7 @@ func (a *app) applyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "apply -f FILE|FOLDER|-",
 		Short: "Create or change objects from files",
-		Long: `Create or change objects as files say, with server-side apply: fields that a file does not
+		Long: `Create or change objects from files, with server-side apply: fields that a file does not
 name stay as they are. All files are read before anything is sent, so that broken YAML changes nothing; clusters that cannot work as they are written are refused before anything is
 sent. "coldrack plan" shows what a cluster would change, "coldrack cluster apply" shows it and asks first.`,
 		Example: `  coldrack apply -f rack1.yaml

@@ -304,7 +304,7 @@ func (a *app) labDownCommand(place *labPlace) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "Power off all machines and remove the lab",
-		Long: `Pull the plug of all machines and remove the lab: processes, network, disks. It may be repeated, and it
+		Long: `Power off all machines and remove the lab: processes, network, disks. It may be repeated, and it
 works on a lab that is half made.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
