@@ -124,7 +124,7 @@ type ClusterEndpoint struct {
 	VirtualIP *VirtualIP `json:"virtualIP,omitempty"`
 	// LocalPort is the port of the load balancer that every node has on its loopback address.
 	// +optional
-	// +kubebuilder:default=7443
+	// +kubebuilder:default=7445
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=65535
 	LocalPort int32 `json:"localPort,omitempty"`
@@ -628,7 +628,7 @@ func (c *Cluster) Default() {
 	s := &c.Spec
 	setDefault(&s.Topology, TopologyCustom)
 	setDefault(&s.Endpoint.Port, 6443)
-	setDefault(&s.Endpoint.LocalPort, 7443)
+	setDefault(&s.Endpoint.LocalPort, 7445)
 	if s.Endpoint.VirtualIP != nil {
 		setDefault(&s.Endpoint.VirtualIP.RouterID, 64)
 	}

@@ -81,7 +81,7 @@ spec:
 		}
 	}
 	c.answers("through the worker's balancer", gone, func() (string, error) {
-		return c.ssh(worker, "curl -sk --max-time 10 https://127.0.0.1:7443/readyz || true"), nil
+		return c.ssh(worker, "curl -sk --max-time 10 https://127.0.0.1:7445/readyz || true"), nil
 	})
 	c.answers("through the virtual IP", gone, func() (string, error) {
 		var out []byte

@@ -110,11 +110,11 @@ func (r *rig) controlPlane() *wire.NodePlan {
 			{Path: "/etc/kubernetes/admin.conf", Server: "https://10.20.0.11:6443", Cluster: "rack", User: "kubernetes-admin", Authority: ca, Certificate: "admin", Embed: true},
 			{Path: "/etc/kubernetes/controller-manager.conf", Server: "https://10.20.0.11:6443", Cluster: "rack", User: "system:kube-controller-manager",
 				Authority: ca, Certificate: "controller-manager", Embed: true},
-			{Path: "/etc/kubernetes/kubelet.conf", Server: "https://127.0.0.1:7443", Cluster: "rack", User: "system:node:node-01", Authority: ca, Certificate: "kubelet-client"},
+			{Path: "/etc/kubernetes/kubelet.conf", Server: "https://127.0.0.1:7445", Cluster: "rack", User: "system:node:node-01", Authority: ca, Certificate: "kubelet-client"},
 		},
 		Routes:        []wire.NodeRoute{{To: "10.244.1.0/24", Via: "10.20.0.12"}},
 		ServiceRoutes: []wire.ServiceRoute{{To: "10.96.0.0/16", Source: "10.20.0.11"}},
-		LoadBalancer:  &wire.LoadBalancer{Listen: "127.0.0.1:7443", Backends: []string{"10.20.0.11:6443"}, Authority: ca},
+		LoadBalancer:  &wire.LoadBalancer{Listen: "127.0.0.1:7445", Backends: []string{"10.20.0.11:6443"}, Authority: ca},
 		Phases: []wire.Phase{
 			{Name: "content", Reason: "fetch programs"},
 			{Name: "host", Files: []string{"/etc/modules-load.d/kubernetes.conf", "/etc/sysctl.d/90-kubernetes.conf"}},
