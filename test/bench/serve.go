@@ -33,7 +33,7 @@ func serve(ctx context.Context, args []string) error {
 			if err != nil {
 				return err
 			}
-			return tftp.New(tftp.Options{FS: tftp.Dir(root), Log: log}).Serve(ctx, conn)
+			return tftp.New(tftp.Options{FS: tftp.Dir(root), Log: log, MaxPerAddress: 1000}).Serve(ctx, conn)
 		}
 		listener, err := net.Listen("tcp4", ":80")
 		if err != nil {

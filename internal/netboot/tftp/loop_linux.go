@@ -24,6 +24,7 @@ type loop struct {
 	mu       sync.Mutex
 	arrived  []*transfer
 	canceled []*transfer
+	repeated []*transfer
 	closed   bool
 
 	// The rest belongs to the thread.
@@ -95,6 +96,14 @@ func (l *loop) serve(ctx context.Context, t *transfer) error {
 	return nil
 }
 
+// again has the first packet of a transfer sent once more.
+func (l *loop) again(t *transfer) {
+	l.mu.Lock()
+	l.repeated = append(l.repeated, t)
+	l.mu.Unlock()
+	l.signal()
+}
+
 func (l *loop) run() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -133,10 +142,11 @@ func (l *loop) look() bool {
 	var count [8]byte
 	_, _ = unix.Read(l.wake, count[:])
 	l.mu.Lock()
-	arrived, canceled, closed := l.arrived, l.canceled, l.closed
-	l.arrived, l.canceled = nil, nil
+	arrived, canceled, repeated, closed := l.arrived, l.canceled, l.repeated, l.closed
+	l.arrived, l.canceled, l.repeated = nil, nil, nil
 	l.mu.Unlock()
 	for _, t := range arrived {
+		t.adopted = true
 		l.transfers[int32(t.fd)] = t
 		err := unix.EpollCtl(l.poll, unix.EPOLL_CTL_ADD, t.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(t.fd)})
 		if err == nil {
@@ -147,6 +157,11 @@ func (l *loop) look() bool {
 	for _, t := range canceled {
 		if l.transfers[int32(t.fd)] == t {
 			l.settle(t, context.Canceled)
+		}
+	}
+	for _, t := range repeated {
+		if t.adopted && l.transfers[int32(t.fd)] == t {
+			l.settle(t, t.again())
 		}
 	}
 	return closed && len(l.transfers) == 0

@@ -33,6 +33,8 @@ type Options struct {
 	// firmware give up, silence makes it ask again after some seconds. Then it comes before new ones, and after 12 s it
 	// gets its transfer all the same, up to four times as many.
 	MaxTransfers int
+	// MaxPerAddress is how many transfers one address may have at once, 64 by default. A request on top is not answered.
+	MaxPerAddress int
 	// MaxBlockSize bounds the negotiated block size, bytes; 65464 by default.
 	MaxBlockSize int
 	// MaxWindowSize bounds the negotiated window, blocks; 64 by default.
@@ -49,10 +51,10 @@ type Options struct {
 // Stats are totals since the server was made, but for Active.
 type Stats struct {
 	Requests    uint64 // read requests taken up
-	Repeated    uint64 // read requests ignored because their transfer had already begun
+	Repeated    uint64 // read requests that began no transfer because theirs had already begun
 	Malformed   uint64 // packets that were no request
 	Refused     uint64 // requests turned away: writes, or no socket
-	Deferred    uint64 // requests left unanswered because too many transfers ran
+	Deferred    uint64 // requests left unanswered because too many transfers ran, in all or of that address
 	Completed   uint64
 	Aborted     uint64 // ended by the client
 	Failed      uint64
@@ -66,6 +68,7 @@ type Server struct {
 	options  Options
 	mu       sync.Mutex
 	active   map[netip.AddrPort]*transfer
+	perHost  map[netip.Addr]int // of active
 	waiting  map[netip.AddrPort]wait
 	counters struct {
 		requests, deferred, repeated, malformed, refused, completed, aborted, failed, bytes, retransmits atomic.Uint64
@@ -86,6 +89,9 @@ const (
 
 // admit says whether a client may have a transfer now. The caller holds mu.
 func (s *Server) admit(remote netip.AddrPort, now time.Time) bool {
+	if s.perHost[remote.Addr()] >= s.options.MaxPerAddress {
+		return false
+	}
 	room := s.options.MaxTransfers - len(s.active)
 	if room > 0 && len(s.waiting) == 0 {
 		return true
@@ -102,7 +108,7 @@ func (s *Server) admit(remote netip.AddrPort, now time.Time) bool {
 			room--
 		}
 	}
-	if room > 0 || now.Sub(w.first) >= maxWait && len(s.active) < 4*s.options.MaxTransfers {
+	if room > 0 || now.Sub(w.first) >= maxWait && len(s.active) < 4*s.options.MaxTransfers || s.dropUnanswered(now) {
 		delete(s.waiting, remote)
 		return true
 	}
@@ -112,11 +118,34 @@ func (s *Server) admit(remote netip.AddrPort, now time.Time) bool {
 	return false
 }
 
+// dropUnanswered ends a transfer whose client has acknowledged nothing for longer than a network takes, and says whether there
+// was one: the sender of such a request may be forged. The caller holds mu.
+func (s *Server) dropUnanswered(now time.Time) bool {
+	var oldest *transfer
+	for _, t := range s.active {
+		if t != nil && !t.dropped && t.heard.Load() == 0 && now.Sub(t.began) > roundTrip && (oldest == nil || t.began.Before(oldest.began)) {
+			oldest = t
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	oldest.dropped = true
+	oldest.cancel(errUnanswered)
+	return true
+}
+
+// roundTrip is within what time a client has acknowledged something if it can at all.
+const roundTrip = 2 * time.Second
+
 // windowMemory bounds the buffer of one transfer, bytes.
 const windowMemory = 128 << 10
 
 // errSuperseded ends a transfer whose client has started over from the same port.
 var errSuperseded = errors.New("client sent a new request from the same port")
+
+// errUnanswered ends a transfer whose client has not acknowledged anything while others wait.
+var errUnanswered = errors.New("client acknowledged nothing, and others waited")
 
 var errStopping = errors.New("server is stopping")
 
@@ -126,6 +155,7 @@ func New(options Options) *Server {
 		options.Log = slog.New(slog.DiscardHandler)
 	}
 	setDefault(&options.MaxTransfers, 1000)
+	setDefault(&options.MaxPerAddress, 64)
 	setDefault(&options.MaxBlockSize, maxBlockSize)
 	setDefault(&options.MaxWindowSize, 64)
 	setDefault(&options.GiveUp, 30*time.Second)
@@ -139,7 +169,7 @@ func New(options Options) *Server {
 			return net.DialUDP("udp", from, net.UDPAddrFromAddrPort(remote))
 		}
 	}
-	return &Server{options: options, active: map[netip.AddrPort]*transfer{}, waiting: map[netip.AddrPort]wait{}}
+	return &Server{options: options, active: map[netip.AddrPort]*transfer{}, perHost: map[netip.Addr]int{}, waiting: map[netip.AddrPort]wait{}}
 }
 
 func setDefault[T int | time.Duration](value *T, otherwise T) {
@@ -263,14 +293,17 @@ func (s *Server) take(conn *net.UDPConn, packet []byte, local netip.Addr, remote
 		refuse(codeAccess, "this server only reads")
 		return
 	}
-	t := &transfer{server: s, request: req, raw: string(packet)}
+	t := &transfer{server: s, request: req, raw: string(packet), began: time.Now()}
 	t.report = Transfer{Remote: remote, Name: termtext.Mark(req.name, 0)}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if before := s.active[remote]; before != nil {
 		if before.isRepeated(t.raw, time.Now()) {
-			s.counters.repeated.Add(1) // the answer is on its way and will be sent again if need be
+			s.counters.repeated.Add(1)
+			if before.heard.Load() == 0 {
+				before.loop.again(before) // the answer may be lost
+			}
 			return
 		}
 		before.cancel(errSuperseded)
@@ -289,6 +322,7 @@ func (s *Server) take(conn *net.UDPConn, packet []byte, local netip.Addr, remote
 	}
 	s.counters.requests.Add(1)
 	s.active[remote] = t
+	s.perHost[remote.Addr()]++
 	start(t)
 }
 
@@ -301,6 +335,10 @@ func (s *Server) serveOne(ctx context.Context, t *transfer) {
 	s.mu.Lock()
 	if s.active[t.report.Remote] == t {
 		delete(s.active, t.report.Remote)
+	}
+	host := t.report.Remote.Addr()
+	if s.perHost[host]--; s.perHost[host] == 0 {
+		delete(s.perHost, host)
 	}
 	s.mu.Unlock()
 

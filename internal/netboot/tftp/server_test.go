@@ -380,11 +380,19 @@ func TestWhoIsTooManyComesAgain(t *testing.T) {
 	conn := loopback(t)
 	server, _ := serve(t, conn, Options{FS: files(map[string][]byte{"f": content(2000)}), MaxTransfers: 2})
 	var first []*client
+	var served *net.UDPAddr // the first one's transfer
 	for range 2 {
 		c := newClient(t, conn.LocalAddr())
 		c.conn.WriteToUDP(encodeRequest(opRead, "f", "octet"), c.server)
-		c.conn.Read(make([]byte, 600)) // the first block has come: the transfer holds its place
-		first = append(first, c)
+		_, from, err := c.conn.ReadFromUDP(make([]byte, 600))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.conn.WriteToUDP([]byte{0, opAck, 0, 1}, from)
+		c.conn.Read(make([]byte, 600)) // the second block has come: the transfer holds its place
+		if first = append(first, c); served == nil {
+			served = from
+		}
 	}
 	asks := func(c *client, want bool) {
 		t.Helper()
@@ -398,9 +406,12 @@ func TestWhoIsTooManyComesAgain(t *testing.T) {
 	late, later := newClient(t, conn.LocalAddr()), newClient(t, conn.LocalAddr())
 	asks(late, false)
 	asks(later, false)
-	// One who is already being served may start over from the same port; when it is through, there is one place.
-	if _, err := first[0].get("f"); err != nil {
-		t.Errorf("starting over: %v", err)
+	// When one who is being served is through, there is one place.
+	for block := byte(2); block <= 4; block++ {
+		first[0].conn.WriteToUDP([]byte{0, opAck, 0, block}, served)
+		if block < 4 {
+			first[0].conn.Read(make([]byte, 600))
+		}
 	}
 	for deadline := time.Now().Add(2 * time.Minute); server.Stats().Active > 1 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
@@ -436,6 +447,50 @@ func TestNobodyIsDeferredForLongerThanFirmwareWaits(t *testing.T) {
 	if s.admit(address(4), now.Add(time.Minute)); len(s.waiting) != 1 {
 		t.Errorf("%v wait", s.waiting)
 	}
+}
+
+// A request from a forged address costs its victim one packet, and the server a place for seconds.
+func TestTheSenderOfARequestMayBeForged(t *testing.T) {
+	conn := loopback(t)
+	server, reports := serve(t, conn, Options{FS: files(map[string][]byte{"f": content(2000)}), GiveUp: 3 * time.Second / 2, MaxTransfers: 2})
+	c := newClient(t, conn.LocalAddr())
+	request := encodeRequest(opRead, "f", "octet")
+	c.conn.WriteToUDP(request, c.server)
+	c.conn.Read(make([]byte, 600))
+	if report := <-reports; report.Retransmits != 0 || report.Err == nil {
+		t.Errorf("report %+v, want nothing sent again", report)
+	}
+
+	// Who lost the answer asks again, and gets it again from the same port.
+	c.conn.WriteToUDP(request, c.server)
+	_, from, err := c.conn.ReadFromUDP(make([]byte, 600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.conn.WriteToUDP(request, c.server)
+	_, again, err := c.conn.ReadFromUDP(make([]byte, 600))
+	if err != nil || again.Port != from.Port {
+		t.Errorf("answered from %v, then from %v (%v)", from, again, err)
+	}
+	<-reports
+
+	// Places that nobody acknowledges are for those who wait.
+	now := time.Now()
+	dropped := map[int]bool{}
+	client := func(i int) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(i)) }
+	server.mu.Lock()
+	defer server.mu.Unlock()
+	for i := range 2 {
+		server.active[client(i)] = &transfer{began: now.Add(-time.Duration(i) * time.Second), cancel: func(error) { dropped[i] = true }}
+	}
+	if server.admit(client(7), now.Add(time.Second)) || !server.admit(client(8), now.Add(2*time.Second)) || !dropped[1] || dropped[0] {
+		t.Errorf("admitted in place of %v", dropped)
+	}
+	server.perHost[client(9).Addr()] = 64
+	if server.admit(client(9), now.Add(time.Minute)) {
+		t.Error("one address takes all places")
+	}
+	clear(server.active)
 }
 
 func TestARepeatedRequestStartsNoSecondTransfer(t *testing.T) {
@@ -543,7 +598,11 @@ func TestAClientThatGoesAwayFreesItsPlaceAtOnce(t *testing.T) {
 	_, reports := serve(t, conn, Options{FS: files(map[string][]byte{"f": content(2000)}), GiveUp: time.Hour})
 	c := newClient(t, conn.LocalAddr())
 	c.conn.WriteToUDP(encodeRequest(opRead, "f", "octet"), c.server)
-	c.conn.Read(make([]byte, 600))
+	_, from, err := c.conn.ReadFromUDP(make([]byte, 600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.conn.WriteToUDP([]byte{0, opAck, 0, 1}, from)
 	c.conn.Close()
 	if report := <-reports; report.Err == nil || !strings.Contains(report.Err.Error(), "closed its port") {
 		t.Errorf("report %+v", report)
@@ -606,7 +665,7 @@ func TestDirServesOnlyRegularFilesBelowIt(t *testing.T) {
 func TestManyClientsAtOnce(t *testing.T) {
 	want := content(50_000)
 	conn := loopback(t)
-	server, _ := serve(t, conn, Options{FS: files(map[string][]byte{"f": want})})
+	server, _ := serve(t, conn, Options{FS: files(map[string][]byte{"f": want}), MaxPerAddress: 300})
 	var clients sync.WaitGroup
 	for range 300 {
 		c := newClient(t, conn.LocalAddr())

@@ -44,6 +44,16 @@ const (
 	mostTimeout  = 4 * time.Second
 )
 
+// Limits of a client's silence.
+const (
+	// firstAck is how long a client has to acknowledge the first packet. Until then nothing is sent again but for a
+	// repeated request: the request's sender may be forged, and its victim would get many times what the liar sent.
+	// Firmware repeats its request every four seconds.
+	firstAck = 9 * time.Second
+	// mostGiveUp bounds what a client gets by negotiating a long timeout.
+	mostGiveUp = time.Minute
+)
+
 // quiet is how long a client that is reading normally may take between two acknowledgements. A machine
 // that was reset takes longer to ask again.
 const quiet = 2 * time.Second
@@ -56,11 +66,15 @@ type transfer struct {
 	request request
 	raw     string // the request as received, to tell a repeated one from a new one
 	cancel  context.CancelCauseFunc
+	began   time.Time
+	dropped bool // needs the server's mu
 	// heard is when the client last acknowledged something new, in Unix nanoseconds; 0 before that.
 	heard atomic.Int64
 
 	fd     int // non-blocking; -1 when there is none
 	loop   *loop
+	// adopted says that the loop's thread has the transfer, or had it. It is that thread's.
+	adopted bool
 	ended  chan error // by the loop, once
 	file   File
 	params parameters
@@ -196,6 +210,10 @@ func (t *transfer) expire(now time.Time) error {
 		return fmt.Errorf("client did not acknowledge block %d for %s; it is gone or the network loses packets",
 			t.window.base, idle.Round(time.Second))
 	}
+	if t.heard.Load() == 0 {
+		t.deadline = t.progress.Add(t.giveUp())
+		return nil
+	}
 	if !t.hurried {
 		t.attempt++
 	}
@@ -261,7 +279,20 @@ func (t *transfer) end(err error) error {
 }
 
 func (t *transfer) giveUp() time.Duration {
-	return max(t.server.options.GiveUp, 4*t.params.timeout)
+	limit := max(t.server.options.GiveUp, min(4*t.params.timeout, mostGiveUp))
+	if t.heard.Load() == 0 {
+		return min(limit, firstAck)
+	}
+	return limit
+}
+
+// again answers a request that has come once more before anything was acknowledged.
+func (t *transfer) again() error {
+	if t.heard.Load() != 0 {
+		return nil
+	}
+	t.progress = time.Now()
+	return t.sendWindow()
 }
 
 // sendBlocks sends the blocks [from, to); block 0 is the OACK.
