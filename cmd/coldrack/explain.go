@@ -88,7 +88,7 @@ func explainBoot(ctx context.Context, c client.Client, names []string, mac strin
 	if err != nil {
 		return nil, err
 	}
-	plan := boot.Decide(requestOf(m, mac), m, policy)
+	plan := boot.Decide(requestOf(m, mac), boot.Subject{Machine: m}, policy)
 	e.Now = decision{Action: plan.Action, Reason: plan.Reason, Local: plan.Local}
 	if m != nil {
 		e.Machine = m.Name

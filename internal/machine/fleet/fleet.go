@@ -235,12 +235,16 @@ func (f *Fleet) Unclaimed(q identify.Query) v1alpha1.Identifiers {
 	return f.index.Unclaimed(q)
 }
 
-// Lookup returns the Machine that the identifiers of a boot request belong to, or nil, and why.
-func (f *Fleet) Lookup(ids v1alpha1.Identifiers) (*v1alpha1.Machine, string) {
+// Lookup returns the Machine that the identifiers of a boot request belong to, or nil, and why. Where they fit several
+// machines, rivals are those.
+func (f *Fleet) Lookup(ids v1alpha1.Identifiers) (m *v1alpha1.Machine, rivals []*v1alpha1.Machine, why string) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	match := f.index.Match(identify.Query{Identifiers: ids})
-	return f.machines[match.Machine], match.Reason
+	for _, name := range match.Involved {
+		rivals = append(rivals, f.machines[name])
+	}
+	return f.machines[match.Machine], rivals, match.Reason
 }
 
 // Twins are the other machines that share identifiers with the named one, each with what is shared.

@@ -96,6 +96,27 @@ type entry struct {
 	usb []string
 	// complete is true when the machine itself reported all its NICs.
 	complete bool
+	standing standing
+}
+
+// standing says how much weight the evidence for a machine has. What an unapproved machine claims takes nothing away from one
+// that is installed, or that a person wrote down or approved.
+type standing int
+
+const (
+	claimed   standing = iota // only the machine itself says so
+	confirmed                 // a person wrote it down, or approved it
+	installed                 // it has an identity of ours, or an installed disk
+)
+
+func standingOf(m *v1alpha1.Machine) standing {
+	switch {
+	case m.Status.Identity != nil || m.Status.Installed != nil:
+		return installed
+	case m.Spec.Approved || m.Annotations[v1alpha1.AnnotationDiscoveredBy] == "":
+		return confirmed
+	}
+	return claimed
 }
 
 // NewIndex returns an empty Index.
@@ -135,6 +156,7 @@ func entryOf(m *v1alpha1.Machine) entry {
 		bmcs:    appendValid(nil, ownMAC(ids.BMCMAC)),
 		// An enrolment brings all NICs; the first is the one that booted, as with a boot script.
 		complete: m.Annotations[v1alpha1.AnnotationDiscoveredBy] == DiscoveredByEnrolment,
+		standing: standingOf(m),
 	}
 	macs, boot := ids.MACs, ""
 	if m.Annotations[v1alpha1.AnnotationDiscoveredBy] != "" && len(macs) > 0 {
@@ -188,7 +210,8 @@ func (q Query) entry() entry {
 // A MAC, of a NIC or of the BMC, is worth most: vendors do give out the same UUID twice, and a serial
 // may be shared by all nodes of a chassis. But MACs are given out twice, too, and NICs are moved. So a MAC decides only
 // where nothing else speaks against it (see verdictOf). Without such a MAC, a UUID decides when nothing contradicts it, then a
-// serial. In doubt it is nobody: a machine that is taken for another one may be wiped.
+// serial. In doubt it is nobody: a machine that is taken for another one may be wiped. Where several machines have the
+// identifiers, those with the higher standing count (see standing).
 func (x *Index) Match(q Query) Match {
 	e := q.entry()
 	candidates := x.macs.of(e.macs)
@@ -198,19 +221,20 @@ func (x *Index) Match(q Query) Match {
 		}
 	}
 	others := map[string]string{} // machines that share a MAC and are not this one, and why
-	var fits, doubts []string     // machines that it is by a MAC, or may be
-	doubt := ""
+	var fits []string             // machines that it is by a MAC, or may be
+	doubts := map[string]string{} // those of fits that it only may be, and why
 	for _, name := range candidates {
 		switch v, why := x.verdictOf(name, e); v {
 		case different:
 			others[name] = why
 		case doubtful:
-			doubts, doubt = append(doubts, name), why
+			doubts[name] = why
+			fits = append(fits, name)
 		default:
 			fits = append(fits, name)
 		}
 	}
-	switch all := append(fits, doubts...); {
+	switch all := x.strongest(fits); {
 	case len(all) == 0:
 		return x.matchWithoutMAC(e, others)
 	case len(all) > 1:
@@ -220,11 +244,23 @@ func (x *Index) Match(q Query) Match {
 	case x.claimant(e, all[0], others) != "":
 		other := x.claimant(e, all[0], others)
 		return conflict([]string{all[0], other}, fmt.Sprintf("it has a MAC of machine %s and the UUID %s of machine %s; was a NIC moved? Delete the machine that no longer exists", all[0], e.uuids[0], other))
-	case doubt != "":
-		return conflict(all, doubt)
+	case doubts[all[0]] != "":
+		slices.Sort(fits)
+		return conflict(fits, doubts[all[0]])
+	case len(fits) > 1:
+		return Match{Machine: all[0], Reason: fmt.Sprintf("recognised by its MAC; %s claims it, too, but less speaks for it", strings.Join(without(fits, all), ", "))}
 	default:
 		return Match{Machine: all[0], Reason: "recognised by its MAC"}
 	}
+}
+
+// strongest are those of the named machines that have the highest standing among them.
+func (x *Index) strongest(names []string) []string {
+	top := claimed
+	for _, name := range names {
+		top = max(top, x.entries[name].standing)
+	}
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return x.entries[name].standing < top })
 }
 
 // claimant is a machine other than the named one that has the UUID and could be the one that e describes, or "".
@@ -233,7 +269,8 @@ func (x *Index) claimant(e entry, name string, others map[string]string) string 
 		return ""
 	}
 	for _, other := range x.uuids.of(e.uuids) {
-		if other != name && others[other] == "" && x.contradiction(other, e) == "" {
+		weaker := x.entries[other].standing < x.entries[name].standing
+		if other != name && others[other] == "" && !weaker && x.contradiction(other, e) == "" {
 			return other
 		}
 	}
@@ -329,7 +366,7 @@ func (x *Index) matchWithoutMAC(e entry, others map[string]string) Match {
 				fits = append(fits, name)
 			}
 		}
-		switch {
+		switch fits = x.strongest(fits); {
 		case len(fits) == 1:
 			return Match{Machine: fits[0], Reason: fmt.Sprintf("recognised by its %s %s", by.what, by.value[0])}
 		case len(fits) > 1:

@@ -98,6 +98,54 @@ func TestMatch(t *testing.T) {
 	}
 }
 
+// What an unapproved machine says of itself takes nothing away from others.
+func TestAStrangersClaims(t *testing.T) {
+	const macOwn, uuidOwn = "52:54:00:00:00:66", "c0c0c0c0-3333-4333-8333-0123456789ab"
+	node := reported("node", uuidA, "SN-A", macA, macA2)
+	node.Status.Installed = &v1alpha1.InstalledStatus{}
+	approved := reported("approved", uuidB, "SN-B", macB)
+	approved.Spec.Approved = true
+	sheet := expected("sheet", v1alpha1.Identifiers{MACs: []string{macNew}})
+	known := []*v1alpha1.Machine{node, approved, sheet}
+	stranger := func(uuid, serial string, macs ...string) *v1alpha1.Machine {
+		m := reported("stranger", uuid, serial, macs...)
+		m.Annotations = map[string]string{v1alpha1.AnnotationDiscoveredBy: DiscoveredByEnrolment}
+		return m
+	}
+	all := stranger(uuidOwn, "SN-X", macOwn, macA, macA2, macB, macNew)
+	boot := func(mac, uuid, serial string) Query {
+		return Query{Identifiers: v1alpha1.Identifiers{MACs: []string{mac}, UUID: uuid, Serial: serial}}
+	}
+	tests := []struct {
+		name     string
+		stranger *v1alpha1.Machine
+		query    Query
+		want     string // machine, or those that a conflict involves
+	}{
+		{"an installed machine's boot", all, boot(macA, uuidA, "SN-A"), "node"},
+		{"its DHCP, which tells the MAC only", all, boot(macA, "", ""), "node"},
+		{"an approved machine's boot", all, boot(macB, uuidB, "SN-B"), "approved"},
+		{"the first boot of a machine of the rack sheet", all, boot(macNew, "d0d0d0d0-4444-4444-8444-0123456789ab", "SN-N"), "sheet"},
+		{"all identifiers of the node, and one of its own", stranger(uuidA, "SN-A", macOwn, macA, macA2), boot(macA, uuidA, "SN-A"), "node"},
+		{"the UUID that a machine of the rack sheet turns out to have", stranger(uuidOwn, "SN-X", macOwn), boot(macNew, uuidOwn, "SN-X"), "sheet"},
+		{"the node boots by a new NIC, and the stranger has its UUID and serial", stranger(uuidA, "SN-A", macOwn), boot("52:54:00:00:00:77", uuidA, "SN-A"), "node"},
+		{"the stranger itself by a MAC of its own", all, boot(macOwn, uuidOwn, "SN-X"), "stranger"},
+		{"the stranger itself by the node's MAC", all, boot(macA, uuidOwn, "SN-X"), "node stranger"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			x := NewIndex()
+			for _, m := range append(known, test.stranger) {
+				x.Put(m)
+			}
+			got := x.Match(test.query)
+			if name := got.Machine + strings.Join(got.Involved, " "); name != test.want {
+				t.Errorf("got %q (%s), want %q", name, got.Reason, test.want)
+			}
+		})
+	}
+}
+
 // Two servers that have an identifier in common which tells nobody apart. The second must be a machine of its own, or be
 // refused with the right advice; it must never be taken for the first.
 func TestASecondMachineIsNotTakenForTheFirst(t *testing.T) {

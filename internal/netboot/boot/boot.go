@@ -30,6 +30,14 @@ type Request struct {
 	Address      netip.Addr
 }
 
+// Subject is which of the known machines sent the request, as far as that can be told.
+type Subject struct {
+	// Machine is nil when nothing that is known matches, or no one machine.
+	Machine *v1alpha1.Machine
+	// Rivals are the machines that it may be, when what it says of itself contradicts.
+	Rivals []*v1alpha1.Machine
+}
+
 // Policy is what the server has to offer and how it wants unknown machines treated.
 type Policy struct {
 	// Netboot is false when no imported bundle holds a discovery image.
@@ -66,14 +74,14 @@ func (p Plan) LocalFile() string {
 	return fileLocal
 }
 
-// Decide returns what the machine that sent the request boots. machine is nil when nothing that is
-// known matches the request.
+// Decide returns what the machine that sent the request boots.
 //
 // The order of the rules is the policy: an open intent comes before an installed disk, because a person
 // asked for it; an installed disk comes before everything else, because it must not depend on us; and
-// whatever remains goes to discovery, which touches no disk.
-func Decide(request Request, machine *v1alpha1.Machine, policy Policy) Plan {
-	plan := decide(machine)
+// whatever remains goes to discovery, which touches no disk. A machine that may be an installed one starts its disk: with
+// another's identifiers one could otherwise keep it from its work.
+func Decide(request Request, subject Subject, policy Policy) Plan {
+	plan := decide(subject)
 	if plan.Action == v1alpha1.BootLocalDisk {
 		plan.Local = LocalUEFI
 		if request.Platform == PlatformBIOS {
@@ -91,8 +99,14 @@ func Decide(request Request, machine *v1alpha1.Machine, policy Policy) Plan {
 	return plan
 }
 
-func decide(machine *v1alpha1.Machine) Plan {
+func decide(subject Subject) Plan {
+	machine := subject.Machine
 	if machine == nil {
+		for _, rival := range subject.Rivals {
+			if rival.Status.Installed != nil {
+				return Plan{Action: v1alpha1.BootLocalDisk, Reason: fmt.Sprintf("the machine may be %s, which is installed, or another with identifiers of it", rival.Name)}
+			}
+		}
 		return Plan{Action: v1alpha1.BootDiscover, Reason: "the machine is not known yet"}
 	}
 	if intent := machine.OpenIntent(); intent != nil {

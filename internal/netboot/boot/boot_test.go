@@ -54,7 +54,7 @@ func TestDecide(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			plan := Decide(Request{Arch: "x86_64", Platform: PlatformUEFI}, test.machine, Policy{Netboot: true})
+			plan := Decide(Request{Arch: "x86_64", Platform: PlatformUEFI}, Subject{Machine: test.machine}, Policy{Netboot: true})
 			if plan.Action != test.want || !strings.Contains(plan.Reason, test.reason) {
 				t.Errorf("got %s (%s), want %s for a reason with %q", plan.Action, plan.Reason, test.want, test.reason)
 			}
@@ -62,22 +62,33 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+func TestDecideBetweenRivals(t *testing.T) {
+	request, policy := Request{Arch: "x86_64", Platform: PlatformUEFI}, Policy{Netboot: true}
+	plan := Decide(request, Subject{Rivals: []*v1alpha1.Machine{machine(), machine(installed, wants("2", v1alpha1.ActionReinstall))}}, policy)
+	if plan.Action != v1alpha1.BootLocalDisk || plan.Local != LocalUEFI || !strings.Contains(plan.Reason, "is installed") {
+		t.Errorf("one of them is installed: got %+v, want its disk", plan)
+	}
+	if plan := Decide(request, Subject{Rivals: []*v1alpha1.Machine{machine(), machine(approved)}}, policy); plan.Action != v1alpha1.BootDiscover {
+		t.Errorf("none of them is installed: got %+v, want discovery", plan)
+	}
+}
+
 func TestDecideWithoutContent(t *testing.T) {
 	request := Request{Arch: "x86_64", Platform: PlatformUEFI}
-	if plan := Decide(request, nil, Policy{}); plan.Action != v1alpha1.BootRefuse || !strings.Contains(plan.Reason, "bundle import") {
+	if plan := Decide(request, Subject{}, Policy{}); plan.Action != v1alpha1.BootRefuse || !strings.Contains(plan.Reason, "bundle import") {
 		t.Errorf("without a bundle: got %s (%s), want a refusal that says how to import one", plan.Action, plan.Reason)
 	}
-	if plan := Decide(request, machine(installed), Policy{}); plan.Action != v1alpha1.BootLocalDisk {
+	if plan := Decide(request, Subject{Machine: machine(installed)}, Policy{}); plan.Action != v1alpha1.BootLocalDisk {
 		t.Errorf("an installed machine must boot its disk without any bundle, got %s", plan.Action)
 	}
-	if plan := Decide(Request{Arch: "arm64"}, nil, Policy{Netboot: true}); plan.Action != v1alpha1.BootRefuse {
+	if plan := Decide(Request{Arch: "arm64"}, Subject{}, Policy{Netboot: true}); plan.Action != v1alpha1.BootRefuse {
 		t.Errorf("arm64 without content: got %s, want a refusal", plan.Action)
 	}
 }
 
 func TestLocalDiskByFirmware(t *testing.T) {
 	for platform, want := range map[Platform]string{PlatformBIOS: "local.lkrn", PlatformUEFI: "local.efi"} {
-		if plan := Decide(Request{Platform: platform}, machine(installed), Policy{}); plan.LocalFile() != want {
+		if plan := Decide(Request{Platform: platform}, Subject{Machine: machine(installed)}, Policy{}); plan.LocalFile() != want {
 			t.Errorf("%s: got %s, want %s", platform, plan.LocalFile(), want)
 		}
 	}

@@ -71,9 +71,9 @@ func (b *booter) script(request boot.Request, at netip.Addr) (string, error) {
 		return "", errStarting
 	}
 	ids := v1alpha1.Identifiers{MACs: request.MACs, UUID: request.UUID, Serial: request.Serial}
-	machine, matched := b.fleet.Lookup(ids)
+	machine, rivals, matched := b.fleet.Lookup(ids)
 	kernel, initrd, haveNetboot := b.content.netboot()
-	plan := boot.Decide(request, machine, boot.Policy{Netboot: haveNetboot})
+	plan := boot.Decide(request, boot.Subject{Machine: machine, Rivals: rivals}, boot.Policy{Netboot: haveNetboot})
 	if machine == nil && matched != "" {
 		plan.Reason += " (" + matched + ")"
 	}

@@ -471,6 +471,35 @@ func TestAStrangerWithAMACOfANodesOtherNIC(t *testing.T) {
 	}
 }
 
+// A stranger enrols as what it is and then reports the NICs of a node among its own. The node keeps its name at its next boot,
+// and its address; so it does after a restart.
+func TestAStrangersInventoryTakesNothingFromANode(t *testing.T) {
+	s := newServer(t)
+	_, node := s.installed(idsA, "i1")
+	s.spec(node.name, func(spec *v1alpha1.MachineSpec) {
+		spec.Network = &v1alpha1.MachineNetwork{Address: "10.0.0.5"}
+	})
+	stranger := s.discovered(wire.Identifiers{MACs: []string{"52:54:00:00:00:66"}, UUID: idsB.UUID, Serial: "SN-X"})
+	claims := inventoryWith(wire.Identifiers{MACs: append([]string{"52:54:00:00:00:66"}, idsA.MACs...), UUID: idsB.UUID, Serial: "SN-X"})
+	_, err := send[wire.Empty](stranger, http.MethodPost, wire.PathInventory, claims)
+	check(t, err)
+	keeps := func() {
+		t.Helper()
+		for _, mac := range idsA.MACs {
+			m, _, why := s.fleet.Lookup(v1alpha1.Identifiers{MACs: []string{mac}, UUID: idsA.UUID, Serial: idsA.Serial})
+			if m == nil || m.Name != node.name {
+				t.Errorf("its boot by %s is not told from the stranger's: %s", mac, why)
+			}
+			if r, ok := s.fleet.ByMAC(mac); !ok || r.Machine != node.name || r.Address.String() != "10.0.0.5" {
+				t.Errorf("DHCP gives %s: %+v", mac, r)
+			}
+		}
+	}
+	keeps()
+	s.start()
+	keeps()
+}
+
 func TestAnotherNICIsTheSameMachine(t *testing.T) {
 	s := newServer(t)
 	a := s.discovered(idsA)

@@ -209,7 +209,7 @@ func (s *server) start() {
 // boot issues what the boot script would carry.
 func (s *server) boot(macs ...string) string {
 	ids := v1alpha1.Identifiers{MACs: macs}
-	m, _ := s.fleet.Lookup(ids)
+	m, _, _ := s.fleet.Lookup(ids)
 	b := Binding{Identifiers: ids, Action: v1alpha1.BootDiscover}
 	if m != nil {
 		b.Machine = m.Name
