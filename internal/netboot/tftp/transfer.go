@@ -71,16 +71,16 @@ type transfer struct {
 	// heard is when the client last acknowledged something new, in Unix nanoseconds; 0 before that.
 	heard atomic.Int64
 
-	fd     int // non-blocking; -1 when there is none
-	loop   *loop
+	fd   int // non-blocking; -1 when there is none
+	loop *loop
 	// adopted says that the loop's thread has the transfer, or had it. It is that thread's.
 	adopted bool
-	ended  chan error // by the loop, once
-	file   File
-	params parameters
-	window window
-	rtt    estimator
-	report Transfer
+	ended   chan error // by the loop, once
+	file    File
+	params  parameters
+	window  window
+	rtt     estimator
+	report  Transfer
 
 	highest  uint64 // one more than the highest block ever sent
 	progress time.Time
