@@ -456,6 +456,34 @@ func TestWhatIsOnTheDiskDecidesAboutTheWipe(t *testing.T) {
 	}
 }
 
+// A disk that blkid cannot look at is not blank.
+func TestAFailureOfBlkidCountsAsForeignData(t *testing.T) {
+	image := rootImage(t)
+	for name, script := range map[string]string{
+		"it reports an error":  "#!/bin/sh\necho 'blkid: cannot map memory' >&2\nexit 4\n",
+		"it cannot be started": "no program",
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, "blkid"), []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			disk, file := loopDisk(t, diskSize)
+			l := newLab(t, image)
+			l.plan.Wipe = "RefuseForeign"
+			before := hash(t, disk, file)
+			t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+			done := l.install(disk)
+			if done.State != wire.StateFailed || !strings.Contains(done.Message, "unknown content, because blkid failed") {
+				t.Errorf("%s: %s", done.State, done.Message)
+			}
+			if hash(t, disk, file) != before {
+				t.Error("the disk was changed")
+			}
+		})
+	}
+}
+
 func TestFailuresThatLeaveTheDiskAlone(t *testing.T) {
 	image := rootImage(t)
 	for name, tt := range map[string]struct {

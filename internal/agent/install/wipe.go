@@ -1,8 +1,8 @@
 package install
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -42,16 +42,23 @@ func inspect(ctx context.Context, d *device) (finding, error) {
 	return f, nil
 }
 
-// secondOpinion asks blkid's low-level probing about a disk that looks blank.
+// secondOpinion asks blkid's low-level probing about a disk that looks blank. When blkid cannot tell, the disk is not blank.
 func secondOpinion(ctx context.Context, path string) string {
 	cmd := exec.CommandContext(ctx, "blkid", "-p", "-o", "export", path)
+	var complaint strings.Builder
+	cmd.Stderr = &complaint
 	out, err := cmd.Output()
-	// Status 2 is "nothing found"; 8 is "ambivalent", more than one thing found.
-	if e := (*exec.ExitError)(nil); errors.As(err, &e) && e.ExitCode() == 8 {
-		return "signatures of several kinds (see wipefs " + path + ")"
+	code := -1
+	if cmd.ProcessState != nil {
+		code = cmd.ProcessState.ExitCode()
 	}
-	if err != nil {
+	switch {
+	case code == 8: // "ambivalent"
+		return "signatures of several kinds (see wipefs " + path + ")"
+	case code == 2: // nothing found, or not readable; package probe has read the disk
 		return ""
+	case err != nil:
+		return fmt.Sprintf("unknown content, because blkid failed (%s)", cmp.Or(strings.TrimSpace(complaint.String()), err.Error()))
 	}
 	var kinds []string
 	for line := range strings.SplitSeq(string(out), "\n") {
