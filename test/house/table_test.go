@@ -66,9 +66,10 @@ var rooms = []room{
 	{"machine/pattern", "machine", stores, nil},
 
 	{"netboot/boot", "netboot", engines, may("api/v1alpha1")},
+	{"netboot/connlimit", "netboot", engines, nil},
 	{"netboot/dhcp", "netboot", engines, may("netboot/netif")},
 	{"netboot/gate", "netboot", engines, nil},
-	{"netboot/httpboot", "netboot", engines, nil},
+	{"netboot/httpboot", "netboot", engines, may("netboot/connlimit")},
 	{"netboot/netif", "netboot", engines, nil},
 	{"netboot/radv", "netboot", engines, nil},
 	{"netboot/sntp", "netboot", engines, nil},
@@ -102,7 +103,7 @@ var rooms = []room{
 	{"server/controllers", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "machine/enroll", "machine/fleet", "machine/identify", "machine/lifecycle")},
 	{"server/controlplane", "server", parties, may("api/v1alpha1")},
 	{"server/machineapi", "server", parties, may("api/v1alpha1", "cluster/members", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "machine/nodeconfig", "pki", "wire")},
-	{"server/daemon", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "manifest", "netboot/boot", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "pki", "server/controllers", "server/controlplane", "server/machineapi", "wire")},
+	{"server/daemon", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "pki", "server/controllers", "server/controlplane", "server/machineapi", "wire")},
 
 	{"lab", "lab", front, nil},
 	{"lab/rehearse", "lab", front, may("agent/client", "agent/discovery", "api/v1alpha1", "content/bundle", "content/diskimage", "manifest", "wire")},

@@ -3,104 +3,37 @@ package httpboot
 import (
 	"io"
 	"net"
-	"net/netip"
-	"sync"
 	"time"
+
+	"coldrack.dev/internal/netboot/connlimit"
 )
 
 // limit bounds the connections that a listener hands out and guards each against a client that
 // stops taking its answer.
 func (s *Server) limit(listener net.Listener) net.Listener {
-	return &limited{
-		Listener: listener,
-		server:   s,
-		places:   make(chan struct{}, s.options.MaxConns),
-		closed:   make(chan struct{}),
-		clients:  map[netip.Addr]int{},
-	}
-}
-
-type limited struct {
-	net.Listener
-	server *Server
-	places chan struct{}
-	closed chan struct{}
-	close  sync.Once
-
-	mu      sync.Mutex
-	clients map[netip.Addr]int
-}
-
-func (l *limited) Close() error {
-	l.close.Do(func() { close(l.closed) })
-	return l.Listener.Close()
-}
-
-// Accept waits for a place before it takes a connection, so that too many wait in the kernel.
-func (l *limited) Accept() (net.Conn, error) {
-	for {
-		select {
-		case l.places <- struct{}{}:
-		case <-l.closed:
-			return nil, net.ErrClosed
-		}
-		conn, err := l.Listener.Accept()
-		if err != nil {
-			<-l.places
-			return nil, err
-		}
-		client := clientOf(conn)
-		if !l.enter(client) {
-			conn.Close()
-			<-l.places
-			l.server.counters.tooMany.Add(1)
-			continue
-		}
-		l.server.counters.conns.Add(1)
-		c := &guarded{Conn: conn, stall: l.server.options.StallTimeout, pace: l.server.options.Pace, closed: l.closed}
-		if taking := l.server.options.Taking; taking != nil {
-			c.taking = func() { taking(client) }
-		}
-		c.leave = sync.OnceFunc(func() {
-			l.leave(client)
-			l.server.counters.conns.Add(-1)
-			<-l.places
-		})
-		return c, nil
-	}
-}
-
-func (l *limited) enter(client netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.clients[client] >= l.server.options.MaxConnsPerClient {
-		return false
-	}
-	l.clients[client]++
-	return true
-}
-
-func (l *limited) leave(client netip.Addr) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.clients[client]--; l.clients[client] <= 0 {
-		delete(l.clients, client)
-	}
-}
-
-func clientOf(conn net.Conn) netip.Addr {
-	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
-		return tcp.AddrPort().Addr().Unmap()
-	}
-	return netip.Addr{}
+	var limited *connlimit.Listener
+	limited = connlimit.New(listener, connlimit.Options{
+		Max: s.options.MaxConns, PerClient: s.options.MaxConnsPerClient,
+		Wrap: func(c *connlimit.Conn) net.Conn {
+			g := &guarded{Conn: c.Conn, place: c, stall: s.options.StallTimeout, pace: s.options.Pace, closed: limited.Closed()}
+			if taking := s.options.Taking; taking != nil {
+				g.taking = func() { taking(c.Client) }
+			}
+			return g
+		},
+	})
+	s.mu.Lock()
+	s.listeners = append(s.listeners, limited)
+	s.mu.Unlock()
+	return limited
 }
 
 // guarded is a connection that fails when its peer takes nothing for the stall time. net/http's own
 // WriteTimeout bounds the whole answer, which is no use when that may be gigabytes.
 type guarded struct {
-	net.Conn
-	stall time.Duration
-	leave func()
+	net.Conn // the socket itself, so that sendfile(2) works
+	place    *connlimit.Conn
+	stall    time.Duration
 	// pace in bytes a second, 0 for none; closed ends a pause for it.
 	pace   int64
 	closed <-chan struct{}
@@ -173,7 +106,4 @@ func (g *guarded) ReadFrom(source io.Reader) (int64, error) {
 	return done, nil
 }
 
-func (g *guarded) Close() error {
-	defer g.leave()
-	return g.Conn.Close()
-}
+func (g *guarded) Close() error { return g.place.Close() }

@@ -19,8 +19,11 @@ import (
 	"net/netip"
 	"path"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"coldrack.dev/internal/netboot/connlimit"
 )
 
 // File is an open file; *os.File is one, and is sent by the kernel without passing through us.
@@ -101,9 +104,10 @@ type Server struct {
 	options  Options
 	handler  http.Handler
 	counters struct {
-		requests, badRequest, failed, bytes, tooMany atomic.Uint64
-		conns                                        atomic.Int64
+		requests, badRequest, failed, bytes atomic.Uint64
 	}
+	mu        sync.Mutex
+	listeners []*connlimit.Listener // of all calls of Serve
 }
 
 // New makes a server.
@@ -132,14 +136,20 @@ func setDefault[T int | time.Duration](value *T, otherwise T) {
 // Stats gives the present totals.
 func (s *Server) Stats() Stats {
 	c := &s.counters
-	return Stats{
+	now := Stats{
 		Requests:   c.requests.Load(),
 		BadRequest: c.badRequest.Load(),
 		Failed:     c.failed.Load(),
 		Bytes:      c.bytes.Load(),
-		TooMany:    c.tooMany.Load(),
-		Conns:      int(c.conns.Load()),
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.listeners {
+		stats := l.Stats()
+		now.TooMany += stats.Refused
+		now.Conns += stats.Open
+	}
+	return now
 }
 
 // ServeHTTP answers one request. Serve adds the limits on connections.

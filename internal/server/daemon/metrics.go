@@ -11,6 +11,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/registry"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/netboot/connlimit"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/tftp"
@@ -116,6 +117,16 @@ func (m *metrics) watchHTTP(stats func() httpboot.Stats) {
 		s.counter("coldrack_boot_http_sent_bytes_total", "Bytes of files that the boot HTTP server sent.", now.Bytes)
 		s.counter("coldrack_boot_http_refused_connections_total", "Connections closed because their client had too many.", now.TooMany)
 		s.gauge("coldrack_boot_http_connections", "Open connections to the boot HTTP server.", now.Conns)
+	}))
+}
+
+func (m *metrics) watchMachineAPI(stats func() connlimit.Stats) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := stats()
+		s.gauge("coldrack_machine_api_connections", "Open connections to the machine API.", now.Open)
+		s.gauge("coldrack_machine_api_unproven_connections", "Open connections to the machine API without a client certificate of ours.", now.Unproven)
+		s.counter("coldrack_machine_api_refused_connections_total", "Connections closed because their client had too many.", now.Refused)
+		s.counter("coldrack_machine_api_evicted_connections_total", "Connections without a client certificate that were closed to make room for others.", now.Evicted)
 	}))
 }
 

@@ -29,15 +29,19 @@ func (s *server) newBooter(nonces *machineapi.Nonces) *booter {
 func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *machineapi.Nonces,
 	store *controllers.Store, plans *controllers.Plans) (controllers.SubnetSink, error) {
 	answers := s.newBooter(nonces)
+	places, err := descriptorBudget(s.log)
+	if err != nil {
+		return nil, err
+	}
 	web := httpboot.New(httpboot.Options{
 		Files: s.content, Content: answers, Scripts: answers, Log: s.log.With("part", "http"),
-		Pace: int64(s.cfg.BootPaceMbit) * 1_000_000 / 8, Taking: s.turns.taking,
+		MaxConns: places.bootHTTP, Pace: int64(s.cfg.BootPaceMbit) * 1_000_000 / 8, Taking: s.turns.taking,
 	})
 	s.metrics.watchHTTP(web.Stats)
 	group.Go(func() error { return web.Serve(ctx, s.sockets.http) })
 
 	files := tftp.New(tftp.Options{
-		FS: s.content, Log: s.log.With("part", "tftp"),
+		FS: s.content, Log: s.log.With("part", "tftp"), MaxTransfers: places.transfers,
 		Dial: func(local netip.Addr, remote netip.AddrPort) (conn *net.UDPConn, err error) {
 			err = netns.Do(s.cfg.BootNetns, func() (err error) {
 				conn, err = net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(local, 0)), net.UDPAddrFromAddrPort(remote))
@@ -64,7 +68,7 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 		Swarm: tracker, Clusters: s.clusters, Kits: &kits{store: s.content.store, clusters: s.clusters}, BootURL: answers.bootURLFor, Nonces: nonces, Log: s.log.With("part", "machineapi"), HeartbeatInterval: s.cfg.HeartbeatInterval,
 	})
 	certificates := &machineCertificates{authority: s.keys.machines, now: time.Now}
-	config := machineapi.TLSConfig(certificates.get, s.keys.machines.Pool())
+	config := provenBy(machineapi.TLSConfig(certificates.get, s.keys.machines.Pool()))
 	images, err := newRegistry(s.cfg, s.content.store, s.log)
 	if err != nil {
 		return nil, err
@@ -73,8 +77,10 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	group.Go(func() error { return images.Run(ctx) })
 	machines := api.Server(config)
 	machines.Handler = withRegistry(images, api)
+	limited := limitMachines(s.sockets.machine, places.machine)
+	s.metrics.watchMachineAPI(limited.Stats)
 	group.Go(func() error {
-		if err := machines.ServeTLS(s.sockets.machine, "", ""); ctx.Err() == nil {
+		if err := machines.ServeTLS(limited, "", ""); ctx.Err() == nil {
 			return fmt.Errorf("machine API: %w", err)
 		}
 		return nil
