@@ -146,6 +146,7 @@ type ControlPlane struct {
 	address string
 	client  *rest.Config
 	elect   elector
+	store   *storeKeeper // of EngineEmbedded
 
 	// stops are called by Stop, last first.
 	stops []func()

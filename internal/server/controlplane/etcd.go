@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// etcdQuota is where etcd stops accepting writes. 10,000 machines take some 300 MB.
-	etcdQuota = 4 << 30
+	// etcdQuota is where etcd stops accepting writes, bytes. 10,000 machines take some 300 MB. It bounds how long a start takes.
+	etcdQuota = 2 << 30
 	// maxObject is the largest object that is stored, in bytes as JSON; the API server accepts no larger
 	// request either.
 	maxObject = 3 << 20
@@ -30,7 +30,7 @@ const (
 
 // startEtcd runs a one-member etcd on the data in dir and returns the endpoint that clients use: a socket in
 // a folder that only this user may enter. Every acknowledged write was synced to disk.
-func startEtcd(ctx context.Context, log *slog.Logger, dir string) (endpoint string, failed <-chan error, stop func(), err error) {
+func startEtcd(ctx context.Context, log *slog.Logger, dir string, quota int64) (endpoint string, failed <-chan error, stop func(), err error) {
 	unlock, err := lockDir(dir)
 	if err != nil {
 		return "", nil, nil, err
@@ -68,7 +68,9 @@ func startEtcd(ctx context.Context, log *slog.Logger, dir string) (endpoint stri
 	cfg.ListenClientHttpUrls = []url.URL{{Scheme: "unix", Path: filepath.Join(filepath.Dir(socket), "http.sock")}}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.EnableGRPCGateway = false
-	cfg.QuotaBackendBytes = etcdQuota
+	cfg.QuotaBackendBytes = quota
+	// What was written since the last snapshot is in memory, and is read again at a start.
+	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = 1000, 500
 	cfg.MaxRequestBytes = maxObject + 64<<10
 	cfg.AutoCompactionMode = embed.CompactorModePeriodic
 	cfg.AutoCompactionRetention = "15m"

@@ -68,7 +68,7 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 		CertFile: cfg.EtcdCertFile, KeyFile: cfg.EtcdKeyFile,
 	}
 	if c.engine == EngineEmbedded {
-		endpoint, failed, stop, err := startEtcd(ctx, c.log, cfg.path(etcdDir))
+		endpoint, failed, stop, err := startEtcd(ctx, c.log, cfg.path(etcdDir), etcdQuota)
 		if err != nil {
 			return err
 		}
@@ -81,6 +81,9 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 		return err
 	}
 	c.onStop(func() { client.Close() })
+	if c.engine == EngineEmbedded {
+		c.keepStore(client, transport.ServerList[0])
+	}
 	c.elect = soleLeader{}
 	if c.engine == EngineEtcd {
 		c.elect = &etcdElector{client: client, prefix: cfg.EtcdPrefix, identity: serverName(), log: c.log}
@@ -96,6 +99,11 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 		return err
 	}
 	closeListener = func() {} // the server closes it from now on
+	if c.store != nil {
+		if err := server.GenericAPIServer.AddReadyzChecks(c.store); err != nil {
+			return err
+		}
+	}
 	c.run(server.GenericAPIServer)
 
 	if err := installCRDs(ctx, c.client); err != nil {

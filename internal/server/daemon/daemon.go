@@ -97,6 +97,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	defer s.plane.Stop()
+	s.metrics.watchStore(s.plane.StoreSize)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.plane.Wait(ctx) })

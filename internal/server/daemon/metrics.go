@@ -15,6 +15,7 @@ import (
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/tftp"
+	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/version"
 )
 
@@ -117,6 +118,23 @@ func (m *metrics) watchHTTP(stats func() httpboot.Stats) {
 		s.counter("coldrack_boot_http_sent_bytes_total", "Bytes of files that the boot HTTP server sent.", now.Bytes)
 		s.counter("coldrack_boot_http_refused_connections_total", "Connections closed because their client had too many.", now.TooMany)
 		s.gauge("coldrack_boot_http_connections", "Open connections to the boot HTTP server.", now.Conns)
+	}))
+}
+
+func (m *metrics) watchStore(size func() (controlplane.StoreSize, bool)) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now, embedded := size()
+		if !embedded {
+			return
+		}
+		s.gauge("coldrack_store_bytes", "Bytes of the store's file.", int(now.File))
+		s.gauge("coldrack_store_in_use_bytes", "Bytes of the store's file that hold something.", int(now.InUse))
+		s.gauge("coldrack_store_quota_bytes", "Bytes of the store's file at which it refuses writes.", int(now.Quota))
+		full := 0
+		if now.Full {
+			full = 1
+		}
+		s.gauge("coldrack_store_full", "1 while the store refuses writes because it is full.", full)
 	}))
 }
 
