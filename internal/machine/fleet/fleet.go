@@ -8,6 +8,7 @@
 package fleet
 
 import (
+	"cmp"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -28,6 +29,8 @@ type Options struct {
 	Now func() time.Time
 	// MaxNewcomers bounds how many unknown machines may wait to be recorded. Default 4096.
 	MaxNewcomers int
+	// MaxStrangers bounds how many machines that nobody wrote down or approved are recorded. Default 10,000.
+	MaxStrangers int
 }
 
 // Fleet is safe for concurrent use. Machine objects that it returns are shared and must not be changed.
@@ -36,6 +39,7 @@ type Fleet struct {
 	now          func() time.Time
 	started      time.Time
 	maxNewcomers int
+	maxStrangers int
 
 	mu        sync.RWMutex
 	machines  map[string]*v1alpha1.Machine
@@ -57,7 +61,7 @@ type Fleet struct {
 // New returns an empty Fleet.
 func New(opts Options) *Fleet {
 	f := &Fleet{
-		log: opts.Log, now: opts.Now, maxNewcomers: opts.MaxNewcomers,
+		log: opts.Log, now: opts.Now, maxNewcomers: opts.MaxNewcomers, maxStrangers: opts.MaxStrangers,
 		machines: map[string]*v1alpha1.Machine{}, index: identify.NewIndex(), addresses: map[netip.Addr][]string{}, live: map[string]*live{},
 		newcomers: map[string]Newcomer{}, removed: map[string]time.Time{}, synced: make(chan struct{}),
 		dirty: newDirtySet(), arrived: newSignal(), changed: map[string]signal{}, any: newSignal(),
@@ -71,6 +75,9 @@ func New(opts Options) *Fleet {
 	}
 	if f.maxNewcomers == 0 {
 		f.maxNewcomers = 4096
+	}
+	if f.maxStrangers == 0 {
+		f.maxStrangers = 10_000
 	}
 	f.started = f.now()
 	return f
@@ -219,6 +226,55 @@ func (f *Fleet) List() []*v1alpha1.Machine {
 	// Sorting takes milliseconds for which nobody's boot shall wait.
 	slices.SortFunc(list, func(a, b *v1alpha1.Machine) int { return strings.Compare(a.Name, b.Name) })
 	return list
+}
+
+// IsStranger says whether a machine appeared by itself and nobody approved it.
+func IsStranger(m *v1alpha1.Machine) bool {
+	return m.Annotations[v1alpha1.AnnotationDiscoveredBy] != "" && !m.Spec.Approved && m.Status.Installed == nil && m.Status.Identity == nil
+}
+
+// PlacesForStrangers is how many more strangers may be recorded; negative when there are too many.
+func (f *Fleet) PlacesForStrangers() int {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	places := f.maxStrangers
+	for _, m := range f.machines {
+		if IsStranger(m) {
+			places--
+		}
+	}
+	return places
+}
+
+// SilentStrangers are the strangers that were not heard of for as long as that, longest ago first. What happened before this
+// server started is not known, so its start counts as news of all.
+func (f *Fleet) SilentStrangers(silence time.Duration) []*v1alpha1.Machine {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	heard := func(m *v1alpha1.Machine) time.Time {
+		last := f.started
+		if created := m.CreationTimestamp.Time; created.After(last) {
+			last = created
+		}
+		if l := f.live[m.Name]; l != nil {
+			for _, at := range []time.Time{l.ContactAt, l.HeartbeatAt, l.ProgressAt} {
+				if at.After(last) {
+					last = at
+				}
+			}
+		}
+		return last
+	}
+	var silent []*v1alpha1.Machine
+	for _, m := range f.machines {
+		if IsStranger(m) && f.now().Sub(heard(m)) > silence {
+			silent = append(silent, m)
+		}
+	}
+	slices.SortFunc(silent, func(a, b *v1alpha1.Machine) int {
+		return cmp.Or(heard(a).Compare(heard(b)), strings.Compare(a.Name, b.Name))
+	})
+	return silent
 }
 
 // Match finds the machine that the identifiers belong to. See identify.Index.Match.

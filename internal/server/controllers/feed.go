@@ -72,11 +72,14 @@ func machineHandler(known *fleet.Fleet) toolscache.ResourceEventHandler {
 	}
 }
 
-// Bounds for machines that appear by themselves. Anybody on a boot segment can invent MACs, so both the rate
-// and the number of machines that nobody has confirmed are limited.
+// Bounds for machines that appear by themselves. Anybody on a boot segment can invent MACs, so both the rate and the number of
+// machines that nobody has approved are limited.
 const (
 	newcomersPerSecond = 100
-	maxUnconfirmed     = 5000
+	// silentFor is how long a stranger was not heard of before it gives way. One that waits for its approval asks every minute.
+	silentFor = 10 * time.Minute
+	// atOnce is how many give way at once, so that not every newcomer looks through all machines.
+	atOnce = 500
 )
 
 // recordNewcomers creates a Machine for each unknown one that asked for a boot.
@@ -91,17 +94,17 @@ func recordNewcomers(ctx context.Context, d Deps) error {
 	var complained time.Time
 	for {
 		list, arrived := d.Fleet.Newcomers()
-		unconfirmed := 0
+		places := 0
 		if len(list) > 0 {
-			unconfirmed = countUnconfirmed(d.Fleet)
+			places = makePlaces(ctx, d, len(list))
 		}
 		failed := false
 		for _, n := range list {
-			if unconfirmed >= maxUnconfirmed {
+			if places <= 0 {
 				if d.Now().Sub(complained) > time.Minute {
 					complained = d.Now()
-					d.Log.Warn("too many machines were seen once and never reported; new ones are not recorded until some are deleted",
-						"limit", maxUnconfirmed, "mac", n.Identifiers.MACs)
+					d.Log.Warn("too many machines that nobody approved; new ones are not recorded until some are approved, deleted, or silent for a while",
+						"silence", silentFor, "mac", n.Identifiers.MACs)
 				}
 				d.Fleet.ForgetNewcomer(n.Name)
 				continue
@@ -111,7 +114,7 @@ func recordNewcomers(ctx context.Context, d Deps) error {
 				failed = true
 				break
 			}
-			unconfirmed++
+			places--
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
@@ -157,12 +160,26 @@ func record(ctx context.Context, d Deps, n fleet.Newcomer) error {
 	return nil
 }
 
-func countUnconfirmed(known *fleet.Fleet) int {
-	n := 0
-	for _, m := range known.List() {
-		if m.Annotations[v1alpha1.AnnotationDiscoveredBy] != "" && m.Status.Inventory == nil && !m.Spec.Approved {
-			n++
-		}
+// makePlaces says how many more strangers may be recorded, and deletes silent ones when there are fewer places than wanted.
+func makePlaces(ctx context.Context, d Deps, wanted int) int {
+	places := d.Fleet.PlacesForStrangers()
+	if places >= wanted {
+		return places
 	}
-	return n
+	silent := d.Fleet.SilentStrangers(silentFor)
+	deleted := 0
+	for _, m := range silent[:min(len(silent), max(wanted-places, atOnce))] {
+		// The version keeps one that was approved a moment ago.
+		err := d.Client.Delete(ctx, m, client.Preconditions{UID: &m.UID, ResourceVersion: &m.ResourceVersion})
+		if err != nil && !apierrors.IsNotFound(err) {
+			d.Log.Debug("cannot delete a machine that nobody approved", "machine", m.Name, "err", err)
+			continue
+		}
+		d.Fleet.Remove(m.Name, string(m.UID))
+		deleted++
+	}
+	if deleted > 0 {
+		d.Log.Warn("machines that nobody approved and that were silent gave way to new ones", "deleted", deleted)
+	}
+	return places + deleted
 }

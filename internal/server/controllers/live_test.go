@@ -27,6 +27,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/wire"
@@ -159,6 +160,7 @@ func TestLive(t *testing.T) {
 		{"a machine that is held says why", heldSaysWhy},
 		{"DHCP hears of valid subnets, and what was imported becomes Images and Bundles", subnetsAndCatalog},
 		{"a deleted machine is forgotten", deletedIsForgotten},
+		{"strangers that fell silent give way to new ones", strangersGiveWay},
 		{"a cluster gets its machines, is recorded, and then handed out, also after a restart", clusterIsRecorded},
 		{"the keys of a cluster are made once", keysAreMadeOnce},
 		{"a cluster that cannot be carried out says which field, and its nodes keep what they have", invalidClusterSaysWhy},
@@ -167,6 +169,37 @@ func TestLive(t *testing.T) {
 		{"the store never takes an interruption for success", storeInterrupted},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, newLiveWorld(t, plane)) })
+	}
+}
+
+func strangersGiveWay(t *testing.T, w *liveWorld) {
+	now := time.Now()
+	known := fleet.New(fleet.Options{MaxStrangers: 2, Now: func() time.Time { return now }})
+	for i, name := range []string{"silent", "waiting", "approved"} {
+		m := &v1alpha1.Machine{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{v1alpha1.AnnotationDiscoveredBy: identify.DiscoveredByBoot}},
+			Spec:       v1alpha1.MachineSpec{Identifiers: v1alpha1.Identifiers{MACs: []string{fmt.Sprintf("52:54:00:00:00:%02x", i)}}, Approved: name == "approved"},
+		}
+		check(t, w.client.Create(t.Context(), m))
+		known.Put(m)
+	}
+	deps := Deps{Client: w.client, Fleet: known, Log: testLog()}
+	if places := makePlaces(t.Context(), deps, 1); places != 0 {
+		t.Errorf("%d places although all were heard of a moment ago", places)
+	}
+	now = now.Add(silentFor + time.Minute)
+	known.Contacted("waiting", "")
+	if places := makePlaces(t.Context(), deps, 1); places != 1 {
+		t.Errorf("%d places, want that of the silent one", places)
+	}
+	left := &v1alpha1.MachineList{}
+	check(t, w.client.List(t.Context(), left))
+	var names []string
+	for i := range left.Items {
+		names = append(names, left.Items[i].Name)
+	}
+	if !slices.Equal(names, []string{"approved", "waiting"}) {
+		t.Errorf("left are %v", names)
 	}
 }
 

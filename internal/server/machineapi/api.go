@@ -26,6 +26,7 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/time/rate"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"coldrack.dev/api/v1alpha1"
@@ -110,6 +111,8 @@ type Options struct {
 type API struct {
 	Options
 	mux *http.ServeMux
+	// strangers bounds what machines that nobody approved write into the store.
+	strangers *rate.Limiter
 }
 
 // New returns an API.
@@ -123,7 +126,7 @@ func New(opts Options) *API {
 	if opts.MaxAttempts == 0 {
 		opts.MaxAttempts = 5
 	}
-	a := &API{Options: opts, mux: http.NewServeMux()}
+	a := &API{Options: opts, mux: http.NewServeMux(), strangers: rate.NewLimiter(strangersBytesPerSecond, strangersBytesAtOnce)}
 	for _, r := range a.routes() {
 		a.mux.Handle(r.method+" "+r.path, a.handler(r))
 	}
@@ -188,7 +191,7 @@ func (a *API) routes() []route {
 	return []route{
 		{get, wire.PathTime, anybody, 0, a.time},
 		{post, wire.PathEnroll, anybody, 64 << 10, body(a.enroll)},
-		{post, wire.PathInventory, sessions, 1 << 20, body(a.inventory)},
+		{post, wire.PathInventory, sessions, 256 << 10, body(a.inventory)},
 		{get, wire.PathAssignment, sessions, 0, a.assignment},
 		{post, wire.PathProgress, sessions, 256 << 10, body(a.progress)},
 		{post, wire.PathIdentity, sessions, 64 << 10, body(a.identity)},

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/wire"
 )
@@ -498,6 +500,60 @@ func TestAStrangersInventoryTakesNothingFromANode(t *testing.T) {
 	keeps()
 	s.start()
 	keeps()
+}
+
+func TestWhatInventoriesMayCost(t *testing.T) {
+	s := newServer(t)
+	a := s.discovered(idsA)
+	report := func(in wire.Inventory) error {
+		_, err := send[wire.Empty](a, http.MethodPost, wire.PathInventory, in)
+		return err
+	}
+	version := func() string {
+		m, err := s.store.Get(t.Context(), a.name)
+		check(t, err)
+		return m.ResourceVersion
+	}
+	same, before := inventoryWith(idsA), version()
+	check(t, report(same))
+	if version() != before {
+		t.Error("an unchanged inventory was written")
+	}
+	s.clock.add(2 * time.Hour)
+	check(t, report(same))
+	if version() == before {
+		t.Error("an old inventory is never dated anew")
+	}
+
+	large := inventoryWith(idsA)
+	for i := range 250 {
+		large.Disks = append(large.Disks, wire.Disk{Name: strconv.Itoa(i), Model: strings.Repeat("m", 120), Serial: strings.Repeat("s", 120), Contents: []string{strings.Repeat("c", 120)}})
+	}
+	check(t, report(large))
+	inventory := s.status(a.name).Inventory
+	if n := size(inventory); n > maxInventory || len(inventory.Disks) < 50 || inventory.Disks[0].Contents != nil {
+		t.Errorf("%d bytes and %d disks were written", n, len(inventory.Disks))
+	}
+	if lines := s.fleet.LogLines(a.name); !slices.ContainsFunc(lines, func(l fleetLine) bool { return strings.Contains(l.Text, "left out: what is on the disks") }) {
+		t.Errorf("nothing says what is missing: %v", lines)
+	}
+
+	// A stranger that reports another inventory again and again is slowed down; a machine that was approved is not.
+	s.api.strangers = rate.NewLimiter(1, 5*size(inventory))
+	var err error
+	for i := 0; err == nil; i++ {
+		if i > 10 {
+			t.Fatal("nothing bounds what a stranger writes")
+		}
+		large.MemoryBytes = int64(i+1) << 30
+		err = report(large)
+	}
+	if refusal := (failure{}); !errors.As(err, &refusal) || refusal.status != http.StatusTooManyRequests {
+		t.Errorf("got %v", err)
+	}
+	s.spec(a.name, func(spec *v1alpha1.MachineSpec) { spec.Approved = true })
+	large.MemoryBytes = 1
+	check(t, report(large))
 }
 
 func TestAnotherNICIsTheSameMachine(t *testing.T) {

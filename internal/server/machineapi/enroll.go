@@ -116,7 +116,13 @@ func (a *API) identify(ctx context.Context, claimed identify.Query) (*v1alpha1.M
 	return a.record(ctx, name, claimed, match.Reason)
 }
 
+// recordedBesides is how many more strangers may be recorded by their enrolment than by their boot, which makes room.
+const recordedBesides = 1000
+
 func (a *API) record(ctx context.Context, name string, claimed identify.Query, why string) (*v1alpha1.Machine, error) {
+	if a.Fleet.PlacesForStrangers() <= -recordedBesides {
+		return nil, refuse(http.StatusServiceUnavailable, wire.CodeConflict, "too many machines that nobody approved are recorded: approve or delete some (coldrack machines); ask again")
+	}
 	ids := a.Fleet.Unclaimed(claimed)
 	m, err := a.Store.Create(ctx, &v1alpha1.Machine{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{v1alpha1.AnnotationDiscoveredBy: identify.DiscoveredByEnrolment}},
@@ -141,20 +147,4 @@ func (a *API) record(ctx context.Context, name string, claimed identify.Query, w
 		return nil, refuse(http.StatusConflict, wire.CodeConflict, "this machine would be recorded as %s, but that is another machine: %s. Delete machine %s if it no longer exists, or record this one by hand: a Machine of another name with its identifiers", name, match.Reason, name)
 	}
 	return nil, refuse(http.StatusServiceUnavailable, wire.CodeConflict, "machine %s is being recorded; ask again", name)
-}
-
-// inventory records what the machine consists of.
-func (a *API) inventory(ctx context.Context, c call, in wire.Inventory) (any, error) {
-	report := inventoryOf(in)
-	report.ReportedAt = metav1.NewTime(a.Now())
-	m, err := a.update(ctx, c.peer.machine, func(m *v1alpha1.Machine) error {
-		m.Status.Inventory = report
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	a.Fleet.Contacted(m.Name, address(c.request))
-	a.Fleet.Log(m.Name, fmt.Sprintf("inventory: %s %s, %d disks, %d NICs", report.System.Vendor, report.System.Product, len(report.Disks), len(report.NICs)))
-	return wire.Empty{}, nil
 }

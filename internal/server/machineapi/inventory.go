@@ -1,11 +1,19 @@
 package machineapi
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
 	"slices"
+	"time"
 
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
@@ -15,9 +23,81 @@ import (
 const (
 	maxDisks    = 256
 	maxNICs     = 64
-	maxContents = 64
+	maxContents = 16
 	maxText     = 128
+	// maxInventory is how many bytes all of it may have, as JSON. A server with 60 disks has some 30,000.
+	maxInventory = 64 << 10
 )
+
+// What machines that nobody approved may write into the store by their inventories, bytes: the store keeps what was written for a
+// quarter of an hour. A rack of a thousand machines that is powered on writes some 6 MB.
+const (
+	strangersBytesPerSecond = 1 << 20
+	strangersBytesAtOnce    = 64 << 20
+)
+
+// unchangedFor is how long an inventory that stays the same is not written again.
+const unchangedFor = time.Hour
+
+// inventory records what the machine consists of.
+func (a *API) inventory(ctx context.Context, c call, in wire.Inventory) (any, error) {
+	report, cut := fitted(inventoryOf(in))
+	report.ReportedAt = metav1.NewTime(a.Now())
+	m, known := a.Fleet.Get(c.peer.machine)
+	if known && sameInventory(m.Status.Inventory, report) {
+		a.Fleet.Contacted(m.Name, address(c.request))
+		return wire.Empty{}, nil
+	}
+	if known && fleet.IsStranger(m) && !a.strangers.AllowN(a.Now(), size(report)) {
+		return nil, refuse(http.StatusTooManyRequests, wire.CodeConflict, "machines that nobody approved report more than %d bytes of inventory a second; ask again", strangersBytesPerSecond)
+	}
+	m, err := a.update(ctx, c.peer.machine, func(m *v1alpha1.Machine) error {
+		m.Status.Inventory = report
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.Fleet.Contacted(m.Name, address(c.request))
+	a.Fleet.Log(m.Name, fmt.Sprintf("inventory: %s %s, %d disks, %d NICs", report.System.Vendor, report.System.Product, len(report.Disks), len(report.NICs)))
+	if cut != "" {
+		a.Fleet.Log(m.Name, "inventory: "+cut)
+	}
+	return wire.Empty{}, nil
+}
+
+// sameInventory says whether a report tells nothing new, and is not old enough to be dated anew.
+func sameInventory(known, report *v1alpha1.Inventory) bool {
+	if known == nil || report.ReportedAt.Sub(known.ReportedAt.Time) > unchangedFor {
+		return false
+	}
+	dated := known.DeepCopy()
+	dated.ReportedAt = report.ReportedAt
+	return apiequality.Semantic.DeepEqual(dated, report)
+}
+
+func size(report *v1alpha1.Inventory) int {
+	text, err := json.Marshal(report)
+	if err != nil {
+		return maxInventory // a struct of ours always has a JSON form
+	}
+	return len(text)
+}
+
+// fitted cuts an inventory to maxInventory: first what is on the disks, then disks, the last ones first. cut says what is missing.
+func fitted(report *v1alpha1.Inventory) (_ *v1alpha1.Inventory, cut string) {
+	if size(report) <= maxInventory {
+		return report, ""
+	}
+	for i := range report.Disks {
+		report.Disks[i].Contents = nil
+	}
+	all := len(report.Disks)
+	for size(report) > maxInventory && len(report.Disks) > 0 {
+		report.Disks = report.Disks[:len(report.Disks)*3/4]
+	}
+	return report, fmt.Sprintf("it is larger than %d bytes; left out: what is on the disks, and %d of %d disks", maxInventory, all-len(report.Disks), all)
+}
 
 func text(s string) string { return termtext.Line(s, maxText) }
 
