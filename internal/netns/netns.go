@@ -11,6 +11,7 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -72,9 +73,14 @@ func Do(namespace string, fn func() error) error {
 // Listen is net.ListenConfig.Listen inside the namespace. The address must be numeric: resolving a
 // name would happen on another thread.
 func Listen(ctx context.Context, namespace, network, address string) (net.Listener, error) {
+	return ListenOn(ctx, namespace, "", network, address)
+}
+
+// ListenOn is Listen for what arrives by one interface, as long as that exists; by any with an empty device.
+func ListenOn(ctx context.Context, namespace, device, network, address string) (net.Listener, error) {
 	var listener net.Listener
 	err := Do(namespace, func() (err error) {
-		var config net.ListenConfig
+		config := net.ListenConfig{Control: bindTo(device)}
 		listener, err = config.Listen(ctx, network, address)
 		return err
 	})
@@ -83,13 +89,35 @@ func Listen(ctx context.Context, namespace, network, address string) (net.Listen
 
 // ListenPacket is net.ListenConfig.ListenPacket inside the namespace, with Listen's condition.
 func ListenPacket(ctx context.Context, namespace, network, address string) (net.PacketConn, error) {
+	return ListenPacketOn(ctx, namespace, "", network, address)
+}
+
+// ListenPacketOn is ListenPacket for what arrives by one interface; by any with an empty device.
+func ListenPacketOn(ctx context.Context, namespace, device, network, address string) (net.PacketConn, error) {
 	var conn net.PacketConn
 	err := Do(namespace, func() (err error) {
-		var config net.ListenConfig
+		config := net.ListenConfig{Control: bindTo(device)}
 		conn, err = config.ListenPacket(ctx, network, address)
 		return err
 	})
 	return conn, err
+}
+
+// bindTo binds a socket to an interface (SO_BINDTODEVICE), which needs no privilege since Linux 5.7.
+func bindTo(device string) func(network, address string, conn syscall.RawConn) error {
+	if device == "" {
+		return nil
+	}
+	return func(_, _ string, conn syscall.RawConn) error {
+		var failed error
+		if err := conn.Control(func(fd uintptr) { failed = unix.BindToDevice(int(fd), device) }); err != nil {
+			return err
+		}
+		if failed != nil {
+			return fmt.Errorf("bind to interface %s: %w", device, failed)
+		}
+		return nil
+	}
 }
 
 // Dial is net.Dialer.DialContext inside the namespace, with Listen's condition.

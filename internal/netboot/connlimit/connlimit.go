@@ -31,6 +31,14 @@ type Stats struct {
 	Refused, Evicted uint64
 }
 
+// Plus adds up the numbers of two listeners.
+func (s Stats) Plus(o Stats) Stats {
+	return Stats{s.Open + o.Open, s.Unproven + o.Unproven, s.Refused + o.Refused, s.Evicted + o.Evicted}
+}
+
+// Totals are the numbers that only grow: what is left of a listener that was closed.
+func (s Stats) Totals() Stats { return Stats{Refused: s.Refused, Evicted: s.Evicted} }
+
 // Listener is a net.Listener with limits.
 type Listener struct {
 	net.Listener

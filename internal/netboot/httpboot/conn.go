@@ -3,6 +3,7 @@ package httpboot
 import (
 	"io"
 	"net"
+	"slices"
 	"time"
 
 	"coldrack.dev/internal/netboot/connlimit"
@@ -10,7 +11,7 @@ import (
 
 // limit bounds the connections that a listener hands out and guards each against a client that
 // stops taking its answer.
-func (s *Server) limit(listener net.Listener) net.Listener {
+func (s *Server) limit(listener net.Listener) *connlimit.Listener {
 	var limited *connlimit.Listener
 	limited = connlimit.New(listener, connlimit.Options{
 		Max: s.options.MaxConns, PerClient: s.options.MaxConnsPerClient,
@@ -26,6 +27,14 @@ func (s *Server) limit(listener net.Listener) net.Listener {
 	s.listeners = append(s.listeners, limited)
 	s.mu.Unlock()
 	return limited
+}
+
+// unlist keeps the totals of a listener that was closed.
+func (s *Server) unlist(limited *connlimit.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.past = s.past.Plus(limited.Stats().Totals())
+	s.listeners = slices.DeleteFunc(s.listeners, func(l *connlimit.Listener) bool { return l == limited })
 }
 
 // guarded is a connection that fails when its peer takes nothing for the stall time. net/http's own

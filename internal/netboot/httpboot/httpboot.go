@@ -107,7 +107,8 @@ type Server struct {
 		requests, badRequest, failed, bytes atomic.Uint64
 	}
 	mu        sync.Mutex
-	listeners []*connlimit.Listener // of all calls of Serve
+	listeners []*connlimit.Listener // of running calls of Serve
+	past      connlimit.Stats       // of those that ended
 }
 
 // New makes a server.
@@ -144,11 +145,11 @@ func (s *Server) Stats() Stats {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	conns := s.past
 	for _, l := range s.listeners {
-		stats := l.Stats()
-		now.TooMany += stats.Refused
-		now.Conns += stats.Open
+		conns = conns.Plus(l.Stats())
 	}
+	now.TooMany, now.Conns = conns.Refused, conns.Open
 	return now
 }
 
@@ -167,8 +168,10 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		BaseContext:       func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ErrorLog:          slog.NewLogLogger(s.options.Log.Handler(), slog.LevelDebug),
 	}
+	limited := s.limit(listener)
+	defer s.unlist(limited)
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(s.limit(listener)) }()
+	go func() { served <- server.Serve(limited) }()
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve boot HTTP on %s: %w", listener.Addr(), err)

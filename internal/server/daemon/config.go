@@ -27,7 +27,8 @@ type Config struct {
 	// APINames are extra DNS names and addresses of the API's certificate.
 	APINames []string `json:"apiNames,omitempty"`
 
-	// Interfaces on which machines boot. Empty: every interface that has an address in a Subnet.
+	// Interfaces on which machines are answered, and no others: also those that do not exist yet. Empty: DHCP on every interface
+	// that has an address in a Subnet, the other services on all.
 	Interfaces []string `json:"interfaces,omitempty"`
 	// BootAddress is the server's address as machines reach it. Empty: the first address of the first
 	// interface.

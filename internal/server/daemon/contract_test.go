@@ -66,7 +66,7 @@ func newBootRack(t *testing.T) *bootRack {
 	check(t, err)
 	_, err = bundle.Import(context.Background(), store, path, trusted, nil)
 	check(t, err)
-	sockets, err := openBootSockets(context.Background(), cfg)
+	sockets, err := openSockets(context.Background(), cfg)
 	check(t, err)
 	machines := fleet.New(fleet.Options{Log: log})
 	s := &server{cfg: cfg, log: log, keys: keys, sockets: sockets, content: content{store: store}, fleet: machines, metrics: newMetrics(machines), turns: newTurns(1000, func() bool { return true })}

@@ -72,12 +72,12 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	// Sockets that machines use are opened early, so that a port in use is an error before anything has
 	// happened; they are served late.
-	var sockets bootSockets
+	var sockets []bootSockets
 	if !cfg.NoBoot {
-		if sockets, err = openBootSockets(ctx, cfg); err != nil {
+		if sockets, err = openSockets(ctx, cfg); err != nil {
 			return err
 		}
-		defer sockets.close()
+		defer closeSockets(sockets)
 	}
 
 	machines, loaded, imports := fleet.New(fleet.Options{Log: log.With("part", "fleet")}), content{store: store}, newImporter(cfg, store, log)
@@ -128,7 +128,7 @@ type server struct {
 	cfg      Config
 	log      *slog.Logger
 	keys     keys
-	sockets  bootSockets
+	sockets  []bootSockets
 	content  content
 	importer *importer
 	fleet    *fleet.Fleet

@@ -159,7 +159,7 @@ func TestTwoSubnetsOnTwoInterfaces(t *testing.T) {
 	defer lock.Close()
 	keys, err := openKeys(cfg)
 	check(t, err)
-	sockets, err := openBootSockets(t.Context(), cfg)
+	sockets, err := openSockets(t.Context(), cfg)
 	check(t, err)
 	path, keyPath := sampleBundle(t)
 	cfg.TrustedKeys = []string{keyPath}

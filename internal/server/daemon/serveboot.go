@@ -11,7 +11,6 @@ import (
 
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/netboot/httpboot"
-	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/netboot/tftp"
 	"coldrack.dev/internal/netns"
 	"coldrack.dev/internal/server/controllers"
@@ -38,7 +37,6 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 		MaxConns: places.bootHTTP, Pace: int64(s.cfg.BootPaceMbit) * 1_000_000 / 8, Taking: s.turns.taking,
 	})
 	s.metrics.watchHTTP(web.Stats)
-	group.Go(func() error { return web.Serve(ctx, s.sockets.http) })
 
 	files := tftp.New(tftp.Options{
 		FS: s.content, Log: s.log.With("part", "tftp"), MaxTransfers: places.transfers,
@@ -51,13 +49,6 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 		},
 	})
 	s.metrics.watchTFTP(files.Stats)
-	group.Go(func() error { return files.Serve(ctx, s.sockets.tftp) })
-
-	if clock := s.log.With("part", "time"); s.sockets.time != nil {
-		group.Go(func() error { return sntp.Serve(ctx, s.sockets.time, clock) })
-	} else {
-		clock.Info("machines are not told the time by this server; if its host has no time server, their clocks need another", "err", s.sockets.timeErr)
-	}
 
 	var tracker *swarm.Tracker
 	if s.cfg.SwarmFrom > 0 {
@@ -77,19 +68,14 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	group.Go(func() error { return images.Run(ctx) })
 	machines := api.Server(config)
 	machines.Handler = withRegistry(images, api)
-	limited := limitMachines(s.sockets.machine, places.machine)
-	s.metrics.watchMachineAPI(limited.Stats)
-	group.Go(func() error {
-		if err := machines.ServeTLS(limited, "", ""); ctx.Err() == nil {
-			return fmt.Errorf("machine API: %w", err)
-		}
-		return nil
-	})
 	group.Go(func() error {
 		<-ctx.Done()
 		// A long poll that is cut off is asked again; there is nothing to wait for.
 		return machines.Close()
 	})
+	services := &bootServices{web: web, files: files, machines: machines, places: places.machine / max(1, len(s.cfg.Interfaces)), log: s.log}
+	s.metrics.watchMachineAPI(services.connections)
+	group.Go(func() error { return s.serveSockets(ctx, services) })
 	return s.serveDHCP(ctx, group, answers)
 }
 

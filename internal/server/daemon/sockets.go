@@ -7,18 +7,22 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
+	"coldrack.dev/internal/netboot/netif"
 	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/netns"
 	"coldrack.dev/internal/pki"
 )
 
-// bootSockets are what machines talk to, DHCP apart, all in the boot network namespace.
+// bootSockets are what machines talk to, DHCP apart, all in the boot network namespace: on one interface, or on all.
 type bootSockets struct {
+	device  string // "" for all interfaces
+	index   int    // of the device
 	http    net.Listener
 	machine net.Listener
 	tftp    *net.UDPConn
@@ -27,32 +31,67 @@ type bootSockets struct {
 	timeErr error
 }
 
-// openBootSockets opens all of them or none.
-func openBootSockets(ctx context.Context, cfg Config) (s bootSockets, err error) {
+// openSockets opens the boot sockets: one set for all interfaces, or one for each of those to serve that there is.
+func openSockets(ctx context.Context, cfg Config) (sets []bootSockets, err error) {
+	devices := []netif.Interface{{}}
+	if len(cfg.Interfaces) > 0 {
+		devices = nil
+	}
+	err = netns.Do(cfg.BootNetns, func() error {
+		present, err := netif.List()
+		for _, i := range present {
+			if slices.Contains(cfg.Interfaces, i.Name) {
+				devices = append(devices, i)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		if cfg.BootNetns != "" {
+			err = fmt.Errorf("%w; make the network first: coldrack lab up", err)
+		}
+		return nil, err
+	}
+	for _, device := range devices {
+		set, err := openBootSockets(ctx, cfg, device)
+		if err != nil {
+			closeSockets(sets)
+			return nil, err
+		}
+		sets = append(sets, set)
+	}
+	return sets, nil
+}
+
+func closeSockets(sets []bootSockets) {
+	for _, set := range sets {
+		set.close()
+	}
+}
+
+// openBootSockets opens all sockets of a set or none. The zero Interface stands for all interfaces.
+func openBootSockets(ctx context.Context, cfg Config, on netif.Interface) (s bootSockets, err error) {
 	defer func() {
 		if err != nil {
 			s.close()
 			s = bootSockets{}
 		}
 	}()
-	if cfg.BootNetns != "" {
-		if err := netns.Do(cfg.BootNetns, func() error { return nil }); err != nil {
-			return s, fmt.Errorf("%w; make the network first: coldrack lab up", err)
-		}
-	}
-	if s.http, err = listenTCP(ctx, cfg.BootNetns, cfg.BootPort, "boot HTTP", "--boot-port"); err != nil {
+	device := on.Name
+	s.device, s.index = on.Name, on.Index
+	if s.http, err = listenTCP(ctx, cfg.BootNetns, device, cfg.BootPort, "boot HTTP", "--boot-port"); err != nil {
 		return s, err
 	}
-	if s.machine, err = listenTCP(ctx, cfg.BootNetns, cfg.MachinePort, "machine API", "--machine-port"); err != nil {
+	if s.machine, err = listenTCP(ctx, cfg.BootNetns, device, cfg.MachinePort, "machine API", "--machine-port"); err != nil {
 		return s, err
 	}
-	conn, err := netns.ListenPacket(ctx, cfg.BootNetns, "udp", net.JoinHostPort("", strconv.Itoa(cfg.TFTPPort)))
+	conn, err := netns.ListenPacketOn(ctx, cfg.BootNetns, device, "udp", net.JoinHostPort("", strconv.Itoa(cfg.TFTPPort)))
 	if err != nil {
 		return s, explainListen(err, "TFTP", "udp", cfg.TFTPPort, "--tftp-port")
 	}
 	s.tftp = conn.(*net.UDPConn)
 	// A host with a time server of its own needs no other.
-	if conn, err := netns.ListenPacket(ctx, cfg.BootNetns, "udp", net.JoinHostPort("", strconv.Itoa(sntp.Port))); err == nil {
+	if conn, err := netns.ListenPacketOn(ctx, cfg.BootNetns, device, "udp", net.JoinHostPort("", strconv.Itoa(sntp.Port))); err == nil {
 		s.time = conn.(*net.UDPConn)
 	} else {
 		s.timeErr = err
@@ -60,8 +99,8 @@ func openBootSockets(ctx context.Context, cfg Config) (s bootSockets, err error)
 	return s, nil
 }
 
-func listenTCP(ctx context.Context, namespace string, port int, what, flag string) (net.Listener, error) {
-	listener, err := netns.Listen(ctx, namespace, "tcp", net.JoinHostPort("", strconv.Itoa(port)))
+func listenTCP(ctx context.Context, namespace, device string, port int, what, flag string) (net.Listener, error) {
+	listener, err := netns.ListenOn(ctx, namespace, device, "tcp", net.JoinHostPort("", strconv.Itoa(port)))
 	if err != nil {
 		return nil, explainListen(err, what, "tcp", port, flag)
 	}
