@@ -741,13 +741,14 @@ func (x *exchange) release() {
 func (x *exchange) inform() {
 	ciaddr := toNetip(x.message.ClientIPAddr)
 	if ciaddr.IsUnspecified() {
-		// Some clients leave it to the IP header.
-		if ciaddr = x.in.source; !x.subnet.CIDR.Contains(ciaddr) {
-			x.count.malformed.Add(1)
-			return
-		}
-		x.message.ClientIPAddr = ciaddr.AsSlice()
+		ciaddr = x.in.source // some clients leave it to the IP header
 	}
+	// The answer goes there: it must not be somebody else's network, nor all of this one.
+	if cidr := x.subnet.CIDR; !cidr.Contains(ciaddr) || ciaddr == broadcast(cidr) || ciaddr == cidr.Masked().Addr() {
+		x.count.malformed.Add(1)
+		return
+	}
+	x.message.ClientIPAddr = ciaddr.AsSlice()
 	x.reply(dhcpv4.MessageTypeAck, netip.Addr{}, "")
 	x.observe(Informed, ciaddr, "")
 }
