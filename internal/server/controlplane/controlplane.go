@@ -147,6 +147,7 @@ type ControlPlane struct {
 	client  *rest.Config
 	elect   elector
 	store   *storeKeeper // of EngineEmbedded
+	serving *servingCert // nil with EngineKubernetes
 
 	// stops are called by Stop, last first.
 	stops []func()

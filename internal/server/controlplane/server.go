@@ -303,10 +303,11 @@ func etcdOptions(prefix string, transport storagebackend.TransportConfig) *optio
 
 // secure sets who is served, over what, and who may do what.
 func (c *ControlPlane) secure(cfg Config, config *genericapiserver.RecommendedConfig, listener net.Listener) error {
-	serving, err := dynamiccertificates.NewStaticCertKeyContent("api", cfg.ServingCert, cfg.ServingKey)
+	serving, err := newServingCert(cfg.ServingCert, cfg.ServingKey)
 	if err != nil {
-		return fmt.Errorf("API certificate: %w", err)
+		return err
 	}
+	c.serving = serving
 	clientCA, err := dynamiccertificates.NewStaticCAContent("client-ca", cfg.ClientCAs)
 	if err != nil {
 		return fmt.Errorf("client CA: %w", err)

@@ -125,19 +125,21 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 // server is what the parts of a running `coldrack serve` share.
 type server struct {
-	cfg      Config
-	log      *slog.Logger
-	keys     keys
-	sockets  []bootSockets
-	content  content
-	importer *importer
-	fleet    *fleet.Fleet
-	clusters *members.Set
-	desk     *clusterDesk
-	metrics  *metrics
-	turns    *turns
-	reach    *reach // nil without boot services
-	plane    *controlplane.ControlPlane
+	cfg     Config
+	log     *slog.Logger
+	keys    keys
+	sockets []bootSockets
+	// servingUntil is when the certificate of people's API ends.
+	servingUntil time.Time
+	content      content
+	importer     *importer
+	fleet        *fleet.Fleet
+	clusters     *members.Set
+	desk         *clusterDesk
+	metrics      *metrics
+	turns        *turns
+	reach        *reach // nil without boot services
+	plane        *controlplane.ControlPlane
 }
 
 // keys are the server's authorities and what seals them.
@@ -250,6 +252,9 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 		return s.plane.Elect(ctx, "controllers", func(ctx context.Context) error { return controllers.Lead(ctx, deps) })
 	})
 	group.Go(func() error { return s.importer.run(ctx) })
+	if s.plane.Engine() != controlplane.EngineKubernetes {
+		group.Go(func() error { return s.renewPeople(ctx) })
+	}
 	return nil
 }
 
@@ -260,7 +265,7 @@ func (s *server) greet() (string, error) {
 		return "", nil
 	}
 	path := s.cfg.AdminKubeconfig()
-	written, err := writeAdminKubeconfig(s.cfg, s.keys.people, apiURL(s.plane.Address()))
+	written, err := writeAdminKubeconfig(s.cfg, s.keys.people, apiURL(s.plane.Address()), time.Now())
 	if err != nil {
 		return "", err
 	}

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,9 +29,46 @@ const (
 
 	adminTTL   = 365 * 24 * time.Hour
 	servingTTL = 365 * 24 * time.Hour
-	// renewBefore is how long before its end the administrator's certificate is replaced at a start.
+	// renewBefore is how long before its end a certificate of people's API is replaced.
 	renewBefore = 90 * 24 * time.Hour
+	// renewalLook is how often the server looks whether one is due.
+	renewalLook = time.Hour
 )
+
+// renewPeople replaces the certificates of people's API in time, until ctx ends: a server may run for years.
+func (s *server) renewPeople(ctx context.Context) error {
+	tick := time.NewTicker(renewalLook)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := s.renewPeopleAt(time.Now()); err != nil {
+				s.log.Error("cannot renew the certificates of people's API; trying again", "until", s.servingUntil, "err", err)
+			}
+		}
+	}
+}
+
+// renewPeopleAt replaces what ends soon after now.
+func (s *server) renewPeopleAt(now time.Time) error {
+	if s.servingUntil.Sub(now) <= renewBefore {
+		cert, key, err := s.servingCertificate()
+		if err != nil {
+			return err
+		}
+		if err := s.plane.ReplaceServingCert(cert, key); err != nil {
+			return err
+		}
+		s.log.Info("certificate of people's API renewed", "until", s.servingUntil)
+	}
+	written, err := writeAdminKubeconfig(s.cfg, s.keys.people, apiURL(s.plane.Address()), now)
+	if err == nil && written {
+		s.log.Info("administrator's kubeconfig renewed", "path", s.cfg.AdminKubeconfig())
+	}
+	return err
+}
 
 // Kubeconfig returns a kubeconfig for people's API with a client certificate of its own.
 func Kubeconfig(people *pki.Authority, server, user string, groups []string, ttl time.Duration) ([]byte, error) {
@@ -64,13 +102,13 @@ func IssueKubeconfig(cfg Config, user string, groups []string, ttl time.Duration
 
 // writeAdminKubeconfig writes the first administrator's kubeconfig when there is none, when it points
 // elsewhere, was signed by another authority, or is about to expire.
-func writeAdminKubeconfig(cfg Config, people *pki.Authority, server string) (written bool, err error) {
+func writeAdminKubeconfig(cfg Config, people *pki.Authority, server string, now time.Time) (written bool, err error) {
 	path := cfg.AdminKubeconfig()
 	content, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, fmt.Errorf("read %s: %w", path, err)
 	}
-	if err == nil && adminKubeconfigServes(content, people, server) {
+	if err == nil && adminKubeconfigServes(content, people, server, now) {
 		return false, nil
 	}
 	content, err = Kubeconfig(people, server, "admin", []string{GroupAdmin}, adminTTL)
@@ -83,7 +121,7 @@ func writeAdminKubeconfig(cfg Config, people *pki.Authority, server string) (wri
 	return true, nil
 }
 
-func adminKubeconfigServes(content []byte, people *pki.Authority, server string) bool {
+func adminKubeconfigServes(content []byte, people *pki.Authority, server string, now time.Time) bool {
 	config, err := clientcmd.Load(content)
 	if err != nil {
 		return false
@@ -93,12 +131,12 @@ func adminKubeconfigServes(content []byte, people *pki.Authority, server string)
 		return false
 	}
 	cert, err := pki.ParseCertificate(user.ClientCertificateData)
-	return err == nil && time.Until(cert.NotAfter) > renewBefore
+	return err == nil && cert.NotAfter.Sub(now) > renewBefore
 }
 
 // servingCertificate returns the certificate and key, PEM, of people's API: for the address it listens on,
-// the addresses and names of this host, and those that the configuration adds. It is made at every start,
-// since its authority is what people's kubeconfigs trust.
+// the addresses and names of this host, and those that the configuration adds. It is made at every start and renewed (see
+// renewPeople), since its authority is what people's kubeconfigs trust.
 func (s *server) servingCertificate() (certPEM, keyPEM []byte, err error) {
 	names := []string{"localhost"}
 	addresses := []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
@@ -127,7 +165,15 @@ func (s *server) servingCertificate() (certPEM, keyPEM []byte, err error) {
 			names = append(names, name)
 		}
 	}
-	return s.keys.people.NewServerPEM("coldrack API", names, addresses, servingTTL)
+	if certPEM, keyPEM, err = s.keys.people.NewServerPEM("coldrack API", names, addresses, servingTTL); err != nil {
+		return nil, nil, err
+	}
+	leaf, err := pki.ParseCertificate(certPEM)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.servingUntil = leaf.NotAfter
+	return certPEM, keyPEM, nil
 }
 
 // apiURL is how people on this machine reach an API that listens at address.
