@@ -743,6 +743,50 @@ func TestADamagedBundleDoesNotHideTheOthers(t *testing.T) {
 	}
 }
 
+// The list of bundles is damaged on the disk. The store opens all the same, with what its copy says.
+func TestADamagedIndexIsRestored(t *testing.T) {
+	ctx, dir := context.Background(), t.TempDir()
+	s, path := newStore(t), filepath.Join(dir, "bundle")
+	if _, err := Pack(ctx, sampleSpec(t, dir), testKey(1), path, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Import(ctx, s, path, public(testKey(1)), nil); err != nil {
+		t.Fatal(err)
+	}
+	damage := func(name string) {
+		if err := os.WriteFile(s.path(name), []byte(`{"manifests": [`), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reopened := func(bundles int, problem string) {
+		t.Helper()
+		again, err := OpenStore(s.Dir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := again.Bundles(); len(got) != bundles {
+			t.Errorf("%d bundles, want %d", len(got), bundles)
+		}
+		switch p := again.Problems(); {
+		case problem == "" && len(p) > 0, problem != "" && (len(p) != 1 || !strings.Contains(p[0].Error(), problem)):
+			t.Errorf("problems %v, want %q", p, problem)
+		}
+	}
+	damage(indexFile)
+	reopened(1, "restored from its copy")
+	reopened(1, "")
+	damage(indexFile)
+	damage(indexCopy)
+	reopened(0, "import the bundles again")
+	if _, err := os.Stat(s.path(indexFile + ".damaged")); err != nil {
+		t.Error(err)
+	}
+	if _, err := Import(ctx, s, path, public(testKey(1)), nil); err != nil {
+		t.Fatal(err)
+	}
+	reopened(1, "")
+}
+
 // FuzzArchive feeds hostile archives to everything that reads one before trust is established.
 func FuzzArchive(f *testing.F) {
 	for _, e := range [][]entry{

@@ -33,7 +33,8 @@ const (
 //	oci-layout  index.json  blobs/sha256/<hex>   as the specification says
 //	tmp/        blobs on their way in
 //	lock        held shared while a blob comes in, exclusively to clear tmp
-//	index.lock  held while index.json is replaced
+//	index.copy.json  the same as index.json, from which it is made anew when it is damaged
+//	index.lock  held while they are replaced
 //
 // Several processes may use one directory. A blob is in its place only when it is complete, verified
 // and on stable storage; whatever a crash leaves lies in tmp and is removed later.
@@ -45,6 +46,8 @@ type Store struct {
 	catalog []Artifact
 	bundles []Info
 	broken  []error
+	// repaired says what was wrong with the index when the store was opened.
+	repaired error
 }
 
 // fileStamp tells whether a file that is only ever replaced by rename is still the same one.
@@ -70,6 +73,9 @@ func OpenStore(dir string) (*Store, error) {
 	s.clearTemporary()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.repairIndex(); err != nil {
+		return nil, fmt.Errorf("open content store %s: %w", dir, err)
+	}
 	if err := s.refresh(); err != nil {
 		return nil, fmt.Errorf("open content store %s: %w", dir, err)
 	}
@@ -194,13 +200,95 @@ func (s *Store) Problems() []error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_ = s.refresh()
+	if s.repaired != nil {
+		return append([]error{s.repaired}, s.broken...)
+	}
 	return slices.Clone(s.broken)
+}
+
+const (
+	indexFile = "index.json"
+	indexCopy = "index.copy.json"
+)
+
+// repairIndex sets a damaged index aside. Its copy takes its place; where that is damaged, too, no bundle is in the store until it
+// is imported again, which copies only what is missing.
+func (s *Store) repairIndex() error {
+	_, err := readIndexFile(s.path(indexFile))
+	if err == nil {
+		return s.copyIndex()
+	}
+	if !errors.Is(err, errIndexDamaged) {
+		return err
+	}
+	unlock, lockErr := s.lock("index.lock", unix.LOCK_EX)
+	if lockErr != nil {
+		return lockErr
+	}
+	defer unlock()
+	kept := s.path(indexFile + ".damaged")
+	if err := os.Rename(s.path(indexFile), kept); err != nil {
+		return fmt.Errorf("set the damaged index aside: %w", err)
+	}
+	raw, copyErr := os.ReadFile(s.path(indexCopy))
+	if copyErr == nil {
+		_, copyErr = parseIndex(raw)
+	}
+	if copyErr != nil {
+		s.repaired = fmt.Errorf("%w (kept as %s), and so was its copy: import the bundles again; what is in the store is not copied once more", err, kept)
+		return nil
+	}
+	if err := durable.WriteFile(s.path(indexFile), raw, 0o644); err != nil {
+		return fmt.Errorf("restore the index: %w", err)
+	}
+	s.repaired = fmt.Errorf("%w (kept as %s); it was restored from its copy", err, kept)
+	return nil
+}
+
+// copyIndex makes the copy of a store that has none, as one of an earlier release.
+func (s *Store) copyIndex() error {
+	if _, err := os.Stat(s.path(indexCopy)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	raw, err := os.ReadFile(s.path(indexFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = durable.WriteFile(s.path(indexCopy), raw, 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("copy the store's %s: %w", indexFile, err)
+	}
+	return nil
+}
+
+// errIndexDamaged says that an index is none.
+var errIndexDamaged = errors.New("the list of bundles in the store was damaged")
+
+func parseIndex(raw []byte) (v1.IndexManifest, error) {
+	im := v1.IndexManifest{}
+	if err := decodeJSON(raw, &im); err != nil {
+		return im, fmt.Errorf("%w: %s %w", errIndexDamaged, indexFile, err)
+	}
+	return im, nil
+}
+
+func readIndexFile(path string) (v1.IndexManifest, error) {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}, nil
+	}
+	if err != nil {
+		return v1.IndexManifest{}, fmt.Errorf("read the store's %s: %w", indexFile, err)
+	}
+	return parseIndex(raw)
 }
 
 // refresh reads index.json if it is another one than before. s.mu is held.
 func (s *Store) refresh() error {
 	var st unix.Stat_t
-	err := unix.Stat(s.path("index.json"), &st)
+	err := unix.Stat(s.path(indexFile), &st)
 	if errors.Is(err, unix.ENOENT) {
 		s.catalog, s.bundles, s.broken, s.stamp = nil, nil, nil, fileStamp{}
 		return nil
@@ -233,20 +321,7 @@ func (s *Store) refresh() error {
 	return nil
 }
 
-func (s *Store) readIndex() (v1.IndexManifest, error) {
-	im := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
-	raw, err := os.ReadFile(s.path("index.json"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return im, nil
-	}
-	if err == nil {
-		err = decodeJSON(raw, &im)
-	}
-	if err != nil {
-		return im, fmt.Errorf("read the store's index.json: %w", err)
-	}
-	return im, nil
-}
+func (s *Store) readIndex() (v1.IndexManifest, error) { return readIndexFile(s.path(indexFile)) }
 
 // readBundle reads the tree of one imported bundle, by its descriptor in the store's index.
 func (s *Store) readBundle(d v1.Descriptor) (*contents, error) {
@@ -318,8 +393,10 @@ func (s *Store) publish(c *contents, now time.Time) (Info, error) {
 	if err != nil {
 		return Info{}, fmt.Errorf("publish bundle: %w", err)
 	}
-	if err := durable.WriteFile(s.path("index.json"), raw, 0o644); err != nil {
-		return Info{}, fmt.Errorf("publish bundle: %w", err)
+	for _, name := range []string{indexFile, indexCopy} {
+		if err := durable.WriteFile(s.path(name), raw, 0o644); err != nil {
+			return Info{}, fmt.Errorf("publish bundle: %w", err)
+		}
 	}
 	return info, nil
 }

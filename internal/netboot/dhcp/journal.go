@@ -40,7 +40,10 @@ const JournalName = "leases.journal"
 // and a record, readable for a person:
 //
 //	1c8aa23f bound 192.0.2.17 1767225600 52:54:00:12:34:56
-const journalHeader = "coldrack-leases 1"
+const (
+	journalHeader = journalKind + " 1"
+	journalKind   = "coldrack-leases"
+)
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -98,8 +101,12 @@ func parseRecord(line string) (record, error) {
 	return r, nil
 }
 
+// errOtherRelease says that a journal is of a release whose form this one does not know.
+var errOtherRelease = errors.New("a lease journal of another release")
+
 // readJournal reads all records that are whole. A file that was being written when the power went
-// ends in a torn line; that one was acknowledged to no client. damaged counts lines left out.
+// ends in a torn line; that one was acknowledged to no client. damaged counts lines left out, a first line that is none among
+// them: each record has a checksum of its own.
 func readJournal(r io.Reader) (records []record, damaged int, err error) {
 	lines := bufio.NewReader(r)
 	for first := true; ; first = false {
@@ -116,9 +123,13 @@ func readJournal(r io.Reader) (records []record, damaged int, err error) {
 			if !whole && strings.HasPrefix(journalHeader, line) {
 				return nil, 0, nil // torn while it was made
 			}
-			if line != journalHeader {
-				return nil, 0, fmt.Errorf("first line is %.40q, not %q: not a lease journal, or one of another release", line, journalHeader)
+			if line == journalHeader {
+				continue
 			}
+			if strings.HasPrefix(line, journalKind+" ") {
+				return nil, 0, fmt.Errorf("first line is %.40q, not %q: %w", line, journalHeader, errOtherRelease)
+			}
+			damaged++
 			continue
 		}
 		rec, err := parseRecord(line)
@@ -182,7 +193,12 @@ func openJournal(dir string, log *slog.Logger) (*journal, []record, error) {
 			return nil, nil, fmt.Errorf("read leases from %s: %w", path, err)
 		}
 		if damaged > 0 {
-			log.Warn("lease journal has damaged lines; ignoring them", "file", path, "lines", damaged)
+			kept := path + ".damaged"
+			if err := durable.WriteFile(kept, data, 0o600); err != nil {
+				return nil, nil, fmt.Errorf("set the damaged lease journal aside: %w", err)
+			}
+			log.Warn("lease journal has damaged lines; it is read without them, and clients whose leases they held keep their addresses by asking for them",
+				"file", path, "damaged", damaged, "leases", len(records), "kept", kept)
 		}
 	}
 	return &journal{dir: dir, log: log, wake: make(chan struct{}, 1)}, records, nil

@@ -140,6 +140,24 @@ func TestAfterATornTailTheJournalGoesOn(t *testing.T) {
 	}
 }
 
+// The first line is damaged. Every lease has a checksum of its own, so all of them are read; the file is set aside.
+func TestADamagedFirstLineCostsNoLease(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, JournalName)
+	lease := record{bound, netip.MustParseAddr("192.0.2.17"), "52:54:00:12:34:56", time.Unix(2_000_000_000, 0)}
+	damaged := append([]byte("co\x00drack-leases 1\n"), appendRecord(nil, lease)...)
+	if err := os.WriteFile(path, damaged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, records, err := openJournal(dir, slog.New(slog.DiscardHandler))
+	if err != nil || len(records) != 1 || records[0] != lease {
+		t.Errorf("read %v, %v", records, err)
+	}
+	if kept, err := os.ReadFile(path + ".damaged"); err != nil || !bytes.Equal(kept, damaged) {
+		t.Errorf("set aside: %q, %v", kept, err)
+	}
+}
+
 func TestAFileThatIsNoJournalIsNotTouched(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, JournalName)

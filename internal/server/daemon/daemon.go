@@ -70,6 +70,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	for _, problem := range store.Problems() {
+		log.Error("content store has a problem", "err", problem)
+	}
 	// Sockets that machines use are opened early, so that a port in use is an error before anything has
 	// happened; they are served late.
 	var sockets []bootSockets
