@@ -40,7 +40,7 @@ type Result struct {
 	// Addresses that a name has, or the one that was connected to.
 	Addresses []string `json:"addresses,omitempty"`
 	// From is the pod that checked.
-	From Identity `json:"from"`
+	From Identity `json:"from,omitzero"`
 }
 
 type checkRequest struct {
@@ -79,6 +79,14 @@ func parseTimeout(text string) (time.Duration, error) {
 		return 0, fmt.Errorf("timeout is %q, want for example 2s, at most %s", text, maxTimeout)
 	}
 	return timeout, nil
+}
+
+func parseWithin(text string) (time.Duration, error) {
+	within, err := time.ParseDuration(text)
+	if err != nil || within < 0 || within > maxWithin {
+		return 0, fmt.Errorf("the time to try is %q, want for example 15s, at most %s", text, maxWithin)
+	}
+	return within, nil
 }
 
 // parseTarget returns the target as a URL; a name to look up is its Opaque part.

@@ -1,6 +1,6 @@
 // Command coldrack-probe looks at a cluster's network from inside a pod. It is the only program of the image
 // coldrack.dev/probe:v1, with which `coldrack cluster verify` finds out whether pods reach each other, services
-// and names.
+// and names, whether a node's own network reaches services, and whether API servers reach what they call.
 //
 // `coldrack-probe serve` listens on port 8080 (COLDRACK_PROBE_LISTEN) and answers
 //
@@ -17,12 +17,24 @@
 // `coldrack-probe check TARGET [timeout]` does the same once, for kubectl exec, prints the Result and ends with 0
 // when it is good, 1 when it is not.
 //
-// The program needs nothing: no user, no file, no capability. It asks whatever it is told to, so its port must
+// `coldrack-probe report WITHIN TARGET...` tries each target until it is good or WITHIN (such as 15s) has passed, writes the
+// Results to /dev/termination-log (COLDRACK_PROBE_REPORT) as a JSON list and ends with 0. It listens nowhere, so it can run in a
+// node's own network.
+//
+// With a certificate and key as PEM in COLDRACK_PROBE_CERTIFICATE and COLDRACK_PROBE_KEY, serve also listens on port 8443
+// (COLDRACK_PROBE_LISTEN_TLS) for API servers, and answers
+//
+//	POST /mutate                              an AdmissionReview: the object gets data that name this node
+//	GET  /apis/verify.coldrack.dev/v1         an APIResourceList without resources
+//	GET  /apis/verify.coldrack.dev/v1/whoami  Identity, and the user that the API server names
+//
+// The program needs nothing: no user, no file, no capability. Port 8080 asks whatever it is told to, so it must
 // not be reachable for longer than a verification takes.
 package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,6 +43,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -39,6 +52,7 @@ const usage = `coldrack-probe looks at a cluster's network from inside a pod.
 
   coldrack-probe serve                    answer checks on :8080
   coldrack-probe check TARGET [TIMEOUT]   check http(s)://…, dns:NAME or tcp://HOST:PORT once
+  coldrack-probe report WITHIN TARGET...  try them until they are good, and leave a report for the pod's status
 `
 
 // Exit codes.
@@ -56,11 +70,23 @@ func run(args []string, stdout, stderr io.Writer) int {
 	switch {
 	case len(args) == 1 && args[0] == "serve":
 		listening := func(address net.Addr) { fmt.Fprintln(stderr, "coldrack-probe: listening on", address) }
-		if err := serve(ctx, listenAddress(), identityOf(os.Getenv), listening); err != nil {
-			fmt.Fprintln(stderr, "coldrack-probe:", err)
-			return exitFailed
+		endpoints, err := endpointsOf(os.Getenv, identityOf(os.Getenv))
+		if err == nil {
+			err = serve(ctx, endpoints, listening)
 		}
-		return exitOK
+		return ended(err, stderr)
+	case len(args) >= 3 && args[0] == "report":
+		within, err := parseWithin(args[1])
+		for _, target := range args[2:] {
+			if err == nil {
+				_, err = parseTarget(target)
+			}
+		}
+		if err != nil {
+			fmt.Fprintln(stderr, "coldrack-probe:", err)
+			return exitUsage
+		}
+		return ended(writeReport(ctx, within, args[2:]), stderr)
 	case (len(args) == 2 || len(args) == 3) && args[0] == "check":
 		request := checkRequest{target: args[1], timeout: defaultTimeout}
 		if len(args) == 3 {
@@ -86,11 +112,39 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exitUsage
 }
 
-func listenAddress() string {
-	if address := os.Getenv("COLDRACK_PROBE_LISTEN"); address != "" {
-		return address
+func ended(err error, stderr io.Writer) int {
+	if err != nil {
+		fmt.Fprintln(stderr, "coldrack-probe:", err)
+		return exitFailed
 	}
-	return ":8080"
+	return exitOK
+}
+
+// endpoint is an address with what answers there; certificates is nil for plain HTTP.
+type endpoint struct {
+	address      string
+	handler      http.Handler
+	certificates []tls.Certificate
+}
+
+// endpointsOf are for checks and, where there is a certificate, for API servers.
+func endpointsOf(getenv func(string) string, who Identity) ([]endpoint, error) {
+	or := func(name, otherwise string) string {
+		if value := getenv(name); value != "" {
+			return value
+		}
+		return otherwise
+	}
+	endpoints := []endpoint{{address: or("COLDRACK_PROBE_LISTEN", ":8080"), handler: handler(who)}}
+	certificate, key := getenv("COLDRACK_PROBE_CERTIFICATE"), getenv("COLDRACK_PROBE_KEY")
+	if certificate == "" && key == "" {
+		return endpoints, nil
+	}
+	pair, err := tls.X509KeyPair([]byte(certificate), []byte(key))
+	if err != nil {
+		return nil, fmt.Errorf("COLDRACK_PROBE_CERTIFICATE and COLDRACK_PROBE_KEY: %w", err)
+	}
+	return append(endpoints, endpoint{or("COLDRACK_PROBE_LISTEN_TLS", ":8443"), callbacks(who), []tls.Certificate{pair}}), nil
 }
 
 // Identity says which pod answers. The pod's manifest gives it by the downward API.
@@ -116,21 +170,40 @@ func identityOf(getenv func(string) string) Identity {
 	return who
 }
 
-// serve answers until ctx ends. It tells listening where, as soon as it can be asked.
-func serve(ctx context.Context, address string, who Identity, listening func(net.Addr)) error {
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", address)
-	if err != nil {
-		return err
+// serve answers until ctx ends or one of the endpoints fails. It tells listening where, as soon as it can be asked.
+func serve(ctx context.Context, endpoints []endpoint, listening func(net.Addr)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failed := make(chan error, len(endpoints))
+	var all sync.WaitGroup
+	defer all.Wait()
+	for _, e := range endpoints {
+		var config net.ListenConfig
+		listener, err := config.Listen(ctx, "tcp", e.address)
+		if err != nil {
+			cancel()
+			return err
+		}
+		listening(listener.Addr())
+		if e.certificates != nil {
+			listener = tls.NewListener(listener, &tls.Config{Certificates: e.certificates})
+		}
+		server := &http.Server{Handler: e.handler, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+		context.AfterFunc(ctx, func() { _ = server.Close() })
+		all.Go(func() {
+			defer cancel()
+			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+				failed <- err
+			}
+		})
 	}
-	listening(listener.Addr())
-	server := &http.Server{Handler: handler(who), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	<-ctx.Done()
+	select {
+	case err := <-failed:
 		return err
+	default:
+		return nil
 	}
-	return nil
 }
 
 // maxChecks at once; a check holds a socket and a little memory.

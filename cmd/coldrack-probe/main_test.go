@@ -118,7 +118,8 @@ func TestBinaryIsSmallAndNeedsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Size() > 6_000_000 {
+	// A server of TLS beside the client, for what API servers call.
+	if info.Size() > 6_600_000 {
 		t.Errorf("the probe has %d bytes; every node pulls it", info.Size())
 	}
 
