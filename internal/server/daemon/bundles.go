@@ -27,6 +27,7 @@ type importer struct {
 	cfg     Config
 	store   *bundle.Store
 	log     *slog.Logger
+	reserve *diskReserve
 	turn    chan struct{} // one token: whoever holds it imports
 	begun   chan struct{} // closed when the configuration's bundles have been tried
 	mu      sync.Mutex
@@ -34,7 +35,7 @@ type importer struct {
 }
 
 func newImporter(cfg Config, store *bundle.Store, log *slog.Logger) *importer {
-	return &importer{cfg: cfg, store: store, log: log.With("part", "bundles"), turn: make(chan struct{}, 1), begun: make(chan struct{})}
+	return &importer{cfg: cfg, store: store, log: log.With("part", "bundles"), reserve: newDiskReserve(cfg, log), turn: make(chan struct{}, 1), begun: make(chan struct{})}
 }
 
 // onImport registers what is to be called after each import, for those who show what the store holds.
@@ -95,7 +96,17 @@ func (i *importer) importFile(ctx context.Context, path string, onlyNew bool, pr
 	if err != nil {
 		return bundle.Summary{}, err
 	}
-	summary, err := bundle.Import(ctx, i.store, path, keys, progress)
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	summary, err := bundle.Import(ctx, i.store, path, keys, func(p bundle.Progress) {
+		if full := i.reserve.checkRoom(); full != nil {
+			stop(full)
+		}
+		progress(p)
+	})
+	if full := context.Cause(ctx); errors.Is(full, errDiskFull) {
+		return bundle.Summary{}, fmt.Errorf("%w; make room below %s, then run the import again, it goes on where this one ended", full, i.cfg.DataDir)
+	}
 	if err != nil {
 		return bundle.Summary{}, bundle.Advise(err, trustAdvice)
 	}
@@ -237,12 +248,32 @@ func (i *importer) spool(r *http.Request, path string) (status int, err error) {
 		}
 		body = io.MultiReader(&head, r.Body)
 	}
-	switch _, err := io.Copy(file, body); {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+	switch _, err := io.Copy(file, &roomReader{r: body, check: i.reserve.checkRoom}); {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, errDiskFull):
 		return http.StatusInsufficientStorage, fmt.Errorf("the server's disk is full: make room below %s, then run the import again, it goes on where this one ended: %w",
 			i.cfg.DataDir, errors.Join(err, file.Sync()))
 	case err != nil:
 		return http.StatusBadRequest, fmt.Errorf("receive the upload: %w; run the import again, it goes on where this one ended", errors.Join(err, file.Sync()))
 	}
 	return http.StatusOK, file.Sync()
+}
+
+// roomReader ends an upload before it takes the room that the store needs.
+type roomReader struct {
+	r     io.Reader
+	check func() error
+	ahead int64 // bytes until the next check
+}
+
+func (r *roomReader) Read(b []byte) (int, error) {
+	const every = 8 << 20
+	if r.ahead <= 0 {
+		if err := r.check(); err != nil {
+			return 0, err
+		}
+		r.ahead = every
+	}
+	n, err := r.r.Read(b)
+	r.ahead -= int64(n)
+	return n, err
 }

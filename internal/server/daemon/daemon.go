@@ -101,6 +101,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	defer s.plane.Stop()
 	s.metrics.watchStore(s.plane.StoreSize)
+	s.metrics.watchDisk(imports.reserve.space)
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.plane.Wait(ctx) })
@@ -255,6 +256,7 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 		return s.plane.Elect(ctx, "controllers", func(ctx context.Context) error { return controllers.Lead(ctx, deps) })
 	})
 	group.Go(func() error { return s.importer.run(ctx) })
+	group.Go(func() error { return s.importer.reserve.run(ctx) })
 	if s.plane.Engine() != controlplane.EngineKubernetes {
 		group.Go(func() error { return s.renewPeople(ctx) })
 	}

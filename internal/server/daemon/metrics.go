@@ -138,6 +138,14 @@ func (m *metrics) watchStore(size func() (controlplane.StoreSize, bool)) {
 	}))
 }
 
+func (m *metrics) watchDisk(space func() diskSpace) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := space()
+		s.gauge("coldrack_disk_free_bytes", "Free bytes on the data folder's disk.", int(now.Free))
+		s.gauge("coldrack_disk_reserve_bytes", "Bytes held back there for the store; 0 after they were given up.", int(now.Held))
+	}))
+}
+
 func (m *metrics) watchMachineAPI(stats func() connlimit.Stats) {
 	m.registry.MustRegister(samples(func(s sink) {
 		now := stats()
