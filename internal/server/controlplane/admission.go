@@ -196,7 +196,7 @@ func (r *rules) Validate(ctx context.Context, a admission.Attributes, _ admissio
 			if old != nil && equality.Semantic.DeepEqual(g.Spec, old.Spec) {
 				return nil, nil
 			}
-			return r.checkMachineGroup(ctx, g)
+			return r.checkMachineGroup(ctx, g, old)
 		})
 	}
 	if err != nil {
@@ -365,6 +365,7 @@ func (r *rules) checkCluster(ctx context.Context, c, old *v1alpha1.Cluster) (fie
 	}
 	facts := v1alpha1.ClusterFacts{Subnets: subnets.Items, Clusters: clusters.Items}
 	errs := v1alpha1.ValidateCluster(c, facts)
+	errs = append(errs, forAdmins(ctx, v1alpha1.AdminFields(c, old))...)
 	if old != nil {
 		errs = append(errs, v1alpha1.ValidateClusterChange(c, old)...)
 	}
@@ -375,13 +376,24 @@ func (r *rules) checkCluster(ctx context.Context, c, old *v1alpha1.Cluster) (fie
 	return errs, nil
 }
 
-func (r *rules) checkMachineGroup(ctx context.Context, g *v1alpha1.MachineGroup) (field.ErrorList, error) {
+// forAdmins refuses changes of fields that decide who is root in a cluster, unless an administrator makes them.
+func forAdmins(ctx context.Context, changed []*field.Path) (errs field.ErrorList) {
+	if who, ok := request.UserFrom(ctx); ok && roleOf(who) >= roleAdmin {
+		return nil
+	}
+	for _, path := range changed {
+		errs = append(errs, field.Forbidden(path, fmt.Sprintf("this needs %s: it decides who is root in the cluster", roleAdmin)))
+	}
+	return errs
+}
+
+func (r *rules) checkMachineGroup(ctx context.Context, g, old *v1alpha1.MachineGroup) (field.ErrorList, error) {
 	if err := r.wait(ctx); err != nil {
 		return nil, err
 	}
 	r.warnUnknown(ctx, "spec.cluster", "clusters", g.Spec.Cluster)
 	r.warnUnknown(ctx, "spec.profile", "profiles", g.Spec.Profile)
-	return v1alpha1.ValidateMachineGroup(g), nil
+	return append(v1alpha1.ValidateMachineGroup(g), forAdmins(ctx, v1alpha1.AdminFieldsOfGroup(g, old))...), nil
 }
 
 func groupsOf(cluster string, all []v1alpha1.MachineGroup) []v1alpha1.MachineGroup {

@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 )
 
@@ -154,6 +155,60 @@ func (w *warnings) take() string {
 	text := strings.Join(w.texts, "\n")
 	w.texts = nil
 	return text
+}
+
+// What decides who is root in a cluster is for administrators; operators may change the rest of the same Cluster.
+func TestFieldsOfClustersThatOnlyAdministratorsMayWrite(t *testing.T) {
+	t.Parallel()
+	ctx, ca := context.Background(), newTestCA(t)
+	c := startTest(t, testConfig(t, ca))
+	person := func(group, kind string) dynamic.ResourceInterface {
+		return resource(t, ca.person(t, c.Address(), "p", group), kind)
+	}
+	operator, admin := person(GroupOperator, "clusters"), person(GroupAdmin, "clusters")
+	cluster := func(name string, spec map[string]any) *unstructured.Unstructured {
+		spec["version"] = "v1.37.2"
+		return object("Cluster", name, map[string]any{"spec": spec})
+	}
+	args := map[string]any{"extraArgs": map[string]any{"v": "4"}}
+	for field, spec := range map[string]map[string]any{
+		"spec.apiServer.authentication":    {"apiServer": map[string]any{"authentication": map[string]any{"jwt": []any{}}}},
+		"spec.apiServer.extraArgs":         {"apiServer": args},
+		"spec.controllerManager.extraArgs": {"controllerManager": args},
+		"spec.scheduler.extraArgs":         {"scheduler": args},
+		"spec.etcd.extraArgs":              {"etcd": map[string]any{"extraArgs": map[string]any{"log-level": "debug"}}},
+		"spec.kubelet.config":              {"kubelet": map[string]any{"config": map[string]any{"maxPods": int64(50)}}},
+		"spec.security.podSecurity":        {"security": map[string]any{"podSecurity": "privileged"}},
+		"spec.registries":                  {"registries": []any{map[string]any{"host": "docker.io", "endpoints": []any{"https://mirror.example.org"}}}},
+	} {
+		_, err := operator.Create(ctx, cluster("lab", spec), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		if err == nil || !strings.Contains(err.Error(), field+": Forbidden: this needs role admin") {
+			t.Errorf("%s as operator: %v", field, err)
+		}
+	}
+	_, err := admin.Create(ctx, cluster("lab", map[string]any{"apiServer": args}), metav1.CreateOptions{})
+	check(t, err)
+	patch := func(who dynamic.ResourceInterface, text string) error {
+		_, err := who.Patch(ctx, "lab", types.MergePatchType, []byte(text), metav1.PatchOptions{})
+		return err
+	}
+	check(t, patch(operator, `{"spec": {"paused": true}}`))
+	if err := patch(operator, `{"spec": {"apiServer": {"extraArgs": {"v": "5"}}}}`); err == nil {
+		t.Error("an operator changed a flag of the API server")
+	}
+	if err := patch(operator, `{"spec": {"apiServer": null}}`); err == nil {
+		t.Error("an operator removed a flag of the API server")
+	}
+	check(t, patch(admin, `{"spec": {"apiServer": null}}`))
+
+	group := object("MachineGroup", "lab-all", map[string]any{"spec": map[string]any{"cluster": "lab", "replicas": int64(1), "roles": []any{"worker"},
+		"kubelet": map[string]any{"config": map[string]any{"maxPods": int64(50)}}}})
+	_, err = person(GroupOperator, "machinegroups").Create(ctx, group, metav1.CreateOptions{})
+	if err == nil || !strings.Contains(err.Error(), "spec.kubelet.config: Forbidden: this needs role admin") {
+		t.Errorf("a group as operator: %v", err)
+	}
+	_, err = person(GroupAdmin, "machinegroups").Create(ctx, group, metav1.CreateOptions{})
+	check(t, err)
 }
 
 func TestClustersAndGroups(t *testing.T) {
