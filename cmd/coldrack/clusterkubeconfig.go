@@ -20,7 +20,7 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"coldrack.dev/internal/durable"
-	"coldrack.dev/internal/server/daemon"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 // clusterKubeconfig are the flags of kubeconfig that belong to a cluster.
@@ -55,27 +55,27 @@ func (k *clusterKubeconfig) issue(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	ask := daemon.CertificateAsk{
+	request := peoplewire.CertificateRequest{
 		CSR: string(csrPEM), User: k.user, Groups: k.groups, TTL: int64(k.ttl / time.Second),
 		Admin: k.admin, BreakGlass: k.breakGlass, Reason: k.reason,
 	}
-	var answer daemon.CertificateAnswer
-	if err := a.post(ctx, "kubeconfig of cluster "+k.cluster, ask, &answer, "coldrack", "v1", "certificates", url.PathEscape(k.cluster)); err != nil {
+	var response peoplewire.CertificateResponse
+	if err := a.post(ctx, "kubeconfig of cluster "+k.cluster, request, &response, peoplewire.PathCertificates, url.PathEscape(k.cluster)); err != nil {
 		return err
 	}
 	if k.server != "" {
-		answer.Server = k.server
+		response.Server = k.server
 	}
-	if answer.Server == "" {
+	if response.Server == "" {
 		return fmt.Errorf("the endpoint of cluster %s is not known yet; name it with --server URL", k.cluster)
 	}
-	config := kubeconfigOf(&answer, keyPEM)
+	config := kubeconfigOf(&response, keyPEM)
 	if err := k.deliver(a, config); err != nil {
 		return err
 	}
 	if k.write != "" {
-		fmt.Fprintf(a.err, "wrote %s: %s (%s) at %s, until %s; try: kubectl --kubeconfig %s get nodes\n", k.write, answer.User,
-			strings.Join(answer.Groups, ", "), answer.Server, answer.ExpiresAt.Local().Format("2006-01-02 15:04"), k.write)
+		fmt.Fprintf(a.err, "wrote %s: %s (%s) at %s, until %s; try: kubectl --kubeconfig %s get nodes\n", k.write, response.User,
+			strings.Join(response.Groups, ", "), response.Server, response.ExpiresAt.Local().Format("2006-01-02 15:04"), k.write)
 	}
 	return nil
 }
@@ -99,13 +99,13 @@ func newRequest(user string) (keyPEM, csrPEM []byte, err error) {
 }
 
 // kubeconfigOf names things as kubeadm does: the context is user@cluster.
-func kubeconfigOf(answer *daemon.CertificateAnswer, keyPEM []byte) *clientcmdapi.Config {
-	name := answer.User + "@" + answer.Cluster
+func kubeconfigOf(response *peoplewire.CertificateResponse, keyPEM []byte) *clientcmdapi.Config {
+	name := response.User + "@" + response.Cluster
 	return &clientcmdapi.Config{
-		Clusters: map[string]*clientcmdapi.Cluster{answer.Cluster: {Server: answer.Server, CertificateAuthorityData: []byte(answer.Authority)}},
+		Clusters: map[string]*clientcmdapi.Cluster{response.Cluster: {Server: response.Server, CertificateAuthorityData: []byte(response.Authority)}},
 		// Two clusters may know a person by the same name, so the entry has both.
-		AuthInfos:      map[string]*clientcmdapi.AuthInfo{name: {ClientCertificateData: []byte(answer.Certificate), ClientKeyData: keyPEM}},
-		Contexts:       map[string]*clientcmdapi.Context{name: {Cluster: answer.Cluster, AuthInfo: name}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{name: {ClientCertificateData: []byte(response.Certificate), ClientKeyData: keyPEM}},
+		Contexts:       map[string]*clientcmdapi.Context{name: {Cluster: response.Cluster, AuthInfo: name}},
 		CurrentContext: name,
 	}
 }

@@ -12,8 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"coldrack.dev/internal/cli"
-	"coldrack.dev/internal/cluster/kubeapi"
-	"coldrack.dev/internal/server/daemon"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 func (a *app) clusterVerifyCommand() *cobra.Command {
@@ -48,17 +47,17 @@ func (a *app) verifyCluster(ctx context.Context, name string, noPods bool, outpu
 	if noPods {
 		query.Set("pods", "no")
 	}
-	stream, err := a.stream(ctx, "verify cluster "+name, struct{}{}, query, "coldrack", "v1", "clusters", url.PathEscape(name), "verify")
+	stream, err := a.stream(ctx, "verify cluster "+name, struct{}{}, query, peoplewire.PathClusters, url.PathEscape(name), "verify")
 	if err != nil {
 		return err
 	}
 	defer stream.Close()
 
-	var all []kubeapi.Check
+	var all []peoplewire.Check
 	failed := 0
 	lines := json.NewDecoder(stream)
 	for {
-		var line daemon.CheckLine
+		var line peoplewire.CheckLine
 		err := lines.Decode(&line)
 		switch {
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):
@@ -87,7 +86,7 @@ func (a *app) verifyCluster(ctx context.Context, name string, noPods bool, outpu
 }
 
 // verified is the end of a verification.
-func (a *app) verified(name string, all []kubeapi.Check, failed int, output string) error {
+func (a *app) verified(name string, all []peoplewire.Check, failed int, output string) error {
 	if done, err := a.printStructured(output, all); err != nil {
 		return err
 	} else if !done {

@@ -13,12 +13,14 @@ import (
 
 	"coldrack.dev/internal/cli/settings"
 	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/daemon"
+	"coldrack.dev/internal/server/peopleapi/credentials"
 )
 
 // roleGroups maps the roles that people speak of to the groups that the API enforces.
 func roleGroups(role string) ([]string, error) {
-	groups := map[string]string{"viewer": daemon.GroupViewer, "operator": daemon.GroupOperator, "admin": daemon.GroupAdmin}
+	groups := map[string]string{"viewer": controlplane.GroupViewer, "operator": controlplane.GroupOperator, "admin": controlplane.GroupAdmin}
 	if group, ok := groups[role]; ok {
 		return []string{group}, nil
 	}
@@ -123,7 +125,7 @@ A person on another machine needs --server with an address that the API's certif
 			if err != nil {
 				return err
 			}
-			content, err := daemon.IssueKubeconfig(cfg, user, groups, ttl)
+			content, err := credentials.Issue(cfg.DataDir, cfg.APIAddress, user, groups, ttl)
 			if err != nil {
 				return err
 			}

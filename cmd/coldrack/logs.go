@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
+
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 func (a *app) logsCommand() *cobra.Command {
@@ -35,7 +37,7 @@ the installed node, and what the server did for it. The server keeps them in mem
 			if err != nil {
 				return err
 			}
-			request := raw.Get().AbsPath("/coldrack/v1/machines", url.PathEscape(args[0]), "log")
+			request := raw.Get().AbsPath(peoplewire.PathMachines, url.PathEscape(args[0]), "log")
 			if follow {
 				request = request.Param("follow", "1")
 			}

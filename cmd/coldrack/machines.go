@@ -15,6 +15,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 // selection names machines: by name, by label, by phase.
@@ -131,7 +132,7 @@ func (a *app) known(ctx context.Context) ([]v1alpha1.Machine, bool) {
 	if err != nil {
 		return nil, false
 	}
-	answer, err := raw.Get().AbsPath("/coldrack/v1/machines").DoRaw(ctx)
+	answer, err := raw.Get().AbsPath(peoplewire.PathMachines).DoRaw(ctx)
 	if err != nil {
 		return nil, false
 	}

@@ -23,7 +23,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
 	"coldrack.dev/internal/manifest"
-	"coldrack.dev/internal/server/daemon"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 func (a *app) planCommand() *cobra.Command {
@@ -53,12 +53,12 @@ Exit codes: 0 nothing would change, 6 something would, 5 the server would refuse
 			if err != nil {
 				return err
 			}
-			answer, err := a.askPlan(cmd.Context(), documents, details)
+			response, err := a.askPlan(cmd.Context(), documents, details)
 			if err != nil {
 				return err
 			}
-			plan := cli.Plan{Previews: answer.Clusters, Details: details}
-			if done, err := a.printStructured(output, answer); err != nil {
+			plan := cli.Plan{Previews: response.Clusters, Details: details}
+			if done, err := a.printStructured(output, response); err != nil {
 				return err
 			} else if !done {
 				fmt.Fprint(a.out, cli.RenderPlan(plan))
@@ -104,8 +104,8 @@ func isCluster(d *manifest.Document) bool {
 }
 
 // askPlan has the server plan what the documents say. What it would refuse is an error with the line of the file.
-func (a *app) askPlan(ctx context.Context, documents []*manifest.Document, details bool) (*daemon.PlanAnswer, error) {
-	ask := daemon.PlanAsk{Details: details}
+func (a *app) askPlan(ctx context.Context, documents []*manifest.Document, details bool) (*peoplewire.PlanResponse, error) {
+	request := peoplewire.PlanRequest{Details: details}
 	var sent []*manifest.Document
 	clusters := false
 	for _, d := range documents {
@@ -116,19 +116,19 @@ func (a *app) askPlan(ctx context.Context, documents []*manifest.Document, detai
 		if err != nil {
 			return nil, err
 		}
-		ask.Objects = append(ask.Objects, body)
+		request.Objects = append(request.Objects, body)
 		sent = append(sent, d)
 		clusters = clusters || isCluster(d)
 	}
 	if !clusters {
 		return nil, usageError("there is no Cluster and no MachineGroup in these files; `coldrack apply --dry-run` checks other kinds")
 	}
-	var answer daemon.PlanAnswer
-	if err := a.post(ctx, "plan", ask, &answer, "coldrack", "v1", "plan"); err != nil {
+	var response peoplewire.PlanResponse
+	if err := a.post(ctx, "plan", request, &response, peoplewire.PathPlan); err != nil {
 		return nil, err
 	}
 	var errs []error
-	for _, r := range answer.Refused {
+	for _, r := range response.Refused {
 		if r.Object >= 0 && r.Object < len(sent) {
 			errs = append(errs, explainFor(sent[r.Object], &apierrors.StatusError{ErrStatus: r.Status}))
 		}
@@ -136,7 +136,7 @@ func (a *app) askPlan(ctx context.Context, documents []*manifest.Document, detai
 	if len(errs) > 0 {
 		return nil, &codedError{exitRefused, errors.Join(errs...)}
 	}
-	return &answer, nil
+	return &response, nil
 }
 
 // post sends JSON to a path below people's API that holds no objects, and reads the answer.
@@ -233,13 +233,13 @@ until they are Ready.`,
 			if err != nil {
 				return err
 			}
-			answer, err := a.askPlan(ctx, documents, details)
+			response, err := a.askPlan(ctx, documents, details)
 			if err != nil {
 				return err
 			}
-			plan := cli.Plan{Previews: answer.Clusters, Details: details}
+			plan := cli.Plan{Previews: response.Clusters, Details: details}
 			fmt.Fprint(a.out, cli.RenderPlan(plan))
-			if err := refuseInvalid(answer, incomplete); err != nil {
+			if err := refuseInvalid(response, incomplete); err != nil {
 				return err
 			}
 			if plan.Changes() && !yes {
@@ -255,7 +255,7 @@ until they are Ready.`,
 				a.afterApply(documents)
 				return nil
 			}
-			for _, p := range answer.Clusters {
+			for _, p := range response.Clusters {
 				goal := &clusterGoal{phase: string(v1alpha1.ClusterReady), limit: timeout}
 				if err := a.watchCluster(ctx, p.Cluster, goal, false); err != nil {
 					return err
@@ -276,12 +276,12 @@ until they are Ready.`,
 }
 
 // refuseInvalid refuses clusters that can never work as they are written.
-func refuseInvalid(answer *daemon.PlanAnswer, allow bool) error {
+func refuseInvalid(response *peoplewire.PlanResponse, allow bool) error {
 	if allow {
 		return nil
 	}
 	var lines []string
-	for _, p := range answer.Clusters {
+	for _, p := range response.Clusters {
 		for _, text := range p.Invalid {
 			lines = append(lines, fmt.Sprintf("  cluster %s: %s", p.Cluster, text))
 		}

@@ -18,13 +18,13 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 // How a bundle travels to the server, below people's API and under its authentication (the other side is
 // internal/server/daemon/bundles.go). The upload is named by the digest of the bundle's index, so that it finds its
 // earlier half again after an interruption.
 const (
-	uploadPath         = "/coldrack/v1/bundles"
 	uploadOffsetHeader = "Coldrack-Offset"
 	// uploadAttempts in a row may make no headway before an upload is given up.
 	uploadAttempts = 5
@@ -88,7 +88,7 @@ func (a *app) uploadBundle(ctx context.Context, path string, again bool) error {
 	if err != nil {
 		return err
 	}
-	target := host.JoinPath(uploadPath)
+	target := host.JoinPath(peoplewire.PathBundles)
 	u := &uploader{
 		app: a, client: client, url: *target, name: uploadName(summary.Digest),
 		path: path, size: info.Size(), sending: a.newMeter("sending"), importing: a.newMeter("importing"),

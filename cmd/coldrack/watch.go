@@ -24,6 +24,7 @@ import (
 	"coldrack.dev/internal/cli"
 	"coldrack.dev/internal/lab/rehearse"
 	"coldrack.dev/internal/netboot/gate"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 func (a *app) watchCommand() *cobra.Command {
@@ -458,7 +459,7 @@ func (s *screen) followBoots(ctx context.Context) {
 	}
 	for ctx.Err() == nil {
 		var counts gate.Counts
-		answer, err := raw.Get().AbsPath("/coldrack/v1/storm").DoRaw(ctx)
+		answer, err := raw.Get().AbsPath(peoplewire.PathBoots).DoRaw(ctx)
 		if err == nil {
 			err = json.Unmarshal(answer, &counts)
 		}

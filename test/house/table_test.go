@@ -103,14 +103,17 @@ var rooms = []room{
 	{"server/controllers", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "machine/enroll", "machine/fleet", "machine/identify", "machine/lifecycle")},
 	{"server/controlplane", "server", parties, may("api/v1alpha1")},
 	{"server/machineapi", "server", parties, may("api/v1alpha1", "cluster/members", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "machine/nodeconfig", "pki", "wire")},
-	{"server/daemon", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "pki", "server/controllers", "server/controlplane", "server/machineapi", "wire")},
+	{"server/peopleapi", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "content/bundle", "machine/fleet", "server/controlplane", "server/peopleapi/peoplewire")},
+	{"server/peopleapi/credentials", "server", parties, may("pki", "server/controlplane")},
+	{"server/peopleapi/peoplewire", "server", parties, may("cluster/kube")},
+	{"server/daemon", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "pki", "server/controllers", "server/controlplane", "server/machineapi", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "wire")},
 
 	{"lab", "lab", front, nil},
 	{"lab/rehearse", "lab", front, may("agent/client", "agent/discovery", "api/v1alpha1", "content/bundle", "content/diskimage", "manifest", "wire")},
 	{"cli", "cli", front, may("api/v1alpha1", "cluster/kube")},
 	{"cli/doctor", "cli", front, nil},
 	{"cli/settings", "cli", front, may("manifest/yamlerr")},
-	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/settings", "cluster/kube", "cluster/kubeapi", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "manifest", "manifest/yamlerr", "netboot/boot", "netboot/gate", "server/controlplane", "server/daemon")},
+	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/settings", "cluster/kube", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "manifest", "manifest/yamlerr", "netboot/boot", "netboot/gate", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
 	{"cmd/coldrack-agent", "cmd", front, may("agent/console", "agent/discovery", "agent/inventory", "agent/node", "agent/pid1")},
 	{"cmd/coldrack-probe", "cmd", front, nil},
 }
@@ -153,6 +156,7 @@ var bans = []ban{
 	{"internal/agent/", "internal/server/", false, "the agent reaches neither the control plane nor the controllers"},
 	{"cmd/coldrack-probe", "internal/", false, "the probe is pulled by nodes of any cluster; it stays small"},
 	{"internal/server/machineapi", "internal/server/controlplane", false, "machines never reach people's API"},
+	{"internal/server/peopleapi/peoplewire", "internal/server/", false, "the command line imports it; it must stay small"},
 	{"internal/server/controllers", "internal/server/controlplane", false, "controllers take a rest.Config, so that any Kubernetes API serves"},
 	{"internal/lab/", "internal/server/", false, "a rehearsal meets the server as machines do: over the network"},
 }

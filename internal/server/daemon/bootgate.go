@@ -13,9 +13,6 @@ import (
 	"coldrack.dev/internal/wire"
 )
 
-// stormPath answers GET with how many machines boot, wait for their turn and were lost (gate.Counts).
-const stormPath = "/coldrack/v1/storm"
-
 // turns tells the gate of boots what the boot services see. A machine is known by the hardware address that it boots with.
 type turns struct {
 	gate *gate.Gate
@@ -84,6 +81,7 @@ func (t *turns) decided(mac string, action v1alpha1.BootAction) {
 	}
 }
 
+// ServeHTTP answers GET with how many machines boot, wait for their turn and were lost (gate.Counts).
 func (t *turns) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)

@@ -13,6 +13,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/gate"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 	"coldrack.dev/internal/wire"
 )
 
@@ -24,7 +25,7 @@ func TestTurnsFollowAMachineToDiscovery(t *testing.T) {
 	counts := func() (c gate.Counts) {
 		t.Helper()
 		w := httptest.NewRecorder()
-		turns.ServeHTTP(w, httptest.NewRequest(http.MethodGet, stormPath, nil))
+		turns.ServeHTTP(w, httptest.NewRequest(http.MethodGet, peoplewire.PathBoots, nil))
 		if err := json.Unmarshal(w.Body.Bytes(), &c); err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,6 +29,9 @@ import (
 	"coldrack.dev/internal/server/controllers"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/machineapi"
+	"coldrack.dev/internal/server/peopleapi"
+	"coldrack.dev/internal/server/peopleapi/credentials"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 	"coldrack.dev/internal/version"
 )
 
@@ -88,7 +92,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	s := &server{
 		cfg: cfg, log: log, keys: keys, sockets: sockets,
 		content: loaded, importer: imports,
-		fleet: machines, metrics: newMetrics(machines), turns: turns, desk: newClusterDesk(log),
+		fleet: machines, metrics: newMetrics(machines), turns: turns, clusterAPI: peopleapi.NewClusterAPI(log),
 	}
 	if !cfg.NoBoot {
 		if s.reach, err = newReach(cfg, s.inside, log.With("part", "boot")); err != nil {
@@ -139,12 +143,15 @@ type server struct {
 	importer     *importer
 	fleet        *fleet.Fleet
 	clusters     *members.Set
-	desk         *clusterDesk
+	clusterAPI   *peopleapi.ClusterAPI
 	metrics      *metrics
 	turns        *turns
 	reach        *reach // nil without boot services
 	plane        *controlplane.ControlPlane
 }
+
+// machineAuthority is the name of the authority that machines and nodes trust and are known by.
+const machineAuthority = "machine-ca"
 
 // keys are the server's authorities and what seals them.
 type keys struct {
@@ -160,7 +167,7 @@ func openKeys(cfg Config) (k keys, err error) {
 	if k.machines, err = pki.OpenAuthority(dir, machineAuthority, k.master); err != nil {
 		return k, err
 	}
-	k.people, err = pki.OpenAuthority(dir, peopleAuthority, k.master)
+	k.people, err = pki.OpenAuthority(dir, credentials.Authority, k.master)
 	return k, err
 }
 
@@ -175,14 +182,14 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		return nil, err
 	}
 	handlers := map[string]http.Handler{
-		machinesPath:           machineLogs(s.fleet),
-		machineListPath:        machineList(s.fleet),
-		"/coldrack/v1/bundles": s.importer,
-		metricsPath:            s.metrics.handler(s.log),
-		stormPath:              s.turns,
-		profilesPath:           profiles(),
+		peoplewire.PathMachines + "/": peopleapi.MachineLogs(s.fleet),
+		peoplewire.PathMachines:       peopleapi.MachineList(s.fleet),
+		peoplewire.PathBundles:        s.importer,
+		metricsPath:                   s.metrics.handler(s.log),
+		peoplewire.PathBoots:          s.turns,
+		profilesPath:                  profiles(),
 	}
-	maps.Copy(handlers, s.desk.handlers())
+	maps.Copy(handlers, s.clusterAPI.Handlers())
 	return controlplane.Start(ctx, controlplane.Config{
 		Logger: s.log.With("part", "controlplane"), DataDir: cfg.DataDir, Address: cfg.APIAddress,
 		ServingCert: certPEM, ServingKey: keyPEM, ClientCAs: s.keys.people.CertPEM(),
@@ -227,7 +234,12 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 		return err
 	}
 
-	s.desk.open(deskTools{clusters: s.clusters, client: direct, content: s.content.store, verify: s.verifier(direct)})
+	s.clusterAPI.Open(peopleapi.Backend{
+		Clusters: s.clusters, Client: direct, Content: s.content.store, DialNode: s.dialNode,
+		ServerCertificate: func(cluster string) (*tls.Certificate, error) {
+			return controllers.ServerCertificate(s.clusters, cluster)
+		},
+	})
 	catalog := newCatalog(s.content.store, s.log)
 	s.importer.onImport(func() {
 		catalog.changed()
@@ -270,7 +282,7 @@ func (s *server) greet() (string, error) {
 		return "", nil
 	}
 	path := s.cfg.AdminKubeconfig()
-	written, err := writeAdminKubeconfig(s.cfg, s.keys.people, apiURL(s.plane.Address()), time.Now())
+	written, err := credentials.WriteAdmin(path, s.keys.people, credentials.URL(s.plane.Address()), time.Now())
 	if err != nil {
 		return "", err
 	}

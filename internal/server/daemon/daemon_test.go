@@ -22,6 +22,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/server/controlplane"
+	"coldrack.dev/internal/server/peopleapi/credentials"
 	"coldrack.dev/test/engines"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
@@ -305,7 +306,7 @@ func kubernetesLike(t *testing.T) (kubeconfig string, admin *rest.Config) {
 	t.Cleanup(sync.OnceFunc(plane.Stop))
 	admin = plane.RESTConfig()
 	engines.Foreign(t, admin)
-	content, err := Kubeconfig(keys.people, apiURL(plane.Address()), "admin", []string{GroupAdmin}, time.Hour)
+	content, err := credentials.Kubeconfig(keys.people, credentials.URL(plane.Address()), "admin", []string{controlplane.GroupAdmin}, time.Hour)
 	check(t, err)
 	kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
 	check(t, os.WriteFile(kubeconfig, content, 0o600))

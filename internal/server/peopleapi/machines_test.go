@@ -1,4 +1,4 @@
-package daemon
+package peopleapi
 
 import (
 	"encoding/json"
@@ -8,6 +8,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 func TestMachinesAreListedFromMemory(t *testing.T) {
@@ -20,7 +21,7 @@ func TestMachinesAreListedFromMemory(t *testing.T) {
 	known.Put(m)
 	ask := func(method string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
-		machineList(known).ServeHTTP(w, httptest.NewRequest(method, machineListPath, nil))
+		MachineList(known).ServeHTTP(w, httptest.NewRequest(method, peoplewire.PathMachines, nil))
 		return w
 	}
 	if w := ask(http.MethodGet); w.Code != http.StatusServiceUnavailable {
@@ -31,7 +32,9 @@ func TestMachinesAreListedFromMemory(t *testing.T) {
 		t.Errorf("POST: %d", w.Code)
 	}
 	var list v1alpha1.MachineList
-	check(t, json.Unmarshal(ask(http.MethodGet).Body.Bytes(), &list))
+	if err := json.Unmarshal(ask(http.MethodGet).Body.Bytes(), &list); err != nil {
+		t.Fatal(err)
+	}
 	if list.Kind != "MachineList" || len(list.Items) != 1 {
 		t.Fatalf("listed %+v", list)
 	}

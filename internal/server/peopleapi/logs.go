@@ -1,4 +1,4 @@
-package daemon
+package peopleapi
 
 import (
 	"fmt"
@@ -7,15 +7,14 @@ import (
 	"time"
 
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
-const machinesPath = "/coldrack/v1/machines/"
-
-// machineLogs serves GET /coldrack/v1/machines/NAME/log, the last lines about a machine as text; with
+// MachineLogs serves GET /coldrack/v1/machines/NAME/log, the last lines about a machine as text; with
 // ?follow=1 it goes on as lines come, until the client leaves.
-func machineLogs(known *fleet.Fleet) http.Handler {
+func MachineLogs(known *fleet.Fleet) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		name, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, machinesPath), "/")
+		name, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, peoplewire.PathMachines+"/"), "/")
 		if rest != "log" || name == "" {
 			http.NotFound(w, r)
 			return

@@ -1,9 +1,8 @@
-package daemon
+package peopleapi
 
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -21,59 +20,38 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/members"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
-
-// PlanAsk asks what would happen if objects were applied.
-type PlanAsk struct {
-	// Objects of the kinds Cluster, MachineGroup, Machine and Subnet, as they would be applied.
-	Objects []json.RawMessage `json:"objects"`
-	// Details also asks for the contents of new files.
-	Details bool `json:"details,omitempty"`
-}
-
-// PlanAnswer is what would happen.
-type PlanAnswer struct {
-	Clusters []kube.Preview `json:"clusters"`
-	// Refused are objects that the API would not accept. They are left out of the plan.
-	Refused []PlanRefusal `json:"refused,omitempty"`
-}
-
-// PlanRefusal is an object that would not be accepted.
-type PlanRefusal struct {
-	// Object is its place in PlanAsk.Objects.
-	Object int           `json:"object"`
-	Status metav1.Status `json:"status"`
-}
 
 // applyManager is who owns the fields that people apply. A plan is made as if they did.
 const applyManager = "coldrack"
 
 // plan answers POST /coldrack/v1/plan.
-func (d *clusterDesk) plan(_ http.ResponseWriter, r *http.Request, tools *deskTools) (any, error) {
-	var ask PlanAsk
-	if err := readAsk(r, &ask); err != nil {
+func (a *ClusterAPI) plan(_ http.ResponseWriter, r *http.Request, b *Backend) (any, error) {
+	var request peoplewire.PlanRequest
+	if err := readRequest(r, &request); err != nil {
 		return nil, err
 	}
 	ctx := r.Context()
-	world, err := tools.world(ctx)
+	world, err := b.world(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var answer PlanAnswer
-	for i, raw := range ask.Objects {
-		if err := world.propose(ctx, tools.client, raw); err != nil {
+	var response peoplewire.PlanResponse
+	for i, raw := range request.Objects {
+		if err := world.propose(ctx, b.Client, raw); err != nil {
 			var status apierrors.APIStatus
 			if !errors.As(err, &status) || status.Status().Code >= http.StatusInternalServerError {
 				return nil, err
 			}
-			answer.Refused = append(answer.Refused, PlanRefusal{i, status.Status()})
+			response.Refused = append(response.Refused, peoplewire.PlanRefusal{Object: i, Status: status.Status()})
 		}
 	}
-	answer.Clusters = []kube.Preview{}
+	response.Clusters = []kube.Preview{}
 	for _, name := range world.affected() {
-		answer.Clusters = append(answer.Clusters, world.preview(tools, name, ask.Details))
+		response.Clusters = append(response.Clusters, world.preview(b, name, request.Details))
 	}
-	return answer, nil
+	return response, nil
 }
 
 // world is what exists, with what somebody proposes laid over it.
@@ -84,7 +62,7 @@ type world struct {
 	groups   map[string]*v1alpha1.MachineGroup
 }
 
-func (t *deskTools) world(ctx context.Context) (*world, error) {
+func (b *Backend) world(ctx context.Context) (*world, error) {
 	var (
 		cs v1alpha1.ClusterList
 		gs v1alpha1.MachineGroupList
@@ -92,7 +70,7 @@ func (t *deskTools) world(ctx context.Context) (*world, error) {
 		ss v1alpha1.SubnetList
 	)
 	for _, list := range []client.ObjectList{&cs, &gs, &ms, &ss} {
-		if err := t.client.List(ctx, list); err != nil {
+		if err := b.Client.List(ctx, list); err != nil {
 			return nil, fmt.Errorf("read what exists: %w", err)
 		}
 	}
@@ -185,7 +163,7 @@ func (w *world) allGroups(cluster string) []v1alpha1.MachineGroup {
 }
 
 // preview is what would happen to one cluster.
-func (w *world) preview(tools *deskTools, name string, details bool) kube.Preview {
+func (w *world) preview(b *Backend, name string, details bool) kube.Preview {
 	was := w.existing(name)
 	p := kube.Preview{Cluster: name, Exists: was != nil}
 	cluster := w.clusters[name]
@@ -197,7 +175,7 @@ func (w *world) preview(tools *deskTools, name string, details bool) kube.Previe
 		return p
 	}
 	groups := w.allGroups(name)
-	p.Invalid, p.Warnings = w.check(tools, cluster, was, groups)
+	p.Invalid, p.Warnings = w.check(b, cluster, was, groups)
 
 	var proposed []v1alpha1.MachineGroup
 	for _, g := range groups {
@@ -205,7 +183,7 @@ func (w *world) preview(tools *deskTools, name string, details bool) kube.Previe
 			proposed = append(proposed, g)
 		}
 	}
-	outcome, err := tools.clusters.Preview(cluster, proposed, w.now)
+	outcome, err := b.Clusters.Preview(cluster, proposed, w.now)
 	if err != nil {
 		// What validation found says the same in better words.
 		if len(p.Invalid) == 0 {
@@ -223,15 +201,15 @@ func (w *world) preview(tools *deskTools, name string, details bool) kube.Previe
 	p.Machines = w.machines(was, groups, &outcome)
 	if outcome.New != nil {
 		p.Changes = kube.Diff(outcome.Old, outcome.New, details)
-		p.Missing = missing(tools.content, outcome.New)
+		p.Missing = missing(b.Content, outcome.New)
 	}
 	return p
 }
 
 // check says what can never work, and what is worth knowing. A cluster whose groups are not written yet is
 // incomplete, not wrong.
-func (w *world) check(tools *deskTools, cluster, was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup) (invalid, warnings []string) {
-	versions := tools.content.KubernetesVersions()
+func (w *world) check(b *Backend, cluster, was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup) (invalid, warnings []string) {
+	versions := b.Content.KubernetesVersions()
 	if versions == nil {
 		versions = []string{} // known: none
 	}
@@ -353,7 +331,7 @@ func installOf(m *v1alpha1.Machine, g *v1alpha1.MachineGroup) string {
 
 // missing is what no imported bundle contains. Packages of the operating system are not looked at: machines have
 // been, or will be, installed with an image of their own choice.
-func missing(content contentNames, plan *kube.Plan) []string {
+func missing(content Content, plan *kube.Plan) []string {
 	supply := kube.Supply{Images: map[string]string{}}
 	for _, image := range plan.Requirements.Images {
 		if _, ok := content.Container(image); ok {

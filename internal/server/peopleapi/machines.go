@@ -1,4 +1,4 @@
-package daemon
+package peopleapi
 
 import (
 	"encoding/json"
@@ -10,11 +10,9 @@ import (
 	"coldrack.dev/internal/machine/fleet"
 )
 
-// machineListPath answers GET with all machines (MachineList), as they are known in memory and without the details of
+// MachineList answers GET with all machines (MachineList), as they are known in memory and without the details of
 // which a table shows nothing. To read ten thousand from the store takes seconds.
-const machineListPath = "/coldrack/v1/machines"
-
-func machineList(known *fleet.Fleet) http.Handler {
+func MachineList(known *fleet.Fleet) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet {
 			http.Error(w, "only GET", http.StatusMethodNotAllowed)

@@ -1,0 +1,148 @@
+// Package peopleapi answers requests of people that are about no single object: plans, certificates and
+// verifications of clusters, the list of machines and their logs. It is served beside the kinds, under their
+// authentication; peoplewire has the contract.
+package peopleapi
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/members"
+	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
+)
+
+// maxRequest bounds what a person sends, in bytes.
+const maxRequest = 16 << 20
+
+// Clusters is what the server knows of clusters. It is *members.Set.
+type Clusters interface {
+	View(name string) (members.View, bool, <-chan struct{})
+	Preview(cluster *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, now members.Situation) (members.Preview, error)
+	ClientCertificate(clusterName, user string, groups []string, ttl time.Duration, public crypto.PublicKey) (certPEM []byte, leaf *x509.Certificate, err error)
+	EtcdAuthority(clusterName string) []byte
+	EtcdClient(clusterName string, ttl time.Duration) (*tls.Certificate, error)
+}
+
+// Content is what the content store says of Kubernetes. It is *bundle.Store.
+type Content interface {
+	KubernetesVersions() []string
+	Programs(kubernetes string) ([]bundle.StoredProgram, error)
+	Container(reference string) (bundle.Descriptor, bool)
+}
+
+// Backend is what the answers about clusters come from, once the server has started.
+type Backend struct {
+	Clusters Clusters
+	Client   client.Client // reads the store, not a cache
+	Content  Content
+	// DialNode connects to a node.
+	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
+	// ServerCertificate is the certificate by which this server is known to a cluster's API.
+	ServerCertificate func(cluster string) (*tls.Certificate, error)
+}
+
+// ClusterAPI answers people's requests about clusters that are no objects: plans, certificates, verifications.
+type ClusterAPI struct {
+	log     *slog.Logger
+	backend atomic.Pointer[Backend]
+}
+
+// NewClusterAPI returns an API that answers 503 until Open is called.
+func NewClusterAPI(log *slog.Logger) *ClusterAPI {
+	return &ClusterAPI{log: log.With("part", "clusters")}
+}
+
+// Open begins to answer.
+func (a *ClusterAPI) Open(backend Backend) { a.backend.Store(&backend) }
+
+// Handlers by path.
+func (a *ClusterAPI) Handlers() map[string]http.Handler {
+	return map[string]http.Handler{
+		peoplewire.PathPlan:         a.post(a.plan),
+		peoplewire.PathCertificates: a.post(a.certificate),
+		peoplewire.PathClusters:     a.post(a.verification),
+	}
+}
+
+// refusal is an answer that is no success.
+type refusal struct {
+	status int
+	text   string
+}
+
+func (e *refusal) Error() string { return e.text }
+
+func refuse(status int, format string, args ...any) error {
+	return &refusal{status, fmt.Sprintf(format, args...)}
+}
+
+// post makes a handler of a function that answers a POST with JSON, or has answered already and returns nil.
+func (a *ClusterAPI) post(answer func(w http.ResponseWriter, r *http.Request, b *Backend) (any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			w.Header().Set("Allow", http.MethodPost)
+			http.Error(w, "only POST", http.StatusMethodNotAllowed)
+			return
+		}
+		backend := a.backend.Load()
+		if backend == nil {
+			http.Error(w, "the server is starting; try again in a moment", http.StatusServiceUnavailable)
+			return
+		}
+		value, err := answer(w, r, backend)
+		var refused *refusal
+		switch {
+		case errors.As(err, &refused):
+			http.Error(w, refused.text, refused.status)
+		case err != nil:
+			a.log.Error("request on the people's API failed", "path", r.URL.Path, "err", err)
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		case value != nil:
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(value)
+		}
+	})
+}
+
+func readRequest(r *http.Request, into any) error {
+	decoder := json.NewDecoder(io.LimitReader(r.Body, maxRequest))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		return refuse(http.StatusBadRequest, "the request cannot be read: %v", err)
+	}
+	return nil
+}
+
+// getCluster reads a cluster; one that is not there is the caller's mistake.
+func (b *Backend) getCluster(ctx context.Context, name string) (*v1alpha1.Cluster, error) {
+	cluster := &v1alpha1.Cluster{}
+	err := b.Client.Get(ctx, client.ObjectKey{Name: name}, cluster)
+	if apierrors.IsNotFound(err) {
+		return nil, refuse(http.StatusNotFound, "there is no cluster %q", name)
+	}
+	return cluster, err
+}
+
+func orText(texts ...string) string {
+	if i := slices.IndexFunc(texts, func(t string) bool { return t != "" }); i >= 0 {
+		return texts[i]
+	}
+	return "its controller has not looked at it yet"
+}

@@ -1,0 +1,93 @@
+// Package peoplewire is what the command line and the server say to each other beside objects: plans, certificates
+// and verifications of clusters, under people's API and its authentication.
+package peoplewire
+
+import (
+	"encoding/json"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"coldrack.dev/internal/cluster/kube"
+)
+
+// Paths below people's API.
+const (
+	PathPlan         = "/coldrack/v1/plan"          // POST PlanRequest -> PlanResponse
+	PathCertificates = "/coldrack/v1/certificates/" // + CLUSTER: POST CertificateRequest -> CertificateResponse
+	PathClusters     = "/coldrack/v1/clusters/"     // + CLUSTER/verify[?pods=no]: POST -> a CheckLine for each check as it ends
+	PathMachines     = "/coldrack/v1/machines"      // GET -> v1alpha1.MachineList, without details; + /NAME/log[?follow=1] -> text
+	PathBoots        = "/coldrack/v1/storm"         // GET -> gate.Counts
+	PathBundles      = "/coldrack/v1/bundles"       // GET, PUT and POST: the upload of a bundle
+)
+
+// PlanRequest asks what would happen if objects were applied.
+type PlanRequest struct {
+	// Objects of the kinds Cluster, MachineGroup, Machine and Subnet, as they would be applied.
+	Objects []json.RawMessage `json:"objects"`
+	// Details also asks for the contents of new files.
+	Details bool `json:"details,omitempty"`
+}
+
+// PlanResponse is what would happen.
+type PlanResponse struct {
+	Clusters []kube.Preview `json:"clusters"`
+	// Refused are objects that the API would not accept. They are left out of the plan.
+	Refused []PlanRefusal `json:"refused,omitempty"`
+}
+
+// PlanRefusal is an object that would not be accepted.
+type PlanRefusal struct {
+	// Object is its place in PlanRequest.Objects.
+	Object int           `json:"object"`
+	Status metav1.Status `json:"status"`
+}
+
+// CertificateRequest asks for a client certificate of a cluster. The key stays with the person.
+type CertificateRequest struct {
+	// CSR is a PKCS #10 request, PEM. Only its key is used.
+	CSR string `json:"csr"`
+	// User that the cluster will see; empty: the person's own name.
+	User string `json:"user,omitempty"`
+	// Groups that the cluster will see; empty: those that belong to the person's role.
+	Groups []string `json:"groups,omitempty"`
+	// TTL in seconds; 0: the server's default.
+	TTL int64 `json:"ttl,omitempty"`
+	// Admin asks for the cluster's administrators' group, BreakGlass for the group that RBAC does not apply to,
+	// which needs a Reason.
+	Admin      bool   `json:"admin,omitempty"`
+	BreakGlass bool   `json:"breakGlass,omitempty"`
+	Reason     string `json:"reason,omitempty"`
+}
+
+// CertificateResponse is the certificate with the rest of a kubeconfig.
+type CertificateResponse struct {
+	Cluster string `json:"cluster"`
+	// Server is the URL of the cluster's API.
+	Server string `json:"server"`
+	// Authority is the PEM certificate that the API is verified with.
+	Authority   string    `json:"authority"`
+	Certificate string    `json:"certificate"`
+	User        string    `json:"user"`
+	Groups      []string  `json:"groups"`
+	ExpiresAt   time.Time `json:"expiresAt"`
+}
+
+// CheckLine is one line of the answer to a verification. The last one has Done or Error.
+type CheckLine struct {
+	Check *Check `json:"check,omitempty"`
+	Done  bool   `json:"done,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+// Check is the result of one check of a cluster.
+type Check struct {
+	// Name of the kind of check, for example "pod to pod".
+	Name string `json:"name"`
+	// Target is a node, an address or an object.
+	Target string `json:"target"`
+	OK     bool   `json:"ok"`
+	// Detail says what was found, and for a failure where to look.
+	Detail   string        `json:"detail"`
+	Duration time.Duration `json:"duration"`
+}
