@@ -305,6 +305,20 @@ const (
 	ConditionInstalled = "Installed"
 	// ConditionIdentityConflict: another machine shares identifiers with this one.
 	ConditionIdentityConflict = "IdentityConflict"
+	// ConditionBlocked: what was asked for cannot begin. It is there only while that is so.
+	ConditionBlocked = "Blocked"
+)
+
+// Reasons of the condition Blocked.
+const (
+	// ReasonNotApproved: the machine is not approved.
+	ReasonNotApproved = "NotApproved"
+	// ReasonPlanIncomplete: what the install is made of is missing or contradicts itself.
+	ReasonPlanIncomplete = "PlanIncomplete"
+	// ReasonImageMismatch: the Profile asks for what the image does not have, or has otherwise.
+	ReasonImageMismatch = "ImageMismatch"
+	// ReasonBootsFromDisk: the node was told to boot from the network and came back from its own disk.
+	ReasonBootsFromDisk = "BootsFromDisk"
 )
 
 // StepState is the state of one Step.

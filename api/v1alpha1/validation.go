@@ -311,7 +311,7 @@ func ValidateProfile(p *Profile) field.ErrorList {
 }
 
 // knownTimezone also looks whether there is such a zone, in this system's database or Go's. Whether the image has
-// it, the installer checks.
+// it, is checked when an install is planned.
 func knownTimezone(name string) error {
 	if err := validate.Timezone(name); err != nil {
 		return err

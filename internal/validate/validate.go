@@ -4,7 +4,7 @@
 //
 // A rule answers with an error that says what is wrong and what would be right. It repeats neither the value nor the
 // field's name; those are the caller's to add. Rules are pure and hold for
-// every image; what one image has or lacks is not known here, and is found out by the installer.
+// every image. What depends on one image is not known here: nodeconfig.ImageFacts checks it, before a disk is wiped.
 package validate
 
 import (
@@ -145,7 +145,7 @@ func MAC(s string) error {
 	return nil
 }
 
-// Timezone is the rule for a name in the time zone database. Whether a system has the zone is not known here.
+// Timezone is the rule for a name in the time zone database. Whether an image has the zone, nodeconfig.ImageFacts tells.
 func Timezone(s string) error {
 	if !zoneName.MatchString(s) {
 		return errors.New("is not a time zone such as UTC or Europe/Berlin")
@@ -198,7 +198,7 @@ func SSHKey(line string) error {
 }
 
 // systemNames are the accounts and groups that every Debian system has: those of base-passwd, which gives them fixed
-// numbers, and those of systemd. What else an image has is not known here.
+// numbers, and those of systemd. What else an image has, nodeconfig.ImageFacts tells.
 var systemNames = []string{
 	"daemon", "bin", "sys", "sync", "games", "man", "lp", "mail", "news", "uucp", "proxy", "www-data", "backup", "list", "irc",
 	"_apt", "nobody", "nogroup", "adm", "tty", "disk", "kmem", "dialout", "fax", "voice", "cdrom", "floppy", "tape", "sudo",
@@ -269,7 +269,7 @@ func FileMode(mode uint32) error {
 	return nil
 }
 
-// FileOwner is the rule for user:group. Whether a system has them is not known here.
+// FileOwner is the rule for user:group. Whether an image has them, nodeconfig.ImageFacts tells.
 func FileOwner(s string) error {
 	user, group, ok := strings.Cut(s, ":")
 	if !ok || !userName.MatchString(user) || !userName.MatchString(group) {

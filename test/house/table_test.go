@@ -50,8 +50,8 @@ var rooms = []room{
 	{"manifest", "manifest", ground, may("manifest/yamlerr")},
 
 	{"content/diskimage", "content", stores, nil},
-	{"content/bundle", "content", stores, may("content/diskimage")},
-	{"content/bundle/build", "content", stores, may("content/bundle", "content/diskimage", "machine/diskboot")},
+	{"content/bundle", "content", stores, may("content/diskimage", "machine/nodeconfig")},
+	{"content/bundle/build", "content", stores, may("content/bundle", "content/diskimage", "machine/diskboot", "machine/nodeconfig")},
 	{"content/fetch", "content", stores, may("content/diskimage", "wire")},
 	{"content/registry", "content", stores, nil},
 	{"content/swarm", "content", stores, nil},
@@ -106,7 +106,7 @@ var rooms = []room{
 	{"server/peopleapi", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "content/bundle", "machine/fleet", "server/controlplane", "server/peopleapi/peoplewire")},
 	{"server/peopleapi/credentials", "server", parties, may("pki", "server/controlplane")},
 	{"server/peopleapi/peoplewire", "server", parties, may("cluster/kube")},
-	{"server/daemon", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "pki", "server/controllers", "server/controlplane", "server/machineapi", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "wire")},
+	{"server/daemon", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "machine/nodeconfig", "manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "pki", "server/controllers", "server/controlplane", "server/machineapi", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "wire")},
 
 	{"lab", "lab", front, nil},
 	{"lab/rehearse", "lab", front, may("agent/client", "agent/discovery", "api/v1alpha1", "content/bundle", "content/diskimage", "manifest", "wire")},

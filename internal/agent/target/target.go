@@ -248,7 +248,8 @@ func (t *Target) id(file, name string) (int, error) {
 	return strconv.Atoi(db.lines[i][2])
 }
 
-var unitDirs = []string{"/etc/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/system/"}
+// errMasked is an error that says that the image masks a unit.
+var errMasked = errors.New("masked in the image")
 
 // enable does what systemctl enable would, with the units named by Also=.
 func (t *Target) enable(unit string, optional bool, seen map[string]bool) error {
@@ -258,8 +259,8 @@ func (t *Target) enable(unit string, optional bool, seen map[string]bool) error 
 	seen[unit] = true
 	file, content, err := t.findUnit(nodeconfig.UnitFile(unit))
 	if err != nil {
-		if optional && errors.Is(err, fs.ErrNotExist) {
-			t.log.Warn("optional unit is missing from the image", "unit", unit)
+		if optional && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, errMasked)) {
+			t.log.Warn("optional unit is not enabled: the image lacks or masks it", "unit", unit, "err", err)
 			return nil
 		}
 		return err
@@ -282,10 +283,11 @@ func (t *Target) enable(unit string, optional bool, seen map[string]bool) error 
 }
 
 func (t *Target) findUnit(name string) (file string, content []byte, err error) {
-	for _, dir := range unitDirs {
-		file := dir + name
+	folders := nodeconfig.UnitFolders()
+	for _, dir := range folders {
+		file := path.Join(dir, name)
 		if to, err := t.root.Readlink(rel(file)); err == nil && to == "/dev/null" {
-			return "", nil, fmt.Errorf("%s is masked in the image", name)
+			return "", nil, fmt.Errorf("%s is %w", name, errMasked)
 		}
 		content, err := t.Read(file)
 		if err == nil {
@@ -295,5 +297,5 @@ func (t *Target) findUnit(name string) (file string, content []byte, err error) 
 			return "", nil, err
 		}
 	}
-	return "", nil, fmt.Errorf("the image has no unit %s, in none of %s: %w", name, strings.Join(unitDirs, ", "), fs.ErrNotExist)
+	return "", nil, fmt.Errorf("the image has no unit %s, in none of %s: %w", name, strings.Join(folders, ", "), fs.ErrNotExist)
 }

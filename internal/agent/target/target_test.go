@@ -29,6 +29,7 @@ func system(t *testing.T) (*Target, string) {
 		"usr/bin/bash":      "", "usr/bin/sh": "",
 		"usr/lib/systemd/system/systemd-networkd.service":             "[Install]\nWantedBy=multi-user.target\nAlias=dbus-org.freedesktop.network1.service\nAlso=systemd-networkd-wait-online.service absent.service\n",
 		"usr/lib/systemd/system/systemd-networkd-wait-online.service": "[Install]\nWantedBy=network-online.target\n",
+		"usr/lib/systemd/system/console.service":                      "[Install]\nWantedBy=multi-user.target\nAlso=masked.service\n",
 		"usr/lib/systemd/system/getty@.service":                       "[Install]\nWantedBy=getty.target\n",
 	} {
 		p := filepath.Join(dir, name)
@@ -39,7 +40,7 @@ func system(t *testing.T) (*Target, string) {
 			t.Fatal(err)
 		}
 	}
-	for from, to := range map[string]string{"bin": "usr/bin", "lib": "usr/lib", "etc/resolv.conf": "/run/resolv.conf", "var-outside": "/var"} {
+	for from, to := range map[string]string{"bin": "usr/bin", "lib": "usr/lib", "etc/resolv.conf": "/run/resolv.conf", "var-outside": "/var", "usr/lib/systemd/system/masked.service": "/dev/null"} {
 		if err := os.Symlink(to, filepath.Join(dir, from)); err != nil {
 			t.Fatal(err)
 		}
@@ -199,5 +200,19 @@ func TestApplyExplains(t *testing.T) {
 				t.Errorf("error is %v, want %q in it", err, tt.text)
 			}
 		})
+	}
+}
+
+// A unit of the image may name others that the image masks; that keeps nobody from enabling it.
+func TestAlsoOfAMaskedUnit(t *testing.T) {
+	target, dir := system(t)
+	if err := target.Apply([]nodeconfig.Op{{Kind: nodeconfig.EnableUnit, Unit: "console.service"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := show(t, filepath.Join(dir, "etc/systemd/system/multi-user.target.wants/console.service")), "-> /usr/lib/systemd/system/console.service"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if err := target.Apply([]nodeconfig.Op{{Kind: nodeconfig.EnableUnit, Unit: "masked.service"}}); err == nil || !strings.Contains(err.Error(), "masked.service is masked in the image") {
+		t.Errorf("enabled by itself: %v", err)
 	}
 }

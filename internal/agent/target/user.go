@@ -12,12 +12,6 @@ import (
 	"coldrack.dev/internal/machine/nodeconfig"
 )
 
-// Range from which people's logins get their numbers, as Debian's adduser has it.
-const (
-	firstUID = 1000
-	lastUID  = 59999
-)
-
 // db is one of passwd(5), group(5), shadow(5) or gshadow(5).
 type db struct {
 	file  string
@@ -144,7 +138,7 @@ func (t *Target) user(u nodeconfig.User) error {
 func pickID(passwd, group *db, name string) (int, error) {
 	if i := passwd.find(name); i >= 0 && len(passwd.lines[i]) >= 7 {
 		id, err := strconv.Atoi(passwd.lines[i][2])
-		if err != nil || id < firstUID || id > lastUID {
+		if err != nil || id < nodeconfig.FirstLoginID || id > nodeconfig.LastLoginID {
 			return 0, fmt.Errorf("%q is a system account of the image (number %s); choose another name", name, passwd.lines[i][2])
 		}
 		return id, nil
@@ -153,7 +147,7 @@ func pickID(passwd, group *db, name string) (int, error) {
 		return 0, fmt.Errorf("%q is a group of the image; choose another name", name)
 	}
 	uids, gids := passwd.ids(), group.ids()
-	for id := firstUID; id <= lastUID; id++ {
+	for id := nodeconfig.FirstLoginID; id <= nodeconfig.LastLoginID; id++ {
 		if !uids[id] && !gids[id] {
 			return id, nil
 		}

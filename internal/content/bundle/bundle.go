@@ -26,6 +26,7 @@ import (
 
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/machine/nodeconfig"
 )
 
 // Kind says what an artifact is for.
@@ -90,6 +91,8 @@ type ImageConfig struct {
 	RootFS        string   `json:"rootFS"`        // "ext4"
 	Size          int64    `json:"size"`          // raw bytes; the root partition must be at least as large
 	KernelArgs    []string `json:"kernelArgs"`    // that this image wants on its kernel command line
+	// Facts are what the settings of a machine can depend on; nil in bundles of older builders.
+	Facts *nodeconfig.ImageFacts `json:"facts,omitempty"`
 }
 
 // NetbootConfig describes an artifact of KindNetboot.

@@ -44,8 +44,8 @@ type Live struct {
 	Steps    []v1alpha1.Step
 	// ProgressAt is when a step or a byte count last changed.
 	ProgressAt time.Time
-	// Blocked says why an intent cannot begin, or is empty.
-	Blocked string
+	// Blocked says why an intent cannot begin, or is zero.
+	Blocked Block
 	// Held says why a machine that a policy matches, or that was approved, cannot be given a plan yet.
 	Held string
 
@@ -274,7 +274,7 @@ func (f *Fleet) SessionRenewed(name, fingerprint string) {
 // Begun records that the running session carries an intent out.
 func (f *Fleet) Begun(name, intentID string) {
 	f.observe(name, func(l *live) bool {
-		l.Attempt, l.Blocked = true, ""
+		l.Attempt, l.Blocked = true, Block{}
 		if l.IntentID != intentID {
 			l.IntentID, l.Steps = intentID, nil
 		}
@@ -292,17 +292,21 @@ func (f *Fleet) Progressed(name, intentID string, steps []wire.Step, log []strin
 		if changed {
 			l.ProgressAt = now
 		}
-		l.IntentID, l.Steps, l.ContactAt, l.Blocked = intentID, next, now, ""
+		l.IntentID, l.Steps, l.ContactAt, l.Blocked = intentID, next, now, Block{}
 		l.logged(now, log)
 		return changed || f.lost(name)
 	})
 }
 
-// Blocked records why the machine's intent cannot begin; an empty reason takes it back.
-func (f *Fleet) Blocked(name, reason string) {
+// Block is what keeps an intent from being carried out: the reason of a condition, and a message for people. The zero
+// value is nothing.
+type Block struct{ Reason, Message string }
+
+// Blocked records why the machine's intent cannot begin; the zero Block takes it back.
+func (f *Fleet) Blocked(name string, block Block) {
 	f.observe(name, func(l *live) bool {
-		changed := l.Blocked != reason
-		l.Blocked = reason
+		changed := l.Blocked != block
+		l.Blocked = block
 		return changed
 	})
 }

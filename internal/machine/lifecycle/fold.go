@@ -160,11 +160,21 @@ func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin,
 	}
 	set(v1alpha1.ConditionReady, s.Phase == v1alpha1.PhaseReady, string(s.Phase), s.Message)
 
-	if reason, message := conflictOf(live, twins, now); reason != "" {
-		set(v1alpha1.ConditionIdentityConflict, true, reason, message)
-	} else {
-		meta.RemoveStatusCondition(&s.Conditions, v1alpha1.ConditionIdentityConflict)
+	// These are there while they hold.
+	only := func(kind, reason, message string) {
+		if reason != "" {
+			set(kind, true, reason, message)
+		} else {
+			meta.RemoveStatusCondition(&s.Conditions, kind)
+		}
 	}
+	reason, message := conflictOf(live, twins, now)
+	only(v1alpha1.ConditionIdentityConflict, reason, message)
+	reason, message = "", ""
+	if m.OpenIntent() != nil {
+		reason, message = live.Blocked.Reason, live.Blocked.Message
+	}
+	only(v1alpha1.ConditionBlocked, reason, message)
 }
 
 // conflictOf says what other machine has identifiers of this one.

@@ -80,8 +80,8 @@ func due(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) view {
 	}
 	what := strings.ToLower(string(intent.Action))
 	switch {
-	case live.Held != "" || live.Blocked != "":
-		v.message = cmp.Or(live.Held, live.Blocked)
+	case live.Held != "" || live.Blocked.Message != "":
+		v.message = cmp.Or(live.Held, live.Blocked.Message)
 	case live.Heartbeat != nil && m.Status.Installed != nil:
 		v.message = fmt.Sprintf("%s is due; the node boots from the network at its next heartbeat", what)
 	case now.Sub(live.ContactAt) < l.quiet():
@@ -187,7 +187,7 @@ func discovering(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) 
 		}
 		return v
 	case m.Spec.Approved:
-		return view{phase: v1alpha1.PhaseApproved, message: cmp.Or(live.Held, live.Blocked, "approved; an install is being planned")}
+		return view{phase: v1alpha1.PhaseApproved, message: cmp.Or(live.Held, live.Blocked.Message, "approved; an install is being planned")}
 	}
 	v := view{phase: v1alpha1.PhaseWaiting, message: fmt.Sprintf("waits for approval; run: coldrack approve %s", m.Name)}
 	if live.Held != "" {

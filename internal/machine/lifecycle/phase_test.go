@@ -84,8 +84,10 @@ func progress(ago time.Duration, done int64) func(*scene) {
 		s.live.Steps = []v1alpha1.Step{{Name: "wipe", State: v1alpha1.StepSucceeded}, {Name: "image", State: v1alpha1.StepRunning, BytesDone: done, BytesTotal: 200}, {Name: "reboot", State: v1alpha1.StepPending}}
 	}
 }
-func blocked(reason string) func(*scene) { return func(s *scene) { s.live.Blocked = reason } }
-func held(reason string) func(*scene)    { return func(s *scene) { s.live.Held = reason } }
+func blocked(reason string) func(*scene) {
+	return func(s *scene) { s.live.Blocked = fleet.Block{Reason: v1alpha1.ReasonPlanIncomplete, Message: reason} }
+}
+func held(reason string) func(*scene) { return func(s *scene) { s.live.Held = reason } }
 func was(phase v1alpha1.MachinePhase, message string) func(*scene) {
 	return func(s *scene) { s.m.Status.Phase, s.m.Status.Message = phase, message }
 }
@@ -210,6 +212,26 @@ func TestConditions(t *testing.T) {
 	Fold(s.m, fleet.Live{}, nil, s.now, LimitsFor(90*time.Second, s.now))
 	if c := conditionOf(s.m, v1alpha1.ConditionIdentityConflict); c != nil {
 		t.Errorf("a conflict that is over is still there: %+v", c)
+	}
+}
+
+// The condition names what keeps an install from beginning, and goes with it.
+func TestBlockedIsACondition(t *testing.T) {
+	l := LimitsFor(90*time.Second, time.Unix(1e9, 0))
+	s := newScene(inventory, approved, wants("1", install))
+	s.live.Blocked = fleet.Block{Reason: v1alpha1.ReasonImageMismatch, Message: `timezone: "Europe/Kyiv" is not a time zone of image debian-13`}
+	Fold(s.m, s.live, nil, s.now, l)
+	c := conditionOf(s.m, v1alpha1.ConditionBlocked)
+	if c == nil || c.Status != metav1.ConditionTrue || c.Reason != v1alpha1.ReasonImageMismatch || !strings.Contains(c.Message, "Europe/Kyiv") {
+		t.Errorf("blocked: %+v", c)
+	}
+	if s.m.Status.Phase != v1alpha1.PhaseApproved || !strings.Contains(s.m.Status.Message, "Europe/Kyiv") {
+		t.Errorf("blocked: phase %s, %q", s.m.Status.Phase, s.m.Status.Message)
+	}
+	s.m.Spec.Intent = nil
+	Fold(s.m, s.live, nil, s.now, l)
+	if c := conditionOf(s.m, v1alpha1.ConditionBlocked); c != nil {
+		t.Errorf("nothing is asked for any more, and it is still there: %+v", c)
 	}
 }
 

@@ -217,12 +217,15 @@ func (d *direct) keys(home, name string, keys []string) {
 	d.file(home+"/.ssh/authorized_keys", []byte(strings.Join(keys, "\n")+"\n"), 0o600, own)
 }
 
+// DefaultShell is the shell of a login that names none.
+const DefaultShell = "/bin/bash"
+
 func (d *direct) users(users []User) {
 	var sudoers []string
 	for _, u := range users {
 		login := u
 		if login.Shell == "" {
-			login.Shell = "/bin/bash"
+			login.Shell = DefaultShell
 		}
 		login.SSHKeys = nil
 		d.ops = append(d.ops, Op{Kind: MakeUser, Login: login})

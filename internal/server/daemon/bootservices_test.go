@@ -41,7 +41,7 @@ func TestOnlyChosenInterfacesAreServed(t *testing.T) {
 	check(t, err)
 	store, err := bundle.OpenStore(cfg.path("content"))
 	check(t, err)
-	s := &server{cfg: cfg, log: discard(), keys: keys, sockets: sockets, content: content{store: store}, fleet: fleet.New(fleet.Options{Log: discard()}),
+	s := &server{cfg: cfg, log: discard(), keys: keys, sockets: sockets, content: newContent(store), fleet: fleet.New(fleet.Options{Log: discard()}),
 		turns: newTurns(1000, func() bool { return true })}
 	s.metrics = newMetrics(s.fleet)
 	s.fleet.MarkSynced()

@@ -136,7 +136,7 @@ func (c *catalog) KubernetesVersions() []string { return c.store.KubernetesVersi
 
 // Missing says what of an image is not in the store.
 func (c *catalog) Missing(image *v1alpha1.Image) string {
-	if _, _, err := (content{store: c.store}).ImageFiles(image); err != nil {
+	if _, _, err := newContent(c.store).ImageFiles(image); err != nil {
 		return err.Error()
 	}
 	return ""

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"crypto/ed25519"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,16 +11,24 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/netboot/tftp"
 	"coldrack.dev/internal/wire"
 )
 
 // content answers from the store of imported bundles what the boot services, the machine API and the
 // controllers each ask of it.
-type content struct{ store *bundle.Store }
+type content struct {
+	store *bundle.Store
+	// facts are those of images that were asked for, by the digest of the artifact.
+	facts *sync.Map
+}
+
+func newContent(store *bundle.Store) content { return content{store, &sync.Map{}} }
 
 // newest returns the artifact of a kind that was imported last.
 func (c content) newest(kind bundle.Kind) (bundle.Artifact, bool) {
@@ -96,6 +105,25 @@ func (c content) ImageFiles(image *v1alpha1.Image) (index wire.Content, boot wir
 		Shim:     contentOf(loaders.Files[bundle.FileShim]),
 		GRUB:     contentOf(loaders.Files[bundle.FileGRUB]),
 	}, nil
+}
+
+// ImageFacts implements machineapi.Content. A thousand machines may ask at once, so what was read is kept.
+func (c content) ImageFacts(image *v1alpha1.Image) *nodeconfig.ImageFacts {
+	for _, artifact := range c.store.Artifacts() {
+		if artifact.Kind != bundle.KindImage || artifact.Files[bundle.FileImageIndex].Digest != image.Spec.Index {
+			continue
+		}
+		if known, ok := c.facts.Load(artifact.Digest); ok {
+			return known.(*nodeconfig.ImageFacts)
+		}
+		var config bundle.ImageConfig
+		if err := json.Unmarshal(artifact.Config, &config); err != nil {
+			continue // the store has read it before
+		}
+		c.facts.Store(artifact.Digest, config.Facts)
+		return config.Facts
+	}
+	return nil
 }
 
 func contentOf(d bundle.Descriptor) wire.Content { return wire.Content{Digest: d.Digest, Size: d.Size} }

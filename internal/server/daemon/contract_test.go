@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,7 +70,7 @@ func newBootRack(t *testing.T) *bootRack {
 	sockets, err := openSockets(context.Background(), cfg)
 	check(t, err)
 	machines := fleet.New(fleet.Options{Log: log})
-	s := &server{cfg: cfg, log: log, keys: keys, sockets: sockets, content: content{store: store}, fleet: machines, metrics: newMetrics(machines), turns: newTurns(1000, func() bool { return true })}
+	s := &server{cfg: cfg, log: log, keys: keys, sockets: sockets, content: newContent(store), fleet: machines, metrics: newMetrics(machines), turns: newTurns(1000, func() bool { return true })}
 
 	s.reach, err = newReach(cfg, s.inside, log)
 	check(t, err)
@@ -230,6 +231,11 @@ func TestBootContract(t *testing.T) {
 		images := newCatalog(rack.server.content.store, rack.server.log).Images()
 		if len(images) != 1 {
 			t.Fatalf("images: %v", images)
+		}
+		for range 2 { // what was read once is kept
+			if facts := rack.server.content.ImageFacts(&images[0]); facts == nil || !slices.Equal(facts.Timezones, []string{"Etc/UTC"}) {
+				t.Errorf("facts of the image: %+v", facts)
+			}
 		}
 		index, files, err := rack.server.content.ImageFiles(&images[0])
 		check(t, err)

@@ -87,7 +87,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		defer closeSockets(sockets)
 	}
 
-	machines, loaded, imports := fleet.New(fleet.Options{Log: log.With("part", "fleet")}), content{store: store}, newImporter(cfg, store, log)
+	machines, loaded, imports := fleet.New(fleet.Options{Log: log.With("part", "fleet")}), newContent(store), newImporter(cfg, store, log)
 	turns := newTurns(cfg.BootConcurrency, func() bool { return !imports.beginning() || loaded.hasFirstStages() })
 	s := &server{
 		cfg: cfg, log: log, keys: keys, sockets: sockets,

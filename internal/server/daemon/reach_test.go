@@ -170,7 +170,7 @@ func TestTwoSubnetsOnTwoInterfaces(t *testing.T) {
 	_, err = bundle.Import(t.Context(), store, path, trusted, nil)
 	check(t, err)
 	log := &logText{}
-	s := &server{cfg: cfg, log: slog.New(slog.NewTextHandler(log, nil)), keys: keys, sockets: sockets, content: content{store: store}, fleet: fleet.New(fleet.Options{Log: discard()}),
+	s := &server{cfg: cfg, log: slog.New(slog.NewTextHandler(log, nil)), keys: keys, sockets: sockets, content: newContent(store), fleet: fleet.New(fleet.Options{Log: discard()}),
 		turns: newTurns(1000, func() bool { return true })}
 	s.metrics = newMetrics(s.fleet)
 	s.fleet.MarkSynced()

@@ -24,6 +24,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/test/netns"
 )
@@ -85,6 +86,7 @@ func sampleBundle(t testing.TB) (path, keyPath string) {
 	_, err = bundle.Pack(context.Background(), bundle.Spec{Name: "test", Created: time.Unix(1_750_000_000, 0), Artifacts: []bundle.ArtifactSpec{
 		{Kind: bundle.KindImage, Name: "debian-12", Config: bundle.ImageConfig{
 			Name: "debian-12", Family: "debian", Version: "12.11", Arch: "amd64", KernelVersion: "6.1.0", RootFS: "ext4", Size: int64(len(raw)),
+			Facts: &nodeconfig.ImageFacts{Version: nodeconfig.FactsVersion, Units: []string{"systemd-networkd.service"}, Timezones: []string{"Etc/UTC"}},
 		}, Files: []bundle.FileSpec{write(bundle.FileImageIndex, encoded), write(bundle.FileImageChunks, chunks.Bytes())}},
 		{Kind: bundle.KindNetboot, Name: "discovery", Config: bundle.NetbootConfig{Name: "discovery", Arch: "amd64", KernelVersion: "6.1.0", AgentVersion: "v0"},
 			Files: files(bundle.FileKernel, bundle.FileInitrd)},

@@ -33,6 +33,7 @@ import (
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/termtext"
 	"coldrack.dev/internal/wire"
 )
@@ -59,6 +60,9 @@ type Content interface {
 	// ImageFiles returns what the agent must fetch to install the image: its chunk index and the boot
 	// loaders of its bundle. The error says what is missing.
 	ImageFiles(image *v1alpha1.Image) (index wire.Content, boot wire.BootFiles, err error)
+	// ImageFacts returns what the image has of what a machine's settings can depend on, or nil where its bundle
+	// does not say. The answer is shared and must not be changed.
+	ImageFacts(image *v1alpha1.Image) *nodeconfig.ImageFacts
 }
 
 // Signer is the CA of machines.

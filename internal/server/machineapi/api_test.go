@@ -15,6 +15,8 @@ import (
 	"golang.org/x/time/rate"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/wire"
 )
 
@@ -143,8 +145,49 @@ func TestNodeStaysWhileItsReinstallCannotBeCarriedOut(t *testing.T) {
 	if beat.Reboot {
 		t.Error("the node is told to reboot for a profile that does not exist")
 	}
-	if blocked := s.fleet.Live(node.name).Blocked; !strings.Contains(blocked, "profile gone does not exist") {
+	if blocked := s.fleet.Live(node.name).Blocked.Message; !strings.Contains(blocked, "profile gone does not exist") {
 		t.Errorf("blocked: %q", blocked)
+	}
+}
+
+// A plan is what lets the installer begin with the wipe. What one image lacks is found out before there is one.
+func TestAProfileThatItsImageCannotSatisfyIsNotPlanned(t *testing.T) {
+	s := newServer(t)
+	a := s.discovered(idsA)
+	s.store.profiles["default"].Spec.Timezone = "Europe/Berlin"
+	s.approve(a.name, "i1", v1alpha1.ActionInstall)
+	s.store.facts = &nodeconfig.ImageFacts{Version: nodeconfig.FactsVersion, Units: []string{"systemd-networkd.service"}, Timezones: []string{"Etc/UTC", "Europe/Paris"}}
+	answer, err := a.assignment()
+	check(t, err)
+	if answer.Action != wire.ActionWait || answer.Plan != nil {
+		t.Fatalf("got %+v, want to wait", answer)
+	}
+	want := fleet.Block{Reason: v1alpha1.ReasonImageMismatch, Message: `machine ` + a.name + ` with profile default does not fit image debian-12; nothing was changed: ` +
+		`node configuration: timezone: "Europe/Berlin" is not a time zone of image debian-12; choose another, or add tzdata or tzdata-legacy to the image's packages`}
+	if got := s.fleet.Live(a.name).Blocked; got != want || answer.Message != want.Message {
+		t.Errorf("blocked: %+v\nwant %+v\nthe machine is told %q", got, want, answer.Message)
+	}
+	if status := s.status(a.name).Intent; status != nil && status.State == v1alpha1.IntentRunning {
+		t.Errorf("the intent runs: %+v", status)
+	}
+
+	s.store.profiles["default"].Spec.Timezone = "Europe/Paris"
+	if answer, err = a.assignment(); err != nil || answer.Plan == nil {
+		t.Errorf("corrected: %+v, %v", answer, err)
+	}
+	if got := s.fleet.Live(a.name).Blocked; got != (fleet.Block{}) {
+		t.Errorf("still blocked: %+v", got)
+	}
+}
+
+// Bundles of older builders have no facts; their images are installed as before.
+func TestAnImageWithoutFactsIsInstalled(t *testing.T) {
+	s := newServer(t)
+	a := s.discovered(idsA)
+	s.store.profiles["default"].Spec.Timezone = "Europe/Berlin"
+	s.approve(a.name, "i1", v1alpha1.ActionInstall)
+	if answer, err := a.assignment(); err != nil || answer.Plan == nil || answer.Plan.Config.Timezone != "Europe/Berlin" {
+		t.Errorf("got %+v, %v, want a plan", answer, err)
 	}
 }
 
@@ -686,7 +729,7 @@ func TestANodeIsNotSentAroundInCircles(t *testing.T) {
 			t.Errorf("boot %s: told to reboot is %v", step.boot, beat.Reboot)
 		}
 	}
-	if blocked := s.fleet.Live(node.name).Blocked; !strings.Contains(blocked, "boot order") {
+	if blocked := s.fleet.Live(node.name).Blocked.Message; !strings.Contains(blocked, "boot order") {
 		t.Errorf("blocked: %q", blocked)
 	}
 	s.approve(node.name, "i3", v1alpha1.ActionReinstall)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/wire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
@@ -61,22 +62,18 @@ func longPoll(r *http.Request) (version string, wait time.Duration, err error) {
 }
 
 // currentAssignment is what the machine shall do now, and what keeps its intent from being carried out.
-func (a *API) currentAssignment(ctx context.Context, name string) (answer wire.Assignment, blocked string, err error) {
+func (a *API) currentAssignment(ctx context.Context, name string) (answer wire.Assignment, blocked fleet.Block, err error) {
 	m, err := a.machine(ctx, name)
 	if err != nil {
-		return answer, "", err
+		return answer, blocked, err
 	}
 	in := ingredients{machine: m}
-	intent := m.OpenIntent()
-	if intent != nil && intent.Action != v1alpha1.ActionRelease && m.Spec.Approved {
+	if intent := m.OpenIntent(); intent != nil && intent.Action != v1alpha1.ActionRelease && m.Spec.Approved {
 		if in, err = a.gather(ctx, m); err != nil {
-			return answer, "", err
+			return answer, blocked, err
 		}
 	}
-	answer = assign(in)
-	if intent != nil && answer.Action == wire.ActionWait {
-		blocked = answer.Message
-	}
+	answer, blocked = assign(in)
 	return answer, blocked, nil
 }
 
@@ -144,6 +141,8 @@ func (a *API) gather(ctx context.Context, m *v1alpha1.Machine) (ingredients, err
 	}
 	if in.index, in.boot, err = a.Content.ImageFiles(in.image); err != nil {
 		in.missing = fmt.Sprintf("image %s cannot be installed: %v", name, err)
+		return in, nil
 	}
+	in.facts = a.Content.ImageFacts(in.image)
 	return in, nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/wire"
 )
@@ -46,7 +47,7 @@ func (a *API) rebootFor(ctx context.Context, m *v1alpha1.Machine, intent *v1alph
 	ready := next.Action == wire.ActionInstall || next.Action == wire.ActionRelease
 	if ready && !a.Fleet.AskReboot(m.Name, intent.ID, text(bootID)) {
 		ready = false
-		blocked = fmt.Sprintf("node %s was told to boot from the network for intent %s and came back from its own disk: put the network before the disk in its firmware's boot order, then reboot it", m.Name, intent.ID)
+		blocked = fleet.Block{Reason: v1alpha1.ReasonBootsFromDisk, Message: fmt.Sprintf("node %s was told to boot from the network for intent %s and came back from its own disk: put the network before the disk in its firmware's boot order, then reboot it", m.Name, intent.ID)}
 	}
 	a.Fleet.Blocked(m.Name, blocked)
 	if !ready {

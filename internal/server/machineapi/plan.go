@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/wire"
 )
@@ -24,43 +25,52 @@ type ingredients struct {
 	subnets []v1alpha1.Subnet
 	index   wire.Content
 	boot    wire.BootFiles
+	facts   *nodeconfig.ImageFacts // nil where the image's builder wrote none
 	// addressOwners are the machines whose plan has this machine's address.
 	addressOwners []string
 	// missing is why an ingredient is not there, for a person.
 	missing string
 }
 
-// assign says what a machine in discovery shall do. It is pure.
-func assign(in ingredients) wire.Assignment {
-	answer := decide(in)
+// assign says what a machine in discovery shall do, and what keeps an intent from being carried out. It is pure.
+func assign(in ingredients) (wire.Assignment, fleet.Block) {
+	answer, reason := decide(in)
 	answer.Version = version(answer)
-	return answer
+	if in.machine.OpenIntent() == nil || answer.Action != wire.ActionWait {
+		return answer, fleet.Block{}
+	}
+	return answer, fleet.Block{Reason: reason, Message: answer.Message}
 }
 
-func decide(in ingredients) wire.Assignment {
+// decide also returns the reason, in one word, for which a machine with an intent waits.
+func decide(in ingredients) (answer wire.Assignment, reason string) {
 	m := in.machine
 	intent := m.OpenIntent()
 	if intent == nil {
-		return idle(m)
+		return idle(m), ""
 	}
 	if intent.Action == v1alpha1.ActionRelease {
 		return wire.Assignment{Action: wire.ActionRelease, Message: "release: this machine's disks are wiped",
-			Release: &wire.ReleasePlan{IntentID: intent.ID, Machine: m.Name, OwnIntentIDs: ownIntents(m, intent)}}
+			Release: &wire.ReleasePlan{IntentID: intent.ID, Machine: m.Name, OwnIntentIDs: ownIntents(m, intent)}}, ""
 	}
 	if !m.Spec.Approved {
-		return wait("an install was asked for, but this machine is not approved; run: coldrack approve %s", m.Name)
+		return wait("an install was asked for, but this machine is not approved; run: coldrack approve %s", m.Name), v1alpha1.ReasonNotApproved
 	}
 	if intent.Action == v1alpha1.ActionInstall && m.Status.Installed != nil {
-		return wait("this machine is installed already; run: coldrack reinstall %s", m.Name)
+		return wait("this machine is installed already; run: coldrack reinstall %s", m.Name), v1alpha1.ReasonPlanIncomplete
 	}
 	if in.missing != "" {
-		return wait("%s", in.missing)
+		return wait("%s", in.missing), v1alpha1.ReasonPlanIncomplete
 	}
 	plan, err := installPlan(in, intent)
 	if err != nil {
-		return wait("%v", err)
+		return wait("%v", err), v1alpha1.ReasonPlanIncomplete
 	}
-	return wire.Assignment{Action: wire.ActionInstall, Message: fmt.Sprintf("install %s as %s", in.image.Name, plan.Config.Hostname), Plan: plan}
+	// Now, since the installer would find it out only after the wipe.
+	if err := in.facts.Check(plan.Config, in.image.Name); err != nil {
+		return wait("machine %s with profile %s does not fit image %s; nothing was changed: %v", m.Name, in.profile.Name, in.image.Name, err), v1alpha1.ReasonImageMismatch
+	}
+	return wire.Assignment{Action: wire.ActionInstall, Message: fmt.Sprintf("install %s as %s", in.image.Name, plan.Config.Hostname), Plan: plan}, ""
 }
 
 // idle is the assignment of a machine for which nothing is to be done.

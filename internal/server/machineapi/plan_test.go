@@ -73,14 +73,14 @@ func TestAssign(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			in := good()
 			test.change(&in)
-			got := assign(in)
+			got, _ := assign(in)
 			if got.Action != test.action || !strings.Contains(got.Message, test.message) {
 				t.Errorf("got %s: %s, want %s with %q", got.Action, got.Message, test.action, test.message)
 			}
 			if (got.Plan != nil) != (got.Action == wire.ActionInstall) || (got.Release != nil) != (got.Action == wire.ActionRelease) {
 				t.Errorf("plan and action disagree: %+v", got)
 			}
-			if again := assign(in); again.Version != got.Version || got.Version == "" {
+			if again, _ := assign(in); again.Version != got.Version || got.Version == "" {
 				t.Errorf("the version is not stable: %q, %q", got.Version, again.Version)
 			}
 			versions[got.Version] = test.name

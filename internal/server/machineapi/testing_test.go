@@ -24,6 +24,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/wire"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -41,7 +42,8 @@ type memory struct {
 	profiles map[string]*v1alpha1.Profile
 	images   map[string]*v1alpha1.Image
 	subnets  []v1alpha1.Subnet
-	broken   error // what every write answers
+	facts    *nodeconfig.ImageFacts // of every image
+	broken   error                  // what every write answers
 }
 
 func newMemory() *memory {
@@ -137,6 +139,8 @@ func (s *memory) Subnets(context.Context) ([]v1alpha1.Subnet, error) { return s.
 func (s *memory) ImageFiles(*v1alpha1.Image) (wire.Content, wire.BootFiles, error) {
 	return wire.Content{Digest: "sha256:1", Size: 100}, wire.BootFiles{GRUB: wire.Content{Digest: "sha256:3", Size: 4}}, nil
 }
+
+func (s *memory) ImageFacts(*v1alpha1.Image) *nodeconfig.ImageFacts { return s.facts }
 
 // server is one life of the server over a memory.
 type server struct {

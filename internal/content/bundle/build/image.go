@@ -19,6 +19,7 @@ import (
 
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
+	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/rootfs"
 )
 
@@ -206,7 +207,7 @@ func (b *builder) image(ctx context.Context, rootDir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("image: %w", err)
 	}
-	inputs := []any{filepath.Base(rootDir), tools, r.Name, r.FreePercent, r.Label, r.KernelArgs, b.recipe.SourceDate, diskimage.DefaultChunkSize}
+	inputs := []any{filepath.Base(rootDir), tools, r.Name, r.FreePercent, r.Label, r.KernelArgs, b.recipe.SourceDate, diskimage.DefaultChunkSize, nodeconfig.FactsVersion}
 	return b.steps.run(ctx, "image", inputs, func(ctx context.Context, dir string) error {
 		work, err := os.MkdirTemp(b.workDir(), "ext4-")
 		if err != nil {
@@ -233,6 +234,10 @@ func (b *builder) image(ctx context.Context, rootDir string) (string, error) {
 		if err := emptyMachineID(root, b.recipe.SourceDate); err != nil {
 			return err
 		}
+		facts, err := imageFacts(root)
+		if err != nil {
+			return fmt.Errorf("image %s: %w", r.Name, err)
+		}
 		size, files, err := fileSystemSize(root, r.FreePercent)
 		if err != nil {
 			return err
@@ -245,7 +250,7 @@ func (b *builder) image(ctx context.Context, rootDir string) (string, error) {
 		if err := encodeImage(ctx, raw, size, dir); err != nil {
 			return err
 		}
-		return b.imageConfig(rootDir, dir, size)
+		return b.imageConfig(rootDir, dir, size, facts)
 	})
 }
 
@@ -367,7 +372,7 @@ func encodeImage(ctx context.Context, raw string, size int64, dir string) error 
 	return errors.Join(out.Close(), os.WriteFile(filepath.Join(dir, bundle.FileImageIndex), index, 0o644))
 }
 
-func (b *builder) imageConfig(rootDir, dir string, size int64) error {
+func (b *builder) imageConfig(rootDir, dir string, size int64, facts *nodeconfig.ImageFacts) error {
 	fact := func(name string) string {
 		raw, err := os.ReadFile(filepath.Join(rootDir, fileFacts, name))
 		if err != nil {
@@ -378,7 +383,7 @@ func (b *builder) imageConfig(rootDir, dir string, size int64) error {
 	config, err := json.Marshal(bundle.ImageConfig{
 		Name: b.recipe.Image.Name, Family: "debian", Version: fact("os-version"), Arch: "amd64",
 		KernelVersion: fact("kernel-version"), RootFS: "ext4", Size: size,
-		KernelArgs: append([]string{}, b.recipe.Image.KernelArgs...),
+		KernelArgs: append([]string{}, b.recipe.Image.KernelArgs...), Facts: facts,
 	})
 	if err != nil {
 		return err
