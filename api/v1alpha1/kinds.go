@@ -265,7 +265,8 @@ type ProfileSpec struct {
 // DiskHints select one disk by stable properties. All given hints must hold. Without any hint the
 // machine must have exactly one disk that is large enough, not removable and not read-only.
 type DiskHints struct {
-	// ByID is a shell pattern over the names below /dev/disk/by-id.
+	// ByID is a pattern for the names below /dev/disk/by-id, without that folder. Patterns are those of spec.match
+	// in an EnrollmentPolicy.
 	// +optional
 	ByID string `json:"byID,omitempty"`
 	// Serial must be equal.
@@ -274,7 +275,7 @@ type DiskHints struct {
 	// WWN must be equal.
 	// +optional
 	WWN string `json:"wwn,omitempty"`
-	// Model is a shell pattern.
+	// Model is a pattern.
 	// +optional
 	Model string `json:"model,omitempty"`
 	// Transport must be equal: nvme, sata, sas, virtio, usb, mmc.
@@ -372,7 +373,10 @@ type EnrollmentPolicyList struct {
 type EnrollmentPolicySpec struct {
 	// +optional
 	Priority int32 `json:"priority,omitempty"`
-	// Match selects machines by what they reported. Empty matches every machine.
+	// Match selects machines by what they reported. Empty matches every machine. In a pattern, * is any text, ? any
+	// character, [a-f] and [^a-f] one character of a class, and a backslash takes the next character as it is. A
+	// pattern describes the whole value, case does not matter, and a slash is a character like others: dell* fits
+	// "Dell Inc.", X9SCL* fits X9SCL/X9SCM.
 	// +optional
 	Match MachineMatch `json:"match,omitempty"`
 	// Approve the matching machines.
@@ -398,12 +402,15 @@ type EnrollmentPolicySpec struct {
 	Limit int32 `json:"limit,omitempty"`
 }
 
-// MachineMatch holds for a machine when every given field does. Patterns are shell patterns.
+// MachineMatch holds for a machine when every given field does.
 type MachineMatch struct {
+	// Vendor is a pattern.
 	// +optional
 	Vendor string `json:"vendor,omitempty"`
+	// Product is a pattern.
 	// +optional
 	Product string `json:"product,omitempty"`
+	// Serial is a pattern.
 	// +optional
 	Serial string `json:"serial,omitempty"`
 	// MACPrefixes: at least one NIC's MAC starts with one of these.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -335,11 +334,8 @@ func (f *File) FileMode() (uint32, error) {
 }
 
 func validateDiskHints(at *field.Path, h *DiskHints) field.ErrorList {
-	errs := validatePattern(at.Child("byID"), h.ByID)
-	errs = append(errs, validatePattern(at.Child("model"), h.Model)...)
-	if strings.HasPrefix(h.ByID, "/dev/") {
-		errs = append(errs, field.Invalid(at.Child("byID"), h.ByID, "is compared with names below /dev/disk/by-id; leave the folder out"))
-	}
+	errs := rule(at.Child("byID"), h.ByID, validate.DiskID)
+	errs = append(errs, rule(at.Child("model"), h.Model, validate.PatternSyntax)...)
 	if h.MinSize != nil && h.MaxSize != nil && h.MinSize.Cmp(*h.MaxSize) > 0 {
 		errs = append(errs, field.Invalid(at.Child("maxSize"), h.MaxSize.String(), fmt.Sprintf("is below minSize, %s", h.MinSize)))
 	}
@@ -353,14 +349,6 @@ func shorten(s string) string {
 	return s
 }
 
-// validatePattern checks a shell pattern, of which an unclosed bracket is about all that can be wrong.
-func validatePattern(at *field.Path, pattern string) field.ErrorList {
-	if _, err := path.Match(pattern, ""); err != nil {
-		return field.ErrorList{field.Invalid(at, pattern, "is not a shell pattern: a bracket is not closed, or a backslash ends it")}
-	}
-	return nil
-}
-
 var (
 	macPrefix           = regexp.MustCompile(`^[0-9a-f]{2}(:[0-9a-f]{2}){0,5}$`)
 	hostnamePlaceholder = regexp.MustCompile(`\{[^{}]*\}`)
@@ -371,9 +359,9 @@ var (
 func ValidateEnrollmentPolicy(p *EnrollmentPolicy) field.ErrorList {
 	spec := field.NewPath("spec")
 	match := spec.Child("match")
-	errs := validatePattern(match.Child("vendor"), p.Spec.Match.Vendor)
-	errs = append(errs, validatePattern(match.Child("product"), p.Spec.Match.Product)...)
-	errs = append(errs, validatePattern(match.Child("serial"), p.Spec.Match.Serial)...)
+	errs := rule(match.Child("vendor"), p.Spec.Match.Vendor, validate.PatternSyntax)
+	errs = append(errs, rule(match.Child("product"), p.Spec.Match.Product, validate.PatternSyntax)...)
+	errs = append(errs, rule(match.Child("serial"), p.Spec.Match.Serial, validate.PatternSyntax)...)
 	for i, prefix := range p.Spec.Match.MACPrefixes {
 		if !macPrefix.MatchString(prefix) {
 			errs = append(errs, field.Invalid(match.Child("macPrefixes").Index(i), prefix,

@@ -282,7 +282,7 @@ func TestValidateEnrollmentPolicy(t *testing.T) {
 	}{
 		"a policy that works": {EnrollmentPolicySpec{Hostname: "node-{index:03}", Match: MachineMatch{Vendor: "Dell*", MACPrefixes: []string{"52:54:00", "aa"},
 			Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"rack": "r1"}}}, Labels: map[string]string{"coldrack.dev/pool": "a"}}, nil},
-		"a pattern with an open bracket":  {EnrollmentPolicySpec{Match: MachineMatch{Product: "R[67"}}, []string{"spec.match.product"}},
+		"a pattern with an open bracket":  {EnrollmentPolicySpec{Match: MachineMatch{Product: "R[67"}}, []string{"spec.match.product: Invalid value: \"R[67\": is not a pattern: a bracket is not closed"}},
 		"a vendor pattern, likewise":      {EnrollmentPolicySpec{Match: MachineMatch{Vendor: `x\`, Serial: "["}}, []string{"spec.match.vendor", "spec.match.serial"}},
 		"a MAC prefix that is none":       {EnrollmentPolicySpec{Match: MachineMatch{MACPrefixes: []string{"52:54:0"}}}, []string{"spec.match.macPrefixes[0]"}},
 		"a selector that is none":         {EnrollmentPolicySpec{Match: MachineMatch{Selector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Like"}}}}}, []string{"spec.match.selector.matchExpressions[0].operator"}},

@@ -245,7 +245,7 @@ var reservedPaths = []string{
 	"/etc/passwd", "/etc/shadow", "/etc/group", "/etc/gshadow", "/etc/fstab", "/etc/machine-id",
 	"/etc/coldrack/", "/var/lib/coldrack/", "/boot/efi/", "/boot/grub/grub.cfg",
 	"/usr/local/bin/coldrack-agent", "/etc/systemd/system/" + AgentUnit,
-	"/proc/", "/sys/", "/dev/", "/run/",
+	"/proc/", "/sys/", "/dev/", "/run/", "/var/run/", "/var/lock/", // the last two are links into /run
 }
 
 // FilePath is the rule for where a person may put a file on a node.

@@ -26,8 +26,10 @@ func TestRules(t *testing.T) {
 		{"Timezone", validate.Timezone, []string{"UTC", "Europe/Berlin", "America/Argentina/Ushuaia", "Etc/GMT+5"}, []string{"", "/etc/shadow", "../../etc/shadow", "a b", "Europe/"}},
 		{"KernelArg", validate.KernelArg, []string{"quiet", `dyndbg="file x +p"`, "ttyS0,115200"}, []string{"", "a b", `a"b`, "a\nb", "a'b", "ä"}},
 		{"SSHKey", validate.SSHKey, []string{key, key + " me", `restrict,command="echo a b" ` + key}, []string{"", "hello", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-rsa " + strings.Fields(key)[1], key + "\n" + key}},
+		{"PatternSyntax", validate.PatternSyntax, []string{"", "Dell*", "X9SCL/X9SCM", "R[67]40", "[^a-f]?", "[]]", "[a-]", `\[x`, `[\]]`}, []string{"[", "a[", "*[a", "[]", "[^]", "[a-", `x\`, `[a\]`, `[\`}},
+		{"DiskID", validate.DiskID, []string{"", "nvme-*", "wwn-0x5000[ab]*"}, []string{"/dev/disk/by-id/nvme-*", "by-id/x", "["}},
 		{"UserName", validate.UserName, []string{"ops", "_a", "a-b_1"}, []string{"", "Ops", "root", "operator", "www-data", "systemd-network", strings.Repeat("a", 33)}},
-		{"FilePath", validate.FilePath, []string{"/etc/motd", "/etc/coldrack2"}, []string{"", "/", "etc", "/a/../b", "/a b", "/etc/fstab", "/etc/coldrack", "/etc/coldrack/x", "/run/x", "/usr/local/bin/coldrack-agent"}},
+		{"FilePath", validate.FilePath, []string{"/etc/motd", "/etc/coldrack2"}, []string{"", "/", "etc", "/a/../b", "/a b", "/etc/fstab", "/etc/coldrack", "/etc/coldrack/x", "/run/x", "/var/run/x", "/var/lock/x", "/usr/local/bin/coldrack-agent"}},
 		{"FileOwner", validate.FileOwner, []string{"root:root", "a:b"}, []string{"", "root", "0:0", "a:b:c"}},
 		{"UnitName", validate.UnitName, []string{"a.service", "getty@tty1.service", "x.automount"}, []string{"", "a", "a/b.service", "10-a.network", "10-a.netdev", "10-a.link", "coldrack-agent.service"}},
 	} {

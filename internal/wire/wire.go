@@ -238,10 +238,10 @@ type BootFiles struct {
 
 // DiskHints select one disk. All given hints must hold, and exactly one disk must match.
 type DiskHints struct {
-	ByID         string `json:"byID,omitempty"` // shell pattern
+	ByID         string `json:"byID,omitempty"` // pattern
 	Serial       string `json:"serial,omitempty"`
 	WWN          string `json:"wwn,omitempty"`
-	Model        string `json:"model,omitempty"` // shell pattern
+	Model        string `json:"model,omitempty"` // pattern
 	Transport    string `json:"transport,omitempty"`
 	MinSizeBytes int64  `json:"minSizeBytes,omitempty"`
 	MaxSizeBytes int64  `json:"maxSizeBytes,omitempty"`

@@ -2,11 +2,12 @@ package install
 
 import (
 	"fmt"
-	"path"
+	"slices"
 	"strings"
 
 	"coldrack.dev/internal/agent/probe"
 	"coldrack.dev/internal/machine/pattern"
+	"coldrack.dev/internal/validate"
 	"coldrack.dev/internal/wire"
 )
 
@@ -130,10 +131,11 @@ func hintText(h wire.DiskHints) string {
 }
 
 func badHints(h wire.DiskHints) error {
-	for name, text := range map[string]string{"byID": h.ByID, "model": h.Model} {
-		if _, err := path.Match(text, ""); err != nil {
-			return fmt.Errorf("rootDisk.%s: %q is not a shell pattern: %w", name, text, err)
-		}
+	if err := validate.DiskID(h.ByID); err != nil {
+		return fmt.Errorf("rootDisk.byID: %q %w", h.ByID, err)
+	}
+	if err := validate.PatternSyntax(h.Model); err != nil {
+		return fmt.Errorf("rootDisk.model: %q %w", h.Model, err)
 	}
 	return nil
 }
@@ -152,7 +154,7 @@ func unfit(d wire.Disk, h wire.DiskHints, minSize int64, inUse map[string]string
 		return fmt.Sprintf("is too small: the image needs %s", probe.Size(minSize))
 	}
 	switch {
-	case h.ByID != "" && !anyMatch(h.ByID, d.ByID):
+	case h.ByID != "" && !slices.ContainsFunc(d.ByID, func(name string) bool { return pattern.Match(h.ByID, name) }):
 		return fmt.Sprintf("none of its %d by-id names matches", len(d.ByID))
 	case h.Serial != "" && !strings.EqualFold(h.Serial, d.Serial):
 		return "has another serial"
@@ -173,17 +175,6 @@ func unfit(d wire.Disk, h wire.DiskHints, minSize int64, inUse map[string]string
 		return "does not rotate"
 	}
 	return ""
-}
-
-// anyMatch takes a pattern with or without the folder in front.
-func anyMatch(wanted string, names []string) bool {
-	wanted = strings.TrimPrefix(wanted, "/dev/disk/by-id/")
-	for _, n := range names {
-		if pattern.Match(wanted, n) {
-			return true
-		}
-	}
-	return false
 }
 
 // bareWWN removes the prefixes under which the same number is written.

@@ -31,7 +31,7 @@ func TestSelectDisk(t *testing.T) {
 		"a WWN as the label has it":                        {disks: []wire.Disk{ssd, twin}, hints: wire.DiskHints{WWN: "55CD2E4150E3F5A1"}, want: "sda"},
 		"a WWN as sysfs has it":                            {disks: []wire.Disk{ssd, twin}, hints: wire.DiskHints{WWN: "naa.55cd2e4150e3f5a1"}, want: "sda"},
 		"a by-id name":                                     {disks: []wire.Disk{ssd, twin}, hints: wire.DiskHints{ByID: "ata-INTEL_SSD_PHYF02"}, want: "sdb"},
-		"a by-id pattern with its folder":                  {disks: []wire.Disk{ssd, data}, hints: wire.DiskHints{ByID: "/dev/disk/by-id/ata-INTEL*"}, want: "sda"},
+		"a by-id pattern with its folder":                  {disks: []wire.Disk{ssd, data}, hints: wire.DiskHints{ByID: "/dev/disk/by-id/ata-INTEL*"}, fails: []string{"rootDisk.byID", "leave the folder out"}},
 		"a by-id pattern that two match":                   {disks: []wire.Disk{ssd, twin}, hints: wire.DiskHints{ByID: "ata-INTEL*"}, fails: []string{"2 disks match", "byID=ata-INTEL*"}},
 		"a model pattern":                                  {disks: []wire.Disk{ssd, nvme}, hints: wire.DiskHints{Model: "p55*"}, want: "nvme0n1"},
 		"a transport":                                      {disks: []wire.Disk{ssd, nvme}, hints: wire.DiskHints{Transport: "nvme"}, want: "nvme0n1"},
@@ -48,7 +48,8 @@ func TestSelectDisk(t *testing.T) {
 		"a disk with a write lock":                         {disks: []wire.Disk{locked}, fails: []string{"is read-only"}},
 		"the disk that the running system was booted from": {disks: []wire.Disk{ssd}, inUse: map[string]string{"sda": "mounted at /"}, fails: []string{"in use by the running system: mounted at /"}},
 		"no disk at all":                                   {fails: []string{"shows no disk at all"}},
-		"a broken pattern":                                 {disks: []wire.Disk{ssd}, hints: wire.DiskHints{ByID: "["}, fails: []string{"rootDisk.byID", "not a shell pattern"}},
+		"a broken pattern":                                 {disks: []wire.Disk{ssd}, hints: wire.DiskHints{ByID: "["}, fails: []string{"rootDisk.byID", "is not a pattern"}},
+		"a broken pattern of a model":                      {disks: []wire.Disk{ssd}, hints: wire.DiskHints{Model: `x\`}, fails: []string{"rootDisk.model", "is not a pattern"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, err := SelectDisk(tt.disks, tt.hints, 4*gib, tt.inUse)

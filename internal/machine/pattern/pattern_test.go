@@ -33,6 +33,11 @@ func TestMatch(t *testing.T) {
 		{"[a", "a", false},
 		{`a\`, "a", false},
 		{"[a-", "a", false},
+		{"[]a]", "]", true},
+		{"[a-]", "-", true},
+		{"[^?]", "?", false},
+		{"a[", "b", false},
+		{"*[", "x[", false},
 	} {
 		if got := Match(test.pattern, test.text); got != test.want {
 			t.Errorf("Match(%q, %q) = %v", test.pattern, test.text, got)
