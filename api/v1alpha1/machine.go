@@ -307,6 +307,8 @@ const (
 	ConditionIdentityConflict = "IdentityConflict"
 	// ConditionBlocked: what was asked for cannot begin. It is there only while that is so.
 	ConditionBlocked = "Blocked"
+	// ConditionBMCUnused: spec.bmc is set, and this version has no use for it. It is there only while that is so.
+	ConditionBMCUnused = "BMCUnused"
 )
 
 // Reasons of the condition Blocked.

@@ -175,6 +175,11 @@ func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin,
 		reason, message = live.Blocked.Reason, live.Blocked.Message
 	}
 	only(v1alpha1.ConditionBlocked, reason, message)
+	reason, message = "", ""
+	if m.Spec.BMC != nil {
+		reason, message = "NotSupported", "spec.bmc is kept, but nothing uses it yet; power the machine and choose its boot device yourself"
+	}
+	only(v1alpha1.ConditionBMCUnused, reason, message)
 }
 
 // conflictOf says what other machine has identifiers of this one.

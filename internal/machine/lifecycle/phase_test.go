@@ -235,6 +235,22 @@ func TestBlockedIsACondition(t *testing.T) {
 	}
 }
 
+// What is accepted and has no effect says so, until it is taken out.
+func TestAnUnusedBMCIsACondition(t *testing.T) {
+	l := LimitsFor(90*time.Second, time.Unix(1e9, 0))
+	s := newScene(inventory)
+	s.m.Spec.BMC = &v1alpha1.BMC{Address: "10.20.0.9"}
+	Fold(s.m, s.live, nil, s.now, l)
+	if c := conditionOf(s.m, v1alpha1.ConditionBMCUnused); c == nil || c.Status != metav1.ConditionTrue || !strings.Contains(c.Message, "spec.bmc is kept, but nothing uses it yet") {
+		t.Errorf("with a BMC: %+v", c)
+	}
+	s.m.Spec.BMC = nil
+	Fold(s.m, s.live, nil, s.now, l)
+	if c := conditionOf(s.m, v1alpha1.ConditionBMCUnused); c != nil {
+		t.Errorf("without one: %+v", c)
+	}
+}
+
 func conditionOf(m *v1alpha1.Machine, kind string) *metav1.Condition {
 	for i := range m.Status.Conditions {
 		if m.Status.Conditions[i].Type == kind {

@@ -242,6 +242,11 @@ spec: {hostname: trip-2}
 		k.fails(machine("b", "network: {subnet: rack-1, address: 10.21.0.9}"), apply, "is not in the network 10.20.0.0/24 (Subnet rack-1)")
 		k.fails("{apiVersion: coldrack.dev/v1alpha1, kind: EnrollmentPolicy, metadata: {name: e}, spec: {match: {product: 'R[67'}}}", apply, "spec.match.product", "bracket is not closed")
 		k.ok(machine("b", "profile: nothing"), apply, `Warning: spec.profile: there is no profile "nothing" yet`, "created")
+		bmc := "bmc: {address: 10.20.0.9}"
+		k.ok(machine("b", bmc), apply, "Warning: spec.bmc: is kept, but nothing uses it yet", "configured")
+		if out := k.ok(machine("b", bmc+", hostname: b"), apply, "configured"); strings.Contains(out, "Warning") {
+			t.Errorf("a machine whose BMC was there before is warned of again:\n%s", out)
+		}
 		k.fails("", words("get machine nothing"), `machines.coldrack.dev "nothing" not found`)
 	})
 	t.Run("an act that runs is not swapped for another", func(t *testing.T) {
