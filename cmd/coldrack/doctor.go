@@ -25,7 +25,8 @@ func (a *app) doctorCommand() *cobra.Command {
 		Long: `Check ports, privileges, interfaces, clock and disk of this machine, with the configuration that
 "coldrack serve" would have. Nothing is changed. The exit code is 1 when a check fails.
 
---probe-dhcp also asks, on every interface, who answers DHCP already. That sends packets; no address is taken.`,
+--probe-dhcp also asks, on every interface, who answers DHCP already, and whether an ARP proxy answers for the addresses of
+others. That sends packets; no address is taken.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := server.load(a)
@@ -52,7 +53,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		},
 	}
 	server.addFlags(cmd)
-	cmd.Flags().BoolVar(&probe, "probe-dhcp", false, "ask on every interface who answers DHCP; takes four seconds and root")
+	cmd.Flags().BoolVar(&probe, "probe-dhcp", false, "ask on every interface who answers DHCP, and ARP for others; takes four seconds and root")
 	addOutputFlag(cmd, &output, "json", "yaml")
 	return cmd
 }

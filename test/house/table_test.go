@@ -111,7 +111,7 @@ var rooms = []room{
 	{"lab", "lab", front, nil},
 	{"lab/rehearse", "lab", front, may("agent/client", "agent/discovery", "api/v1alpha1", "content/bundle", "content/diskimage", "manifest", "wire")},
 	{"cli", "cli", front, may("api/v1alpha1", "cluster/kube")},
-	{"cli/doctor", "cli", front, nil},
+	{"cli/doctor", "cli", front, may("netboot/dhcp")},
 	{"cli/settings", "cli", front, may("manifest/yamlerr")},
 	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/settings", "cluster/kube", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "manifest", "manifest/yamlerr", "netboot/boot", "netboot/gate", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
 	{"cmd/coldrack-agent", "cmd", front, may("agent/console", "agent/discovery", "agent/inventory", "agent/node", "agent/pid1")},

@@ -18,8 +18,9 @@ import (
 // answer after one or two seconds.
 const probeTime = 4 * time.Second
 
-// probeDHCP asks on every interface for an address, takes none, and tells who offered one.
-func probeDHCP(ctx context.Context, wanted []string, patience time.Duration) []Result {
+// probeSegments asks on every interface for an address, takes none, and tells who offered one, and who answers ARP for
+// the addresses of others.
+func probeSegments(ctx context.Context, wanted []string, patience time.Duration) []Result {
 	all, err := net.Interfaces()
 	if err != nil {
 		return []Result{fail("other DHCP servers", err.Error(), "")}
@@ -31,10 +32,11 @@ func probeDHCP(ctx context.Context, wanted []string, patience time.Duration) []R
 			candidates = append(candidates, i)
 		}
 	}
-	results := make([]Result, len(candidates))
+	results := make([]Result, 2*len(candidates))
 	var wait sync.WaitGroup
 	for n, i := range candidates {
-		wait.Go(func() { results[n] = probeOn(ctx, i, patience) })
+		wait.Go(func() { results[2*n] = probeOn(ctx, i, patience) })
+		wait.Go(func() { results[2*n+1] = probeARP(ctx, i) })
 	}
 	wait.Wait()
 	return results

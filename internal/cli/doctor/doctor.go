@@ -43,7 +43,7 @@ type Subject struct {
 	Boot bool
 	// Interfaces on which machines boot; empty: all.
 	Interfaces []string
-	// ProbeDHCP asks on each interface whether somebody answers DHCP already.
+	// ProbeDHCP asks on each interface whether somebody answers DHCP already, or ARP for the addresses of others.
 	ProbeDHCP bool
 	// ProbeKVM runs a virtual machine by KVM the way the lab does, and says why that does not work here; empty: it
 	// works. The error says why it could not be tried.
@@ -60,7 +60,7 @@ func Run(ctx context.Context, s Subject) []Result {
 	}
 	results = append(results, interfaces(s.Interfaces))
 	if s.ProbeDHCP {
-		results = append(results, probeDHCP(ctx, s.Interfaces, probeTime)...)
+		results = append(results, probeSegments(ctx, s.Interfaces, probeTime)...)
 	}
 	results = append(results, clock(time.Now()))
 	results = append(results, dataDir(s.DataDir)...)

@@ -154,6 +154,38 @@ func TestProbeFindsAnotherDHCPServer(t *testing.T) {
 	}
 }
 
+func TestAnARPProxyIsNamed(t *testing.T) {
+	require.Need(t, "netns")
+	server, router := netns.New(t), netns.New(t)
+	netns.Veth(server, "eth0", router, "eth0")
+	server.Address("eth0", "10.20.0.1/24")
+	router.Address("eth0", "10.20.0.2/24")
+	probe := func() (r Result) {
+		t.Helper()
+		if err := server.Do(func() error {
+			i, err := net.InterfaceByName("eth0")
+			if err != nil {
+				return err
+			}
+			r = probeARP(t.Context(), *i)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := probe(); r.State != OK || r.Found != "nobody answers for the addresses of others" {
+		t.Errorf("a segment without a proxy: %+v", r)
+	}
+	// From now on the router takes every address of the network for its own.
+	router.Run("ip", "link", "set", "lo", "up")
+	router.Run("ip", "route", "add", "local", "10.20.0.0/24", "dev", "lo")
+	want := router.Interface("eth0").HardwareAddr.String() + " answers for 16 of 16 addresses that were asked for in 10.20.0.0/24: an ARP proxy"
+	if r := probe(); r.State != Warn || r.Found != want || !strings.Contains(r.Do, "switch proxy ARP off") {
+		t.Errorf("got %+v, want %q", r, want)
+	}
+}
+
 func TestDiskChecks(t *testing.T) {
 	for _, dir := range []string{t.TempDir(), filepath.Join(t.TempDir(), "not", "there", "yet")} {
 		results := dataDir(dir)
