@@ -1,5 +1,5 @@
 // Command coldrack-probe looks at a cluster's network from inside a pod. It is the only program of the image
-// coldrack.dev/probe:v1, with which `coldrack cluster verify` finds out whether pods reach each other, services
+// coldrack.dev/probe:v2, with which `coldrack cluster verify` finds out whether pods reach each other, services
 // and names, whether a node's own network reaches services, and whether API servers reach what they call.
 //
 // `coldrack-probe serve` listens on port 8080 (COLDRACK_PROBE_LISTEN) and answers

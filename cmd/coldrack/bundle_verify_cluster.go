@@ -35,7 +35,7 @@ type verifyClusterOptions struct {
 }
 
 // probeImage is what `coldrack cluster verify` runs in a cluster.
-const probeImage = "coldrack.dev/probe:v1"
+const probeImage = "coldrack.dev/probe:v2"
 
 // verifiedNeed is a line of the answer. advice says what to do when it is missing.
 type verifiedNeed struct {

@@ -24,8 +24,9 @@ func (a *app) clusterVerifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify NAME",
 		Short: "Check that a cluster works",
-		Long: `Check a cluster from outside and inside: API servers, etcd, nodes, certificates, DNS, pods that talk to pods of
-other nodes, a service, encryption of Secrets. Probe pods run in a namespace of their own that is removed again.
+		Long: `Check a cluster from outside and inside: API servers, etcd, nodes, certificates, encryption of Secrets; DNS, services
+and pods of other nodes from a pod of each node; DNS and services from each node's own network; an admission webhook
+and an aggregated API from each API server. Probe pods run in namespaces of their own. All of it is removed again.
 A line is printed as soon as a check has ended. The exit code is 1 when one failed.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeClusters,

@@ -71,7 +71,7 @@ spec:
       tolerations: [{operator: Exists}]
       containers:
       - name: probe
-        image: coldrack.dev/probe:v1
+        image: coldrack.dev/probe:v2
         ports: [{containerPort: 8080}]
         readinessProbe: {httpGet: {path: /healthz, port: 8080}}
         env:

@@ -18,6 +18,8 @@ const (
 	checkInterval = 5 * time.Second
 	// applyInterval is how often objects are looked at that should not have changed.
 	applyInterval = time.Minute
+	// forgottenInterval is how often a killed verification is looked for.
+	forgottenInterval = 10 * time.Minute
 	// applyTimeout ends an attempt to apply all objects.
 	applyTimeout = 2 * time.Minute
 	// lostAfter that many checks in a row the API counts as unreachable.
@@ -218,6 +220,7 @@ func (r *Runner) start(ctx context.Context, connection *Connection, applier *App
 	group.Go(func() { w.run(ctx) })
 	group.Go(func() { r.keepApplied(ctx, applier, applyNow) })
 	group.Go(func() { r.followAddons(ctx, connection) })
+	group.Go(func() { r.removeForgotten(ctx, connection) })
 	group.Go(func() {
 		for {
 			select {
@@ -232,6 +235,28 @@ func (r *Runner) start(ctx context.Context, connection *Connection, applier *App
 	return func() {
 		cancel()
 		group.Wait()
+	}
+}
+
+// removeForgotten removes what a killed verification left behind and could harm the cluster.
+func (r *Runner) removeForgotten(ctx context.Context, connection *Connection) {
+	for {
+		limited, cancel := context.WithTimeout(ctx, checkTimeout)
+		removed, err := connection.removeForgotten(limited, forgottenAfter)
+		cancel()
+		switch {
+		case removed:
+			r.log.Warn("removed the APIService of a verification that did not end", "cluster", r.options().Target.Cluster, "name", apiServiceName)
+		case err != nil && ctx.Err() == nil:
+			r.log.Debug("cannot look for a verification that did not end", "cluster", r.options().Target.Cluster, "error", err)
+		}
+		timer := time.NewTimer(forgottenInterval)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
 	}
 }
 

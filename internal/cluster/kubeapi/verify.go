@@ -32,7 +32,10 @@ type VerifyOptions struct {
 	TokenDiscovery bool
 	// Certificates are what agents reported: expiry by node and by certificate.
 	Certificates map[string]map[string]time.Time
-	// ProbeImage is the image of cmd/coldrack-probe; default coldrack.dev/probe:v1.
+	// ServiceNetworks are the cluster's. ProxyNone says that Coldrack gives nodes no route to them.
+	ServiceNetworks []netip.Prefix
+	ProxyNone       bool
+	// ProbeImage is the image of cmd/coldrack-probe; default coldrack.dev/probe:v2.
 	ProbeImage string
 	// NoPods leaves out what needs pods.
 	NoPods bool
@@ -40,6 +43,8 @@ type VerifyOptions struct {
 	Timeout time.Duration
 	// settle is how long a service may take to be known on all nodes.
 	settle time.Duration
+	// callSettle is how long API servers may take to notice what they are to call.
+	callSettle time.Duration
 }
 
 // Check is one thing that was looked at.
@@ -64,20 +69,24 @@ const (
 )
 
 // Verify looks at everything that a cluster should be able to do and yields each result as it comes in. It
-// makes namespaces coldrack-verify and coldrack-verify-policy and removes them in any case, also after a failure,
-// when ctx ends or when the caller stops listening. Only one verification of a cluster can run at a time.
+// makes namespaces coldrack-verify, coldrack-verify-policy and coldrack-verify-host, for a while a webhook and an APIService
+// that concern nothing else, and removes them in any case, also after a failure, when ctx ends or when the caller stops
+// listening. Only one verification of a cluster can run at a time.
 func Verify(ctx context.Context, o VerifyOptions) iter.Seq[Check] {
 	if o.DNSDomain == "" {
 		o.DNSDomain = "cluster.local"
 	}
 	if o.ProbeImage == "" {
-		o.ProbeImage = "coldrack.dev/probe:v1"
+		o.ProbeImage = "coldrack.dev/probe:v2"
 	}
 	if o.Timeout == 0 {
 		o.Timeout = 3 * time.Minute
 	}
 	if o.settle == 0 {
 		o.settle = 15 * time.Second
+	}
+	if o.callSettle == 0 {
+		o.callSettle = 30 * time.Second
 	}
 	return func(yield func(Check) bool) {
 		ctx, cancel := context.WithCancel(ctx)

@@ -29,9 +29,11 @@ import (
 
 const (
 	// verifyNamespace has the probe pods, under the strictest rules; policyNamespace says nothing of rules and so has
-	// the cluster's own.
+	// the cluster's own; hostNamespace has what the strictest rules forbid.
 	verifyNamespace = "coldrack-verify"
 	policyNamespace = "coldrack-verify-policy"
+	// levelLabel of a namespace is its level of pod security.
+	levelLabel = "pod-security.kubernetes.io/enforce"
 
 	probeName = "coldrack-probe"
 	probePort = 8080
@@ -61,14 +63,15 @@ func (v *verification) inNamespace(ctx context.Context) {
 
 // makeNamespaces begins anew: what an earlier verification left behind is removed first.
 func (v *verification) makeNamespaces(ctx context.Context) (string, error) {
-	left, err := v.removeNamespaces(ctx)
+	left, err := v.remove(ctx)
 	if err != nil {
 		return "", fmt.Errorf("remove what an earlier verification left: %w", err)
 	}
 	namespaces := v.connection.client.CoreV1().Namespaces()
 	for name, labels := range map[string]map[string]string{
-		verifyNamespace: {"pod-security.kubernetes.io/enforce": "restricted"},
+		verifyNamespace: {levelLabel: "restricted"},
 		policyNamespace: nil,
+		hostNamespace:   {levelLabel: "privileged"},
 	} {
 		namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}
 		if _, err := namespaces.Create(ctx, namespace, metav1.CreateOptions{FieldManager: FieldManager}); err != nil {
@@ -81,17 +84,22 @@ func (v *verification) makeNamespaces(ctx context.Context) (string, error) {
 	return "made", nil
 }
 
-// removeNamespaces deletes both namespaces and waits until they are gone; it tells whether one was there.
-func (v *verification) removeNamespaces(ctx context.Context) (there bool, err error) {
+// remove deletes everything of a verification and waits until its namespaces are gone; it tells whether anything was
+// there. What API servers call goes first: no namespace ends while an APIService does not answer.
+func (v *verification) remove(ctx context.Context) (there bool, err error) {
+	there, err = v.connection.removeCallbacks(ctx)
+	if err != nil {
+		return there, err
+	}
 	namespaces := v.connection.client.CoreV1().Namespaces()
-	for _, name := range []string{verifyNamespace, policyNamespace} {
+	for _, name := range []string{verifyNamespace, policyNamespace, hostNamespace} {
 		err := namespaces.Delete(ctx, name, metav1.DeleteOptions{})
 		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
 			return there, err
 		}
 		there = there || !apierrors.IsNotFound(err)
 	}
-	for _, name := range []string{verifyNamespace, policyNamespace} {
+	for _, name := range []string{verifyNamespace, policyNamespace, hostNamespace} {
 		for {
 			namespace, err := namespaces.Get(ctx, name, metav1.GetOptions{})
 			if apierrors.IsNotFound(err) {
@@ -125,7 +133,7 @@ func (v *verification) cleanUp(ctx context.Context) {
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUpTimeout)
 	defer cancel()
 	began := time.Now()
-	_, err := v.removeNamespaces(limited)
+	_, err := v.remove(limited)
 	v.tell(limited, Check{Name: "clean-up", Target: verifyNamespace, Detail: "removed", Duration: time.Since(began)}, err)
 }
 
@@ -177,20 +185,26 @@ func (v *verification) podSecurity(ctx context.Context) (string, error) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: policyNamespace, Name: "privileged"},
 		Spec: corev1.PodSpec{HostPID: true, Containers: []corev1.Container{{Name: "privileged", Image: v.o.ProbeImage,
 			SecurityContext: &corev1.SecurityContext{Privileged: &yes}}}}}
+	err := v.createPod(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	switch {
+	case err == nil:
+		return "", errors.New("a privileged pod is allowed in a namespace without labels; see --admission-control-config-file of the API servers")
+	case strings.Contains(err.Error(), "violates PodSecurity"):
+		return "a privileged pod is refused", nil
+	}
+	return "", err
+}
+
+// createPod waits for the service account of a pod's namespace, which comes a moment after the namespace.
+func (v *verification) createPod(ctx context.Context, pod *corev1.Pod, options metav1.CreateOptions) error {
 	for {
-		_, err := v.connection.client.CoreV1().Pods(policyNamespace).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-		switch {
-		case err == nil:
-			return "", errors.New("a privileged pod is allowed in a namespace without labels; see --admission-control-config-file of the API servers")
-		case strings.Contains(err.Error(), "violates PodSecurity"):
-			return "a privileged pod is refused", nil
-		case !strings.Contains(err.Error(), "service account"):
-			return "", err
+		_, err := v.connection.client.CoreV1().Pods(pod.Namespace).Create(ctx, pod, options)
+		if err == nil || !strings.Contains(err.Error(), "service account") {
+			return err
 		}
-		// A namespace gets its service account a moment later.
 		select {
 		case <-ctx.Done():
-			return "", fmt.Errorf("%w; kube-controller-manager makes service accounts", err)
+			return fmt.Errorf("%w; kube-controller-manager makes service accounts", err)
 		case <-time.After(pollPause):
 		}
 	}
@@ -202,17 +216,27 @@ type probe struct {
 	addresses []netip.Addr
 }
 
-// pods runs a probe on every node and has them try names, each other and services.
+// pods runs a probe on every node, and has pods, nodes and API servers try what they must reach.
 func (v *verification) pods(ctx context.Context) {
 	var service *corev1.Service
-	if !v.do(ctx, "probe pods", probeName, func(ctx context.Context) (string, error) {
-		var err error
-		service, err = v.makeProbes(ctx)
+	var callee *callee
+	if !v.do(ctx, "probe pods", probeName, func(ctx context.Context) (_ string, err error) {
+		if callee, err = newCallee(time.Now()); err != nil {
+			return "", err
+		}
+		service, err = v.makeProbes(ctx, callee)
 		return "made, image " + v.o.ProbeImage, err
 	}) {
 		return
 	}
 	probes := v.awaitProbes(ctx)
+	v.podNetwork(ctx, probes, service)
+	v.hostNetwork(ctx, service, len(probes) > 0)
+	v.callbacks(ctx, callee, len(probes) > 0)
+}
+
+// podNetwork has probes try names, each other and services.
+func (v *verification) podNetwork(ctx context.Context, probes []probe, service *corev1.Service) {
 	each(ctx, probes, func(ctx context.Context, p probe) {
 		// By the API server's proxy, so this also shows that API servers reach pods.
 		if !v.do(ctx, "API server to pod", p.node, func(ctx context.Context) (string, error) {
@@ -264,40 +288,48 @@ func (v *verification) othersOf(probes []probe, p probe) []probe {
 	return others
 }
 
-// makeProbes runs the probe on every node, whatever its taints.
-func (v *verification) makeProbes(ctx context.Context) (*corev1.Service, error) {
-	labels := map[string]string{"app.kubernetes.io/name": probeName}
+// probePod runs a probe on any node, whatever its taints, with no rights at all.
+func (v *verification) probePod() corev1.PodSpec {
 	yes, no, user, grace := true, false, int64(65532), int64(1)
 	fieldEnv := func(name, path string) corev1.EnvVar {
 		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
+	}
+	return corev1.PodSpec{
+		Tolerations:                   []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+		AutomountServiceAccountToken:  &no,
+		EnableServiceLinks:            &no,
+		TerminationGracePeriodSeconds: &grace,
+		SecurityContext: &corev1.PodSecurityContext{RunAsNonRoot: &yes, RunAsUser: &user, RunAsGroup: &user,
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
+		Containers: []corev1.Container{{
+			Name: probeName, Image: v.o.ProbeImage, ImagePullPolicy: corev1.PullIfNotPresent,
+			Env: []corev1.EnvVar{fieldEnv("POD_NAME", "metadata.name"), fieldEnv("POD_NAMESPACE", "metadata.namespace"), fieldEnv("NODE_NAME", "spec.nodeName")},
+			Resources: corev1.ResourceRequirements{
+				Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("10m"), corev1.ResourceMemory: resource.MustParse("16Mi")},
+				Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}},
+			SecurityContext: &corev1.SecurityContext{AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
+				Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}},
+		}},
+	}
+}
+
+// makeProbes runs the probe on every node.
+func (v *verification) makeProbes(ctx context.Context, callee *callee) (*corev1.Service, error) {
+	labels := map[string]string{"app.kubernetes.io/name": probeName}
+	pod := v.probePod()
+	container := &pod.Containers[0]
+	container.Env = append(container.Env, callee.environment()...)
+	container.Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: probePort}, {Name: "https", ContainerPort: callbackPort}}
+	container.ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+		Path: "/healthz", Port: intstr.FromInt32(probePort)}}}
+	if _, err := v.connection.client.CoreV1().Secrets(verifyNamespace).Create(ctx, callee.secret(), metav1.CreateOptions{FieldManager: FieldManager}); err != nil {
+		return nil, err
 	}
 	daemons := &apps.DaemonSet{
 		ObjectMeta: metav1.ObjectMeta{Namespace: verifyNamespace, Name: probeName, Labels: labels},
 		Spec: apps.DaemonSetSpec{
 			Selector: &metav1.LabelSelector{MatchLabels: labels},
-			Template: corev1.PodTemplateSpec{
-				ObjectMeta: metav1.ObjectMeta{Labels: labels},
-				Spec: corev1.PodSpec{
-					Tolerations:                   []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
-					AutomountServiceAccountToken:  &no,
-					EnableServiceLinks:            &no,
-					TerminationGracePeriodSeconds: &grace,
-					SecurityContext: &corev1.PodSecurityContext{RunAsNonRoot: &yes, RunAsUser: &user, RunAsGroup: &user,
-						SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
-					Containers: []corev1.Container{{
-						Name: probeName, Image: v.o.ProbeImage, ImagePullPolicy: corev1.PullIfNotPresent,
-						Env:   []corev1.EnvVar{fieldEnv("POD_NAME", "metadata.name"), fieldEnv("POD_NAMESPACE", "metadata.namespace"), fieldEnv("NODE_NAME", "spec.nodeName")},
-						Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: probePort}},
-						Resources: corev1.ResourceRequirements{
-							Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("10m"), corev1.ResourceMemory: resource.MustParse("16Mi")},
-							Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}},
-						ReadinessProbe: &corev1.Probe{PeriodSeconds: 1, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
-							Path: "/healthz", Port: intstr.FromInt32(probePort)}}},
-						SecurityContext: &corev1.SecurityContext{AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
-							Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}},
-					}},
-				},
-			},
+			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: pod},
 		},
 	}
 	if _, err := v.connection.client.AppsV1().DaemonSets(verifyNamespace).Create(ctx, daemons, metav1.CreateOptions{FieldManager: FieldManager}); err != nil {
@@ -307,7 +339,8 @@ func (v *verification) makeProbes(ctx context.Context) (*corev1.Service, error) 
 	return v.connection.client.CoreV1().Services(verifyNamespace).Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: verifyNamespace, Name: probeName, Labels: labels},
 		Spec: corev1.ServiceSpec{Selector: labels, IPFamilyPolicy: &families,
-			Ports: []corev1.ServicePort{{Name: "http", Port: probePort, TargetPort: intstr.FromInt32(probePort)}}},
+			Ports: []corev1.ServicePort{{Name: "http", Port: probePort, TargetPort: intstr.FromInt32(probePort)},
+				{Name: "https", Port: callbackPort, TargetPort: intstr.FromInt32(callbackPort)}}},
 	}, metav1.CreateOptions{FieldManager: FieldManager})
 }
 
@@ -406,7 +439,9 @@ func podNode(pod *corev1.Pod) string {
 
 // probeResult is what cmd/coldrack-probe answers.
 type probeResult struct {
+	Target    string   `json:"target"`
 	OK        bool     `json:"ok"`
+	Seconds   float64  `json:"seconds"`
 	Error     string   `json:"error"`
 	Addresses []string `json:"addresses"`
 }

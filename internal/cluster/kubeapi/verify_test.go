@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,8 +20,9 @@ import (
 
 func (c *testCluster) verifyOptions() VerifyOptions {
 	return VerifyOptions{
-		Target: c.target(), Nodes: c.wanted().Nodes, PodSecurity: "baseline", Timeout: 20 * time.Second, settle: time.Second,
-		EtcdMembers: []netip.AddrPort{netip.MustParseAddrPort("10.20.0.11:2379")}, EtcdCA: c.authorities[kube.AuthorityEtcd].pem,
+		Target: c.target(), Nodes: c.wanted().Nodes, PodSecurity: "baseline", Timeout: time.Minute, settle: time.Second, callSettle: 2 * time.Minute,
+		ServiceNetworks: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+		EtcdMembers:     []netip.AddrPort{netip.MustParseAddrPort("10.20.0.11:2379")}, EtcdCA: c.authorities[kube.AuthorityEtcd].pem,
 		EtcdCertificate: func() (*tls.Certificate, error) {
 			return c.authorities[kube.AuthorityEtcd].client(c.t, "coldrack"), nil
 		},
@@ -53,7 +52,7 @@ func expect(t *testing.T, checks map[string]Check, name string, ok bool, detail 
 
 func (c *testCluster) testVerify(t *testing.T) {
 	admin := c.as("admin", "system:masters")
-	c.playControllers(t, admin)
+	controllers := c.playControllers(t, admin)
 	c.register(t, "node-02", "10.20.0.12")
 	w := c.run(t, nil)
 	eventually(t, "the nodes are as planned", func() (bool, string) {
@@ -74,10 +73,16 @@ func (c *testCluster) testVerify(t *testing.T) {
 	}
 	gone := func(t *testing.T) {
 		t.Helper()
-		for _, name := range []string{verifyNamespace, policyNamespace} {
+		for _, name := range []string{verifyNamespace, policyNamespace, hostNamespace} {
 			if _, err := admin.CoreV1().Namespaces().Get(t.Context(), name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 				t.Errorf("namespace %s is still there: %v", name, err)
 			}
+		}
+		if _, err := c.connect().dynamic.Resource(apiServices).Get(t.Context(), apiServiceName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			t.Errorf("the APIService is still there: %v", err)
+		}
+		if _, err := admin.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(t.Context(), webhookName, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			t.Errorf("the webhook is still there: %v", err)
 		}
 	}
 
@@ -108,7 +113,34 @@ func (c *testCluster) testVerify(t *testing.T) {
 			expect(t, checks, "service address from "+node, true, "10.96.")
 			// No DNS server here: the failure must be told with its reason.
 			expect(t, checks, "DNS from "+node, false, "1 of 1: dns:kubernetes.default.svc.cluster.local.: ")
+			expect(t, checks, "host network to DNS from "+node, false, "dns:kubernetes.default.svc.cluster.local.: ")
+			expect(t, checks, "host network to service from "+node, true, "10.96.")
 		}
+		// Only the second machine has a way to the API's service, and neither has a default route.
+		expect(t, checks, "host network to API from node-01", false, "10.96.0.1:443: connect: network is unreachable; node-01 has no route to the service network 10.96.0.0/16")
+		expect(t, checks, "host network to API from node-02", true, "10.96.0.1:443")
+		// The service's address is each machine's own, so each API server is answered by the probe beside it.
+		expect(t, checks, "admission webhook from 10.20.0.11:6443", true, "changed by the webhook on node-01")
+		expect(t, checks, "admission webhook from 10.20.0.12:6443", true, "changed by the webhook on node-02")
+		expect(t, checks, "aggregated API v1.verify.coldrack.dev", true, "Available")
+		expect(t, checks, "aggregated API from 10.20.0.11:6443", true, "answered on node-01, for coldrack")
+		expect(t, checks, "aggregated API from 10.20.0.12:6443", true, "answered on node-02, for coldrack")
+		expect(t, checks, "clean-up coldrack-verify", true, "removed")
+		gone(t)
+	})
+	t.Run("nodes without a route to services are told what to do", func(t *testing.T) {
+		controllers.noServices.Store(true)
+		defer controllers.noServices.Store(false)
+		options := c.verifyOptions()
+		options.callSettle = 15 * time.Second
+		checks := collect(t.Context(), options)
+		for node, server := range map[string]string{"node-01": "10.20.0.11:6443", "node-02": "10.20.0.12:6443"} {
+			route := "network is unreachable; " + node + " has no route to the service network 10.96.0.0/16"
+			expect(t, checks, "pod to pod from "+node, true, ":8080")
+			expect(t, checks, "host network to service from "+node, false, route)
+			expect(t, checks, "admission webhook from "+server, false, route)
+		}
+		expect(t, checks, "aggregated API v1.verify.coldrack.dev", false, "network is unreachable; the control plane's node has no route to the service network")
 		expect(t, checks, "clean-up coldrack-verify", true, "removed")
 		gone(t)
 	})
@@ -135,8 +167,7 @@ func (c *testCluster) testVerify(t *testing.T) {
 		expect(t, checks, "component kube-scheduler", true, "led by node-01, whose clock is off by 1h0m")
 	})
 	t.Run("what an earlier verification left is removed first", func(t *testing.T) {
-		_, err := admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: verifyNamespace}}, metav1.CreateOptions{})
-		check(t, err)
+		c.leaveRemains(t, admin)
 		options := c.verifyOptions()
 		options.NoPods = true
 		checks := collect(t.Context(), options)
@@ -153,6 +184,35 @@ func (c *testCluster) testVerify(t *testing.T) {
 				break
 			}
 		}
+		gone(t)
+	})
+	t.Run("everything is removed when nobody listens while API servers call", func(t *testing.T) {
+		for check := range Verify(t.Context(), c.verifyOptions()) {
+			if check.Target == apiServiceName {
+				break
+			}
+		}
+		gone(t)
+	})
+	t.Run("what a killed verification left harms nothing and is removed without another", func(t *testing.T) {
+		c.leaveRemains(t, admin)
+		_, err := admin.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "someones", Labels: map[string]string{labelRun: "killed"}}}, metav1.CreateOptions{})
+		check(t, err)
+		connection := c.connect()
+		if removed, err := connection.removeForgotten(t.Context(), time.Hour); removed || err != nil {
+			t.Errorf("one that may still run was removed: %v, error %v", removed, err)
+		}
+		if removed, err := connection.removeForgotten(t.Context(), 0); !removed || err != nil {
+			t.Errorf("nothing was removed: %v", err)
+		}
+		if removed, err := connection.removeForgotten(t.Context(), 0); removed || err != nil {
+			t.Errorf("something was removed twice: %v, error %v", removed, err)
+		}
+		check(t, admin.CoreV1().Namespaces().Delete(t.Context(), verifyNamespace, metav1.DeleteOptions{}))
+		eventually(t, "its namespace ends", func() (bool, string) {
+			_, err := admin.CoreV1().Namespaces().Get(t.Context(), verifyNamespace, metav1.GetOptions{})
+			return apierrors.IsNotFound(err), fmt.Sprint(err)
+		})
 		gone(t)
 	})
 	t.Run("everything is removed when time is up", func(t *testing.T) {
@@ -199,89 +259,15 @@ func (c *testCluster) testVerify(t *testing.T) {
 	})
 }
 
-// playControllers does what kube-controller-manager, scheduler, kubelet and kube-proxy do with a verification: a pod
-// of the real probe on each node, an address for its service, and namespaces that end.
-func (c *testCluster) playControllers(t *testing.T, admin kubernetes.Interface) {
-	program := filepath.Join(t.TempDir(), "coldrack-probe")
-	if out, err := exec.Command("go", "build", "-o", program, "coldrack.dev/cmd/coldrack-probe").CombinedOutput(); err != nil {
-		t.Fatalf("build the probe: %v\n%s", err, out)
-	}
-	for i, machine := range []string{"machine-01", "machine-02"} {
-		ns := c.hosts[machine].ns
-		ns.Run("ip", "address", "add", fmt.Sprintf("10.244.%d.10/32", i), "dev", "lo")
-		ns.Run("ip", "route", "add", fmt.Sprintf("10.244.%d.10/32", 1-i), "via", fmt.Sprintf("10.20.0.%d", 12-i), "src", fmt.Sprintf("10.20.0.%d", 11+i))
-		cmd := exec.Command(program, "serve")
-		cmd.Stderr = os.Stderr
-		check(t, ns.Start(cmd))
-		t.Cleanup(func() {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		})
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	t.Cleanup(func() {
-		cancel()
-		<-done
-	})
-	go func() {
-		defer close(done)
-		for ctx.Err() == nil {
-			c.controllersOnce(ctx, admin)
-			select {
-			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
-			}
-		}
-	}()
-}
-
-// controllersOnce ignores errors: it is called again.
-func (c *testCluster) controllersOnce(ctx context.Context, admin kubernetes.Interface) {
-	for _, name := range []string{verifyNamespace, policyNamespace} {
-		namespace, err := admin.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
-		if err != nil {
-			continue
-		}
-		if namespace.DeletionTimestamp != nil {
-			now, all := int64(0), metav1.ListOptions{}
-			immediately := metav1.DeleteOptions{GracePeriodSeconds: &now}
-			_ = admin.AppsV1().DaemonSets(name).DeleteCollection(ctx, immediately, all)
-			_ = admin.CoreV1().Pods(name).DeleteCollection(ctx, immediately, all)
-			_ = admin.CoreV1().Secrets(name).DeleteCollection(ctx, immediately, all)
-			_ = admin.CoreV1().ServiceAccounts(name).DeleteCollection(ctx, immediately, all)
-			_ = admin.CoreV1().Services(name).Delete(ctx, probeName, immediately)
-			namespace.Spec.Finalizers = nil
-			_, _ = admin.CoreV1().Namespaces().Finalize(ctx, namespace, metav1.UpdateOptions{})
-			continue
-		}
-		_, _ = admin.CoreV1().ServiceAccounts(name).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
-	}
-	daemons, err := admin.AppsV1().DaemonSets(verifyNamespace).Get(ctx, probeName, metav1.GetOptions{})
-	if err != nil || daemons.DeletionTimestamp != nil {
-		return
-	}
-	if service, err := admin.CoreV1().Services(verifyNamespace).Get(ctx, probeName, metav1.GetOptions{}); err == nil {
-		for _, machine := range []string{"machine-01", "machine-02"} {
-			_, _ = c.hosts[machine].ns.Try(ctx, "ip", "address", "add", service.Spec.ClusterIP+"/32", "dev", "lo")
-		}
-	}
-	for i := range 2 {
-		name := fmt.Sprintf("%s-%d", probeName, i)
-		pod, err := admin.CoreV1().Pods(verifyNamespace).Get(ctx, name, metav1.GetOptions{})
-		if err != nil {
-			pod = &corev1.Pod{ObjectMeta: *daemons.Spec.Template.ObjectMeta.DeepCopy(), Spec: *daemons.Spec.Template.Spec.DeepCopy()}
-			pod.Name, pod.Spec.NodeName = name, fmt.Sprintf("node-0%d", i+1)
-			if pod, err = admin.CoreV1().Pods(verifyNamespace).Create(ctx, pod, metav1.CreateOptions{}); err != nil {
-				continue
-			}
-		}
-		if pod.Status.PodIP != "" {
-			continue
-		}
-		pod.Status.Phase, pod.Status.PodIP = corev1.PodRunning, fmt.Sprintf("10.244.%d.10", i)
-		pod.Status.PodIPs = []corev1.PodIP{{IP: pod.Status.PodIP}}
-		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
-		_, _ = admin.CoreV1().Pods(verifyNamespace).UpdateStatus(ctx, pod, metav1.UpdateOptions{})
-	}
+// leaveRemains leaves what a verification had at the moment when it was killed; its probes are gone.
+func (c *testCluster) leaveRemains(t *testing.T, admin kubernetes.Interface) {
+	t.Helper()
+	_, err := admin.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: verifyNamespace}}, metav1.CreateOptions{})
+	check(t, err)
+	callee, err := newCallee(time.Now())
+	check(t, err)
+	_, err = admin.AdmissionregistrationV1().MutatingWebhookConfigurations().Create(t.Context(), webhookConfiguration(callee, "killed"), metav1.CreateOptions{})
+	check(t, err)
+	_, err = c.connect().dynamic.Resource(apiServices).Create(t.Context(), apiService(callee), metav1.CreateOptions{})
+	check(t, err)
 }

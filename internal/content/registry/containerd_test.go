@@ -64,7 +64,7 @@ func must[T any](t *testing.T) func(T, error) T {
 func TestContainerdPullsThroughRenderedMirrors(t *testing.T) {
 	require.Need(t, "netns", "containerd", "ctr")
 	images := map[string]v1.Image{}
-	for _, reference := range []string{"registry.k8s.io/pause:3.10.2", "ghcr.io/flannel-io/flannel:v0.28.10", "coldrack.dev/probe:v1", "docker.io/library/web:1"} {
+	for _, reference := range []string{"registry.k8s.io/pause:3.10.2", "ghcr.io/flannel-io/flannel:v0.28.10", "coldrack.dev/probe:v2", "docker.io/library/web:1"} {
 		image := must[v1.Image](t)(random.Image(100_000, 2))
 		config := must[*v1.ConfigFile](t)(image.ConfigFile()).DeepCopy()
 		config.OS, config.Architecture = "linux", "amd64"

@@ -91,6 +91,14 @@ func (b *Backend) verify(ctx context.Context, cluster *v1alpha1.Cluster, pods bo
 		TokenDiscovery:  spec.Spec.Security.TokenDiscovery,
 		Certificates:    expiry,
 		NoPods:          !pods,
+		ProxyNone:       spec.Spec.Network.Proxy == v1alpha1.ProxyNone,
+	}
+	for _, text := range spec.Spec.Network.ServiceCIDRs {
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("cluster %s: service network %q: %w", cluster.Name, text, err)
+		}
+		options.ServiceNetworks = append(options.ServiceNetworks, network)
 	}
 	for _, n := range view.Plan.Nodes {
 		if slices.Contains(n.Roles, v1alpha1.RoleEtcd) {
