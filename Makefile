@@ -65,7 +65,7 @@ fresh:
 
 ## fresh-bundle  the Debian half of the default bundle in such a root, twice: what is installed there must not show (root)
 fresh-bundle:
-	@SUITE="$(or $(SUITE),trixie)" RUN="debian-half debian-half-again" CACHES="$(or $(CACHES),go,apt)" hack/fresh.sh
+	@SUITE="$(or $(SUITE),trixie)" RUN="debian-half debian-half-again" CACHES="$(or $(CACHES),go,apt)" EXPORT=$(BUILD_CACHE) hack/fresh.sh
 
 ## demo       three blank virtual machines become a Kubernetes cluster
 demo: bundle bin/kubectl
@@ -75,14 +75,15 @@ demo: bundle bin/kubectl
 demo-down:
 	@hack/demo.sh down
 
-# The real programs that tests drive, built from Go modules.
-bin/kubectl: hack/tools/go.mod hack/tools/kubectl/main.go
-	@mkdir -p bin; echo "building kubectl"
-	@cd hack/tools && go build -o ../../bin/kubectl -ldflags "-s -w $$(go list -m -f '{{.Version}}' k8s.io/kubectl | sed -E 's/^v0\.([0-9]+)(.*)/-X k8s.io\/component-base\/version.gitVersion=v1.\1\2 -X k8s.io\/component-base\/version.gitMajor=1 -X k8s.io\/component-base\/version.gitMinor=\1/')" ./kubectl
+# The real programs that tests drive, built from Go modules. Those of Kubernetes are the ones that bundles contain: the build is
+# shared, as that of the container runtime.
+KUBERNETES := $(lastword $(sort $(wildcard recipes/modules/kubernetes-*)))
+bin/kubectl bin/kubeadm bin/kube-apiserver: $(KUBERNETES)/go.mod $(KUBERNETES)/go.sum hack/kubernetes.sh
+	@mkdir -p bin; echo "building $(notdir $@)"
+	@hack/kubernetes.sh $@
 bin/etcd: go.mod
 	@mkdir -p bin; echo "building etcd"
 	@go build -o bin/etcd go.etcd.io/etcd/server/v3
-# The container runtime of the nodes, from the module that bundles build it from: the build is shared.
 bin/containerd bin/ctr: recipes/modules/containerd-2.4/go.mod recipes/modules/containerd-2.4/go.sum
 	@mkdir -p bin; echo "building $(notdir $@)"
 	@cd recipes/modules/containerd-2.4 && go build -ldflags '-s -w' -o ../../../$@ github.com/containerd/containerd/v2/cmd/$(notdir $@)
@@ -117,12 +118,6 @@ fuzz:
 ## lint       gofmt, vet, staticcheck, shellcheck, go mod verify, govulncheck where its data can be had
 lint: bin/staticcheck bin/govulncheck
 	@hack/lint.sh
-
-# Several minutes of building each: real kubeadm, with which what we render for Kubernetes is compared, and a real API
-# server, at which what we do in a cluster is tested.
-bin/kubeadm bin/kube-apiserver: hack/oracle/go.mod hack/oracle/go.sum hack/oracle/build.sh
-	@mkdir -p bin; echo "building $(notdir $@)"
-	@hack/oracle/build.sh $@
 
 ## oracle     real kubeadm's output against ours; what we do in a cluster against a real kube-apiserver
 oracle: bin/gotest bin/kubeadm bin/kube-apiserver bin/etcd bin/kubectl

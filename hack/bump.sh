@@ -76,8 +76,6 @@ for pair in "${pairs[@]}"; do
 		table latest "s/v1[^\"]*/$version/"
 		if [ "$recipe" = "$latest" ]; then
 			libraries . '^k8s.io/(api|apiextensions-apiserver|apimachinery|apiserver|client-go|component-base|kube-proxy|kubelet|pod-security-admission)$' "v0.${version#v1.}"
-			libraries hack/tools '^k8s.io/(component-base|kubectl)$' "v0.${version#v1.}"
-			kubernetes hack/oracle "$version"
 			left+=("sigs.k8s.io/controller-runtime in go.mod: is there a release for these libraries?")
 		fi ;;
 	etcd)
@@ -99,7 +97,7 @@ for pair in "${pairs[@]}"; do
 done
 go run ./hack/gendocs
 cat <<TEXT
-bump: done: recipes, modules, go.mod, hack/tools, hack/oracle, the table of releases, docs/reference
+bump: done: recipes, modules, go.mod, the table of releases, docs/reference
 bump: left to do, in this order:
   go build ./... && go vet ./...
   read the release notes: flags that are gone belong to releases() in internal/cluster/kube/version.go

@@ -5,6 +5,7 @@
 #   RUN      targets of the Makefile                 (default: demo test)
 #   CACHES   what is shared with earlier runs: go, apt, both with a comma between, or nothing (default)
 #   KEEP     leave the root behind when a target failed, and say where
+#   EXPORT   a cache of bundles that gets the steps that were built inside, so that they are not built once more
 # Mirrors, keys and settings for fetching come from this machine's apt, Go and certificates. Everything that runs inside is in a
 # namespace of processes and mounts of its own, and ends with it. Network interfaces are this machine's: so are its ports.
 set -euo pipefail
@@ -127,6 +128,19 @@ enter() {
 	return $status
 }
 
+# export_steps ROOT: keeps the finished steps of bundles.
+export_steps() {
+	local step
+	for step in "$1"/root/.cache/coldrack/bundle/steps/*/*; do
+		local to=$EXPORT/steps/${step#"$1"/root/.cache/coldrack/bundle/steps/}
+		[ -d "$step" ] && [[ $step != *.new ]] && [ ! -e "$to" ] || continue
+		mkdir -p "$(dirname "$to")"
+		rm -rf "$to.new"
+		cp -a "$step" "$to.new"
+		mv "$to.new" "$to"
+	done
+}
+
 one() {
 	local suite=$1 target began=$SECONDS status=0
 	work=$(mktemp -d "${TMPDIR:-/var/tmp}/coldrack-fresh.XXXXXX")
@@ -142,6 +156,7 @@ one() {
 		results+=("$(printf '%-10s %-14s %5d s' "$suite" "$target" $((SECONDS - began)))$([ $status -eq 0 ] || echo "  FAILED")")
 		[ $status -eq 0 ] || break
 	done
+	[ $status -ne 0 ] || [ -z "${EXPORT:-}" ] || export_steps "$work/root"
 	if [ $status -ne 0 ] && [ -n "${KEEP:-}" ]; then
 		echo "fresh: the root is left in $work/root" >&2
 		work=''

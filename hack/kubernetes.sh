@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Builds a program of Kubernetes into the given file; its name says which. It is the program that bundles contain, from the same
+# module, so that Go compiles Kubernetes once for both. Tests use kubectl as a foreign client, compare what internal/cluster/kube
+# renders with what kubeadm generates, and run internal/cluster/kubeapi against kube-apiserver.
+# usage: hack/kubernetes.sh bin/kubeadm
+set -euo pipefail
+out=$(realpath -m "$1")
+cd "$(dirname "$0")/../recipes/modules"
+cd "$(printf '%s\n' kubernetes-* | sort -V | tail -n 1)"
+export CGO_ENABLED=0 GOFLAGS='-trimpath -mod=readonly'
+version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
+minor=${version#v1.}
+minor=${minor%%.*}
+stamp=k8s.io/component-base/version
+mkdir -p "$(dirname "$out")"
+go build -o "$out" \
+	-ldflags "-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=$minor -X $stamp.gitTreeState=clean" \
+	"k8s.io/kubernetes/cmd/$(basename "$out")"
