@@ -350,7 +350,10 @@ type SystemdUnit struct {
 // +kubebuilder:printcolumn:name="Approve",type=boolean,JSONPath=`.spec.approve`
 // +kubebuilder:printcolumn:name="Profile",type=string,JSONPath=`.spec.profile`
 // +kubebuilder:printcolumn:name="Subnet",type=string,JSONPath=`.spec.subnet`
+// +kubebuilder:printcolumn:name="Matched",type=integer,JSONPath=`.status.matched`
 // +kubebuilder:printcolumn:name="Enrolled",type=integer,JSONPath=`.status.enrolled`
+// +kubebuilder:printcolumn:name="Missed",type=integer,JSONPath=`.status.missed`
+// +kubebuilder:printcolumn:name="Nearest",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="NearMisses")].message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type EnrollmentPolicy struct {
 	metav1.TypeMeta   `json:",inline"`
@@ -429,15 +432,48 @@ type MachineMatch struct {
 	Selector *metav1.LabelSelector `json:"selector,omitempty"`
 }
 
-// EnrollmentPolicyStatus counts what a policy did.
+// Conditions of an EnrollmentPolicy.
+const (
+	// ConditionExhausted: the policy's limit is reached.
+	ConditionExhausted = "Exhausted"
+	// ConditionNearMisses: machines wait that no policy takes, and this one comes nearest to taking them.
+	ConditionNearMisses = "NearMisses"
+)
+
+// EnrollmentPolicyStatus says what a policy did.
 type EnrollmentPolicyStatus struct {
 	// Enrolled is how many machines carry this policy's annotation.
 	// +optional
 	Enrolled int32 `json:"enrolled,omitempty"`
+	// Matched is how many machines the policy's match holds for, whichever policy or person
+	// decided about them.
+	// +optional
+	Matched int32 `json:"matched,omitempty"`
+	// Missed is how many machines wait that no policy takes, while this one comes nearest
+	// to taking them.
+	// +optional
+	Missed int32 `json:"missed,omitempty"`
+	// NearMisses are the newest of these.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=5
+	NearMisses []NearMiss `json:"nearMisses,omitempty"`
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// MaxNearMisses is how many near misses the status of a policy has.
+const MaxNearMisses = 5
+
+// NearMiss is a machine that a policy does not take, although no other policy comes
+// nearer to it.
+type NearMiss struct {
+	Machine string `json:"machine"`
+	// Why says what of the policy's match does not hold: what was found, and what is
+	// asked for.
+	Why string `json:"why"`
 }
 
 // AnnotationEnrolledBy names the EnrollmentPolicy that approved a Machine.

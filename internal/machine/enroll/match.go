@@ -32,16 +32,7 @@ func byPriority(policies []v1alpha1.EnrollmentPolicy) []v1alpha1.EnrollmentPolic
 }
 
 func exhausted(policy *v1alpha1.EnrollmentPolicy, machines []*v1alpha1.Machine) bool {
-	if policy.Spec.Limit == 0 {
-		return false
-	}
-	n := int32(0)
-	for _, m := range machines {
-		if m.Annotations[v1alpha1.AnnotationEnrolledBy] == policy.Name {
-			n++
-		}
-	}
-	return n >= policy.Spec.Limit
+	return policy.Spec.Limit > 0 && full(policy, enrolledBy(machines))
 }
 
 // mismatches says of every given field that does not hold for the machine what was wanted and what was found.
@@ -87,21 +78,11 @@ func mismatches(match v1alpha1.MachineMatch, m *v1alpha1.Machine, subnets []v1al
 
 // nearest says which policy comes nearest to taking the machine and what is missing, or "" when there is none.
 func nearest(m *v1alpha1.Machine, w World) string {
-	var name string
-	var missed []string
-	for _, policy := range byPriority(w.Policies) {
-		why := mismatches(policy.Spec.Match, m, w.Subnets)
-		if len(why) == 0 {
-			why = []string{fmt.Sprintf("its limit of %d machines is reached", policy.Spec.Limit)}
-		}
-		if policy.DeletionTimestamp == nil && (name == "" || len(why) < len(missed)) {
-			name, missed = policy.Name, why
-		}
-	}
-	if name == "" {
+	c := compare(m, byPriority(w.Policies), w.Subnets, enrolledBy(w.Machines))
+	if c.nearest == "" {
 		return ""
 	}
-	return fmt.Sprintf("no policy takes this machine; the nearest is %s: %s. To approve it by hand: coldrack approve %s", name, strings.Join(missed, ", "), m.Name)
+	return fmt.Sprintf("no policy takes this machine; the nearest is %s: %s. To approve it by hand: coldrack approve %s", c.nearest, strings.Join(c.missed, ", "), m.Name)
 }
 
 // bootedIn is the name of the subnet in which the machine is now, or "".

@@ -9,8 +9,7 @@ import (
 	"github.com/google/uuid"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -40,7 +39,7 @@ func enrollmentReconciler(d Deps) reconciler {
 		name: "enrollment", workers: 4, do: r.reconcile,
 		watches: []source.Source{
 			each(d, &v1alpha1.Machine{}), r.all(&v1alpha1.EnrollmentPolicy{}), r.all(&v1alpha1.Subnet{}),
-			source.Kind(d.Cache, &v1alpha1.Machine{}, enqueueEverything, enrolledByChanged()),
+			source.Kind(d.Cache, &v1alpha1.Machine{}, recount, standingChanged()),
 		},
 	}
 }
@@ -59,17 +58,34 @@ func (r *enrollment) all(kind client.Object) source.Source {
 	}), predicate.GenerationChangedPredicate{})
 }
 
-var enqueueEverything = handler.TypedEnqueueRequestsFromMapFunc(func(context.Context, *v1alpha1.Machine) []reconcile.Request {
-	return requests(everything)
-})
+// countPause gathers what happens to many machines at once into one count, which looks at all of them.
+const countPause = time.Second
 
-// enrolledByChanged lets only those changes pass that alter how many machines a policy has enrolled.
-func enrolledByChanged() predicate.TypedPredicate[*v1alpha1.Machine] {
-	by := func(m *v1alpha1.Machine) string { return m.Annotations[v1alpha1.AnnotationEnrolledBy] }
+// recount wakes the reconciler for the policies' own status, soon.
+var recount = handler.TypedFuncs[*v1alpha1.Machine, reconcile.Request]{
+	CreateFunc: func(_ context.Context, _ event.TypedCreateEvent[*v1alpha1.Machine], queue countQueue) {
+		recountSoon(queue)
+	},
+	DeleteFunc: func(_ context.Context, _ event.TypedDeleteEvent[*v1alpha1.Machine], queue countQueue) {
+		recountSoon(queue)
+	},
+	UpdateFunc: func(_ context.Context, _ event.TypedUpdateEvent[*v1alpha1.Machine], queue countQueue) {
+		recountSoon(queue)
+	},
+}
+
+type countQueue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+
+func recountSoon(queue countQueue) { queue.AddAfter(requests(everything)[0], countPause) }
+
+// standingChanged lets only those changes pass that alter how policies fare.
+func standingChanged() predicate.TypedPredicate[*v1alpha1.Machine] {
 	return predicate.TypedFuncs[*v1alpha1.Machine]{
-		CreateFunc: func(e event.TypedCreateEvent[*v1alpha1.Machine]) bool { return by(e.Object) != "" },
-		DeleteFunc: func(e event.TypedDeleteEvent[*v1alpha1.Machine]) bool { return by(e.Object) != "" },
-		UpdateFunc: func(e event.TypedUpdateEvent[*v1alpha1.Machine]) bool { return by(e.ObjectOld) != by(e.ObjectNew) },
+		CreateFunc: func(e event.TypedCreateEvent[*v1alpha1.Machine]) bool { return enroll.Counts(e.Object) },
+		DeleteFunc: func(e event.TypedDeleteEvent[*v1alpha1.Machine]) bool { return enroll.Counts(e.Object) },
+		UpdateFunc: func(e event.TypedUpdateEvent[*v1alpha1.Machine]) bool {
+			return enroll.StandingChanged(e.ObjectOld, e.ObjectNew)
+		},
 	}
 }
 
@@ -78,14 +94,14 @@ func (r *enrollment) reconcile(ctx context.Context, name string) (time.Duration,
 	if err := r.Cache.List(ctx, policies); err != nil {
 		return 0, fmt.Errorf("list enrollment policies: %w", err)
 	}
-	if name == everything {
-		return 0, r.count(ctx, policies.Items)
-	}
 	subnets, err := NewPlans(r.Cache).Subnets(ctx)
 	if err != nil {
 		return 0, err
 	}
 	subnets = validSubnets(subnets)
+	if name == everything {
+		return 0, r.count(ctx, policies.Items, subnets)
+	}
 	defer r.Fleet.Write(name)()
 	defer r.settled(name)
 	m, ok, err := r.current(ctx, name)
@@ -160,23 +176,12 @@ func (r *enrollment) stored(ctx context.Context, name string) (*v1alpha1.Machine
 	return m, true, nil
 }
 
-// count writes how many machines each policy has enrolled.
-func (r *enrollment) count(ctx context.Context, policies []v1alpha1.EnrollmentPolicy) error {
-	enrolled := map[string]int32{}
-	for _, m := range r.Fleet.List() {
-		enrolled[m.Annotations[v1alpha1.AnnotationEnrolledBy]]++
-	}
+// count writes into each policy's status how it fares.
+func (r *enrollment) count(ctx context.Context, policies []v1alpha1.EnrollmentPolicy, subnets []v1alpha1.Subnet) error {
+	standings := enroll.Standings(enroll.World{Machines: r.Fleet.List(), Policies: policies, Subnets: subnets})
 	for i := range policies {
 		next := policies[i].DeepCopy()
-		n := enrolled[next.Name]
-		next.Status.Enrolled = n
-		exhausted := metav1.Condition{Type: "Exhausted", Status: metav1.ConditionFalse, Reason: "BelowLimit",
-			ObservedGeneration: next.Generation, LastTransitionTime: metav1.NewTime(r.Now())}
-		if next.Spec.Limit > 0 && n >= next.Spec.Limit {
-			exhausted.Status, exhausted.Reason = metav1.ConditionTrue, "LimitReached"
-			exhausted.Message = fmt.Sprintf("%d of %d machines are enrolled; further ones are left to other policies and people", n, next.Spec.Limit)
-		}
-		meta.SetStatusCondition(&next.Status.Conditions, exhausted)
+		standings[next.Name].Into(next, r.Now())
 		if equality.Semantic.DeepEqual(policies[i].Status, next.Status) {
 			continue
 		}

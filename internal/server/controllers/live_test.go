@@ -467,7 +467,9 @@ func arriveTogether(t *testing.T, w *liveWorld) {
 	got := &v1alpha1.EnrollmentPolicy{}
 	w.until(func() bool {
 		check(t, w.client.Get(t.Context(), client.ObjectKey{Name: "all"}, got))
-		return got.Status.Enrolled == n && meta.IsStatusConditionTrue(got.Status.Conditions, "Exhausted")
+		s := got.Status
+		return s.Enrolled == n && meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionExhausted) &&
+			s.Matched == n+3 && s.Missed == 3 && len(s.NearMisses) == 3 && meta.IsStatusConditionTrue(s.Conditions, v1alpha1.ConditionNearMisses)
 	}, func() string { return fmt.Sprintf("policy: %+v", got.Status) })
 	list := &v1alpha1.MachineList{}
 	check(t, w.client.List(t.Context(), list))
