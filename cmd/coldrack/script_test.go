@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"coldrack.dev/test/require"
 )
 
 func TestMain(m *testing.M) {
@@ -21,9 +23,17 @@ func TestMain(m *testing.M) {
 
 // TestScript runs testdata/script/*.txtar: whole commands as people type them, against a real server where
 // they need one.
-func TestScript(t *testing.T) {
+func TestScript(t *testing.T) { runScripts(t, "testdata/script") }
+
+// TestScriptWithKubectl runs testdata/kubectl/*.txtar: what people do who use kubectl beside coldrack.
+func TestScriptWithKubectl(t *testing.T) {
+	require.Need(t, "kubectl")
+	runScripts(t, "testdata/kubectl")
+}
+
+func runScripts(t *testing.T, dir string) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
