@@ -1,25 +1,24 @@
 package main
 
 import (
-	"cmp"
+	"context"
 	"crypto/ed25519"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/cli/upload"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/bundle/build"
 	"coldrack.dev/internal/server/daemon"
@@ -54,12 +53,12 @@ steps are kept in the cache, so that an interrupted build goes on where it was.`
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(options.RecipeDirs) == 0 || options.Out == "" {
-				return usageError("name the recipe's folder with -f and the archive with -o")
+				return exit.Usagef("name the recipe's folder with -f and the archive with -o")
 			}
 			if options.CacheDir == "" {
 				base, err := os.UserCacheDir()
 				if err != nil {
-					return usageError("no cache folder is known; name one with --cache: %w", err)
+					return exit.Usagef("no cache folder is known; name one with --cache: %w", err)
 				}
 				options.CacheDir = filepath.Join(base, "coldrack", "bundle")
 			}
@@ -69,7 +68,7 @@ steps are kept in the cache, so that an interrupted build goes on where it was.`
 			if verbose {
 				options.Log = slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: slog.LevelDebug}))
 			}
-			options.Progress = a.buildProgress()
+			options.Progress = cli.BuildProgress(a.err, a.now)
 			result, err := build.Build(cmd.Context(), options)
 			if err != nil {
 				return err
@@ -104,36 +103,6 @@ func agentBesideUs() string {
 	return filepath.Join(filepath.Dir(self), "coldrack-agent")
 }
 
-// buildProgress prints a line for each step that begins or ends, and what a running one is at every few
-// seconds.
-func (a *app) buildProgress() func(build.Event) {
-	var lastDetail time.Time
-	return func(e build.Event) {
-		switch e.State {
-		case build.Started:
-			fmt.Fprintf(a.err, "%-24s ...\n", e.Step)
-			lastDetail = a.now()
-		case build.Running:
-			if a.now().Sub(lastDetail) < 5*time.Second {
-				return
-			}
-			lastDetail = a.now()
-			fmt.Fprintf(a.err, "%-24s %5s  %s\n", e.Step, cli.Age(e.Elapsed), e.Detail)
-		case build.Cached:
-			fmt.Fprintf(a.err, "%-24s cached%s\n", e.Step, sizeText(e.Size))
-		case build.Done:
-			fmt.Fprintf(a.err, "%-24s done in %s%s\n", e.Step, cli.Age(e.Elapsed), sizeText(e.Size))
-		}
-	}
-}
-
-func sizeText(size int64) string {
-	if size == 0 {
-		return ""
-	}
-	return ", " + cli.Bytes(size)
-}
-
 func (a *app) bundleInspectCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
@@ -156,48 +125,7 @@ func (a *app) printSummary(summary bundle.Summary, output string) error {
 	if done, err := a.printStructured(output, summary); done {
 		return err
 	}
-	fmt.Fprintf(a.out, "Bundle:  %s\nDigest:  %s\nCreated: %s\nKey:     %s\nSize:    %s\n\n", summary.Name, summary.Digest,
-		summary.Created.Format(time.RFC3339), summary.KeyID, cli.Bytes(summary.Size))
-	table := &cli.Table{Header: []string{"KIND", "NAME", "VERSION", "SIZE", "DIGEST"}}
-	programs := &cli.Table{Header: []string{"PROGRAM", "VERSION", "SIZE", "PATH"}}
-	for _, artifact := range summary.Artifacts {
-		var size int64
-		for _, file := range artifact.Files {
-			size += file.Size
-		}
-		facts := factsOf(artifact)
-		table.Add(string(artifact.Kind), artifact.Name, cmp.Or(facts.version(), "-"), cli.Bytes(size), artifact.Digest)
-		for _, p := range facts.Programs {
-			programs.Add(p.Name, cmp.Or(p.Version, "-"), cli.Bytes(p.Size), p.Path)
-		}
-	}
-	if err := table.Print(a.out, true); err != nil || len(programs.Rows) == 0 {
-		return err
-	}
-	fmt.Fprintln(a.out)
-	return programs.Print(a.out, true)
-}
-
-// artifactFacts are the fields of all kinds' configs that say which version an artifact is; a container image
-// says it in a label.
-type artifactFacts struct {
-	Image struct {
-		Labels map[string]string
-	} `json:"config"`
-	Version      string               `json:"version"`
-	AgentVersion string               `json:"agentVersion"`
-	Kubernetes   string               `json:"kubernetes"`
-	Programs     []bundle.ProgramFile `json:"programs"`
-}
-
-func factsOf(artifact bundle.Artifact) artifactFacts {
-	var facts artifactFacts
-	_ = json.Unmarshal(artifact.Config, &facts) // a config of another form has no version
-	return facts
-}
-
-func (f artifactFacts) version() string {
-	return cmp.Or(f.Version, f.AgentVersion, f.Kubernetes, f.Image.Labels["org.opencontainers.image.version"])
+	return cli.PrintBundle(a.out, summary)
 }
 
 func (a *app) bundleVerifyCommand() *cobra.Command {
@@ -225,10 +153,10 @@ what the cluster is going to run. Exit code 1 says that something is missing.`,
 				return a.verifyPlannedClusters(cmd.Context(), plan)
 			}
 			if len(plan.manifests) > 0 {
-				return usageError("--manifests goes with the cluster's file, -f")
+				return exit.Usagef("--manifests goes with the cluster's file, -f")
 			}
 			if len(args) != 1 {
-				return usageError("name the bundle's file, or a cluster's file with -f")
+				return exit.Usagef("name the bundle's file, or a cluster's file with -f")
 			}
 			keys, err := a.trustedKeys(&server, trust)
 			if err != nil {
@@ -337,7 +265,7 @@ that does not run makes the Images known when it starts.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !offline {
 				if len(trust) > 0 {
-					return usageError("--trust goes with --offline; the server decides itself whom it trusts (`coldrack bundle trust`)")
+					return exit.Usagef("--trust goes with --offline; the server decides itself whom it trusts (`coldrack bundle trust`)")
 				}
 				return a.uploadBundle(cmd.Context(), args[0], again)
 			}
@@ -370,6 +298,43 @@ that does not run makes the Images known when it starts.`,
 	return cmd
 }
 
+// uploadBundle sends the archive at path; again says to do so even if the server has it.
+func (a *app) uploadBundle(ctx context.Context, path string, again bool) error {
+	// A file that is no bundle is refused before gigabytes are sent.
+	summary, err := bundle.Inspect(path)
+	if err != nil {
+		return err
+	}
+	config, err := a.connect()
+	if err != nil {
+		return err
+	}
+	if imported, err := a.alreadyImported(ctx, summary.Digest); err != nil {
+		return err
+	} else if imported && !again {
+		fmt.Fprintf(a.out, "bundle %s (%s) is imported already; --again repairs a damaged copy\n", summary.Name, summary.Digest)
+		return nil
+	}
+	result, err := upload.Send(ctx, config, path, summary.Digest, a.err, a.now)
+	if err != nil {
+		return fmt.Errorf("import %s: %w", path, err)
+	}
+	fmt.Fprintf(a.out, "bundle %s (%s) is imported\n", result.Name, result.Digest)
+	return nil
+}
+
+func (a *app) alreadyImported(ctx context.Context, digest string) (bool, error) {
+	c, err := a.client()
+	if err != nil {
+		return false, err
+	}
+	var list v1alpha1.BundleList
+	if err := c.List(ctx, &list); err != nil {
+		return false, fmt.Errorf("list bundles: %w", err)
+	}
+	return slices.ContainsFunc(list.Items, func(b v1alpha1.Bundle) bool { return b.Spec.Digest == digest }), nil
+}
+
 func (a *app) bundleExportCommand() *cobra.Command {
 	var server serverFlags
 	var out string
@@ -379,7 +344,7 @@ func (a *app) bundleExportCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if out == "" {
-				return usageError("name the archive to write with -o FILE")
+				return exit.Usagef("name the archive to write with -o FILE")
 			}
 			store, err := a.existingStore(&server)
 			if err != nil {
@@ -389,7 +354,7 @@ func (a *app) bundleExportCommand() *cobra.Command {
 			summary, err := bundle.Export(cmd.Context(), store, args[0], out, progress)
 			done()
 			if errors.Is(err, bundle.ErrNotFound) {
-				return notFoundError("%w", err)
+				return exit.NotFoundf("%w", err)
 			}
 			if err != nil {
 				return err
@@ -409,7 +374,7 @@ func (a *app) existingStore(server *serverFlags) (*bundle.Store, error) {
 		return nil, err
 	}
 	if _, err := os.Stat(contentFolder(cfg)); errors.Is(err, fs.ErrNotExist) {
-		return nil, notFoundError("%s holds no bundles: run this on the server's machine, and name its folder with --data-dir", cfg.DataDir)
+		return nil, exit.NotFoundf("%s holds no bundles: run this on the server's machine, and name its folder with --data-dir", cfg.DataDir)
 	}
 	return bundle.OpenStore(contentFolder(cfg))
 }
@@ -495,55 +460,8 @@ func (a *app) bundleShowCommand() *cobra.Command {
 	return cmd
 }
 
-// byteProgress shows how far an operation on a bundle has come: one line that changes on a terminal,
-// one line every ten percent elsewhere. done ends the changing line.
+// byteProgress shows how far an operation on a bundle has come. done ends the line that changes.
 func (a *app) byteProgress(verb string) (report func(bundle.Progress), done func()) {
-	meter := a.newMeter(verb)
-	return func(p bundle.Progress) { meter.at(p.Done, p.Total, p.File) }, meter.end
-}
-
-// meter prints progress in bytes.
-type meter struct {
-	out   io.Writer
-	verb  string
-	tty   bool
-	now   func() time.Time
-	drawn time.Time
-	tenth int64
-	begun bool
-}
-
-func (a *app) newMeter(verb string) *meter {
-	_, _, tty := terminal(a.err)
-	return &meter{out: a.err, verb: verb, tty: tty, now: a.now, tenth: -1}
-}
-
-func (m *meter) at(done, total int64, what string) {
-	if total <= 0 {
-		return
-	}
-	fraction := float64(done) / float64(total)
-	text := fmt.Sprintf("%s %s %3d%%  %s of %s  %s", m.verb, cli.Bar(fraction, 22), int(fraction*100), cli.Bytes(done), cli.Bytes(total), what)
-	if m.tty {
-		if m.now().Sub(m.drawn) < 100*time.Millisecond && done < total {
-			return
-		}
-		m.drawn, m.begun = m.now(), true
-		width, _, _ := terminal(m.out)
-		if len(text) >= width && width > 1 {
-			text = text[:width-1]
-		}
-		fmt.Fprintf(m.out, "\r%s%s", text, eraseLine)
-		return
-	}
-	if tenth := done * 10 / total; tenth > m.tenth {
-		m.tenth = tenth
-		fmt.Fprintln(m.out, text)
-	}
-}
-
-func (m *meter) end() {
-	if m.tty && m.begun {
-		fmt.Fprintln(m.out)
-	}
+	meter := cli.NewMeter(a.err, verb, a.now)
+	return func(p bundle.Progress) { meter.At(p.Done, p.Total, p.File) }, meter.End
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"coldrack.dev/internal/cli/upload"
 	"coldrack.dev/internal/content/bundle"
 )
 
@@ -66,5 +67,5 @@ func halfUpload(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	folder := filepath.Join(ts.Getenv("COLDRACK_DATA_DIR"), "uploads")
 	ts.Check(os.MkdirAll(folder, 0o700))
-	ts.Check(os.WriteFile(filepath.Join(folder, uploadName(summary.Digest)), content[:len(content)*3/4], 0o600))
+	ts.Check(os.WriteFile(filepath.Join(folder, upload.Name(summary.Digest)), content[:len(content)*3/4], 0o600))
 }

@@ -1,27 +1,15 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"maps"
-	"os"
-	"slices"
 	"strings"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	"go.yaml.in/yaml/v3"
-	"k8s.io/apimachinery/pkg/runtime"
-
-	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
-	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/cluster/supply"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/manifest"
-	"coldrack.dev/internal/manifest/yamlerr"
 )
 
 // verifyClusterOptions are what `bundle verify -f` is told.
@@ -34,30 +22,21 @@ type verifyClusterOptions struct {
 	output    string
 }
 
-// probeImage is what `coldrack cluster verify` runs in a cluster.
-const probeImage = "coldrack.dev/probe:v2"
-
-// verifiedNeed is a line of the answer. advice says what to do when it is missing.
-type verifiedNeed struct {
-	kube.Need
-	advice string
-}
-
-// verifyReport is the answer of `bundle verify -f` as JSON and YAML.
-type verifyReport struct {
-	Clusters []string       `json:"clusters"`
-	Missing  int            `json:"missing"`
-	Needs    []verifiedNeed `json:"needs"`
-}
-
 // verifyPlannedClusters tells whether everything that planned clusters need is in bundles: those that are named, or
 // else those that this machine's server has.
 func (a *app) verifyPlannedClusters(ctx context.Context, o verifyClusterOptions) error {
-	plans, err := a.readPlannedClusters(o.files)
+	documents, err := a.readManifests(o.files)
 	if err != nil {
 		return err
 	}
-	images, err := manifestImages(o.manifests)
+	plans, err := supply.ReadPlanned(documents)
+	if errors.Is(err, supply.ErrNoCluster) {
+		return exit.Usagef("there is no Cluster in %s; coldrack cluster init writes one", strings.Join(o.files, ", "))
+	}
+	if err != nil {
+		return err
+	}
+	images, err := supply.ManifestImages(o.manifests)
 	if err != nil {
 		return err
 	}
@@ -65,43 +44,50 @@ func (a *app) verifyPlannedClusters(ctx context.Context, o verifyClusterOptions)
 	if err != nil {
 		return err
 	}
-	report := verifyReport{}
-	for _, p := range plans {
-		report.Clusters = append(report.Clusters, p.cluster.Name)
-		needs, err := content.needsOf(p, images)
-		if err != nil {
-			return err
-		}
-		report.Needs = append(report.Needs, needs...)
-	}
-	for _, need := range report.Needs {
-		if need.Found == "" {
-			report.Missing++
-		}
+	report, err := content.Report(plans, images)
+	if err != nil {
+		return err
 	}
 	done, err := a.printStructured(o.output, report)
 	if err != nil {
 		return err
 	}
 	if !done {
-		return a.printVerifyReport(report, content)
+		return a.printVerifyReport(report, content.From)
 	}
 	if report.Missing > 0 {
-		return &silentError{exitFailure}
+		return &exit.Silent{Code: exit.Failure}
 	}
 	return nil
 }
 
-func (a *app) printVerifyReport(report verifyReport, content *bundledContent) error {
+// bundledContent reads the named archives, checking every byte of them, or else the store on this machine.
+func (a *app) bundledContent(ctx context.Context, o verifyClusterOptions) (*supply.Content, error) {
+	if len(o.bundles) == 0 {
+		store, err := a.existingStore(o.server)
+		if err != nil {
+			return nil, err
+		}
+		return supply.OfStore(store)
+	}
+	keys, err := a.trustedKeys(o.server, o.trust)
+	if err != nil {
+		return nil, err
+	}
+	return supply.OfArchives(o.bundles, func(path string) (bundle.Summary, error) {
+		progress, done := a.byteProgress("verifying")
+		summary, err := bundle.Verify(ctx, path, keys, progress)
+		done()
+		return summary, bundle.Advise(err, adviseTrustFlag)
+	})
+}
+
+func (a *app) printVerifyReport(report supply.Report, from string) error {
 	table := &cli.Table{Header: []string{"WHAT", "NAME", "WANTED", "NEEDED BY", "FOUND IN"}}
-	var advice []string
 	for _, need := range report.Needs {
 		found := need.Found
 		if found == "" {
 			found = "MISSING"
-			if !slices.Contains(advice, need.advice) {
-				advice = append(advice, need.advice)
-			}
 		}
 		if need.Note != "" {
 			found += " (" + need.Note + ")"
@@ -118,380 +104,8 @@ func (a *app) printVerifyReport(report verifyReport, content *bundledContent) er
 	clusters := strings.Join(report.Clusters, ", ")
 	if report.Missing > 0 {
 		return fmt.Errorf("%s would miss %d of %d things; %s does not have them:\n  %s", clusters, report.Missing, len(report.Needs),
-			content.from, strings.Join(advice, "\n  "))
+			from, strings.Join(report.Advice(), "\n  "))
 	}
-	fmt.Fprintf(a.out, "\n%s needs nothing that %s does not have\n", clusters, content.from)
+	fmt.Fprintf(a.out, "\n%s needs nothing that %s does not have\n", clusters, from)
 	return nil
-}
-
-// plannedCluster is a cluster of files, with what belongs to it.
-type plannedCluster struct {
-	cluster *v1alpha1.Cluster
-	groups  []v1alpha1.MachineGroup
-	// systems are the images that the groups' Profiles name; all says that some group's is not known here.
-	systems []string
-	all     bool
-}
-
-func (a *app) readPlannedClusters(files []string) ([]plannedCluster, error) {
-	documents, err := a.readManifests(files)
-	if err != nil {
-		return nil, err
-	}
-	var plans []plannedCluster
-	var groups []v1alpha1.MachineGroup
-	systems := map[string]string{} // by Profile
-	var errs []error
-	for _, d := range documents {
-		var err error
-		switch kind := d.Object.GetKind(); {
-		case d.Object.GroupVersionKind().Group != v1alpha1.GroupVersion.Group:
-		case kind == "Cluster":
-			p := plannedCluster{cluster: &v1alpha1.Cluster{}}
-			if err = decodeInto(d, p.cluster); err == nil {
-				plans = append(plans, p)
-			}
-		case kind == "MachineGroup":
-			var g v1alpha1.MachineGroup
-			err = decodeInto(d, &g)
-			groups = append(groups, g)
-		case kind == "Profile":
-			var p v1alpha1.Profile
-			err = decodeInto(d, &p)
-			systems[p.Name] = p.Spec.Image
-		}
-		if err != nil {
-			errs = append(errs, err)
-		}
-	}
-	for i := range plans {
-		p := &plans[i]
-		for _, g := range groups {
-			if g.Spec.Cluster != p.cluster.Name {
-				continue
-			}
-			p.groups = append(p.groups, g)
-			if image, ok := systems[g.Spec.Profile]; !ok {
-				p.all = true
-			} else if !slices.Contains(p.systems, image) {
-				p.systems = append(p.systems, image)
-			}
-		}
-		for _, problem := range v1alpha1.ValidateCluster(p.cluster, v1alpha1.ClusterFacts{Groups: p.groups}) {
-			errs = append(errs, fmt.Errorf("cluster %s: %w", p.cluster.Name, problem))
-		}
-	}
-	if len(plans) == 0 && len(errs) == 0 {
-		errs = append(errs, usageError("there is no Cluster in %s; coldrack cluster init writes one", strings.Join(files, ", ")))
-	}
-	return plans, errors.Join(errs...)
-}
-
-func decodeInto(d *manifest.Document, object any) error {
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(d.Object.Object, object, true); err != nil {
-		return fmt.Errorf("%s: %w", d.Place(), err)
-	}
-	return nil
-}
-
-// manifestImages are the images that a folder of manifests runs, each with the file that names it first. The manifests
-// are anybody's, so nothing but pods' fields is looked at.
-func manifestImages(names []string) (map[string]string, error) {
-	images := map[string]string{}
-	for _, name := range names {
-		files, err := manifest.Files(name)
-		if err != nil {
-			return nil, err
-		}
-		if len(files) == 0 {
-			return nil, fmt.Errorf("no manifests in %s; a folder holds them in .yaml, .yml or .json files", name)
-		}
-		for _, file := range files {
-			if err := imagesOfFile(file, images); err != nil {
-				return nil, fmt.Errorf("%s: %w", file, err)
-			}
-		}
-	}
-	return images, nil
-}
-
-func imagesOfFile(file string, images map[string]string) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	for decoder := yaml.NewDecoder(f); ; {
-		var document any
-		err := decoder.Decode(&document)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return errors.New(yamlerr.Text(err))
-		}
-		for _, reference := range kube.ImageReferences(document) {
-			full, err := fullImageName(reference)
-			if err != nil {
-				return err
-			}
-			if _, known := images[full]; !known {
-				images[full] = file
-			}
-		}
-	}
-}
-
-// fullImageName is what containerd makes of an image's name in a manifest. Where there are a tag and a digest, the digest
-// alone counts.
-func fullImageName(reference string) (string, error) {
-	parsed, err := name.ParseReference(reference)
-	if err != nil {
-		return "", fmt.Errorf("image %q: %w", reference, err)
-	}
-	return strings.Replace(parsed.Name(), name.DefaultRegistry+"/", "docker.io/", 1), nil
-}
-
-// bundledContent is what bundles contain.
-type bundledContent struct {
-	artifacts []bundle.Artifact // newest bundle first
-	read      func(bundle.Artifact, string) ([]byte, error)
-	from      string // for people
-}
-
-// bundledContent reads the named archives, checking every byte of them, or else the store on this machine.
-func (a *app) bundledContent(ctx context.Context, o verifyClusterOptions) (*bundledContent, error) {
-	if len(o.bundles) == 0 {
-		store, err := a.existingStore(o.server)
-		if err != nil {
-			return nil, err
-		}
-		if err := errors.Join(store.Problems()...); err != nil {
-			return nil, fmt.Errorf("an imported bundle is damaged; import it again with --again: %w", err)
-		}
-		return &bundledContent{artifacts: store.Artifacts(), from: "the content of this server", read: func(artifact bundle.Artifact, title string) ([]byte, error) {
-			file, size, err := store.Open(artifact.Files[title].Digest)
-			if err != nil {
-				return nil, err
-			}
-			defer file.Close()
-			if size > maxSBOM {
-				return nil, fmt.Errorf("%s of %s has %d bytes", title, artifact.Name, size)
-			}
-			return io.ReadAll(file)
-		}}, nil
-	}
-	keys, err := a.trustedKeys(o.server, o.trust)
-	if err != nil {
-		return nil, err
-	}
-	content := &bundledContent{from: "bundle " + strings.Join(o.bundles, ", ")}
-	archives := map[string]string{} // by digest of the bundle
-	for _, path := range o.bundles {
-		progress, done := a.byteProgress("verifying")
-		summary, err := bundle.Verify(ctx, path, keys, progress)
-		done()
-		if err != nil {
-			return nil, bundle.Advise(err, adviseTrustFlag)
-		}
-		archives[summary.Digest] = path
-		content.artifacts = append(content.artifacts, summary.Artifacts...)
-	}
-	content.read = func(artifact bundle.Artifact, title string) ([]byte, error) {
-		return bundle.ReadFile(archives[artifact.Bundle.Digest], artifact.Files[title], maxSBOM)
-	}
-	return content, nil
-}
-
-// maxSBOM bounds what is read of a bill of materials.
-const maxSBOM = 64 << 20
-
-func placeOf(artifact bundle.Artifact) string { return "bundle " + artifact.Bundle.Name }
-
-// needsOf lists everything that a cluster needs, from the bare machine to its own workloads.
-func (c *bundledContent) needsOf(p plannedCluster, manifests map[string]string) ([]verifiedNeed, error) {
-	var needs []verifiedNeed
-	byCluster := "cluster " + p.cluster.Name
-	const complete = "build a bundle of a complete recipe (recipes/default), and name or import it, too"
-	for _, kind := range []bundle.Kind{bundle.KindNetboot, bundle.KindBootloaders} {
-		need := kube.Need{Kind: string(kind), Name: "any", For: byCluster}
-		if at := slices.IndexFunc(c.artifacts, func(a bundle.Artifact) bool { return a.Kind == kind }); at >= 0 {
-			need.Name, need.Found = c.artifacts[at].Name, placeOf(c.artifacts[at])
-		}
-		needs = append(needs, verifiedNeed{need, string(kind) + ": " + complete})
-	}
-	supply, systems, err := c.supplyFor(p)
-	if err != nil {
-		return nil, err
-	}
-	for _, need := range systems {
-		need.For = byCluster
-		needs = append(needs, verifiedNeed{need, "operating-system image: " + complete})
-	}
-	required, err := kube.RequirementsOf(p.cluster)
-	if err != nil {
-		return nil, fmt.Errorf("cluster %s: %w", p.cluster.Name, err)
-	}
-	kubernetes := fmt.Sprintf("Kubernetes %s: build a bundle with the recipe of that version (recipes/kubernetes-*), and name or import it, too; these have %s",
-		p.cluster.Spec.Version, cmp.Or(strings.Join(c.kubernetes(), ", "), "no Kubernetes"))
-	for _, need := range required.Check(supply) {
-		need.For = byCluster
-		advice := kubernetes
-		switch {
-		case need.Kind == kube.NeedPackage && len(supply.Systems) == 0:
-			advice = "operating-system image: " + complete
-		case need.Kind == kube.NeedPackage:
-			advice = "package " + need.Name + ": add it to image.packages of the operating-system image's recipe, and build that bundle again"
-		}
-		needs = append(needs, verifiedNeed{need, advice})
-	}
-	needs = append(needs, verifiedNeed{
-		kube.Need{Kind: kube.NeedImage, Name: probeImage, For: "coldrack cluster verify", Found: supply.Images[probeImage]},
-		"image " + probeImage + ": the recipes of Kubernetes (recipes/kubernetes-*) of this version of Coldrack bring it; build the bundle again",
-	})
-	for _, image := range slices.Sorted(maps.Keys(manifests)) {
-		need := kube.Need{Kind: kube.NeedImage, Name: image, For: manifests[image], Found: supply.Images[image]}
-		if mirror := mirrorOf(p.cluster, image); need.Found == "" && mirror != "" {
-			need.Found, need.Note = mirror, "a registry of spec.registries, not asked"
-		}
-		needs = append(needs, verifiedNeed{need, "image " + image + ": add it to the containers of a recipe, or give a registry that has it in spec.registries"})
-	}
-	return needs, nil
-}
-
-// mirrorOf is the registry beside Coldrack's own that nodes would pull an image from.
-func mirrorOf(cluster *v1alpha1.Cluster, image string) string {
-	host, _, _ := strings.Cut(image, "/")
-	for _, r := range cluster.Spec.Registries {
-		if r.Host == host && len(r.Endpoints) > 0 {
-			return r.Endpoints[0]
-		}
-	}
-	return ""
-}
-
-// kubernetes are the versions that there are programs for.
-func (c *bundledContent) kubernetes() []string {
-	var versions []string
-	for _, artifact := range c.artifacts {
-		var config bundle.ProgramsConfig
-		if artifact.Kind == bundle.KindPrograms && json.Unmarshal(artifact.Config, &config) == nil && config.Kubernetes != "" {
-			versions = append(versions, config.Kubernetes)
-		}
-	}
-	slices.Sort(versions)
-	return slices.Compact(versions)
-}
-
-// supplyFor is what there is for a cluster, and a line for each operating-system image that its machines get.
-func (c *bundledContent) supplyFor(p plannedCluster) (kube.Supply, []kube.Need, error) {
-	supply := kube.Supply{Images: map[string]string{}}
-	wanted := slices.Clone(p.systems)
-	for _, artifact := range c.artifacts {
-		place := placeOf(artifact)
-		switch artifact.Kind {
-		case bundle.KindContainer:
-			full, err := fullImageName(artifact.Name)
-			if err != nil {
-				return supply, nil, err
-			}
-			repository := full[:strings.LastIndexByte(full, ':')]
-			supply.Images[full], supply.Images[repository+"@"+artifact.Digest] = place, place
-		case bundle.KindPrograms:
-			var config bundle.ProgramsConfig
-			if err := json.Unmarshal(artifact.Config, &config); err != nil {
-				return supply, nil, fmt.Errorf("%s: programs %s: %w", place, artifact.Name, err)
-			}
-			if config.Kubernetes != "" && config.Kubernetes != p.cluster.Spec.Version {
-				continue
-			}
-			for _, f := range config.Programs {
-				supply.Programs = append(supply.Programs, kube.SuppliedProgram{Name: f.Name, Path: f.Path, Version: f.Version, Place: place})
-			}
-		case bundle.KindImage:
-			if p.all && !slices.Contains(wanted, artifact.Name) {
-				wanted = append(wanted, artifact.Name)
-			}
-		}
-	}
-	if len(wanted) == 0 {
-		return supply, []kube.Need{{Kind: "os image", Name: "any"}}, nil
-	}
-	var needs []kube.Need
-	for _, system := range wanted {
-		need := kube.Need{Kind: "os image", Name: system}
-		at := slices.IndexFunc(c.artifacts, func(a bundle.Artifact) bool { return a.Kind == bundle.KindImage && a.Name == system })
-		if at >= 0 {
-			image := c.artifacts[at]
-			need.Found = placeOf(image)
-			packages, err := c.packagesOf(image)
-			if err != nil {
-				return supply, nil, err
-			}
-			supply.Systems = append(supply.Systems, kube.System{Name: image.Name, Place: need.Found, Packages: packages})
-		}
-		needs = append(needs, need)
-	}
-	return supply, needs, nil
-}
-
-// packagesOf reads the Debian packages of an image from the bill of materials of its bundle.
-func (c *bundledContent) packagesOf(image bundle.Artifact) ([]string, error) {
-	at := slices.IndexFunc(c.artifacts, func(a bundle.Artifact) bool {
-		return a.Kind == bundle.KindSBOM && a.Bundle.Digest == image.Bundle.Digest
-	})
-	if at < 0 {
-		return nil, fmt.Errorf("%s has no bill of materials, so that nobody knows which packages image %s has; build it again", placeOf(image), image.Name)
-	}
-	raw, err := c.read(c.artifacts[at], bundle.FileSBOM)
-	if err != nil {
-		return nil, err
-	}
-	packages, err := debianPackages(raw, string(bundle.KindImage)+"/"+image.Name)
-	if err != nil {
-		return nil, fmt.Errorf("%s: bill of materials: %w", placeOf(image), err)
-	}
-	return packages, nil
-}
-
-// debianPackages are what an SPDX document says that a part of it contains.
-func debianPackages(raw []byte, part string) ([]string, error) {
-	var document struct {
-		Packages []struct {
-			ID       string `json:"SPDXID"`
-			Name     string `json:"name"`
-			External []struct {
-				Locator string `json:"referenceLocator"`
-			} `json:"externalRefs"`
-		} `json:"packages"`
-		Relationships []struct {
-			From string `json:"spdxElementId"`
-			Type string `json:"relationshipType"`
-			To   string `json:"relatedSpdxElement"`
-		} `json:"relationships"`
-	}
-	if err := json.Unmarshal(raw, &document); err != nil {
-		return nil, err
-	}
-	within, debian := "", map[string]string{} // names by ID
-	for _, p := range document.Packages {
-		if p.Name == part {
-			within = p.ID
-		}
-		for _, e := range p.External {
-			if strings.HasPrefix(e.Locator, "pkg:deb/") {
-				debian[p.ID] = p.Name
-			}
-		}
-	}
-	if within == "" {
-		return nil, fmt.Errorf("does not speak of %s", part)
-	}
-	var names []string
-	for _, r := range document.Relationships {
-		if name, ok := debian[r.To]; ok && r.From == within && r.Type == "CONTAINS" {
-			names = append(names, name)
-		}
-	}
-	return names, nil
 }

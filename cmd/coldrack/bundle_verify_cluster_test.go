@@ -19,7 +19,9 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/supply"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
 )
@@ -43,7 +45,7 @@ func wholeClusterBundle(t *testing.T) clusterBundle {
 	}
 	programs := slices.DeleteFunc(required.Programs, func(p kube.Program) bool { return p.Name == "runc" })
 	return clusterBundle{
-		images: append(slices.Clone(required.Images), probeImage), programs: programs,
+		images: append(slices.Clone(required.Images), supply.ProbeImage), programs: programs,
 		packages: append([]string{"runc"}, required.Packages...),
 	}
 }
@@ -267,8 +269,8 @@ func TestBundleVerifyForACluster(t *testing.T) {
 			if !slices.Equal(missing, test.missing) || report.Missing != len(missing) {
 				t.Errorf("missing are\n%q, want\n%q", missing, test.missing)
 			}
-			if wantCode := min(len(test.missing), 1); exitCode(err) != wantCode {
-				t.Errorf("exit code %d, want %d: %v", exitCode(err), wantCode, err)
+			if wantCode := min(len(test.missing), 1); exit.CodeOf(err) != wantCode {
+				t.Errorf("exit code %d, want %d: %v", exit.CodeOf(err), wantCode, err)
 			}
 
 			out, err = coldrack(t, args...)
@@ -310,7 +312,7 @@ func TestBundleVerifyOfWhatIsImported(t *testing.T) {
 			t.Errorf("%s: %v\n%s", name, err, out)
 		}
 	}
-	if _, err := coldrack(t, "bundle", "verify"); exitCode(err) != exitUsage {
+	if _, err := coldrack(t, "bundle", "verify"); exit.CodeOf(err) != exit.Usage {
 		t.Errorf("no arguments: %v", err)
 	}
 }

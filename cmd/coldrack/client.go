@@ -9,28 +9,19 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"time"
 
+	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/client-go/discovery"
-	"k8s.io/client-go/discovery/cached/memory"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/spf13/cobra"
-
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cli/objects"
 	"coldrack.dev/internal/server/daemon"
 	"coldrack.dev/internal/version"
 )
-
-// fieldManager owns the fields that `coldrack apply` writes.
-const fieldManager = "coldrack"
 
 // addConnectionFlag gives a command, and the commands below it, --kubeconfig.
 func (a *app) addConnectionFlag(cmd *cobra.Command) *cobra.Command {
@@ -112,41 +103,13 @@ func (a *app) client() (client.WithWatch, error) {
 	return client.NewWithWatch(config, client.Options{Scheme: scheme, Mapper: mapper})
 }
 
-// generic is access to any kind that the server has.
-type generic struct {
-	config *rest.Config
-	dyn    dynamic.Interface
-	mapper meta.RESTMapper
-}
-
-func (a *app) generic() (*generic, error) {
-	config, err := a.connect()
-	if err != nil {
-		return nil, err
-	}
-	dyn, err := dynamic.NewForConfig(config)
-	if err != nil {
-		return nil, err
-	}
-	disco, err := discovery.NewDiscoveryClientForConfig(config)
-	if err != nil {
-		return nil, err
-	}
-	cached := memory.NewMemCacheClient(disco)
-	mapper := restmapper.NewShortcutExpander(restmapper.NewDeferredDiscoveryRESTMapper(cached), cached, nil)
-	return &generic{config: config, dyn: dyn, mapper: mapper}, nil
-}
-
-// completionTimeout bounds how long a shell waits for names.
-const completionTimeout = 2 * time.Second
-
 // completeMachines offers machine names to the shell.
 func (a *app) completeMachines(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
 	c, err := a.client()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+	ctx, cancel := context.WithTimeout(cmd.Context(), objects.CompletionTimeout)
 	defer cancel()
 	var list v1alpha1.MachineList
 	if err := c.List(ctx, &list); err != nil {
@@ -161,7 +124,11 @@ func (a *app) completeMachines(cmd *cobra.Command, args []string, prefix string)
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// rawSerializer is for requests whose bodies are read as they come.
-func rawSerializer() runtime.NegotiatedSerializer {
-	return serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
+// objects reaches any kind that the server has.
+func (a *app) objects() (*objects.Access, error) {
+	config, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	return objects.New(config)
 }

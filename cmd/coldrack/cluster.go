@@ -17,6 +17,8 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/cli/objects"
 	"coldrack.dev/internal/cluster/kube"
 )
 
@@ -110,9 +112,9 @@ func presetNames() []string {
 func (o *initOptions) yaml(cmd *cobra.Command) ([]byte, error) {
 	switch {
 	case o.preset == "":
-		return nil, usageError("--preset is missing; there are %s", strings.Join(presetNames(), ", "))
+		return nil, exit.Usagef("--preset is missing; there are %s", strings.Join(presetNames(), ", "))
 	case o.Name == "":
-		return nil, usageError("--name is missing: the cluster's name")
+		return nil, exit.Usagef("--name is missing: the cluster's name")
 	}
 	preset := v1alpha1.Topology(o.preset)
 	for _, f := range []struct {
@@ -128,26 +130,26 @@ func (o *initOptions) yaml(cmd *cobra.Command) ([]byte, error) {
 			fits = fits || p == preset
 		}
 		if cmd.Flags().Changed(f.flag) && !fits {
-			return nil, usageError("--%s means nothing for preset %s; `coldrack cluster init --help` says what each preset is", f.flag, o.preset)
+			return nil, exit.Usagef("--%s means nothing for preset %s; `coldrack cluster init --help` says what each preset is", f.flag, o.preset)
 		}
 	}
 	for flag, value := range map[string]int{"etcd": o.Servers, "control-planes": o.ControlPlanes} {
 		if cmd.Flags().Changed(flag) && value < 1 {
-			return nil, usageError("--%s %d: must be a number of machines", flag, value)
+			return nil, exit.Usagef("--%s %d: must be a number of machines", flag, value)
 		}
 	}
 	if cmd.Flags().Changed("workers") && o.Workers < 0 {
-		return nil, usageError("--workers %d: must not be negative", o.Workers)
+		return nil, exit.Usagef("--workers %d: must not be negative", o.Workers)
 	}
 	o.Plugin = v1alpha1.NetworkPlugin(o.plugin)
 	switch o.Plugin {
 	case "", v1alpha1.NetworkRouted, v1alpha1.NetworkFlannel, v1alpha1.NetworkNone:
 	default:
-		return nil, usageError("--plugin %q: must be routed, flannel or none", o.plugin)
+		return nil, exit.Usagef("--plugin %q: must be routed, flannel or none", o.plugin)
 	}
 	cluster, groups, err := kube.Preset(preset, o.PresetOptions)
 	if err != nil {
-		return nil, usageError("%w", err)
+		return nil, exit.Usagef("%w", err)
 	}
 	var problems []string
 	for _, err := range v1alpha1.ValidateCluster(cluster, v1alpha1.ClusterFacts{Groups: groups}) {
@@ -157,7 +159,7 @@ func (o *initOptions) yaml(cmd *cobra.Command) ([]byte, error) {
 		}
 	}
 	if len(problems) > 0 {
-		return nil, usageError("such a cluster cannot work:\n  %s", strings.Join(problems, "\n  "))
+		return nil, exit.Usagef("such a cluster cannot work:\n  %s", strings.Join(problems, "\n  "))
 	}
 	return kube.PresetYAML(preset, o.PresetOptions)
 }
@@ -166,7 +168,7 @@ func (o *initOptions) yaml(cmd *cobra.Command) ([]byte, error) {
 func writeNew(path string, content []byte, mode fs.FileMode) error {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if errors.Is(err, fs.ErrExist) {
-		return refusedError("%s exists already and is not overwritten; remove it, or choose another name", path)
+		return exit.Refusedf("%s exists already and is not overwritten; remove it, or choose another name", path)
 	}
 	if err != nil {
 		return err
@@ -188,7 +190,7 @@ func getCluster(ctx context.Context, c client.Client, name string) (*v1alpha1.Cl
 }
 
 func noSuchCluster(name string) error {
-	return notFoundError("there is no cluster %q; `coldrack cluster ls` lists them", name)
+	return exit.NotFoundf("there is no cluster %q; `coldrack cluster ls` lists them", name)
 }
 
 // completeClusters offers cluster names to the shell.
@@ -197,7 +199,7 @@ func (a *app) completeClusters(cmd *cobra.Command, args []string, prefix string)
 	if err != nil || len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+	ctx, cancel := context.WithTimeout(cmd.Context(), objects.CompletionTimeout)
 	defer cancel()
 	var list v1alpha1.ClusterList
 	if err := c.List(ctx, &list); err != nil {
@@ -331,7 +333,7 @@ func (a *app) setPaused(paused bool, cmd *cobra.Command) *cobra.Command {
 			return nil
 		}
 		patch := client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"spec":{"paused":%t}}`, paused))
-		if err := c.Patch(cmd.Context(), cluster, patch, client.FieldOwner(fieldManager)); err != nil {
+		if err := c.Patch(cmd.Context(), cluster, patch, client.FieldOwner(objects.FieldManager)); err != nil {
 			return fmt.Errorf("cluster %s: %w", cluster.Name, err)
 		}
 		fmt.Fprintf(a.out, "%s: %s\n", cluster.Name, did)

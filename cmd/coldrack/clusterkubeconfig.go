@@ -19,6 +19,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/cli/request"
 	"coldrack.dev/internal/durable"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
@@ -40,27 +42,31 @@ func (k *clusterKubeconfig) issue(ctx context.Context, a *app) error {
 	if k.server != "" {
 		u, err := url.Parse(k.server)
 		if err != nil || u.Scheme != "https" || u.Host == "" {
-			return usageError("--server %q: must be a URL such as https://api.example.org:6443", k.server)
+			return exit.Usagef("--server %q: must be a URL such as https://api.example.org:6443", k.server)
 		}
 	}
 	switch {
 	case k.merge && k.write == "":
-		return usageError("--merge needs --write FILE, the kubeconfig to merge into")
+		return exit.Usagef("--merge needs --write FILE, the kubeconfig to merge into")
 	case k.breakGlass && strings.TrimSpace(k.reason) == "":
-		return usageError("--break-glass needs --reason TEXT, for the audit log")
+		return exit.Usagef("--break-glass needs --reason TEXT, for the audit log")
 	case k.ttl != 0 && k.ttl < time.Minute:
-		return usageError("--ttl %s: must be at least 1m", k.ttl)
+		return exit.Usagef("--ttl %s: must be at least 1m", k.ttl)
 	}
 	keyPEM, csrPEM, err := newRequest(k.user)
 	if err != nil {
 		return err
 	}
-	request := peoplewire.CertificateRequest{
+	ask := peoplewire.CertificateRequest{
 		CSR: string(csrPEM), User: k.user, Groups: k.groups, TTL: int64(k.ttl / time.Second),
 		Admin: k.admin, BreakGlass: k.breakGlass, Reason: k.reason,
 	}
 	var response peoplewire.CertificateResponse
-	if err := a.post(ctx, "kubeconfig of cluster "+k.cluster, request, &response, peoplewire.PathCertificates, url.PathEscape(k.cluster)); err != nil {
+	config, err := a.connect()
+	if err != nil {
+		return err
+	}
+	if err := request.Post(ctx, config, "kubeconfig of cluster "+k.cluster, ask, &response, peoplewire.PathCertificates, url.PathEscape(k.cluster)); err != nil {
 		return err
 	}
 	if k.server != "" {
@@ -69,8 +75,7 @@ func (k *clusterKubeconfig) issue(ctx context.Context, a *app) error {
 	if response.Server == "" {
 		return fmt.Errorf("the endpoint of cluster %s is not known yet; name it with --server URL", k.cluster)
 	}
-	config := kubeconfigOf(&response, keyPEM)
-	if err := k.deliver(a, config); err != nil {
+	if err := k.deliver(a, kubeconfigOf(&response, keyPEM)); err != nil {
 		return err
 	}
 	if k.write != "" {
@@ -142,9 +147,9 @@ func (k *clusterKubeconfig) deliver(a *app, config *clientcmdapi.Config) error {
 	}
 	if !k.merge {
 		if existing, err := clientcmd.LoadFromFile(k.write); err == nil && len(existing.Clusters) > 0 && existing.Clusters[config.Contexts[config.CurrentContext].Cluster] == nil {
-			return refusedError("%s is a kubeconfig of something else; --merge adds to it, or choose another file", k.write)
+			return exit.Refusedf("%s is a kubeconfig of something else; --merge adds to it, or choose another file", k.write)
 		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return refusedError("%s exists and is no kubeconfig; choose another file", k.write)
+			return exit.Refusedf("%s exists and is no kubeconfig; choose another file", k.write)
 		}
 	}
 	// A link is followed, so that ~/.kube/config may be one.

@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/cli/request"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
@@ -48,7 +50,11 @@ func (a *app) verifyCluster(ctx context.Context, name string, noPods bool, outpu
 	if noPods {
 		query.Set("pods", "no")
 	}
-	stream, err := a.stream(ctx, "verify cluster "+name, struct{}{}, query, peoplewire.PathClusters, url.PathEscape(name), "verify")
+	config, err := a.connect()
+	if err != nil {
+		return err
+	}
+	stream, err := request.Stream(ctx, config, "verify cluster "+name, struct{}{}, query, peoplewire.PathClusters, url.PathEscape(name), "verify")
 	if err != nil {
 		return err
 	}
@@ -62,7 +68,7 @@ func (a *app) verifyCluster(ctx context.Context, name string, noPods bool, outpu
 		err := lines.Decode(&line)
 		switch {
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):
-			return timeoutError("verify cluster %s: not all checks ended in time; %d did, %d of them failed", name, len(all), failed)
+			return exit.Timeoutf("verify cluster %s: not all checks ended in time; %d did, %d of them failed", name, len(all), failed)
 		case errors.Is(err, io.EOF):
 			return fmt.Errorf("verify cluster %s: the server's answer ended before the last check; it may be restarting", name)
 		case err != nil:
@@ -97,7 +103,7 @@ func (a *app) verified(name string, all []peoplewire.Check, failed int, output s
 	case len(all) == 0:
 		return fmt.Errorf("verify cluster %s: nothing was checked", name)
 	case failed > 0:
-		return &silentError{exitFailure}
+		return &exit.Silent{Code: exit.Failure}
 	}
 	return nil
 }

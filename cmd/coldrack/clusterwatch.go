@@ -2,93 +2,40 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/cli/follow"
 )
-
-// clusterGoal is what a watch of a cluster waits for.
-type clusterGoal struct {
-	phase         string
-	limit         time.Duration
-	stopOnFailure bool
-}
 
 func clusterPhases() []string {
 	return []string{string(v1alpha1.ClusterPending), string(v1alpha1.ClusterInvalid), string(v1alpha1.ClusterBringUp), string(v1alpha1.ClusterReady),
 		string(v1alpha1.ClusterRolling), string(v1alpha1.ClusterDegraded), string(v1alpha1.ClusterReleasing)}
 }
 
-func (g *clusterGoal) check() error {
-	if g.phase == "" {
-		if g.limit > 0 || g.stopOnFailure {
-			return usageError("--timeout and --stop-on-failure need --until PHASE")
+// checkClusterGoal completes what was said.
+func checkClusterGoal(g *follow.ClusterGoal) error {
+	if g.Phase == "" {
+		if g.Limit > 0 || g.StopOnFailure {
+			return exit.Usagef("--timeout and --stop-on-failure need --until PHASE")
 		}
 		return nil
 	}
 	for _, phase := range clusterPhases() {
-		if strings.EqualFold(phase, g.phase) {
-			g.phase = phase
+		if strings.EqualFold(phase, g.Phase) {
+			g.Phase = phase
 			return nil
 		}
 	}
-	return usageError("--until: there is no phase %q; there are %s", g.phase, strings.Join(clusterPhases(), ", "))
-}
-
-// reached says whether the wait is over. A phase counts once the controller has seen what is written now.
-func (g *clusterGoal) reached(v cli.ClusterView, now time.Time) (bool, error) {
-	if g.phase == "" || v.Cluster.Status.ObservedGeneration != v.Cluster.Generation {
-		return false, nil
-	}
-	if string(v.Cluster.Status.Phase) == g.phase {
-		return true, nil
-	}
-	if !g.stopOnFailure {
-		return false, nil
-	}
-	if v.Cluster.Status.Phase == v1alpha1.ClusterInvalid {
-		return true, fmt.Errorf("cluster %s: %s", v.Cluster.Name, v.Cluster.Status.Message)
-	}
-	for _, n := range v.Nodes(now, true) {
-		if n.State == cli.NodeFailed {
-			return true, fmt.Errorf("%s failed: %s", n.Machine, n.Message)
-		}
-	}
-	return false, nil
-}
-
-func (g *clusterGoal) missing(v cli.ClusterView, now time.Time) error {
-	lines := []string{fmt.Sprintf("cluster %s is not %s within %s; it is %s %s", v.Cluster.Name, g.phase, g.limit,
-		cli.ClusterPhaseOf(v.Cluster), v.Cluster.Status.Message)}
-	for _, n := range v.Nodes(now, true) {
-		if n.State != cli.NodeReady {
-			text := fmt.Sprintf("  %s is %s %s", n.Machine, n.Phase, n.Progress)
-			if n.Message != "" {
-				text += ": " + n.Message
-			}
-			lines = append(lines, text)
-		}
-	}
-	return timeoutError("%s", strings.Join(lines, "\n"))
+	return exit.Usagef("--until: there is no phase %q; there are %s", g.Phase, strings.Join(clusterPhases(), ", "))
 }
 
 func (a *app) clusterWatchCommand() *cobra.Command {
 	var (
-		goal  clusterGoal
+		goal  follow.ClusterGoal
 		plain bool
 	)
 	cmd := &cobra.Command{
@@ -104,28 +51,22 @@ With --until the command ends as soon as the cluster is in that phase, and with 
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeClusters,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := goal.check(); err != nil {
+			if err := checkClusterGoal(&goal); err != nil {
 				return err
 			}
 			return a.watchCluster(cmd.Context(), args[0], &goal, plain)
 		},
 	}
 	a.addConnectionFlag(cmd)
-	cmd.Flags().StringVar(&goal.phase, "until", "", "end when the cluster is in this phase")
-	cmd.Flags().DurationVar(&goal.limit, "timeout", 0, "give up after this time, with exit code 4 (default: never)")
-	cmd.Flags().BoolVar(&goal.stopOnFailure, "stop-on-failure", false, "with --until, give up as soon as a phase of a node has failed")
+	cmd.Flags().StringVar(&goal.Phase, "until", "", "end when the cluster is in this phase")
+	cmd.Flags().DurationVar(&goal.Limit, "timeout", 0, "give up after this time, with exit code 4 (default: never)")
+	cmd.Flags().BoolVar(&goal.StopOnFailure, "stop-on-failure", false, "with --until, give up as soon as a phase of a node has failed")
 	cmd.Flags().BoolVar(&plain, "plain", false, "print lines even on a terminal")
 	_ = cmd.RegisterFlagCompletionFunc("until", cobra.FixedCompletions(clusterPhases(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
-// clusterDisplay shows what a watch of a cluster sees.
-type clusterDisplay interface {
-	draw(v cli.ClusterView, trouble string)
-	close()
-}
-
-func (a *app) watchCluster(ctx context.Context, name string, goal *clusterGoal, plain bool) error {
+func (a *app) watchCluster(ctx context.Context, name string, goal *follow.ClusterGoal, plain bool) error {
 	c, err := a.client()
 	if err != nil {
 		return err
@@ -134,275 +75,5 @@ func (a *app) watchCluster(ctx context.Context, name string, goal *clusterGoal, 
 	if _, err := getCluster(ctx, c, name); err != nil {
 		return err
 	}
-	stop := func() {}
-	if goal.limit > 0 {
-		ctx, stop = context.WithTimeout(ctx, goal.limit)
-	}
-	defer stop()
-	var show clusterDisplay = &clusterLog{out: a.out, start: a.now(), now: a.now}
-	if _, _, tty := terminal(a.out); tty && !plain {
-		show = newClusterScreen(a, goal.phase)
-	}
-	defer show.close()
-
-	f := &clusterFollower{client: c, name: name, events: make(chan clusterEvent), now: a.now}
-	v, err := f.follow(ctx, goal, show)
-	switch {
-	case errors.Is(err, context.DeadlineExceeded) && v.Cluster != nil:
-		return goal.missing(v, a.now())
-	case errors.Is(err, context.Canceled):
-		if goal.phase != "" {
-			return &codedError{exitFailure, errors.New("interrupted before the goal was reached")}
-		}
-		return nil
-	}
-	return err
+	return follow.Cluster(ctx, c, name, goal, a.view(plain))
 }
-
-// clusterEvent is a kind listed anew, one object that changed or went, or trouble with a connection.
-type clusterEvent struct {
-	kind    string
-	list    []client.Object // with listed
-	listed  bool
-	object  client.Object
-	gone    bool
-	trouble error
-}
-
-// clusterFollower keeps a picture of one cluster by following three kinds.
-type clusterFollower struct {
-	client client.WithWatch
-	name   string
-	events chan clusterEvent
-	now    func() time.Time
-}
-
-const (
-	kindClusters = "clusters"
-	kindGroups   = "machinegroups"
-	kindMachines = "machines"
-)
-
-// follow returns when the goal is reached, the cluster is gone, or ctx ends.
-func (f *clusterFollower) follow(ctx context.Context, goal *clusterGoal, show clusterDisplay) (v cli.ClusterView, err error) {
-	group, ctx := errgroup.WithContext(ctx)
-	done := errors.New("done")
-	for kind, list := range map[string]func() client.ObjectList{
-		kindClusters: func() client.ObjectList { return &v1alpha1.ClusterList{} },
-		kindGroups:   func() client.ObjectList { return &v1alpha1.MachineGroupList{} },
-		kindMachines: func() client.ObjectList { return &v1alpha1.MachineList{} },
-	} {
-		group.Go(func() error { return f.feed(ctx, kind, list) })
-	}
-	group.Go(func() error {
-		var outcome error
-		v, outcome = f.picture(ctx, goal, show)
-		if outcome == nil {
-			outcome = done
-		}
-		return outcome
-	})
-	err = group.Wait()
-	if errors.Is(err, done) {
-		err = nil
-	}
-	return v, err
-}
-
-// picture folds events until the goal decides.
-func (f *clusterFollower) picture(ctx context.Context, goal *clusterGoal, show clusterDisplay) (cli.ClusterView, error) {
-	objects := map[string]map[string]client.Object{}
-	trouble := map[string]error{}
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	var v cli.ClusterView
-	for {
-		select {
-		case <-ctx.Done():
-			return v, ctx.Err()
-		case <-tick.C:
-		case e := <-f.events:
-			trouble[e.kind] = e.trouble
-			switch {
-			case e.listed:
-				objects[e.kind] = map[string]client.Object{}
-				for _, o := range e.list {
-					objects[e.kind][o.GetName()] = o
-				}
-			case e.gone:
-				delete(objects[e.kind], e.object.GetName())
-			case e.object != nil:
-				objects[e.kind][e.object.GetName()] = e.object
-			}
-		}
-		if len(objects) < 3 {
-			continue // not everything was listed yet
-		}
-		cluster, ok := objects[kindClusters][f.name].(*v1alpha1.Cluster)
-		if !ok {
-			return v, notFoundError("cluster %s was deleted", f.name)
-		}
-		v = clusterView(cluster, objects)
-		show.draw(v, troubleText(trouble))
-		if over, err := goal.reached(v, f.now()); over {
-			return v, err
-		}
-	}
-}
-
-func troubleText(trouble map[string]error) string {
-	for _, kind := range []string{kindClusters, kindGroups, kindMachines} {
-		if trouble[kind] != nil {
-			return trouble[kind].Error()
-		}
-	}
-	return ""
-}
-
-func clusterView(cluster *v1alpha1.Cluster, objects map[string]map[string]client.Object) cli.ClusterView {
-	var groups []v1alpha1.MachineGroup
-	for _, o := range objects[kindGroups] {
-		if g, ok := o.(*v1alpha1.MachineGroup); ok {
-			groups = append(groups, *g)
-		}
-	}
-	var machines []v1alpha1.Machine
-	for _, o := range objects[kindMachines] {
-		if m, ok := o.(*v1alpha1.Machine); ok {
-			machines = append(machines, *m)
-		}
-	}
-	return cli.NewClusterView(cluster, groups, machines)
-}
-
-// feed lists a kind and watches it from there, again and again.
-func (f *clusterFollower) feed(ctx context.Context, kind string, list func() client.ObjectList) error {
-	for {
-		err := f.session(ctx, kind, list())
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		// What needs a person will not mend itself; everything else may be a server that restarts.
-		if apierrors.IsUnauthorized(err) || apierrors.IsForbidden(err) {
-			return err
-		}
-		if err != nil && !f.send(ctx, clusterEvent{kind: kind, trouble: err}) {
-			return ctx.Err()
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(retryPause):
-		}
-	}
-}
-
-func (f *clusterFollower) send(ctx context.Context, e clusterEvent) bool {
-	select {
-	case f.events <- e:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-func (f *clusterFollower) session(ctx context.Context, kind string, list client.ObjectList) error {
-	if err := f.client.List(ctx, list); err != nil {
-		return err
-	}
-	e := clusterEvent{kind: kind, listed: true}
-	if err := meta.EachListItem(list, func(o runtime.Object) error {
-		if object, ok := o.(client.Object); ok {
-			e.list = append(e.list, object)
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	if !f.send(ctx, e) {
-		return ctx.Err()
-	}
-	events, err := f.client.Watch(ctx, list, &client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: list.GetResourceVersion()}})
-	if err != nil {
-		return err
-	}
-	defer events.Stop()
-	for event := range events.ResultChan() {
-		object, ok := event.Object.(client.Object)
-		if !ok || event.Type == watch.Error {
-			return apierrors.FromObject(event.Object)
-		}
-		if event.Type == watch.Bookmark {
-			continue
-		}
-		if !f.send(ctx, clusterEvent{kind: kind, object: object, gone: event.Type == watch.Deleted}) {
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-// clusterLog prints one line for each transition.
-type clusterLog struct {
-	out    io.Writer
-	start  time.Time
-	now    func() time.Time
-	before cli.ClusterView
-	lost   bool
-	width  int
-}
-
-func (l *clusterLog) print(who, text string) {
-	l.width = max(l.width, len(who))
-	fmt.Fprintln(l.out, cli.LogLine(l.now().Sub(l.start), who, text, l.width))
-}
-
-func (l *clusterLog) draw(v cli.ClusterView, trouble string) {
-	switch {
-	case trouble != "" && !l.lost:
-		l.print("-", "connection lost, trying again: "+trouble)
-	case trouble == "" && l.lost:
-		l.print("-", "connected again")
-	}
-	l.lost = trouble != ""
-	for _, text := range cli.ClusterTransitions(l.before.Cluster, v.Cluster) {
-		l.print(v.Cluster.Name, text)
-	}
-	was := map[string]*v1alpha1.Machine{}
-	for i := range l.before.Machines {
-		was[l.before.Machines[i].Name] = &l.before.Machines[i]
-	}
-	for i := range v.Machines {
-		m := &v.Machines[i]
-		for _, text := range cli.NodeTransitions(was[m.Name], m, l.before.Ready(m.Name), v.Ready(m.Name)) {
-			l.print(m.Name, text)
-		}
-	}
-	l.before = v
-}
-
-func (l *clusterLog) close() {}
-
-// clusterScreen draws the whole terminal.
-type clusterScreen struct {
-	app  *app
-	goal string
-	last string
-}
-
-func newClusterScreen(a *app, goal string) *clusterScreen {
-	fmt.Fprint(a.out, enterScreen)
-	return &clusterScreen{app: a, goal: goal}
-}
-
-func (s *clusterScreen) draw(v cli.ClusterView, trouble string) {
-	width, height, ok := terminal(s.app.out)
-	if !ok {
-		return
-	}
-	_, plain := s.app.env("NO_COLOR")
-	s.last = cli.RenderCluster(cli.ClusterSnapshot{View: v, Server: s.app.config.Host, Trouble: trouble, Goal: s.goal, Color: !plain}, width, height, s.app.now())
-	fmt.Fprint(s.app.out, cursorHome, strings.ReplaceAll(s.last, "\n", eraseLine+"\r\n"), eraseLine, eraseBelow)
-}
-
-// close gives the terminal back and leaves the last picture on it.
-func (s *clusterScreen) close() { fmt.Fprintln(s.app.out, leaveScreen+s.last) }

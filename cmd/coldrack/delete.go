@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 
+	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/manifest"
 )
 
@@ -27,16 +28,16 @@ them, and the machine is unknown when it boots the next time. To wipe it first, 
 		ValidArgsFunction: a.completeObjects,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (len(files) == 0) == (len(args) == 0) {
-				return usageError("name either KIND NAME... or -f FILE")
+				return exit.Usagef("name either KIND NAME... or -f FILE")
 			}
 			if len(args) == 1 {
-				return usageError("name the %s to remove", args[0])
+				return exit.Usagef("name the %s to remove", args[0])
 			}
 			documents, err := a.readIfAny(files)
 			if err != nil {
 				return err
 			}
-			g, err := a.generic()
+			g, err := a.objects()
 			if err != nil {
 				return err
 			}
@@ -45,7 +46,7 @@ them, and the machine is unknown when it boots the next time. To wipe it first, 
 			}
 			var errs []error
 			for _, d := range documents {
-				resource, err := g.resourceFor(d.Object)
+				resource, err := g.ResourceFor(d.Object)
 				if err == nil {
 					err = remove(resource, strings.ToLower(d.Object.GetKind()), d.Object.GetName())
 				}
@@ -54,12 +55,12 @@ them, and the machine is unknown when it boots the next time. To wipe it first, 
 				}
 			}
 			if len(args) > 0 {
-				mapping, err := g.mappingFor(args[0])
+				mapping, err := g.Mapping(args[0])
 				if err != nil {
 					return err
 				}
 				for _, name := range args[1:] {
-					errs = append(errs, remove(g.dyn.Resource(mapping.Resource), strings.ToLower(mapping.GroupVersionKind.Kind), name))
+					errs = append(errs, remove(g.Resource(mapping), strings.ToLower(mapping.GroupVersionKind.Kind), name))
 				}
 			}
 			return errors.Join(errs...)
@@ -84,7 +85,7 @@ func (a *app) remove(ctx context.Context, resource dynamic.ResourceInterface, ki
 	case apierrors.IsNotFound(err) && ignoreMissing:
 		return nil
 	case apierrors.IsNotFound(err):
-		return notFoundError("there is no %s %q", kind, name)
+		return exit.NotFoundf("there is no %s %q", kind, name)
 	case err != nil:
 		return err
 	}

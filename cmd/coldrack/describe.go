@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/cli/machine"
 )
 
 func (a *app) machineCommand() *cobra.Command {
@@ -25,7 +26,7 @@ func (a *app) describeCommand(use string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			m, err := getMachine(cmd.Context(), c, args[0])
+			m, err := machine.Get(cmd.Context(), c, args[0])
 			if err != nil {
 				return err
 			}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"coldrack.dev/internal/cli/doctor"
+	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/lab"
 	"coldrack.dev/internal/server/daemon"
 )
@@ -47,7 +48,7 @@ others. That sends packets; no address is taken.`,
 				a.printResults(results)
 			}
 			if doctor.Worst(results) == doctor.Fail {
-				return &silentError{exitFailure}
+				return &exit.Silent{Code: exit.Failure}
 			}
 			return nil
 		},

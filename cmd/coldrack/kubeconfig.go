@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/settings"
 	"coldrack.dev/internal/durable"
 	"coldrack.dev/internal/server/controlplane"
@@ -24,7 +25,7 @@ func roleGroups(role string) ([]string, error) {
 	if group, ok := groups[role]; ok {
 		return []string{group}, nil
 	}
-	return nil, usageError("--role %q: must be viewer (look), operator (approve, install, change) or admin (everything)", role)
+	return nil, exit.Usagef("--role %q: must be viewer (look), operator (approve, install, change) or admin (everything)", role)
 }
 
 // serverFlags are for verbs that work on the files of a server on this machine.
@@ -109,13 +110,13 @@ A person on another machine needs --server with an address that the API's certif
 				return of.issue(cmd.Context(), a)
 			}
 			if user == "" {
-				return usageError("--user NAME is missing")
+				return exit.Usagef("--user NAME is missing")
 			}
 			if strings.HasPrefix(user, "system:") {
-				return usageError("--user %q: names that begin with system: are the server's own", user)
+				return exit.Usagef("--user %q: names that begin with system: are the server's own", user)
 			}
 			if ttl < time.Minute {
-				return usageError("--ttl %s: must be at least 1m", ttl)
+				return exit.Usagef("--ttl %s: must be at least 1m", ttl)
 			}
 			groups, err := roleGroups(role)
 			if err != nil {
@@ -167,7 +168,7 @@ func kubeconfigFlags(cmd *cobra.Command, cluster bool) error {
 	}
 	for _, flag := range wrong {
 		if cmd.Flags().Changed(flag) {
-			return usageError("--%s %s", flag, hint)
+			return exit.Usagef("--%s %s", flag, hint)
 		}
 	}
 	return nil

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/term"
 
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/lab"
 	"coldrack.dev/internal/server/daemon"
 )
@@ -70,9 +71,9 @@ func (p labPlace) open() (*lab.Lab, error) {
 	}
 	names, _ := lab.List(p.stateDir)
 	if len(names) > 0 {
-		return nil, notFoundError("there is no lab %q in %s; there are %s (choose with --name)", p.name, p.stateDir, strings.Join(names, ", "))
+		return nil, exit.NotFoundf("there is no lab %q in %s; there are %s (choose with --name)", p.name, p.stateDir, strings.Join(names, ", "))
 	}
-	return nil, notFoundError("there is no lab %q in %s; `coldrack lab up` makes one", p.name, p.stateDir)
+	return nil, exit.NotFoundf("there is no lab %q in %s; `coldrack lab up` makes one", p.name, p.stateDir)
 }
 
 func (p labPlace) machine(name string) (*lab.Machine, error) {
@@ -82,7 +83,7 @@ func (p labPlace) machine(name string) (*lab.Machine, error) {
 	}
 	m, err := l.Lookup(name)
 	if errors.Is(err, lab.ErrNotFound) {
-		return nil, notFoundError("%w", err)
+		return nil, exit.NotFoundf("%w", err)
 	}
 	return m, err
 }
@@ -120,18 +121,18 @@ func (a *app) labUpCommand(place *labPlace) *cobra.Command {
 			o.Firmware, o.Bus, o.Accelerator = lab.Firmware(firmware), lab.Bus(bus), lab.Accelerator(accelerator)
 			var err error
 			if o.Subnet, err = netip.ParsePrefix(subnet); err != nil {
-				return usageError("--subnet %q: write an address and a length, for example %s", subnet, lab.DefaultSubnet)
+				return exit.Usagef("--subnet %q: write an address and a length, for example %s", subnet, lab.DefaultSubnet)
 			}
 			o.Disks = []lab.Size{}
 			for _, text := range disks {
 				size, err := lab.ParseSize(text)
 				if err != nil {
-					return usageError("--disk: %w", err)
+					return exit.Usagef("--disk: %w", err)
 				}
 				o.Disks = append(o.Disks, size)
 			}
 			if err := o.Validate(); err != nil {
-				return usageError("%w", err)
+				return exit.Usagef("%w", err)
 			}
 			l, err := lab.Create(cmd.Context(), o)
 			if err != nil {
@@ -374,10 +375,10 @@ func (a *app) labPowerCommand(place *labPlace) *cobra.Command {
 			last := len(args) - 1
 			i := slices.Index(names, args[last])
 			if i < 0 {
-				return usageError("there is no action %q; there are %s", args[last], strings.Join(names, ", "))
+				return exit.Usagef("there is no action %q; there are %s", args[last], strings.Join(names, ", "))
 			}
 			if (diskOnly || impersonate != "") && names[i] != "on" && names[i] != "cycle" {
-				return usageError("--disk-only and --impersonate go with on and cycle only")
+				return exit.Usagef("--disk-only and --impersonate go with on and cycle only")
 			}
 			l, err := place.open()
 			if err != nil {
@@ -402,7 +403,7 @@ func (a *app) labPowerCommand(place *labPlace) *cobra.Command {
 			}
 			err = tasks.Wait()
 			if errors.Is(err, lab.ErrOff) || errors.Is(err, lab.ErrOn) {
-				return refusedError("%w", err)
+				return exit.Refusedf("%w", err)
 			}
 			return err
 		},
@@ -428,13 +429,13 @@ goes to the first TARGET that accepts it.`,
 				listen = "127.0.0.1:" + listen
 			}
 			if _, err := netip.ParseAddrPort(listen); err != nil {
-				return usageError("LISTEN %q: write a port, or address:port", args[0])
+				return exit.Usagef("LISTEN %q: write a port, or address:port", args[0])
 			}
 			var targets []netip.AddrPort
 			for _, text := range args[1:] {
 				target, err := netip.ParseAddrPort(text)
 				if err != nil {
-					return usageError("TARGET %q: write address:port", text)
+					return exit.Usagef("TARGET %q: write address:port", text)
 				}
 				targets = append(targets, target)
 			}
@@ -523,7 +524,7 @@ const escapeKey = 0x1d
 func (a *app) attachConsole(ctx context.Context, m *lab.Machine) error {
 	conn, err := m.DialConsole(ctx)
 	if errors.Is(err, lab.ErrOff) {
-		return refusedError("%w", err)
+		return exit.Refusedf("%w", err)
 	}
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/test/require"
 )
 
@@ -29,21 +30,21 @@ func TestLabCommandLine(t *testing.T) {
 		code int
 		want string // in what is printed
 	}{
-		{"ps", exitNotFound, "`coldrack lab up` makes one"},
-		{"up --firmware coreboot", exitUsage, "must be bios, uefi or mixed"},
-		{"up --disk 8", exitUsage, "8GiB"},
-		{"up --subnet ten", exitUsage, "--subnet"},
-		{"up -n 0", exitOK, "no machines"},
-		{"up -n 1 --off --firmware bios --memory 128MiB --cpus 1 --accelerator tcg", exitOK, "coldrack serve --boot-netns coldrack-" + name},
-		{"ps", exitOK, name + "-1   off"},
-		{"power 1 reset", exitRefused, "the machine is off"},
-		{"power 1 fly", exitUsage, `no action "fly"`},
-		{"power 2 on", exitNotFound, "has " + name + "-1"},
-		{"power 1 off --disk-only", exitUsage, "go with on and cycle"},
-		{"console 1", exitOK, ""},
-		{"power all on --disk-only", exitOK, ""},
-		{"power 1 cut-network", exitOK, ""},
-		{"ps -o wide", exitOK, "cut"},
+		{"ps", exit.NotFound, "`coldrack lab up` makes one"},
+		{"up --firmware coreboot", exit.Usage, "must be bios, uefi or mixed"},
+		{"up --disk 8", exit.Usage, "8GiB"},
+		{"up --subnet ten", exit.Usage, "--subnet"},
+		{"up -n 0", exit.OK, "no machines"},
+		{"up -n 1 --off --firmware bios --memory 128MiB --cpus 1 --accelerator tcg", exit.OK, "coldrack serve --boot-netns coldrack-" + name},
+		{"ps", exit.OK, name + "-1   off"},
+		{"power 1 reset", exit.Refused, "the machine is off"},
+		{"power 1 fly", exit.Usage, `no action "fly"`},
+		{"power 2 on", exit.NotFound, "has " + name + "-1"},
+		{"power 1 off --disk-only", exit.Usage, "go with on and cycle"},
+		{"console 1", exit.OK, ""},
+		{"power all on --disk-only", exit.OK, ""},
+		{"power 1 cut-network", exit.OK, ""},
+		{"ps -o wide", exit.OK, "cut"},
 	} {
 		code, out, errOut := coldrack(t.Context(), strings.Fields(step.args)...)
 		if code != step.code || !strings.Contains(out+errOut, step.want) {
@@ -60,7 +61,7 @@ func TestLabCommandLine(t *testing.T) {
 		t.Errorf("the machine is shown as %+v", m)
 	}
 	for range 2 {
-		if code, out, errOut := coldrack(t.Context(), "down"); code != exitOK {
+		if code, out, errOut := coldrack(t.Context(), "down"); code != exit.OK {
 			t.Errorf("down: exit code %d\n%s%s", code, out, errOut)
 		}
 	}

@@ -8,9 +8,10 @@ import (
 	"net/url"
 
 	"github.com/spf13/cobra"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 
+	"coldrack.dev/internal/cli/machine"
+	"coldrack.dev/internal/cli/objects"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
@@ -30,7 +31,7 @@ the installed node, and what the server did for it. The server keeps them in mem
 				return err
 			}
 			// A name that does not exist gets the same answer from every verb.
-			if _, err := getMachine(ctx, c, args[0]); err != nil {
+			if _, err := machine.Get(ctx, c, args[0]); err != nil {
 				return err
 			}
 			raw, err := a.raw()
@@ -69,8 +70,5 @@ func (a *app) raw() (*rest.RESTClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	config = rest.CopyConfig(config)
-	config.GroupVersion = &schema.GroupVersion{}
-	config.NegotiatedSerializer = rawSerializer()
-	return rest.UnversionedRESTClientFor(config)
+	return objects.RawClient(config)
 }

@@ -4,9 +4,7 @@ import (
 	"fmt"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
-
+	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/manifest"
 )
 
@@ -21,10 +19,5 @@ func (a *app) readManifests(names []string) ([]*manifest.Document, error) {
 
 // explainFor says what the server has against an object of a file.
 func explainFor(d *manifest.Document, err error) error {
-	return &codedError{exitCode(err), d.Explain(err)}
-}
-
-// toJSON encodes an object for a patch.
-func toJSON(object *unstructured.Unstructured) ([]byte, error) {
-	return runtime.Encode(unstructured.UnstructuredJSONScheme, object)
+	return &exit.Error{Code: exit.CodeOf(err), Err: d.Explain(err)}
 }

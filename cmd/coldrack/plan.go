@@ -1,27 +1,21 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"net/url"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/rest"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/cli/follow"
+	"coldrack.dev/internal/cli/objects"
+	"coldrack.dev/internal/cli/request"
 	"coldrack.dev/internal/manifest"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
@@ -47,7 +41,7 @@ Exit codes: 0 nothing would change, 6 something would, 5 the server would refuse
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 {
-				return usageError("name what to plan with -f FILE, -f FOLDER or -f -")
+				return exit.Usagef("name what to plan with -f FILE, -f FOLDER or -f -")
 			}
 			documents, err := a.readManifests(files)
 			if err != nil {
@@ -77,11 +71,11 @@ Exit codes: 0 nothing would change, 6 something would, 5 the server would refuse
 func planOutcome(plan cli.Plan) error {
 	for _, p := range plan.Previews {
 		if len(p.Invalid) > 0 {
-			return &silentError{exitRefused}
+			return &exit.Silent{Code: exit.Refused}
 		}
 	}
 	if plan.Changes() {
-		return &silentError{exitChanges}
+		return &exit.Silent{Code: exit.Changes}
 	}
 	return nil
 }
@@ -105,26 +99,30 @@ func isCluster(d *manifest.Document) bool {
 
 // askPlan has the server plan what the documents say. What it would refuse is an error with the line of the file.
 func (a *app) askPlan(ctx context.Context, documents []*manifest.Document, details bool) (*peoplewire.PlanResponse, error) {
-	request := peoplewire.PlanRequest{Details: details}
+	ask := peoplewire.PlanRequest{Details: details}
 	var sent []*manifest.Document
 	clusters := false
 	for _, d := range documents {
 		if !isPlanned(d) {
 			continue
 		}
-		body, err := toJSON(d.Object)
+		body, err := objects.JSON(d.Object)
 		if err != nil {
 			return nil, err
 		}
-		request.Objects = append(request.Objects, body)
+		ask.Objects = append(ask.Objects, body)
 		sent = append(sent, d)
 		clusters = clusters || isCluster(d)
 	}
 	if !clusters {
-		return nil, usageError("there is no Cluster and no MachineGroup in these files; `coldrack apply --dry-run` checks other kinds")
+		return nil, exit.Usagef("there is no Cluster and no MachineGroup in these files; `coldrack apply --dry-run` checks other kinds")
 	}
 	var response peoplewire.PlanResponse
-	if err := a.post(ctx, "plan", request, &response, peoplewire.PathPlan); err != nil {
+	config, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	if err := request.Post(ctx, config, "plan", ask, &response, peoplewire.PathPlan); err != nil {
 		return nil, err
 	}
 	var errs []error
@@ -134,80 +132,9 @@ func (a *app) askPlan(ctx context.Context, documents []*manifest.Document, detai
 		}
 	}
 	if len(errs) > 0 {
-		return nil, &codedError{exitRefused, errors.Join(errs...)}
+		return nil, &exit.Error{Code: exit.Refused, Err: errors.Join(errs...)}
 	}
 	return &response, nil
-}
-
-// post sends JSON to a path below people's API that holds no objects, and reads the answer.
-func (a *app) post(ctx context.Context, what string, ask, answer any, path ...string) error {
-	stream, err := a.stream(ctx, what, ask, nil, path...)
-	if err != nil {
-		return err
-	}
-	defer stream.Close()
-	if err := json.NewDecoder(stream).Decode(answer); err != nil {
-		return fmt.Errorf("%s: the server's answer: %w", what, err)
-	}
-	return nil
-}
-
-// stream is post for an answer that comes bit by bit.
-func (a *app) stream(ctx context.Context, what string, ask any, query url.Values, path ...string) (io.ReadCloser, error) {
-	config, err := a.connect()
-	if err != nil {
-		return nil, err
-	}
-	client, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return nil, err
-	}
-	host, _, err := rest.DefaultServerUrlFor(config)
-	if err != nil {
-		return nil, err
-	}
-	body, err := json.Marshal(ask)
-	if err != nil {
-		return nil, err
-	}
-	target := host.JoinPath(path...)
-	target.RawQuery = query.Encode()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target.String(), bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	request.Header.Set("Content-Type", "application/json")
-	response, err := client.Do(request)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
-	}
-	if response.StatusCode == http.StatusOK {
-		return response.Body, nil
-	}
-	defer response.Body.Close()
-	text, _ := io.ReadAll(io.LimitReader(response.Body, 64<<10))
-	return nil, askRefusal(what, response, text)
-}
-
-// askRefusal turns an answer that is no success into an error.
-func askRefusal(what string, response *http.Response, text []byte) error {
-	var status metav1.Status
-	said := strings.TrimSpace(string(text))
-	if json.Unmarshal(text, &status) == nil && status.Message != "" {
-		said = status.Message
-	}
-	code := exitFailure
-	switch response.StatusCode {
-	case http.StatusNotFound:
-		code = exitNotFound
-	case http.StatusBadRequest:
-		code = exitUsage
-	case http.StatusForbidden, http.StatusConflict:
-		code = exitRefused
-	case http.StatusUnauthorized:
-		return fmt.Errorf("%s: %w", what, apierrors.NewUnauthorized(said))
-	}
-	return &codedError{code, fmt.Errorf("%s: %s", what, cmp.Or(said, response.Status))}
 }
 
 func (a *app) clusterApplyCommand() *cobra.Command {
@@ -227,7 +154,7 @@ until they are Ready.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
 			if len(files) == 0 {
-				return usageError("name what to apply with -f FILE, -f FOLDER or -f -")
+				return exit.Usagef("name what to apply with -f FILE, -f FOLDER or -f -")
 			}
 			documents, err := a.readManifests(files)
 			if err != nil {
@@ -256,7 +183,7 @@ until they are Ready.`,
 				return nil
 			}
 			for _, p := range response.Clusters {
-				goal := &clusterGoal{phase: string(v1alpha1.ClusterReady), limit: timeout}
+				goal := &follow.ClusterGoal{Phase: string(v1alpha1.ClusterReady), Limit: timeout}
 				if err := a.watchCluster(ctx, p.Cluster, goal, false); err != nil {
 					return err
 				}
@@ -289,30 +216,19 @@ func refuseInvalid(response *peoplewire.PlanResponse, allow bool) error {
 	if len(lines) == 0 {
 		return nil
 	}
-	return refusedError("nothing was applied, because it cannot work:\n%s\n  --allow-invalid writes it all the same; nothing is done on machines until it can work", strings.Join(lines, "\n"))
+	return exit.Refusedf("nothing was applied, because it cannot work:\n%s\n  --allow-invalid writes it all the same; nothing is done on machines until it can work", strings.Join(lines, "\n"))
 }
 
 // confirmPlan asks the person at the terminal, and refuses where there is none.
 func (a *app) confirmPlan(ctx context.Context) error {
-	stdin, isFile := a.in.(*os.File)
-	if _, _, tty := terminal(a.err); !tty || !isFile || !isTerminal(stdin) {
-		return refusedError("nothing was applied: say --yes if the plan is what you want")
+	if !cli.CanAsk(a.in, a.err) {
+		return exit.Refusedf("nothing was applied: say --yes if the plan is what you want")
 	}
 	fmt.Fprint(a.err, "\nCarry this out? Type yes: ")
-	answer := make(chan string, 1)
-	go func() { // ends with its line or with the process
-		line, _ := bufio.NewReader(a.in).ReadString('\n')
-		answer <- strings.TrimSpace(line)
-	}()
-	select {
-	case <-ctx.Done():
-		fmt.Fprintln(a.err)
-	case line := <-answer:
-		if line == "yes" {
-			return nil
-		}
+	if cli.ReadAnswer(ctx, a.in, a.err) == "yes" {
+		return nil
 	}
-	return refusedError("not confirmed, nothing was applied")
+	return exit.Refusedf("not confirmed, nothing was applied")
 }
 
 // afterApply says what to look at next.

@@ -2,14 +2,14 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/cli/follow"
 	"coldrack.dev/internal/lab/rehearse"
 )
 
@@ -38,40 +38,40 @@ the machine only.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
-			if o.Loss, err = parsePercent(loss); err != nil {
-				return usageError("--loss: %w", err)
+			if o.Loss, err = rehearse.ParseShare(loss); err != nil {
+				return exit.Usagef("--loss: %w", err)
 			}
 			if slow != "" {
 				share, text, ok := strings.Cut(slow, ":")
 				if !ok {
-					return usageError("--slow-links %q: write a share and a rate, for example 5%%:10Mbit", slow)
+					return exit.Usagef("--slow-links %q: write a share and a rate, for example 5%%:10Mbit", slow)
 				}
-				if o.SlowShare, err = parsePercent(share); err != nil {
-					return usageError("--slow-links: %w", err)
+				if o.SlowShare, err = rehearse.ParseShare(share); err != nil {
+					return exit.Usagef("--slow-links: %w", err)
 				}
-				if o.SlowRate, err = parseRate(text); err != nil {
-					return usageError("--slow-links: %w", err)
+				if o.SlowRate, err = rehearse.ParseRate(text); err != nil {
+					return exit.Usagef("--slow-links: %w", err)
 				}
 			}
 			if rate != "" {
-				if o.Rate, err = parseRate(rate); err != nil {
-					return usageError("--link: %w", err)
+				if o.Rate, err = rehearse.ParseRate(rate); err != nil {
+					return exit.Usagef("--link: %w", err)
 				}
 			}
 			if o.Machines < 0 || o.Machines > 60000 {
-				return usageError("--machines %d: must be between 1 and 60000, or 0 for those of the plan", o.Machines)
+				return exit.Usagef("--machines %d: must be between 1 and 60000, or 0 for those of the plan", o.Machines)
 			}
 			if o.Bundle != "" && len(o.TrustedKeys) == 0 {
-				return usageError("--bundle needs --trusted-keys: the file with the public key of who signed it")
+				return exit.Usagef("--bundle needs --trusted-keys: the file with the public key of who signed it")
 			}
 			if o.Program, err = os.Executable(); err != nil {
 				return err
 			}
 			o.Stdin = a.in
-			show := a.newRehearsalProgress()
-			o.Progress = show.at
+			show := follow.NewRehearsalProgress(a.err)
+			o.Progress = show.At
 			result, err := rehearse.Rehearse(cmd.Context(), o)
-			show.end()
+			show.End()
 			if err != nil {
 				return fmt.Errorf("rehearse: %w", err)
 			}
@@ -121,85 +121,4 @@ func writePlot(path string, result *rehearse.Result) error {
 		return err
 	}
 	return os.WriteFile(path, []byte(text.String()), 0o644)
-}
-
-// parsePercent reads 1% or 0.01.
-func parsePercent(text string) (float64, error) {
-	number, percent := strings.CutSuffix(strings.TrimSpace(text), "%")
-	v, err := strconv.ParseFloat(number, 64)
-	if percent {
-		v /= 100
-	}
-	if err != nil || !(v >= 0 && v < 1) {
-		return 0, fmt.Errorf("%q is not a share: write for example 1%%", text)
-	}
-	return v, nil
-}
-
-// parseRate reads a rate in bits a second and gives bytes a second.
-func parseRate(text string) (int64, error) {
-	number := strings.TrimRight(text, "kKMGbits/")
-	factor, known := map[string]float64{"bit": 1, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}[strings.TrimSuffix(strings.ToLower(text[len(number):]), "/s")]
-	v, err := strconv.ParseFloat(number, 64)
-	if err != nil || !known || v*factor < 8000 {
-		return 0, fmt.Errorf("%q is not a rate: write for example 100Mbit or 1Gbit", text)
-	}
-	return int64(v * factor / 8), nil
-}
-
-// rehearsalProgress keeps one line up to date where a person looks on.
-type rehearsalProgress struct {
-	out   io.Writer
-	width int
-	doing string
-	last  time.Time
-}
-
-func (a *app) newRehearsalProgress() *rehearsalProgress {
-	width, _, _ := terminal(a.err)
-	return &rehearsalProgress{out: a.err, width: width}
-}
-
-func (p *rehearsalProgress) at(s rehearse.Snapshot) {
-	if s.Doing != "" {
-		if s.Doing != p.doing {
-			p.doing = s.Doing
-			p.show(s.Doing, true)
-		}
-		return
-	}
-	every := time.Second
-	if p.width == 0 {
-		every = 10 * time.Second
-	}
-	if time.Since(p.last) < every {
-		return
-	}
-	p.last = time.Now()
-	asked := s.Machines - s.Counts[rehearse.Off]
-	line := fmt.Sprintf("%4.0f s  %d asked", s.At.Seconds(), asked)
-	for _, phase := range rehearse.Phases()[1:] {
-		if n := s.Counts[phase]; n > 0 || phase == rehearse.Lost {
-			line += fmt.Sprintf(", %d %s", n, phase)
-		}
-	}
-	line += fmt.Sprintf("  |  server %.1f cores, %d MiB, %.1f Gbit/s", s.CPU, s.Memory>>20, s.Sent*8/1e9)
-	p.show(line, false)
-}
-
-func (p *rehearsalProgress) show(line string, step bool) {
-	switch {
-	case p.width == 0:
-		fmt.Fprintln(p.out, line)
-	case step:
-		fmt.Fprintf(p.out, "\r\x1b[K%s", line)
-	default:
-		fmt.Fprintf(p.out, "\r\x1b[K%.*s", p.width-1, line)
-	}
-}
-
-func (p *rehearsalProgress) end() {
-	if p.width > 0 {
-		fmt.Fprint(p.out, "\r\x1b[K")
-	}
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/lab/rehearse"
 	"coldrack.dev/test/require"
 )
@@ -76,17 +77,9 @@ func TestRehearseTellsWhatIsWrongWithItsArguments(t *testing.T) {
 	} {
 		t.Run(args, func(t *testing.T) {
 			var out bytes.Buffer
-			if code := run(t.Context(), append([]string{"rehearse"}, strings.Fields(args)...), strings.NewReader(""), &out, &out); code == exitOK || !strings.Contains(out.String(), want) {
+			if code := run(t.Context(), append([]string{"rehearse"}, strings.Fields(args)...), strings.NewReader(""), &out, &out); code == exit.OK || !strings.Contains(out.String(), want) {
 				t.Errorf("exit code %d: %s", code, out.String())
 			}
 		})
-	}
-}
-
-func TestParseRate(t *testing.T) {
-	for text, want := range map[string]int64{"1Gbit": 125e6, "100Mbit/s": 125e5, "64kbit": 8000, "2.5Gbit": 3125e5} {
-		if got, err := parseRate(text); got != want {
-			t.Errorf("%s: %d (%v), want %d", text, got, err, want)
-		}
 	}
 }

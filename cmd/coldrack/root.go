@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 	"k8s.io/client-go/rest"
 
+	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/version"
 )
 
@@ -37,21 +37,21 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
-		return exitOK
+		return exit.OK
 	}
-	var silent *silentError
+	var silent *exit.Silent
 	if errors.As(err, &silent) {
-		return silent.code
+		return silent.Code
 	}
 	if !a.started {
 		// Before a verb begins, only the command line itself can be at fault.
-		err = usageError("%w", err)
+		err = exit.Usagef("%w", err)
 	}
 	if a.config != nil {
-		err = explain(err, a.config.Host)
+		err = exit.Explain(err, a.config.Host)
 	}
 	fmt.Fprintf(errOut, "coldrack: %v\n", err)
-	return exitCode(err)
+	return exit.CodeOf(err)
 }
 
 func (a *app) rootCommand() *cobra.Command {
@@ -103,17 +103,5 @@ func group(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return cmd.Help()
 	}
-	return usageError("unknown command %q for %q; `%s --help` lists them", args[0], cmd.CommandPath(), cmd.CommandPath())
+	return exit.Usagef("unknown command %q for %q; `%s --help` lists them", args[0], cmd.CommandPath(), cmd.CommandPath())
 }
-
-// terminal returns the size of a stream when a person looks at it.
-func terminal(w any) (width, height int, ok bool) {
-	file, isFile := w.(*os.File)
-	if !isFile || !term.IsTerminal(int(file.Fd())) {
-		return 0, 0, false
-	}
-	width, height, err := term.GetSize(int(file.Fd()))
-	return width, height, err == nil && width > 0 && height > 0
-}
-
-func isTerminal(file *os.File) bool { return term.IsTerminal(int(file.Fd())) }

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"coldrack.dev/internal/cli"
 	"coldrack.dev/test/require"
 )
 
@@ -115,7 +116,7 @@ func exitCodeIs(ts *testscript.TestScript, neg bool, args []string) {
 // TestCommandsAreWellFormed holds for every command, those of later versions too.
 func TestCommandsAreWellFormed(t *testing.T) {
 	a := &app{in: os.Stdin, out: &bytes.Buffer{}, err: &bytes.Buffer{}, now: time.Now, env: os.LookupEnv}
-	for _, c := range allCommands(a.rootCommand()) {
+	for _, c := range cli.AllCommands(a.rootCommand()) {
 		switch {
 		case c.Short == "":
 			t.Errorf("%s says not what it does", c.CommandPath())

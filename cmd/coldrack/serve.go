@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/settings"
 	"coldrack.dev/internal/server/daemon"
 )
@@ -115,13 +116,13 @@ func (a *app) loadServeConfig(set *settings.Set, cfg *daemon.Config, file string
 	}
 	text, err := os.ReadFile(file)
 	if err != nil && !(optional && errors.Is(err, fs.ErrNotExist)) {
-		return usageError("config file: %w", err)
+		return exit.Usagef("config file: %w", err)
 	}
 	if err := set.Load(file, text, a.env); err != nil {
-		return usageError("configuration:\n%w", err)
+		return exit.Usagef("configuration:\n%w", err)
 	}
 	if err := set.Explain(cfg.Validate()); err != nil {
-		return usageError("configuration:\n%w", err)
+		return exit.Usagef("configuration:\n%w", err)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/server/controlplane"
 )
 
@@ -38,10 +39,10 @@ func (a *app) tokenCreateCommand(server *serverFlags) *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if name == "" {
-				return usageError("--name NAME is missing")
+				return exit.Usagef("--name NAME is missing")
 			}
 			if ttl < 0 {
-				return usageError("--ttl must not be negative")
+				return exit.Usagef("--ttl must not be negative")
 			}
 			groups, err := roleGroups(role)
 			if err != nil {
@@ -121,7 +122,7 @@ func (a *app) tokenRevokeCommand(server *serverFlags) *cobra.Command {
 				return err
 			}
 			if !slices.ContainsFunc(known, func(t controlplane.Token) bool { return t.Name == args[0] }) {
-				return notFoundError("there is no token %q; `coldrack token list` shows all", args[0])
+				return exit.NotFoundf("there is no token %q; `coldrack token list` shows all", args[0])
 			}
 			if err := tokens.Revoke(args[0]); err != nil {
 				return err

@@ -77,6 +77,7 @@ var rooms = []room{
 	{"cluster/kube", "cluster", engines, may("api/v1alpha1")},
 	{"cluster/kubeapi", "cluster", engines, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi/pkcs10")},
 	{"cluster/kubeapi/pkcs10", "cluster", engines, nil},
+	{"cluster/supply", "cluster", engines, may("api/v1alpha1", "cluster/kube", "content/bundle", "manifest", "manifest/yamlerr")},
 	{"cluster/members", "cluster", engines, may("api/v1alpha1", "cluster/kube", "wire")},
 
 	{"agent/balancer", "agent", parties, may("wire")},
@@ -110,10 +111,16 @@ var rooms = []room{
 
 	{"lab", "lab", front, nil},
 	{"lab/rehearse", "lab", front, may("agent/client", "agent/discovery", "api/v1alpha1", "content/bundle", "content/diskimage", "manifest", "wire")},
-	{"cli", "cli", front, may("api/v1alpha1", "cluster/kube")},
+	{"cli", "cli", front, may("api/v1alpha1", "cluster/kube", "content/bundle", "content/bundle/build")},
+	{"cli/exit", "cli", front, nil},
+	{"cli/follow", "cli", front, may("api/v1alpha1", "cli", "cli/exit", "lab/rehearse", "netboot/gate")},
+	{"cli/machine", "cli", front, may("api/v1alpha1", "cli", "cli/exit", "cli/objects", "netboot/boot")},
+	{"cli/objects", "cli", front, may("cli", "cli/exit", "manifest")},
+	{"cli/request", "cli", front, may("cli/exit")},
+	{"cli/upload", "cli", front, may("cli", "content/bundle", "server/peopleapi/peoplewire")},
 	{"cli/doctor", "cli", front, may("netboot/dhcp")},
 	{"cli/settings", "cli", front, may("manifest/yamlerr")},
-	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/settings", "cluster/kube", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "manifest", "manifest/yamlerr", "netboot/boot", "netboot/gate", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
+	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/exit", "cli/follow", "cli/machine", "cli/objects", "cli/request", "cli/settings", "cli/upload", "cluster/kube", "cluster/supply", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "manifest", "netboot/gate", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
 	{"cmd/coldrack-agent", "cmd", front, may("agent/console", "agent/discovery", "agent/inventory", "agent/node", "agent/pid1")},
 	{"cmd/coldrack-probe", "cmd", front, nil},
 }

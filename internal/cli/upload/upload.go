@@ -1,4 +1,5 @@
-package main
+// Package upload sends bundles to a server. An upload that was interrupted goes on where it was.
+package upload
 
 import (
 	"bytes"
@@ -16,7 +17,7 @@ import (
 
 	"k8s.io/client-go/rest"
 
-	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cli"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
@@ -25,9 +26,9 @@ import (
 // internal/server/daemon/bundles.go). The upload is named by the digest of the bundle's index, so that it finds its
 // earlier half again after an interruption.
 const (
-	uploadOffsetHeader = "Coldrack-Offset"
-	// uploadAttempts in a row may make no headway before an upload is given up.
-	uploadAttempts = 5
+	offsetHeader = "Coldrack-Offset"
+	// maxAttempts in a row may make no headway before an upload is given up.
+	maxAttempts = 5
 )
 
 // importLine is one line of the server's answer. The last one has Bundle or Error.
@@ -37,18 +38,18 @@ type importLine struct {
 	Error    string           `json:"error"`
 }
 
-// uploadName names the upload of the bundle whose index has this digest.
-func uploadName(digest string) string { return strings.Replace(digest, ":", "-", 1) + ".tar" }
+// Name of the upload of the bundle whose index has this digest.
+func Name(digest string) string { return strings.Replace(digest, ":", "-", 1) + ".tar" }
 
 // uploader sends one archive.
 type uploader struct {
-	app                *app
+	show               io.Writer
 	client             *http.Client
 	url                url.URL
 	name               string // of the upload
 	path               string
 	size               int64
-	sending, importing *meter
+	sending, importing *cli.Meter
 }
 
 // request is one to the server's upload handler.
@@ -59,66 +60,29 @@ func (u *uploader) request(ctx context.Context, method string, body io.Reader, q
 	return http.NewRequestWithContext(ctx, method, target.String(), body)
 }
 
-// uploadBundle sends the archive at path; again says to do so even if the server has it.
-func (a *app) uploadBundle(ctx context.Context, path string, again bool) error {
-	// What is no bundle is refused before gigabytes are sent.
-	summary, err := bundle.Inspect(path)
-	if err != nil {
-		return err
-	}
+// Send sends the archive at path, whose index has this digest, and returns what the server has imported. It shows its
+// progress on show.
+func Send(ctx context.Context, config *rest.Config, path, digest string, show io.Writer, now func() time.Time) (*bundle.Summary, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return err
-	}
-	config, err := a.connect()
-	if err != nil {
-		return err
-	}
-	if imported, err := a.alreadyImported(ctx, summary.Digest); err != nil {
-		return err
-	} else if imported && !again {
-		fmt.Fprintf(a.out, "bundle %s (%s) is imported already; --again repairs a damaged copy\n", summary.Name, summary.Digest)
-		return nil
+		return nil, err
 	}
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	host, _, err := rest.DefaultServerUrlFor(config)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	target := host.JoinPath(peoplewire.PathBundles)
 	u := &uploader{
-		app: a, client: client, url: *target, name: uploadName(summary.Digest),
-		path: path, size: info.Size(), sending: a.newMeter("sending"), importing: a.newMeter("importing"),
+		show: show, client: client, url: *host.JoinPath(peoplewire.PathBundles), name: Name(digest),
+		path: path, size: info.Size(), sending: cli.NewMeter(show, "sending", now), importing: cli.NewMeter(show, "importing", now),
 	}
 	if err := u.askTrust(ctx); err != nil {
-		return fmt.Errorf("import %s: %w", path, err)
+		return nil, err
 	}
-	result, err := u.run(ctx)
-	if err != nil {
-		return fmt.Errorf("import %s: %w", path, err)
-	}
-	fmt.Fprintf(a.out, "bundle %s (%s) is imported\n", result.Name, result.Digest)
-	return nil
-}
-
-func (a *app) alreadyImported(ctx context.Context, digest string) (bool, error) {
-	c, err := a.client()
-	if err != nil {
-		return false, err
-	}
-	var list v1alpha1.BundleList
-	if err := c.List(ctx, &list); err != nil {
-		return false, fmt.Errorf("list bundles: %w", err)
-	}
-	for _, b := range list.Items {
-		if b.Spec.Digest == digest {
-			return true, nil
-		}
-	}
-	return false, nil
+	return u.run(ctx)
 }
 
 // askTrust shows the server the head of the archive, so that a bundle that it does not trust is not sent.
@@ -152,9 +116,9 @@ var errRefused = errors.New("refused")
 func (u *uploader) run(ctx context.Context) (*bundle.Summary, error) {
 	var last error
 	furthest := int64(-1)
-	for attempt := 0; attempt < uploadAttempts; attempt++ {
+	for attempt := 0; attempt < maxAttempts; attempt++ {
 		if attempt > 0 {
-			fmt.Fprintf(u.app.err, "connection lost, going on: %v\n", last)
+			fmt.Fprintf(u.show, "connection lost, going on: %v\n", last)
 			select {
 			case <-ctx.Done():
 				return nil, ctx.Err()
@@ -176,7 +140,7 @@ func (u *uploader) run(ctx context.Context) (*bundle.Summary, error) {
 		}
 		last = err
 	}
-	return nil, fmt.Errorf("given up after %d attempts, start it again to go on: %w", uploadAttempts, last)
+	return nil, fmt.Errorf("given up after %d attempts, start it again to go on: %w", maxAttempts, last)
 }
 
 // offset asks how much of the archive the server holds.
@@ -193,9 +157,9 @@ func (u *uploader) offset(ctx context.Context) (int64, error) {
 	if response.StatusCode != http.StatusOK {
 		return 0, refusal(response, "")
 	}
-	offset, err := strconv.ParseInt(response.Header.Get(uploadOffsetHeader), 10, 64)
+	offset, err := strconv.ParseInt(response.Header.Get(offsetHeader), 10, 64)
 	if err != nil || offset < 0 {
-		return 0, fmt.Errorf("%w: the server answered with offset %q", errRefused, response.Header.Get(uploadOffsetHeader))
+		return 0, fmt.Errorf("%w: the server answered with offset %q", errRefused, response.Header.Get(offsetHeader))
 	}
 	if offset > u.size {
 		return 0, nil // another archive of the same content; the server drops it for ours
@@ -215,7 +179,7 @@ func (u *uploader) send(ctx context.Context, offset int64) (*bundle.Summary, err
 	}
 	var body io.Reader = http.NoBody // the server may have all and lack only the import
 	if offset < u.size {
-		body = &counter{reader: io.LimitReader(file, u.size-offset), report: func(n int64) { u.sending.at(offset+n, u.size, u.path) }}
+		body = &counter{reader: io.LimitReader(file, u.size-offset), report: func(n int64) { u.sending.At(offset+n, u.size, u.path) }}
 	}
 	request, err := u.request(ctx, http.MethodPut, body, url.Values{"offset": {strconv.FormatInt(offset, 10)}})
 	if err != nil {
@@ -224,7 +188,7 @@ func (u *uploader) send(ctx context.Context, offset int64) (*bundle.Summary, err
 	request.ContentLength = u.size - offset
 	request.Header.Set("Content-Type", "application/x-tar")
 	response, err := u.client.Do(request)
-	u.sending.end()
+	u.sending.End()
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +205,7 @@ func (u *uploader) send(ctx context.Context, offset int64) (*bundle.Summary, err
 
 // follow shows the progress of an import and returns its outcome.
 func (u *uploader) follow(answer io.Reader) (*bundle.Summary, error) {
-	defer u.importing.end()
+	defer u.importing.End()
 	lines := json.NewDecoder(answer)
 	for {
 		var line importLine
@@ -256,7 +220,7 @@ func (u *uploader) follow(answer io.Reader) (*bundle.Summary, error) {
 		case line.Bundle != nil:
 			return line.Bundle, nil
 		case line.Progress != nil:
-			u.importing.at(line.Progress.Done, line.Progress.Total, line.Progress.File)
+			u.importing.At(line.Progress.Done, line.Progress.Total, line.Progress.File)
 		}
 	}
 }

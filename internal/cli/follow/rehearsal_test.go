@@ -1,4 +1,4 @@
-package main
+package follow
 
 import (
 	"bytes"
@@ -44,14 +44,14 @@ func TestWatchBesideARehearsal(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{empty, other, filepath.Join(dir, "missing")} {
-		if _, err := readRehearsal(bad, noon); err == nil || !strings.Contains(err.Error(), bad) {
+		if _, err := ReadRehearsal(bad, noon); err == nil || !strings.Contains(err.Error(), bad) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
-	if r, err := readRehearsal("", noon); r != nil || err != nil {
+	if r, err := ReadRehearsal("", noon); r != nil || err != nil {
 		t.Errorf("no file: %v, %v", r, err)
 	}
-	r, err := readRehearsal(file, noon)
+	r, err := ReadRehearsal(file, noon)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,87 @@
+// Package request sends people's requests that are about no single object, and says what came of them.
+package request
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"coldrack.dev/internal/cli/exit"
+)
+
+// Post sends JSON to a path below people's API that holds no objects, and reads the answer.
+func Post(ctx context.Context, config *rest.Config, what string, request, response any, path ...string) error {
+	stream, err := Stream(ctx, config, what, request, nil, path...)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	if err := json.NewDecoder(stream).Decode(response); err != nil {
+		return fmt.Errorf("%s: the server's answer: %w", what, err)
+	}
+	return nil
+}
+
+// Stream is Post for an answer that comes bit by bit.
+func Stream(ctx context.Context, config *rest.Config, what string, body any, query url.Values, path ...string) (io.ReadCloser, error) {
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := rest.DefaultServerUrlFor(config)
+	if err != nil {
+		return nil, err
+	}
+	content, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	target := host.JoinPath(path...)
+	target.RawQuery = query.Encode()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target.String(), bytes.NewReader(content))
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := client.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if response.StatusCode == http.StatusOK {
+		return response.Body, nil
+	}
+	defer response.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 64<<10))
+	return nil, refusal(what, response, text)
+}
+
+// refusal turns an answer that is no success into an error.
+func refusal(what string, response *http.Response, text []byte) error {
+	var status metav1.Status
+	said := strings.TrimSpace(string(text))
+	if json.Unmarshal(text, &status) == nil && status.Message != "" {
+		said = status.Message
+	}
+	code := exit.Failure
+	switch response.StatusCode {
+	case http.StatusNotFound:
+		code = exit.NotFound
+	case http.StatusBadRequest:
+		code = exit.Usage
+	case http.StatusForbidden, http.StatusConflict:
+		code = exit.Refused
+	case http.StatusUnauthorized:
+		return fmt.Errorf("%s: %w", what, apierrors.NewUnauthorized(said))
+	}
+	return &exit.Error{Code: code, Err: fmt.Errorf("%s: %s", what, cmp.Or(said, response.Status))}
+}
