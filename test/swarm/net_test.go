@@ -3,19 +3,13 @@ package swarm
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
-	mrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -33,6 +27,7 @@ import (
 	"coldrack.dev/internal/content/swarm/peer"
 	innetns "coldrack.dev/internal/netns"
 	"coldrack.dev/internal/wire"
+	"coldrack.dev/test/ca"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )
@@ -46,8 +41,7 @@ type site struct {
 	blob     []byte
 	server   *http.Server
 	tracker  *swarm.Tracker
-	caKey    *ecdsa.PrivateKey
-	ca       *x509.Certificate
+	ca       *ca.CA
 }
 
 type machine struct {
@@ -66,11 +60,7 @@ func newSite(t testing.TB, machines int, link, origin float64, index diskimage.I
 	t.Helper()
 	require.Need(t, "netns", "ip", "tc")
 	s := &site{t: t, index: index, blob: blob}
-	var err error
-	if s.caKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		t.Fatal(err)
-	}
-	s.ca = s.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "machines"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, s.caKey)
+	s.ca = ca.New(t, "machines")
 	hub := netns.New(t)
 	hub.Bridge("br0")
 	var all []*netns.NS
@@ -102,12 +92,7 @@ func newSite(t testing.TB, machines int, link, origin float64, index diskimage.I
 	s.origin = plug(0, origin)
 	for i := range machines {
 		m := &machine{site: s, ns: plug(i+1, link), name: fmt.Sprint("m", i), address: fmt.Sprintf("10.99.%d.%d", (i+1)/250, (i+1)%250+1)}
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		leaf := s.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "machine:" + m.name, Organization: []string{"coldrack:session"}}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, key)
-		m.cert = &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+		m.cert = s.ca.Issue(ca.Client("machine:"+m.name, "coldrack:session"))
 		m.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			return innetns.Dial(ctx, m.ns.Path(), network, address)
 		}}}
@@ -126,24 +111,6 @@ func newSite(t testing.TB, machines int, link, origin float64, index diskimage.I
 	go func() { _ = s.server.Serve(l) }()
 	t.Cleanup(func() { _ = s.server.Close() })
 	return s
-}
-
-func (s *site) sign(template *x509.Certificate, key *ecdsa.PrivateKey) *x509.Certificate {
-	s.t.Helper()
-	template.SerialNumber, template.NotBefore, template.NotAfter = big.NewInt(mrand.Int64()), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	parent := template
-	if s.ca != nil {
-		parent = s.ca
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), s.caKey)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return c
 }
 
 // ReadChunk is the agent's plain fetch from the boot listener.
@@ -203,8 +170,7 @@ func (s *site) run(ours bool, kill, sent float64) (outcome, error) {
 	s.tracker = swarm.NewTracker(swarm.TrackerOptions{})
 	before := s.sent()
 	began := time.Now()
-	pool := x509.NewCertPool()
-	pool.AddCert(s.ca)
+	pool := s.ca.Pool()
 	var group errgroup.Group
 	var joined []*peer.Exchange
 	doomed := int(kill * float64(len(s.machines)))

@@ -3,17 +3,10 @@ package balancer
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"strings"
@@ -22,48 +15,8 @@ import (
 	"time"
 
 	"coldrack.dev/internal/wire"
+	"coldrack.dev/test/ca"
 )
-
-// authority signs the API servers of a test.
-type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  string
-}
-
-func newAuthority(t *testing.T) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "kubernetes"}, NotBefore: time.Now().Add(-time.Hour),
-		NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{t, cert, key, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))}
-}
-
-func (a *authority) leaf() tls.Certificate {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
 
 // apiServer is a TLS server that says its name at /name, at /stream every moment, and how it is at /readyz and
 // /livez, without asking for a client certificate.
@@ -82,12 +35,13 @@ type apiServer struct {
 	asked, accepted atomic.Int32
 }
 
-func (a *authority) start(name string) *apiServer {
-	s := &apiServer{t: a.t, name: name, cert: a.leaf(), address: "127.0.0.1:0"}
+// start starts a server that this authority vouches for.
+func start(t *testing.T, authority *ca.CA, name string) *apiServer {
+	s := &apiServer{t: t, name: name, cert: *authority.Issue(ca.Server("127.0.0.1")), address: "127.0.0.1:0"}
 	s.readyz.Store(200)
 	s.livez.Store(200)
 	s.up()
-	a.t.Cleanup(s.down)
+	t.Cleanup(s.down)
 	return s
 }
 
@@ -153,14 +107,14 @@ var impatient = Pace{Every: 20 * time.Millisecond, Limit: 2 * time.Second, Misse
 
 // bench is a balancer before API servers, and a client that only knows the balancer.
 type bench struct {
-	t *testing.T
-	*authority
+	t         *testing.T
+	authority *ca.CA
 	*Balancer
 	url string
 }
 
 func newBench(t *testing.T, pace Pace) *bench {
-	b := &bench{t: t, authority: newAuthority(t), Balancer: New(slog.New(slog.DiscardHandler), pace)}
+	b := &bench{t: t, authority: ca.New(t, "kubernetes"), Balancer: New(slog.New(slog.DiscardHandler), pace)}
 	t.Cleanup(b.Close)
 	return b
 }
@@ -177,14 +131,14 @@ func (b *bench) set(servers ...*apiServer) {
 	b.url = "https://" + b.Address().String()
 }
 
-func (b *bench) pem() string { return b.authority.pem }
+func (b *bench) pem() string { return string(b.authority.PEM()) }
+
+func (b *bench) start(name string) *apiServer { return start(b.t, b.authority, name) }
 
 // client makes a new connection for each request.
 func (b *bench) client() *http.Client {
-	pool := x509.NewCertPool()
-	pool.AddCert(b.cert)
 	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}, TLSHandshakeTimeout: time.Minute, ResponseHeaderTimeout: time.Minute}}
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: b.authority.Pool()}, TLSHandshakeTimeout: time.Minute, ResponseHeaderTimeout: time.Minute}}
 }
 
 func (b *bench) who() string {
@@ -420,7 +374,7 @@ func TestWithoutAnyHealthyOneAllAreTried(t *testing.T) {
 
 func TestAStrangerIsNotAnAPIServer(t *testing.T) {
 	b := newBench(t, quick)
-	stranger, one := newAuthority(t).start("stranger"), b.start("one")
+	stranger, one := start(t, ca.New(t, "kubernetes"), "stranger"), b.start("one")
 	b.set(stranger, one)
 	b.until(stranger, dead)
 	b.until(one, ready)

@@ -22,6 +22,7 @@ import (
 	"coldrack.dev/internal/agent/nodecert"
 	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/wire"
+	"coldrack.dev/test/ca"
 	"coldrack.dev/test/require"
 )
 
@@ -33,7 +34,7 @@ func parseIPs(list []string) (out []net.IP) {
 }
 
 // issue makes a certificate that fits want, after change, and its key.
-func issue(t *testing.T, a *testCA, want wire.NodeCertificate, life time.Duration, age time.Duration, change func(*x509.Certificate)) (certificate, key []byte) {
+func issue(t *testing.T, a *ca.CA, want wire.NodeCertificate, life time.Duration, age time.Duration, change func(*x509.Certificate)) (certificate, key []byte) {
 	t.Helper()
 	make, err := nodecert.KeyMaker(want.KeyAlgorithm)
 	if err != nil {
@@ -48,11 +49,11 @@ func issue(t *testing.T, a *testCA, want wire.NodeCertificate, life time.Duratio
 	if change != nil {
 		change(template)
 	}
-	certificate, err = a.sign(template, private.Public())
+	leaf, err := a.Sign(template, private.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return certificate, key
+	return ca.EncodeCert(leaf), key
 }
 
 func TestRenewal(t *testing.T) {
@@ -217,7 +218,7 @@ func TestWhatTheServerSendsIsBelievedOnlyIfItFits(t *testing.T) {
 		want   string
 	}{
 		"rubbish":                   {func(_ *rig, c *wire.CertificateResponse) { c.Certificate = "x" }, "no PEM certificate"},
-		"another's key":             {func(r *rig, c *wire.CertificateResponse) { c.Certificate = r.ca.pem }, "do not belong together"},
+		"another's key":             {func(r *rig, c *wire.CertificateResponse) { c.Certificate = string(r.ca.PEM()) }, "do not belong together"},
 		"one that is not valid yet": {func(r *rig, c *wire.CertificateResponse) { r.offset.Store(int64(-time.Hour)) }, "set the clock"},
 		"one that has expired":      {func(r *rig, c *wire.CertificateResponse) { r.offset.Store(int64(24 * time.Hour)) }, "expired"},
 	} {
@@ -272,20 +273,18 @@ func TestKubectlUsesTheKubeconfigs(t *testing.T) {
 	require.Need(t, "kubectl")
 	r := newRig(t)
 	plan := r.controlPlane()
-	ca := r.cas[plan.Kubeconfigs[0].Authority]
+	authority := r.cas[plan.Kubeconfigs[0].Authority]
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		fmt.Fprint(w, "hello ", req.TLS.PeerCertificates[0].Subject.CommonName)
 	}))
-	certificate, key := issue(t, ca, wire.NodeCertificate{KeyAlgorithm: "ECDSA-P256", CommonName: "kube-apiserver"}, time.Hour, time.Minute, func(x *x509.Certificate) {
+	certificate, key := issue(t, authority, wire.NodeCertificate{KeyAlgorithm: "ECDSA-P256", CommonName: "kube-apiserver"}, time.Hour, time.Minute, func(x *x509.Certificate) {
 		x.IPAddresses = parseIPs([]string{"127.0.0.1"})
 	})
 	pair, err := tls.X509KeyPair(certificate, key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	clients := x509.NewCertPool()
-	clients.AddCert(ca.cert)
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients}
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: authority.Pool()}
 	server.StartTLS()
 	defer server.Close()
 	for i := range plan.Kubeconfigs {

@@ -84,7 +84,7 @@ func (u *until) Phases(ctx context.Context, r wire.PhaseReport) error {
 func (r *rig) agent() *exec.Cmd {
 	r.t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), envRoot+"="+r.root, envServer+"="+r.api.URL, envPin+"="+client.PinOf(r.ca.cert).String())
+	cmd.Env = append(os.Environ(), envRoot+"="+r.root, envServer+"="+r.api.URL, envPin+"="+client.PinOf(r.ca.Cert).String())
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		r.t.Fatal(err)

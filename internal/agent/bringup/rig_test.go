@@ -3,9 +3,6 @@ package bringup
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -17,7 +14,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -37,54 +33,19 @@ import (
 	"coldrack.dev/internal/agent/systemd"
 	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/wire"
+	"coldrack.dev/test/ca"
 )
-
-// testCA signs for a test.
-type testCA struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  string
-}
-
-func newTestCA(t testing.TB, name string) *testCA {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
-		NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &testCA{cert, key, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))}
-}
-
-func (a *testCA) sign(template *x509.Certificate, public any) ([]byte, error) {
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		return nil, err
-	}
-	template.SerialNumber = serial
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, public, a.key)
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), err
-}
 
 // fakeServer is the machine API with one assignment, over TLS and with the wire's real types, and the boot
 // listener's content.
 type fakeServer struct {
 	t       testing.TB
-	ca      *testCA // of the machine API
+	ca      *ca.CA // of the machine API
 	api     *httptest.Server
 	boot    *httptest.Server
 	blobs   map[string][]byte
 	mu      sync.Mutex
-	cas     map[string]*testCA // of the cluster, by PEM
+	cas     map[string]*ca.CA // of the cluster, by PEM
 	assign  wire.NodeAssignment
 	reports []wire.PhaseReport
 	signed  []string
@@ -97,7 +58,7 @@ type fakeServer struct {
 
 func newFakeServer(t testing.TB) *fakeServer {
 	t.Helper()
-	s := &fakeServer{t: t, ca: newTestCA(t, "machines"), blobs: map[string][]byte{}, cas: map[string]*testCA{}, fetched: map[string]int{},
+	s := &fakeServer{t: t, ca: ca.New(t, "machines"), blobs: map[string][]byte{}, cas: map[string]*ca.CA{}, fetched: map[string]int{},
 		refuse: map[string]int{}, life: 12 * time.Hour}
 	s.boot = httptest.NewServer(http.HandlerFunc(s.serveContent))
 	t.Cleanup(s.boot.Close)
@@ -105,16 +66,8 @@ func newFakeServer(t testing.TB) *fakeServer {
 	mux.HandleFunc("GET "+wire.PathNode, s.node)
 	mux.HandleFunc("POST "+wire.PathCertificate, s.certificate)
 	mux.HandleFunc("POST "+wire.PathPhases, s.phases)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := s.ca.sign(&x509.Certificate{NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, key.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
-	block, _ := pem.Decode(leaf)
+	pair := s.ca.Issue(ca.Server("127.0.0.1"))
+	pair.Certificate = append(pair.Certificate, s.ca.Cert.Raw)
 	s.api = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		away := s.away
@@ -125,7 +78,7 @@ func newFakeServer(t testing.TB) *fakeServer {
 		}
 		mux.ServeHTTP(w, r)
 	}))
-	s.api.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{block.Bytes, s.ca.cert.Raw}, PrivateKey: key}}}
+	s.api.TLS = &tls.Config{Certificates: []tls.Certificate{*pair}}
 	s.api.EnableHTTP2 = true
 	s.api.StartTLS()
 	t.Cleanup(s.api.Close)
@@ -170,13 +123,13 @@ func (s *fakeServer) certificate(w http.ResponseWriter, r *http.Request) {
 	for _, ip := range want.IPAddresses {
 		template.IPAddresses = append(template.IPAddresses, net.ParseIP(ip))
 	}
-	leaf, err := s.cas[want.Authority].sign(template, csr.PublicKey)
+	leaf, err := s.cas[want.Authority].Sign(template, csr.PublicKey)
 	if err != nil {
 		w.WriteHeader(http.StatusInternalServerError)
 		return
 	}
 	s.signed = append(s.signed, in.Name)
-	s.answer(w, wire.CertificateResponse{Certificate: string(leaf), ExpiresAt: template.NotAfter})
+	s.answer(w, wire.CertificateResponse{Certificate: string(ca.EncodeCert(leaf)), ExpiresAt: template.NotAfter})
 }
 
 func (s *fakeServer) phases(w http.ResponseWriter, r *http.Request) {
@@ -226,11 +179,11 @@ func sha(b []byte) string {
 
 // authority makes one of the cluster's authorities.
 func (s *fakeServer) authority(name string) string {
-	a := newTestCA(s.t, name)
+	a := ca.New(s.t, name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.cas[a.pem] = a
-	return a.pem
+	s.cas[string(a.PEM())] = a
+	return string(a.PEM())
 }
 
 // give makes plan what the server assigns, and returns that assignment.
@@ -266,7 +219,7 @@ func (s *fakeServer) last() wire.PhaseReport {
 
 func (s *fakeServer) client() *client.Client {
 	s.t.Helper()
-	c, err := client.New(client.Options{Server: s.api.URL, Pin: client.PinOf(s.ca.cert), Agent: "test"})
+	c, err := client.New(client.Options{Server: s.api.URL, Pin: client.PinOf(s.ca.Cert), Agent: "test"})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -2,16 +2,10 @@ package client
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
-	"math/big"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -20,57 +14,18 @@ import (
 
 	"coldrack.dev/internal/retry"
 	"coldrack.dev/internal/wire"
+	"coldrack.dev/test/ca"
 )
 
-// authority is a CA of the test.
-type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-func newCA(t *testing.T, key *ecdsa.PrivateKey, isCA bool) *authority {
-	t.Helper()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "machines"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: isCA, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{t, cert, key}
-}
-
 // leaf issues a server certificate; with chain the CA is sent along.
-func (a *authority) leaf(ip string, until time.Time, chain ...*x509.Certificate) tls.Certificate {
-	key := newKey(a.t)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(2), NotBefore: until.Add(-48 * time.Hour), NotAfter: until,
-		IPAddresses: []net.IP{net.ParseIP(ip)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	out := tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+func leaf(authority *ca.CA, ip string, until time.Time, chain ...*x509.Certificate) tls.Certificate {
+	template := ca.Server(ip)
+	template.NotBefore, template.NotAfter = until.Add(-48*time.Hour), until
+	out := authority.Issue(template)
 	for _, c := range chain {
 		out.Certificate = append(out.Certificate, c.Raw)
 	}
-	return out
+	return *out
 }
 
 func serve(t *testing.T, cert tls.Certificate, h http.Handler) string {
@@ -94,8 +49,8 @@ func newClient(t *testing.T, server string, pin Pin, known ...*x509.Certificate)
 }
 
 func TestOnlyThePinnedCAVouchesForTheServer(t *testing.T) {
-	ours, stranger := newCA(t, newKey(t), true), newCA(t, newKey(t), true)
-	noCA := newCA(t, newKey(t), false)
+	ours, stranger := ca.New(t, "machines"), ca.New(t, "machines")
+	noCA := ca.From(t, &x509.Certificate{Subject: pkix.Name{CommonName: "machines"}, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature})
 	soon := time.Now().Add(time.Hour)
 	h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"now":"2026-01-02T03:04:05Z"}`)) })
 	for name, tt := range map[string]struct {
@@ -105,16 +60,16 @@ func TestOnlyThePinnedCAVouchesForTheServer(t *testing.T) {
 		pinned bool // the failure is ErrPin
 		text   string
 	}{
-		"the pinned CA, sent along":                     {cert: ours.leaf("127.0.0.1", soon, ours.cert), pin: PinOf(ours.cert)},
-		"the pinned CA, known already":                  {cert: ours.leaf("127.0.0.1", soon), pin: PinOf(ours.cert), known: []*x509.Certificate{ours.cert}},
-		"the pinned CA neither sent nor known":          {cert: ours.leaf("127.0.0.1", soon), pin: PinOf(ours.cert), pinned: true, text: "no CA certificate with key " + PinOf(ours.cert).String()},
-		"another CA":                                    {cert: stranger.leaf("127.0.0.1", soon, stranger.cert), pin: PinOf(ours.cert), pinned: true, text: "pinned CA"},
-		"another CA that sends the pinned one along":    {cert: stranger.leaf("127.0.0.1", soon, stranger.cert, ours.cert), pin: PinOf(ours.cert), text: "not valid"},
-		"another CA although one is known":              {cert: stranger.leaf("127.0.0.1", soon, stranger.cert), pin: PinOf(ours.cert), known: []*x509.Certificate{stranger.cert}, pinned: true, text: "pinned CA"},
-		"a pinned key in a certificate that is no CA's": {cert: noCA.leaf("127.0.0.1", soon, noCA.cert), pin: PinOf(noCA.cert), pinned: true, text: "pinned CA"},
-		"a leaf whose own key is pinned":                {cert: ours.leaf("127.0.0.1", soon, ours.cert), pin: Pin{}, pinned: true, text: "pinned CA"},
-		"a server of ours with another address":         {cert: ours.leaf("10.0.0.1", soon, ours.cert), pin: PinOf(ours.cert), text: "127.0.0.1"},
-		"a certificate that expired":                    {cert: ours.leaf("127.0.0.1", time.Now().Add(-time.Minute), ours.cert), pin: PinOf(ours.cert), text: "this machine's clock says"},
+		"the pinned CA, sent along":                     {cert: leaf(ours, "127.0.0.1", soon, ours.Cert), pin: PinOf(ours.Cert)},
+		"the pinned CA, known already":                  {cert: leaf(ours, "127.0.0.1", soon), pin: PinOf(ours.Cert), known: []*x509.Certificate{ours.Cert}},
+		"the pinned CA neither sent nor known":          {cert: leaf(ours, "127.0.0.1", soon), pin: PinOf(ours.Cert), pinned: true, text: "no CA certificate with key " + PinOf(ours.Cert).String()},
+		"another CA":                                    {cert: leaf(stranger, "127.0.0.1", soon, stranger.Cert), pin: PinOf(ours.Cert), pinned: true, text: "pinned CA"},
+		"another CA that sends the pinned one along":    {cert: leaf(stranger, "127.0.0.1", soon, stranger.Cert, ours.Cert), pin: PinOf(ours.Cert), text: "not valid"},
+		"another CA although one is known":              {cert: leaf(stranger, "127.0.0.1", soon, stranger.Cert), pin: PinOf(ours.Cert), known: []*x509.Certificate{stranger.Cert}, pinned: true, text: "pinned CA"},
+		"a pinned key in a certificate that is no CA's": {cert: leaf(noCA, "127.0.0.1", soon, noCA.Cert), pin: PinOf(noCA.Cert), pinned: true, text: "pinned CA"},
+		"a leaf whose own key is pinned":                {cert: leaf(ours, "127.0.0.1", soon, ours.Cert), pin: Pin{}, pinned: true, text: "pinned CA"},
+		"a server of ours with another address":         {cert: leaf(ours, "10.0.0.1", soon, ours.Cert), pin: PinOf(ours.Cert), text: "127.0.0.1"},
+		"a certificate that expired":                    {cert: leaf(ours, "127.0.0.1", time.Now().Add(-time.Minute), ours.Cert), pin: PinOf(ours.Cert), text: "this machine's clock says"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := newClient(t, serve(t, tt.cert, h), tt.pin, tt.known...).Time(context.Background())
@@ -129,9 +84,9 @@ func TestOnlyThePinnedCAVouchesForTheServer(t *testing.T) {
 }
 
 func TestTheCertificateInUseIsShown(t *testing.T) {
-	ca := newCA(t, newKey(t), true)
+	machines := ca.New(t, "machines")
 	var shown []string
-	url := serve(t, ca.leaf("127.0.0.1", time.Now().Add(time.Hour), ca.cert), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	url := serve(t, leaf(machines, "127.0.0.1", time.Now().Add(time.Hour), machines.Cert), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name := "nobody"
 		if len(r.TLS.PeerCertificates) > 0 {
 			name = r.TLS.PeerCertificates[0].Subject.CommonName
@@ -139,7 +94,7 @@ func TestTheCertificateInUseIsShown(t *testing.T) {
 		shown = append(shown, name+" "+r.Proto)
 		_, _ = w.Write([]byte(`{}`))
 	}))
-	c := newClient(t, url, PinOf(ca.cert))
+	c := newClient(t, url, PinOf(machines.Cert))
 	call := func() {
 		if _, err := c.Heartbeat(context.Background(), wire.Heartbeat{}); err != nil {
 			t.Fatal(err)
@@ -147,13 +102,12 @@ func TestTheCertificateInUseIsShown(t *testing.T) {
 	}
 	call()
 	for _, name := range []string{"one", "two"} {
-		key := newKey(t)
-		template := &x509.Certificate{SerialNumber: big.NewInt(3), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour)}
-		der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)
+		key := ca.NewKey(t)
+		cert, err := machines.Sign(&x509.Certificate{Subject: pkix.Name{CommonName: name}}, key.Public())
 		if err != nil {
 			t.Fatal(err)
 		}
-		pair, err := KeyPair(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), key)
+		pair, err := KeyPair(string(ca.EncodeCert(cert)), key)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -166,7 +120,7 @@ func TestTheCertificateInUseIsShown(t *testing.T) {
 }
 
 func TestRefusalsAndTrouble(t *testing.T) {
-	ca := newCA(t, newKey(t), true)
+	machines := ca.New(t, "machines")
 	for name, tt := range map[string]struct {
 		status    int
 		body      string
@@ -181,11 +135,11 @@ func TestRefusalsAndTrouble(t *testing.T) {
 		"somewhere else":              {302, ``, "", false, "status 302"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			url := serve(t, ca.leaf("127.0.0.1", time.Now().Add(time.Hour), ca.cert), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			url := serve(t, leaf(machines, "127.0.0.1", time.Now().Add(time.Hour), machines.Cert), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				w.WriteHeader(tt.status)
 				_, _ = w.Write([]byte(tt.body))
 			}))
-			_, err := newClient(t, url, PinOf(ca.cert)).Time(context.Background())
+			_, err := newClient(t, url, PinOf(machines.Cert)).Time(context.Background())
 			if err == nil || !strings.Contains(err.Error(), tt.text) || Code(err) != tt.code || retry.Transient(err) != tt.transient {
 				t.Errorf("%v: code %q, transient %v", err, Code(err), retry.Transient(err))
 			}

@@ -3,16 +3,10 @@ package install
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
 	"fmt"
-	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +19,7 @@ import (
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/wire"
+	"coldrack.dev/test/ca"
 )
 
 // crowd is the server as one machine sees it that brings machines together.
@@ -52,30 +47,12 @@ func (c crowd) Swarm(_ context.Context, in wire.SwarmAnnounce) (wire.SwarmAnswer
 // exchange is what an installer of the lab needs to take part.
 func (l *lab) exchange(tracker *swarm.Tracker, machine string) *peer.Config {
 	l.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		Subject: pkix.Name{CommonName: "machine:" + machine, Organization: []string{"coldrack:session"}},
-	}, l.ca, key.Public(), l.caKey)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	sum := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
-	pool := x509.NewCertPool()
-	pool.AddCert(l.ca)
+	pair := l.ca.Issue(ca.Client("machine:"+machine, "coldrack:session"))
+	sum := sha256.Sum256(pair.Leaf.RawSubjectPublicKeyInfo)
 	return &peer.Config{
-		Server: crowd{tracker, machine, "sha256:" + hex.EncodeToString(sum[:])},
-		Certificate: func() *tls.Certificate {
-			return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-		},
-		CAs: func() *x509.CertPool { return pool },
+		Server:      crowd{tracker, machine, "sha256:" + hex.EncodeToString(sum[:])},
+		Certificate: func() *tls.Certificate { return pair },
+		CAs:         l.ca.Pool,
 	}
 }
 

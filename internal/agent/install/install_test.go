@@ -3,12 +3,9 @@ package install
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -16,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -35,6 +31,7 @@ import (
 	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/wire"
+	"coldrack.dev/test/ca"
 	"coldrack.dev/test/require"
 )
 
@@ -148,8 +145,7 @@ type lab struct {
 	reports  []wire.Progress
 	cancel   func(wire.Progress) bool
 	skew     time.Duration
-	ca       *x509.Certificate
-	caKey    *ecdsa.PrivateKey
+	ca       *ca.CA
 }
 
 func digest(b []byte) string {
@@ -192,17 +188,7 @@ func newLab(t *testing.T, image []byte) *lab {
 	server := httptest.NewServer(l)
 	t.Cleanup(server.Close)
 	l.url = server.URL
-	if l.caKey, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, l.caKey.Public(), l.caKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if l.ca, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
+	l.ca = ca.New(t, "machines")
 	return l
 }
 
@@ -240,12 +226,11 @@ func (l *lab) Identity(_ context.Context, r wire.IdentityRequest) (wire.Identity
 	if err != nil {
 		return wire.IdentityResponse{}, err
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "node:n1"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, l.ca, csr.PublicKey, l.caKey)
+	cert, err := l.ca.Sign(ca.Client("node:n1"), csr.PublicKey)
 	if err != nil {
 		return wire.IdentityResponse{}, err
 	}
-	return wire.IdentityResponse{Certificate: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))}, nil
+	return wire.IdentityResponse{Certificate: string(ca.EncodeCert(cert))}, nil
 }
 
 // installer on a machine with these disks.

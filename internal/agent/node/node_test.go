@@ -3,13 +3,10 @@ package node
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"log/slog"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,12 +19,13 @@ import (
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/wire"
+	"coldrack.dev/test/ca"
 )
 
 // server answers as the test says, and certifies whatever key it is shown.
 type server struct {
 	t     *testing.T
-	key   *ecdsa.PrivateKey
+	ca    *ca.CA
 	until time.Time // of certificates that it issues
 
 	mu      sync.Mutex
@@ -58,12 +56,11 @@ func (s *server) Renew(_ context.Context, r wire.RenewRequest) (wire.IdentityRes
 }
 
 func (s *server) certify(public any) string {
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: s.until.Add(-3 * time.Hour), NotAfter: s.until}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, public, s.key)
+	cert, err := s.ca.Sign(&x509.Certificate{NotBefore: s.until.Add(-3 * time.Hour), NotAfter: s.until}, public)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	return string(ca.EncodeCert(cert))
 }
 
 // issue makes an identity whose certificate lives three hours, until then.
@@ -87,11 +84,7 @@ func (s *server) issue(until time.Time) ([]byte, identity.Node) {
 
 func newServer(t *testing.T) *server {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &server{t: t, key: key, answer: func(int) (wire.HeartbeatResponse, error) { return wire.HeartbeatResponse{IntervalSeconds: 30}, nil }}
+	return &server{t: t, ca: ca.New(t, "machines"), answer: func(int) (wire.HeartbeatResponse, error) { return wire.HeartbeatResponse{IntervalSeconds: 30}, nil }}
 }
 
 // agent runs on a clock of its own: every wait is over at once, and noted.

@@ -1,55 +1,20 @@
 package nodecert
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"math/big"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"coldrack.dev/internal/wire"
+	"coldrack.dev/test/ca"
 )
 
-// testCA signs for a test.
-type testCA struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  string
-}
-
-func newTestCA(t testing.TB, name string) *testCA {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour),
-		NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &testCA{cert, key, string(pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: der}))}
-}
-
-func (a *testCA) sign(template *x509.Certificate, public any) ([]byte, error) {
-	template.SerialNumber = big.NewInt(2)
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, public, a.key)
-	return pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: der}), err
-}
-
 // issue makes a certificate that fits want, after change, and its key.
-func issue(t *testing.T, a *testCA, want wire.NodeCertificate, life time.Duration, age time.Duration, change func(*x509.Certificate)) (certificate, key []byte) {
+func issue(t *testing.T, a *ca.CA, want wire.NodeCertificate, life time.Duration, age time.Duration, change func(*x509.Certificate)) (certificate, key []byte) {
 	t.Helper()
 	make, err := KeyMaker(want.KeyAlgorithm)
 	if err != nil {
@@ -64,18 +29,18 @@ func issue(t *testing.T, a *testCA, want wire.NodeCertificate, life time.Duratio
 	if change != nil {
 		change(template)
 	}
-	certificate, err = a.sign(template, private.Public())
+	leaf, err := a.Sign(template, private.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return certificate, key
+	return ca.EncodeCert(leaf), key
 }
 
 func TestWhenACertificateIsReplaced(t *testing.T) {
-	ours, other := newTestCA(t, "kubernetes"), newTestCA(t, "kubernetes")
-	want := wire.NodeCertificate{Name: "x", KeyAlgorithm: "ECDSA-P256", CommonName: "cn", Organizations: []string{"a", "b"}, DNSNames: []string{"node", "localhost"}, Authority: ours.pem}
+	ours, other := ca.New(t, "kubernetes"), ca.New(t, "kubernetes")
+	want := wire.NodeCertificate{Name: "x", KeyAlgorithm: "ECDSA-P256", CommonName: "cn", Organizations: []string{"a", "b"}, DNSNames: []string{"node", "localhost"}, Authority: string(ours.PEM())}
 	for name, tt := range map[string]struct {
-		ca      *testCA
+		ca      *ca.CA
 		age     time.Duration // of three hours
 		change  func(*x509.Certificate)
 		want    func(*wire.NodeCertificate)
@@ -98,7 +63,7 @@ func TestWhenACertificateIsReplaced(t *testing.T) {
 		"a name more":                                {want: func(c *wire.NodeCertificate) { c.DNSNames = append(slices.Clone(c.DNSNames), "vip") }, why: "want [localhost node vip]"},
 		"an address more":                            {want: func(c *wire.NodeCertificate) { c.IPAddresses = []string{"10.0.0.1"} }, why: "want [10.0.0.1]"},
 		"another kind of key":                        {want: func(c *wire.NodeCertificate) { c.KeyAlgorithm = "ECDSA-P384" }, why: "its key is ECDSA-P256"},
-		"a new authority beside the old one":         {want: func(c *wire.NodeCertificate) { c.Authority = other.pem + ours.pem }, usable: true},
+		"a new authority beside the old one":         {want: func(c *wire.NodeCertificate) { c.Authority = string(other.PEM()) + string(ours.PEM()) }, usable: true},
 	} {
 		ca := ours
 		if tt.ca != nil {
@@ -127,9 +92,9 @@ func TestWhenACertificateIsReplaced(t *testing.T) {
 }
 
 func FuzzInspect(f *testing.F) {
-	ca := newTestCA(f, "kubernetes")
-	f.Add([]byte(ca.pem), []byte("-----BEGIN EC PRIVATE KEY-----\n-----END EC PRIVATE KEY-----\n"))
-	want := wire.NodeCertificate{KeyAlgorithm: "ECDSA-P256", CommonName: "x", Authority: ca.pem}
+	authority := string(ca.New(f, "kubernetes").PEM())
+	f.Add([]byte(authority), []byte("-----BEGIN EC PRIVATE KEY-----\n-----END EC PRIVATE KEY-----\n"))
+	want := wire.NodeCertificate{KeyAlgorithm: "ECDSA-P256", CommonName: "x", Authority: authority}
 	f.Fuzz(func(t *testing.T, certificate, key []byte) {
 		if Inspect(want, certificate, key, time.Now()).Usable {
 			t.Error("nobody signed that")

@@ -3,17 +3,11 @@ package kube
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
@@ -26,6 +20,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/test/ca"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )
@@ -35,7 +30,7 @@ import (
 func TestEtcd(t *testing.T) {
 	require.Need(t, "netns", "etcd")
 	t.Parallel()
-	authority := newTestAuthority(t)
+	authority := ca.From(t, AuthoritySpec{Authority: AuthorityEtcd, CommonName: "etcd-ca", TTL: time.Hour}.Template(time.Now()))
 	in := testInput(t, v1alpha1.TopologySmall, DefaultVersion(), func(in *Input) { in.Cluster.UID = "0b2f5a7e-1111-2222-3333-444455556666" })
 	plan, err := Render(in)
 	if err != nil {
@@ -121,7 +116,7 @@ type etcdMachine struct {
 	client  *http.Client
 }
 
-func newEtcdMachine(t *testing.T, rack *netns.NS, number int, plan NodePlan, authority *testAuthority) *etcdMachine {
+func newEtcdMachine(t *testing.T, rack *netns.NS, number int, plan NodePlan, authority *ca.CA) *etcdMachine {
 	t.Helper()
 	m := &etcdMachine{ns: netns.New(t), plan: plan}
 	rack.Plug("br0", fmt.Sprintf("port%d", number), m.ns, "eth0")
@@ -130,10 +125,10 @@ func newEtcdMachine(t *testing.T, rack *netns.NS, number int, plan NodePlan, aut
 	root := t.TempDir()
 	for _, c := range plan.Certificates {
 		if c.Authority == AuthorityEtcd {
-			authority.issue(t, root, c)
+			issue(t, authority, root, c)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(root, pkiDir, "etcd/ca.crt"), authority.pem, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(root, pkiDir, "etcd/ca.crt"), authority.PEM(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, argument := range etcdCommand(plan) {
@@ -150,7 +145,7 @@ func newEtcdMachine(t *testing.T, rack *netns.NS, number int, plan NodePlan, aut
 	}
 	m.client = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
-		TLSClientConfig:   &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: authority.pool},
+		TLSClientConfig:   &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: authority.Pool()},
 		DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 			err = m.ns.Do(func() error {
 				conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
@@ -235,56 +230,15 @@ func (m *etcdMachine) try(path string, request map[string]any) (string, error) {
 	return string(reply), err
 }
 
-// testAuthority signs what a plan requests.
-type testAuthority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  []byte
-	pool *x509.CertPool
-}
-
-func newTestAuthority(t *testing.T) *testAuthority {
+// issue writes a certificate that a plan requests, and its key, below root.
+func issue(t *testing.T, authority *ca.CA, root string, c CertificateRequest) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := AuthoritySpec{Authority: AuthorityEtcd, CommonName: "etcd-ca", TTL: time.Hour}.Template(time.Now())
-	template.SerialNumber = big.NewInt(1)
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := &testAuthority{cert: cert, key: key, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pool: x509.NewCertPool()}
-	a.pool.AddCert(cert)
-	return a
-}
-
-func (a *testAuthority) issue(t *testing.T, root string, c CertificateRequest) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := c.Template(time.Now())
-	template.SerialNumber = big.NewInt(time.Now().UnixNano())
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for path, block := range map[string]*pem.Block{c.CertPath: {Type: "CERTIFICATE", Bytes: der}, c.KeyPath: {Type: "PRIVATE KEY", Bytes: private}} {
+	cert, key := authority.IssuePEM(c.Template(time.Now()))
+	for path, content := range map[string][]byte{c.CertPath: cert, c.KeyPath: key} {
 		if err := os.MkdirAll(filepath.Dir(root+path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(root+path, pem.EncodeToMemory(block), 0o600); err != nil {
+		if err := os.WriteFile(root+path, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -4,17 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"io/fs"
-	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -25,12 +20,14 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/cluster/kube"
-	"coldrack.dev/test/netns"
-	"coldrack.dev/test/require"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/test/ca"
+	"coldrack.dev/test/netns"
+	"coldrack.dev/test/require"
 )
 
 // testCluster is a rendered cluster whose etcd and API servers are real: the programs run with the flags, files and
@@ -86,7 +83,7 @@ func (c *testCluster) render() {
 		c.authorities[spec.Authority] = a
 		input.Authorities[spec.Authority] = a.pem
 	}
-	serviceAccounts := newKey(c.t)
+	serviceAccounts := ca.NewKey(c.t)
 	public, err := x509.MarshalPKIXPublicKey(serviceAccounts.Public())
 	check(c.t, err)
 	input.ServiceAccountKeys = pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})
@@ -141,7 +138,7 @@ func (c *testCluster) addHost(number int, plan kube.NodePlan) {
 		}
 	}
 	for _, request := range plan.Certificates {
-		cert, key := c.authorities[request.Authority].issue(c.t, request.Template(time.Now()))
+		cert, key := c.authorities[request.Authority].IssuePEM(request.Template(time.Now()))
 		if request.CertPath == request.KeyPath {
 			writeFile(c.t, h.root+request.CertPath, append(cert, key...))
 			continue
@@ -300,64 +297,27 @@ func (c *testCluster) wanted() Wanted {
 
 // testAuthority signs.
 type testAuthority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  []byte
+	*ca.CA
+	pem []byte
 }
 
 func newTestAuthority(t *testing.T, spec kube.AuthoritySpec) *testAuthority {
 	t.Helper()
-	a := &testAuthority{key: newKey(t)}
-	template := spec.Template(time.Now())
-	template.SerialNumber = big.NewInt(1)
-	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
-	check(t, err)
-	a.cert, err = x509.ParseCertificate(der)
-	check(t, err)
-	a.pem = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	return a
+	authority := ca.From(t, spec.Template(time.Now()))
+	return &testAuthority{authority, authority.PEM()}
 }
 
 func (a *testAuthority) sign(template *x509.Certificate, public crypto.PublicKey) ([]byte, error) {
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	cert, err := a.Sign(template, public)
 	if err != nil {
 		return nil, err
 	}
-	signed := *template
-	signed.SerialNumber = serial
-	der, err := x509.CreateCertificate(rand.Reader, &signed, a.cert, public, a.key)
-	if err != nil {
-		return nil, err
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
-}
-
-// issue makes a key and a certificate, both as PEM.
-func (a *testAuthority) issue(t *testing.T, template *x509.Certificate) (cert, key []byte) {
-	t.Helper()
-	private := newKey(t)
-	cert, err := a.sign(template, private.Public())
-	check(t, err)
-	der, err := x509.MarshalPKCS8PrivateKey(private)
-	check(t, err)
-	return cert, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	return ca.EncodeCert(cert), nil
 }
 
 func (a *testAuthority) client(t *testing.T, user string, groups ...string) *tls.Certificate {
 	t.Helper()
-	cert, key := a.issue(t, &x509.Certificate{Subject: pkix.Name{CommonName: user, Organization: groups},
-		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	pair, err := tls.X509KeyPair(cert, key)
-	check(t, err)
-	return &pair
-}
-
-func newKey(t *testing.T) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	check(t, err)
-	return key
+	return a.Issue(ca.Client(user, groups...))
 }
 
 func writeFile(t *testing.T, path string, content []byte) {

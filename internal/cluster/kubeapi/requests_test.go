@@ -22,6 +22,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"coldrack.dev/test/ca"
 )
 
 const (
@@ -81,7 +83,7 @@ func (a asked) object(t *testing.T) *certificates.CertificateSigningRequest {
 		request.URIs = append(request.URIs, uri)
 	}
 	if a.key == nil {
-		a.key = newKey(t)
+		a.key = ca.NewKey(t)
 	}
 	content := a.raw
 	if content == nil {
@@ -262,7 +264,7 @@ func (c *testCluster) testRequests(t *testing.T) {
 				t.Errorf("certificate is %+v", certificate)
 			}
 			roots := x509.NewCertPool()
-			roots.AddCert(c.authorities["ca"].cert)
+			roots.AddCert(c.authorities["ca"].Cert)
 			if _, err := certificate.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 				t.Error(err)
 			}
@@ -271,7 +273,7 @@ func (c *testCluster) testRequests(t *testing.T) {
 
 	// A certificate that a token got must work as that node.
 	t.Run("what was signed is accepted by the API server", func(t *testing.T) {
-		key := newKey(t)
+		key := ca.NewKey(t)
 		ask := subject(kubeletClient, "newcomer-2")
 		ask.key = key
 		name, err := ask.create(t, token)

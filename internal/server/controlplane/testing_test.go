@@ -3,16 +3,8 @@ package controlplane
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"log/slog"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -21,65 +13,31 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"coldrack.dev/test/ca"
 )
 
 // testCA issues the certificates that Config takes and people authenticate with.
 type testCA struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  []byte
+	*ca.CA
+	pem []byte
 }
 
 func newTestCA(t testing.TB) *testCA {
 	t.Helper()
-	key := newTestKey(t)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	check(t, err)
-	cert, err := x509.ParseCertificate(der)
-	check(t, err)
-	return &testCA{cert, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+	authority := ca.New(t, "test CA")
+	return &testCA{authority, authority.PEM()}
 }
 
-func newTestKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	check(t, err)
-	return key
-}
-
-func (ca *testCA) issue(t testing.TB, template *x509.Certificate) (certPEM, keyPEM []byte) {
-	t.Helper()
-	key := newTestKey(t)
-	template.SerialNumber = big.NewInt(time.Now().UnixNano())
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)
-	check(t, err)
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	check(t, err)
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-}
-
-func (ca *testCA) serving(t testing.TB) (certPEM, keyPEM []byte) {
-	return ca.issue(t, &x509.Certificate{
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	})
-}
+func (a *testCA) serving() (certPEM, keyPEM []byte) { return a.IssuePEM(ca.Server("127.0.0.1")) }
 
 // person is a configuration for a person with a client certificate.
-func (ca *testCA) person(t testing.TB, address, name string, groups ...string) *rest.Config {
-	cert, key := ca.issue(t, &x509.Certificate{
-		Subject:     pkix.Name{CommonName: name, Organization: groups},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
+func (a *testCA) person(t testing.TB, address, name string, groups ...string) *rest.Config {
+	t.Helper()
+	cert, key := a.IssuePEM(ca.Client(name, groups...))
 	return &rest.Config{
 		Host: "https://" + address, QPS: -1,
-		TLSClientConfig: rest.TLSClientConfig{CAData: ca.pem, CertData: cert, KeyData: key},
+		TLSClientConfig: rest.TLSClientConfig{CAData: a.pem, CertData: cert, KeyData: key},
 	}
 }
 
@@ -98,7 +56,7 @@ func kubeconfig(t testing.TB, c *rest.Config) string {
 // testConfig is a configuration with the embedded engine that works.
 func testConfig(t testing.TB, ca *testCA) Config {
 	t.Helper()
-	cert, key := ca.serving(t)
+	cert, key := ca.serving()
 	return Config{
 		Logger: testLogger(), DataDir: t.TempDir(), Address: "127.0.0.1:0",
 		ServingCert: cert, ServingKey: key, ClientCAs: ca.pem, Version: "v0.1.0-test",

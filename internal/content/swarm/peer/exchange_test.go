@@ -3,17 +3,11 @@ package peer
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
-	mrand "math/rand/v2"
 	"net"
 	"net/http"
 	"strings"
@@ -28,61 +22,12 @@ import (
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/wire"
+	"coldrack.dev/test/ca"
 	"coldrack.dev/test/noise"
 )
 
-// authority is a machine CA.
-type authority struct {
-	t    *testing.T
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-}
-
-func newAuthority(t *testing.T) *authority {
-	a := &authority{t: t}
-	a.key, a.cert = a.sign(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "machines"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	})
-	return a
-}
-
-func (a *authority) sign(template *x509.Certificate) (*ecdsa.PrivateKey, *x509.Certificate) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	template.SerialNumber, template.NotBefore, template.NotAfter = big.NewInt(mrand.Int64()), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
-	parent, signer := template, key
-	if a.cert != nil {
-		parent, signer = a.cert, a.key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return key, cert
-}
-
-func (a *authority) machine(name string) *tls.Certificate { return a.client(name, "coldrack:session") }
-
-func (a *authority) client(name, organization string) *tls.Certificate {
-	key, cert := a.sign(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "machine:" + name, Organization: []string{organization}}, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
-	return &tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
-}
-
-func (a *authority) pool() *x509.CertPool {
-	p := x509.NewCertPool()
-	p.AddCert(a.cert)
-	return p
-}
+// machine is the template of a machine's certificate.
+func machine(name string) *x509.Certificate { return ca.Client("machine:"+name, "coldrack:session") }
 
 // origin is the boot listener: it counts what it sends.
 type origin struct {
@@ -125,7 +70,7 @@ func (m *memory) WriteAt(p []byte, at int64) (int, error) {
 // room is everything a test needs: a CA, a tracker behind the machine API's types, and an image.
 type room struct {
 	t       *testing.T
-	ca      *authority
+	ca      *ca.CA
 	tracker *swarm.Tracker
 	index   diskimage.Index
 	origin  *origin
@@ -137,7 +82,7 @@ type room struct {
 }
 
 func newRoom(t *testing.T, chunks int) *room {
-	r := &room{t: t, ca: newAuthority(t), tracker: swarm.NewTracker(swarm.TrackerOptions{Slots: 4, PerMember: 1, Extra: 0.01, Silence: 3 * time.Second}), said: map[string][]wire.SwarmAnnounce{}, racks: map[string]string{}}
+	r := &room{t: t, ca: ca.New(t, "machines"), tracker: swarm.NewTracker(swarm.TrackerOptions{Slots: 4, PerMember: 1, Extra: 0.01, Silence: 3 * time.Second}), said: map[string][]wire.SwarmAnnounce{}, racks: map[string]string{}}
 	var blob []byte
 	r.index, blob = noise.Image(chunks, 64<<10, 8<<10, 48<<10)
 	r.origin = &origin{blob: blob}
@@ -181,10 +126,10 @@ func (a api) track(in wire.SwarmAnnounce) (wire.SwarmAnswer, error) {
 }
 
 func (r *room) config(name string) Config {
-	cert := r.ca.machine(name)
+	cert := r.ca.Issue(machine(name))
 	return Config{
 		Log: slog.New(slog.DiscardHandler), Server: api{r, name, cert},
-		Certificate: func() *tls.Certificate { return cert }, CAs: r.ca.pool,
+		Certificate: func() *tls.Certificate { return cert }, CAs: r.ca.Pool,
 		Listen: func(ctx context.Context) (net.Listener, error) {
 			return (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 		},
@@ -320,7 +265,7 @@ func TestTheOriginsLastWordEndsIt(t *testing.T) {
 // liar serves other bytes than it should.
 func (r *room) liar(name string) wire.SwarmPeer {
 	r.t.Helper()
-	cert := r.ca.machine(name)
+	cert := r.ca.Issue(machine(name))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		r.t.Fatal(err)
@@ -384,17 +329,17 @@ func TestWhoIsServed(t *testing.T) {
 	if err := r.read(x); err != nil {
 		t.Fatal(err)
 	}
-	other := newAuthority(t)
+	other := ca.New(t, "machines")
 	key := fingerprint(x.Certificate().Leaf)
 	for name, tt := range map[string]struct {
 		cert *tls.Certificate
 		key  string
 		ok   bool
 	}{
-		"a machine":                                    {r.ca.machine("b"), key, true},
-		"a machine that expected another one":          {r.ca.machine("b"), "sha256:00", false},
-		"a machine of another CA":                      {other.machine("b"), key, false},
-		"a certificate of the CA that is no machine's": {r.ca.client("b", "people"), key, false},
+		"a machine":                                    {r.ca.Issue(machine("b")), key, true},
+		"a machine that expected another one":          {r.ca.Issue(machine("b")), "sha256:00", false},
+		"a machine of another CA":                      {other.Issue(machine("b")), key, false},
+		"a certificate of the CA that is no machine's": {r.ca.Issue(ca.Client("machine:b", "people")), key, false},
 		"somebody without a certificate":               {nil, key, false},
 	} {
 		t.Run(name, func(t *testing.T) {
