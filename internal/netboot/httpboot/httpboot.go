@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/netboot/connlimit"
+	"coldrack.dev/internal/netboot/filename"
 )
 
 // File is an open file; *os.File is one, and is sent by the kernel without passing through us.
@@ -33,7 +34,7 @@ type File = interface {
 	Stat() (fs.FileInfo, error)
 }
 
-// FS gives boot files by name; see CleanName for what names there are.
+// FS gives boot files by name; see filename.Clean for what names there are.
 type FS interface {
 	Open(ctx context.Context, name string, remote netip.AddrPort) (File, error)
 }
@@ -315,7 +316,7 @@ func (s *Server) blob(w http.ResponseWriter, r *http.Request, digest string) {
 }
 
 func (s *Server) file(w http.ResponseWriter, r *http.Request, name string) {
-	name, ok := CleanName(name)
+	name, ok := filename.Clean(name)
 	if !ok || s.options.Files == nil {
 		s.refuse(w, http.StatusNotFound, "no such file")
 		return
@@ -361,22 +362,6 @@ func (s *Server) openFailed(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	s.options.Log.Error("cannot open a boot file", "remote", r.RemoteAddr, "path", clip(r.URL.Path), "err", err)
 	s.refuse(w, http.StatusInternalServerError, "the server cannot read it")
-}
-
-// CleanName turns a URL's path into a name as io/fs has it. Backslashes count as slashes, since UEFI
-// file names have them, and ".." cannot climb over the top.
-func CleanName(name string) (string, bool) {
-	for _, r := range name {
-		if r < ' ' || r == 0x7f {
-			return "", false
-		}
-	}
-	name = strings.ReplaceAll(name, `\`, "/")
-	name = strings.TrimPrefix(path.Clean("/"+name), "/")
-	if name == "" || len(name) > 255 || !fs.ValidPath(name) {
-		return "", false
-	}
-	return name, true
 }
 
 // localOf is the address that the request came to.

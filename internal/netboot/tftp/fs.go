@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"path"
-	"strings"
 )
 
 // File is an open file. *os.File is one; so are the files of testing/fstest.MapFS and embed.FS.
@@ -23,23 +21,6 @@ type FS interface {
 	// Open opens a file for a client. The name comes from Clean: relative, with slashes, and never
 	// leading upwards. Errors that are fs.ErrNotExist or fs.ErrPermission reach the client as such.
 	Open(ctx context.Context, name string, remote netip.AddrPort) (File, error)
-}
-
-// Clean turns the name in a request into a name as io/fs has it. Leading slashes and backslashes
-// (Windows and some UEFI clients send them) disappear, and ".." cannot climb over the top. It
-// reports false for what cannot name a file.
-func Clean(name string) (string, bool) {
-	for _, r := range name {
-		if r < ' ' || r == 0x7f {
-			return "", false
-		}
-	}
-	name = strings.ReplaceAll(name, `\`, "/")
-	name = strings.TrimPrefix(path.Clean("/"+name), "/")
-	if name == "" || len(name) > maxName || !fs.ValidPath(name) {
-		return "", false
-	}
-	return name, true
 }
 
 // Dir is an FS of the regular files below a directory. Symbolic links that lead out of it are not

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"coldrack.dev/internal/netboot/filename"
 )
 
 func encodeRequest(op uint16, parts ...string) []byte {
@@ -124,30 +126,6 @@ func TestNegotiate(t *testing.T) {
 	}
 }
 
-func TestClean(t *testing.T) {
-	tests := []struct{ name, in, want string }{
-		{"a plain name", "undionly.kpxe", "undionly.kpxe"},
-		{"a leading slash", "/undionly.kpxe", "undionly.kpxe"},
-		{"several", "//efi//snponly.efi", "efi/snponly.efi"},
-		{"backslashes", `\EFI\BOOT\bootx64.efi`, "EFI/BOOT/bootx64.efi"},
-		{"climbing stays below the top", "../../etc/passwd", "etc/passwd"},
-		{"climbing by backslashes too", `..\..\etc\passwd`, "etc/passwd"},
-		{"climbing from below", "a/../../b", "b"},
-		{"only a slash", "/", ""},
-		{"only dots", "..", ""},
-		{"a control character", "a\nb", ""},
-		{"bytes that are no text", "a\xfeb", ""},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			got, ok := Clean(test.in)
-			if got != test.want || ok != (test.want != "") {
-				t.Errorf("Clean(%q) = %q, %v", test.in, got, ok)
-			}
-		})
-	}
-}
-
 func FuzzRequest(f *testing.F) {
 	f.Add(encodeRequest(opRead, "undionly.kpxe", "octet", "tsize", "0", "blksize", "1468", "windowsize", "4"))
 	f.Add(encodeRequest(opRead, `..\..\etc/passwd`, "netascii"))
@@ -157,7 +135,7 @@ func FuzzRequest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if name, ok := Clean(req.name); ok && !fs.ValidPath(name) {
+		if name, ok := filename.Clean(req.name); ok && !fs.ValidPath(name) {
 			t.Errorf("%q became %q", req.name, name)
 		}
 		limit := limits{blockSize: maxBlockSize, windowSize: 64, windowMemory: 128 << 10}

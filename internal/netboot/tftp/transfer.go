@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/netboot/filename"
 	"coldrack.dev/internal/termtext"
 )
 
@@ -144,7 +145,7 @@ func (t *transfer) open(ctx context.Context) error {
 		err := fmt.Errorf("transfer mode %q is not supported, only octet (binary)", termtext.Mark(t.request.mode, 0))
 		return refuse(codeIllegal, err.Error(), err)
 	}
-	name, ok := Clean(t.request.name)
+	name, ok := filename.Clean(t.request.name)
 	if !ok {
 		err := fmt.Errorf("file name %q: %w", termtext.Mark(t.request.name, 0), fs.ErrNotExist)
 		return refuse(codeNotFound, "this cannot be a file's name", err)
