@@ -22,7 +22,7 @@ const (
 	blkZeroOut = 0x127F // _IO(0x12, 127)
 )
 
-// device is a whole disk that this act has for itself.
+// device is a whole disk that this operation has for itself.
 //
 // udev watches disks: when somebody closes one that was open for writing, it rereads the partition
 // table, and the partition nodes vanish for a moment under the installer's feet. It leaves a disk alone

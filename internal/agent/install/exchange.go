@@ -34,38 +34,38 @@ type shared struct {
 // chunks says where the image's chunks come from: other machines and the server, or the server alone when anything
 // stands against it. The root partition's end, beyond the image, keeps what is given to others; the new system
 // takes the place over when it grows.
-func (a *act) chunks(ctx context.Context, root *os.File) diskimage.Source {
-	origin := a.Content.Blob("image "+a.plan.Image.Name, a.index.Blob)
-	if a.Exchange == nil || strings.Contains(" "+a.CommandLine+" ", " "+wire.ArgSwarm+"=off ") {
+func (o *operation) chunks(ctx context.Context, root *os.File) diskimage.Source {
+	origin := o.Content.Blob("image "+o.plan.Image.Name, o.index.Blob)
+	if o.Exchange == nil || strings.Contains(" "+o.CommandLine+" ", " "+wire.ArgSwarm+"=off ") {
 		return origin
 	}
-	base, store := a.keep(root)
+	base, store := o.keep(root)
 	if store == nil {
-		a.Log.Info("no room on disk or in memory to share the image; using the server only", "needs", probe.Size(a.index.BlobSize))
+		o.Log.Info("no room on disk or in memory to share the image; using the server only", "needs", probe.Size(o.index.BlobSize))
 		return origin
 	}
-	config := *a.Exchange
-	config.Log = a.Log
-	x, err := peer.Join(ctx, config, a.index, origin, store)
+	config := *o.Exchange
+	config.Log = o.Log
+	x, err := peer.Join(ctx, config, o.index, origin, store)
 	if err != nil {
-		a.Log.Warn("peer distribution unavailable; fetching the image from the server only", "err", err)
+		o.Log.Warn("peer distribution unavailable; fetching the image from the server only", "err", err)
 		return origin
 	}
-	a.shared = &shared{Exchange: x, base: base}
+	o.shared = &shared{Exchange: x, base: base}
 	return x
 }
 
 // keep finds a place for the stored chunks, nil if there is none.
-func (a *act) keep(root *os.File) (base int64, store peer.Store) {
-	size := a.table.Size(a.table.Partitions[diskboot.RootPartition-1])
-	base, ok := place(size, a.index.Size, a.index.BlobSize, memoryAvailable())
+func (o *operation) keep(root *os.File) (base int64, store peer.Store) {
+	size := o.table.Size(o.table.Partitions[diskboot.RootPartition-1])
+	base, ok := place(size, o.index.Size, o.index.BlobSize, memoryAvailable())
 	switch {
 	case !ok:
 		return 0, nil
 	case base < 0:
-		return base, memory(make([]byte, a.index.BlobSize))
+		return base, memory(make([]byte, o.index.BlobSize))
 	}
-	return base, region{io.NewSectionReader(root, base, a.index.BlobSize), io.NewOffsetWriter(root, base)}
+	return base, region{io.NewSectionReader(root, base, o.index.BlobSize), io.NewOffsetWriter(root, base)}
 }
 
 // place says where in a partition a blob is kept while the image is written to its beginning; base is -1 for the
@@ -106,32 +106,32 @@ func (m memory) WriteAt(p []byte, at int64) (int, error) {
 // seal ends all writing of chunks. From now on nothing but the new system's file system may write to the partition:
 // a page that was changed through the partition and not written back yet would later overwrite a file. The view is
 // read-only also because some kernels mount no partition that anybody may write to.
-func (a *act) seal(path string) error {
-	if a.shared == nil {
+func (o *operation) seal(path string) error {
+	if o.shared == nil {
 		return nil
 	}
-	if a.shared.base < 0 {
+	if o.shared.base < 0 {
 		return nil // what is in memory stays as it is
 	}
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open the new system's partition to serve other machines from: %w", err)
 	}
-	a.shared.view = f
-	a.shared.Seal(io.NewSectionReader(f, a.shared.base, a.index.BlobSize))
+	o.shared.view = f
+	o.shared.Seal(io.NewSectionReader(f, o.shared.base, o.index.BlobSize))
 	return nil
 }
 
 // leave ends this machine's part.
-func (a *act) leave() error {
-	s := a.shared
+func (o *operation) leave() error {
+	s := o.shared
 	if s == nil {
 		return nil
 	}
-	a.shared = nil
+	o.shared = nil
 	s.Leave()
 	st := s.Stats()
-	a.Log.Info("stopped serving other machines", "given", probe.Size(st.Given), "damaged", st.Bad)
+	o.Log.Info("stopped serving other machines", "given", probe.Size(st.Given), "damaged", st.Bad)
 	if s.view == nil {
 		return nil
 	}
@@ -142,11 +142,11 @@ func (a *act) leave() error {
 }
 
 // fetched says for people where the image came from.
-func (a *act) fetched() string {
-	stored := probe.Size(a.index.StoredBytes())
-	if a.shared == nil {
+func (o *operation) fetched() string {
+	stored := probe.Size(o.index.StoredBytes())
+	if o.shared == nil {
 		return stored + " fetched"
 	}
-	st := a.shared.Stats()
+	st := o.shared.Stats()
 	return fmt.Sprintf("%s fetched, %d%% of it from other machines", stored, 100*st.FromPeers/max(st.FromPeers+st.FromOrigin, 1))
 }

@@ -1,7 +1,7 @@
 // Package install carries out what the server assigns to a machine in discovery: writing an operating
 // system to a disk, or wiping what Coldrack wrote.
 //
-// An act is a table of named steps. Before the first the server must have acknowledged the act, before
+// An operation is a table of named steps. Before the first the server must have acknowledged the operation, before
 // the wipe everything that can be checked has been, and the disk that is wiped carries nothing foreign
 // unless the plan says that this does not matter. A machine whose power fails starts over: its disk
 // bears the marker of the intent (see package gpt), so it knows the half-written disk as its own.
@@ -32,7 +32,7 @@ import (
 	"coldrack.dev/internal/wire"
 )
 
-// Server is the part of the machine API that an act uses.
+// Server is the part of the machine API that an operation uses.
 type Server interface {
 	Progress(context.Context, wire.Progress) (wire.ProgressResponse, error)
 	Identity(context.Context, wire.IdentityRequest) (wire.IdentityResponse, error)
@@ -46,7 +46,7 @@ type Installer struct {
 	Content *fetch.Source
 	// Exchange lets this machine fetch its image from others, and give it to them; nil for the server alone.
 	Exchange *peer.Config
-	// Inventory is read anew for each act: disks may have been changed since the last.
+	// Inventory is read anew for each operation: disks may have been changed since the last.
 	Inventory func() wire.Inventory
 	// InUse names disks that must not be touched; the function of this package on a machine.
 	InUse func() map[string]string
@@ -72,8 +72,8 @@ const (
 	overhead = 64 << 20
 )
 
-// act is one running install or release.
-type act struct {
+// operation is one running install or release.
+type operation struct {
 	*Installer
 	*tracker
 	intentID string
@@ -106,136 +106,136 @@ type step struct {
 // the intent with what is returned, and then boots the machine. The error is ErrCancelled, or that of the
 // ended ctx; a failure of the install itself is in the Complete.
 func (i *Installer) Install(ctx context.Context, plan wire.InstallPlan) (wire.Complete, error) {
-	a := i.act(plan.IntentID, plan.OwnIntentIDs, wire.InstallSteps())
-	a.plan = &plan
-	a.rootID = gpt.Derive(plan.IntentID, "root file system")
+	o := i.operation(plan.IntentID, plan.OwnIntentIDs, wire.InstallSteps())
+	o.plan = &plan
+	o.rootID = gpt.Derive(plan.IntentID, "root file system")
 	id := gpt.Derive(plan.IntentID, "ESP volume")
-	a.espID = uint32(id[0])<<24 | uint32(id[1])<<16 | uint32(id[2])<<8 | uint32(id[3])
-	done, err := a.carryOut(ctx, []step{
-		{wire.StepPreflight, a.preflight},
-		{wire.StepSelectDisk, a.selectDisk},
-		{wire.StepWipe, a.wipe},
-		{wire.StepPartition, a.partition},
-		{wire.StepFilesystem, a.filesystem},
-		{wire.StepImage, a.image},
-		{wire.StepBootloader, a.bootloader},
-		{wire.StepNodeConfig, a.nodeConfig},
-		{wire.StepIdentity, a.identity},
+	o.espID = uint32(id[0])<<24 | uint32(id[1])<<16 | uint32(id[2])<<8 | uint32(id[3])
+	done, err := o.carryOut(ctx, []step{
+		{wire.StepPreflight, o.preflight},
+		{wire.StepSelectDisk, o.selectDisk},
+		{wire.StepWipe, o.wipe},
+		{wire.StepPartition, o.partition},
+		{wire.StepFilesystem, o.filesystem},
+		{wire.StepImage, o.image},
+		{wire.StepBootloader, o.bootloader},
+		{wire.StepNodeConfig, o.nodeConfig},
+		{wire.StepIdentity, o.identity},
 	})
 	if done.State == wire.StateSucceeded {
-		done.Disk, done.ImageDigest = stableName(a.choice), plan.Image.Digest
+		done.Disk, done.ImageDigest = stableName(o.choice), plan.Image.Digest
 	}
 	return done, err
 }
 
 // Release wipes every disk that carries a marker of the plan's intents.
 func (i *Installer) Release(ctx context.Context, plan wire.ReleasePlan) (wire.Complete, error) {
-	a := i.act(plan.IntentID, plan.OwnIntentIDs, wire.ReleaseSteps())
-	r := &release{act: a}
-	return a.carryOut(ctx, []step{
+	o := i.operation(plan.IntentID, plan.OwnIntentIDs, wire.ReleaseSteps())
+	r := &release{operation: o}
+	return o.carryOut(ctx, []step{
 		{wire.StepPreflight, r.preflight},
 		{wire.StepSelectDisk, r.selectDisks},
 		{wire.StepWipe, r.wipe},
 	})
 }
 
-func (i *Installer) act(intentID string, own []string, names []string) *act {
+func (i *Installer) operation(intentID string, own []string, names []string) *operation {
 	if i.Watch == nil {
 		i.Watch = func(wire.Step) {}
 	}
 	tracker := newTracker(intentID, names, i.Server, i.Now, i.Watch)
-	// What is logged during the act goes to the server with its progress.
+	// What is logged during the operation goes to the server with its progress.
 	logged := *i
 	logged.Log = slog.New(journal.Handler(i.Log.Handler(), func(_ slog.Level, line string) { tracker.note(line) }))
-	a := &act{Installer: &logged, intentID: intentID, own: map[gpt.GUID]bool{}, tracker: tracker}
+	o := &operation{Installer: &logged, intentID: intentID, own: map[gpt.GUID]bool{}, tracker: tracker}
 	for _, id := range own {
-		a.own[gpt.Marker(id)] = true
+		o.own[gpt.Marker(id)] = true
 	}
-	return a
+	return o
 }
 
-func (a *act) carryOut(ctx context.Context, steps []step) (wire.Complete, error) {
+func (o *operation) carryOut(ctx context.Context, steps []step) (wire.Complete, error) {
 	// The server counts the attempt, and may have withdrawn the intent: nothing happens before it said yes.
 	err := retry.Do(ctx, func(err error, wait time.Duration) {
-		a.Log.Warn("cannot start: the server does not answer", "err", err, "wait", wait)
-	}, a.report)
+		o.Log.Warn("cannot start: the server does not answer", "err", err, "wait", wait)
+	}, o.report)
 	if err != nil {
 		return wire.Complete{}, err
 	}
-	acting, stop := context.WithCancelCause(ctx)
+	operating, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	reporting, stopReports := context.WithCancel(ctx)
 	defer stopReports()
 	var reports errgroup.Group
 	reports.Go(func() error {
-		err := a.run(reporting)
+		err := o.run(reporting)
 		if err != nil {
 			stop(err)
 		}
 		return err
 	})
-	failed := a.runSteps(acting, steps)
-	cleanup := a.close()
+	failed := o.runSteps(operating, steps)
+	cleanup := o.close()
 	if failed == nil {
 		failed = cleanup
 	}
-	interrupted := acting.Err() != nil
+	interrupted := operating.Err() != nil
 	stopReports()
 	if err := reports.Wait(); err != nil {
 		return wire.Complete{}, err
 	}
 	if interrupted {
-		return wire.Complete{}, context.Cause(acting)
+		return wire.Complete{}, context.Cause(operating)
 	}
-	done := wire.Complete{IntentID: a.intentID, State: wire.StateSucceeded}
+	done := wire.Complete{IntentID: o.intentID, State: wire.StateSucceeded}
 	if failed != nil {
 		done.State, done.Message = wire.StateFailed, failed.Error()
 	} else {
-		a.start(wire.StepReboot)
+		o.start(wire.StepReboot)
 	}
-	done.Steps = a.snapshot()
+	done.Steps = o.snapshot()
 	return done, nil
 }
 
 // runSteps runs the steps in order until one fails.
-func (a *act) runSteps(ctx context.Context, steps []step) error {
+func (o *operation) runSteps(ctx context.Context, steps []step) error {
 	for _, s := range steps {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		a.start(s.name)
-		a.Log.Info("step started", "step", s.name)
+		o.start(s.name)
+		o.Log.Info("step started", "step", s.name)
 		message, err := s.run(ctx)
 		if err != nil {
 			err = explain(err)
 			if ctx.Err() == nil {
-				a.finish(s.name, wire.StateFailed, err.Error())
+				o.finish(s.name, wire.StateFailed, err.Error())
 			}
-			a.Log.Error("step failed", "step", s.name, "err", err)
+			o.Log.Error("step failed", "step", s.name, "err", err)
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
-		a.finish(s.name, wire.StateSucceeded, message)
-		a.Log.Info("step finished", "step", s.name, "result", message)
+		o.finish(s.name, wire.StateSucceeded, message)
+		o.Log.Info("step finished", "step", s.name, "result", message)
 	}
 	return nil
 }
 
 // close unmounts and lets go of the disk, whatever happened.
-func (a *act) close() error {
-	errs := []error{a.leave()}
-	if a.system != nil {
-		errs = append(errs, a.system.Close())
-		a.system = nil
+func (o *operation) close() error {
+	errs := []error{o.leave()}
+	if o.system != nil {
+		errs = append(errs, o.system.Close())
+		o.system = nil
 	}
-	if a.root != "" {
-		if err := unmount(a.root); err != nil {
+	if o.root != "" {
+		if err := unmount(o.root); err != nil {
 			errs = append(errs, err)
 		}
-		a.root = ""
+		o.root = ""
 	}
-	if a.disk != nil {
-		errs = append(errs, a.disk.Sync(), a.disk.Close())
-		a.disk = nil
+	if o.disk != nil {
+		errs = append(errs, o.disk.Sync(), o.disk.Close())
+		o.disk = nil
 	}
 	unix.Sync()
 	return errors.Join(errs...)
@@ -302,7 +302,7 @@ func memoryAvailable() int64 {
 	return 0
 }
 
-func (a *act) mountPoint() (string, error) {
-	dir := filepath.Join(a.WorkDir, "target")
+func (o *operation) mountPoint() (string, error) {
+	dir := filepath.Join(o.WorkDir, "target")
 	return dir, os.MkdirAll(dir, 0o700)
 }

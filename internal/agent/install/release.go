@@ -11,7 +11,7 @@ import (
 
 // release wipes the disks that carry a marker of this machine's own installs, and no others.
 type release struct {
-	*act
+	*operation
 	disks []wire.Disk
 }
 

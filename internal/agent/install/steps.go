@@ -38,19 +38,19 @@ const (
 )
 
 // preflight checks whatever can be checked before the disk is touched, and fetches all but the image.
-func (a *act) preflight(ctx context.Context) (string, error) {
-	a.inv = a.Inventory()
-	if err := a.checkMachine(); err != nil {
+func (o *operation) preflight(ctx context.Context) (string, error) {
+	o.inv = o.Inventory()
+	if err := o.checkMachine(); err != nil {
 		return "", err
 	}
-	if err := a.checkClock(ctx); err != nil {
+	if err := o.checkClock(ctx); err != nil {
 		return "", err
 	}
 	var err error
-	if a.ops, err = nodeconfig.Direct(a.plan.Config); err != nil {
+	if o.ops, err = nodeconfig.Direct(o.plan.Config); err != nil {
 		return "", err
 	}
-	if _, err := grubArgs(a.plan.KernelArgs, a.consoles()); err != nil {
+	if _, err := grubArgs(o.plan.KernelArgs, o.consoles()); err != nil {
 		return "", err
 	}
 	for _, tool := range []string{"e2fsck", "resize2fs", "tune2fs"} {
@@ -58,34 +58,34 @@ func (a *act) preflight(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("the discovery system has no %s: its bundle is damaged or was built wrongly: %w", tool, err)
 		}
 	}
-	return "", a.fetchPlan(ctx)
+	return "", o.fetchPlan(ctx)
 }
 
-func (a *act) checkMachine() error {
-	if f := a.plan.Image.Family; f != "debian" {
-		return fmt.Errorf("image %s is of family %q, which this agent cannot install; it knows debian", a.plan.Image.Name, f)
+func (o *operation) checkMachine() error {
+	if f := o.plan.Image.Family; f != "debian" {
+		return fmt.Errorf("image %s is of family %q, which this agent cannot install; it knows debian", o.plan.Image.Name, f)
 	}
-	if a.plan.Wipe != "RefuseForeign" && a.plan.Wipe != "Always" {
-		return fmt.Errorf("wipe policy %q is neither RefuseForeign nor Always", a.plan.Wipe)
+	if o.plan.Wipe != "RefuseForeign" && o.plan.Wipe != "Always" {
+		return fmt.Errorf("wipe policy %q is neither RefuseForeign nor Always", o.plan.Wipe)
 	}
-	if have, want := a.inv.MemoryBytes, a.plan.MinMemoryBytes; have < want {
+	if have, want := o.inv.MemoryBytes, o.plan.MinMemoryBytes; have < want {
 		return fmt.Errorf("out of memory: this machine has %s, the profile asks for %s", probe.Size(have), probe.Size(want))
 	}
 	if free := memoryAvailable(); free > 0 && free < leastMemory {
 		return fmt.Errorf("out of memory: %s are available, an install takes %s", probe.Size(free), probe.Size(leastMemory))
 	}
-	link := slices.ContainsFunc(a.inv.NICs, func(n wire.NIC) bool { return n.Link })
-	if len(a.inv.NICs) > 0 && !link {
+	link := slices.ContainsFunc(o.inv.NICs, func(n wire.NIC) bool { return n.Link })
+	if len(o.inv.NICs) > 0 && !link {
 		return errors.New("no link: none of this machine's network interfaces has one")
 	}
 	return nil
 }
 
-func (a *act) checkClock(ctx context.Context) error {
+func (o *operation) checkClock(ctx context.Context) error {
 	var skew time.Duration
-	err := retry.Do(ctx, a.tellWait("the server's time"), func(ctx context.Context) error {
-		before := a.Now()
-		t, err := a.Server.Time(ctx)
+	err := retry.Do(ctx, o.tellWait("the server's time"), func(ctx context.Context) error {
+		before := o.Now()
+		t, err := o.Server.Time(ctx)
 		skew = before.Sub(t.Now)
 		return err
 	})
@@ -99,36 +99,36 @@ func (a *act) checkClock(ctx context.Context) error {
 }
 
 // tellWait shows on console and in the log what is waited for.
-func (a *act) tellWait(what string) func(error, time.Duration) {
+func (o *operation) tellWait(what string) func(error, time.Duration) {
 	return func(err error, wait time.Duration) {
-		a.Log.Warn("waiting for the server", "for", what, "err", err, "again", wait.Round(time.Second))
+		o.Log.Warn("waiting for the server", "for", what, "err", err, "again", wait.Round(time.Second))
 	}
 }
 
-func (a *act) fetchPlan(ctx context.Context) error {
-	image := a.plan.Image
-	b, err := a.Content.Get(ctx, "the chunk index of image "+image.Name, image.Index, maxIndex)
+func (o *operation) fetchPlan(ctx context.Context) error {
+	image := o.plan.Image
+	b, err := o.Content.Get(ctx, "the chunk index of image "+image.Name, image.Index, maxIndex)
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(b, &a.index); err != nil {
+	if err := json.Unmarshal(b, &o.index); err != nil {
 		return fmt.Errorf("the chunk index of image %s cannot be read: %w", image.Name, err)
 	}
-	if err := a.index.Validate(); err != nil {
+	if err := o.index.Validate(); err != nil {
 		return fmt.Errorf("image %s: %w", image.Name, err)
 	}
-	if a.index.Digest != image.Digest || a.index.Size != image.Size {
-		return fmt.Errorf("image %s: the chunk index is of another image: %s of %d bytes, want %s of %d", image.Name, a.index.Digest, a.index.Size, image.Digest, image.Size)
+	if o.index.Digest != image.Digest || o.index.Size != image.Size {
+		return fmt.Errorf("image %s: the chunk index is of another image: %s of %d bytes, want %s of %d", image.Name, o.index.Digest, o.index.Size, image.Digest, image.Size)
 	}
 	for _, f := range []struct {
 		what string
 		from wire.Content
 		to   *[]byte
 	}{
-		{"GRUB's boot.img", a.plan.Boot.BIOSBoot, &a.files.boot}, {"GRUB's core.img", a.plan.Boot.BIOSCore, &a.files.core},
-		{"shim", a.plan.Boot.Shim, &a.files.shim}, {"GRUB for UEFI", a.plan.Boot.GRUB, &a.files.grub},
+		{"GRUB's boot.img", o.plan.Boot.BIOSBoot, &o.files.boot}, {"GRUB's core.img", o.plan.Boot.BIOSCore, &o.files.core},
+		{"shim", o.plan.Boot.Shim, &o.files.shim}, {"GRUB for UEFI", o.plan.Boot.GRUB, &o.files.grub},
 	} {
-		if *f.to, err = a.Content.Get(ctx, f.what, f.from, maxBootFile); err != nil {
+		if *f.to, err = o.Content.Get(ctx, f.what, f.from, maxBootFile); err != nil {
 			return err
 		}
 	}
@@ -136,43 +136,43 @@ func (a *act) fetchPlan(ctx context.Context) error {
 }
 
 // needs is how large a disk must be for the image.
-func (a *act) needs() int64 { return biosBytes + espBytes + a.plan.Image.Size + overhead }
+func (o *operation) needs() int64 { return biosBytes + espBytes + o.plan.Image.Size + overhead }
 
-func (a *act) selectDisk(context.Context) (string, error) {
-	d, err := SelectDisk(a.inv.Disks, a.plan.RootDisk, a.needs(), a.InUse())
+func (o *operation) selectDisk(context.Context) (string, error) {
+	d, err := SelectDisk(o.inv.Disks, o.plan.RootDisk, o.needs(), o.InUse())
 	if err != nil {
 		return "", err
 	}
-	a.choice = d
-	if a.disk, err = openDevice(d.Name); err != nil {
+	o.choice = d
+	if o.disk, err = openDevice(d.Name); err != nil {
 		return "", err
 	}
-	if a.disk.size < a.needs() {
-		return "", fmt.Errorf("disk %s is too small: it has %s, the image needs %s", describe(d), probe.Size(a.disk.size), probe.Size(a.needs()))
+	if o.disk.size < o.needs() {
+		return "", fmt.Errorf("disk %s is too small: it has %s, the image needs %s", describe(d), probe.Size(o.disk.size), probe.Size(o.needs()))
 	}
-	if a.disk.sector != diskboot.SectorSize && a.inv.Firmware != "UEFI" {
-		return "", fmt.Errorf("disk %s has sectors of %d bytes, from which a BIOS cannot start: set the machine's firmware to UEFI, or choose another disk", describe(d), a.disk.sector)
+	if o.disk.sector != diskboot.SectorSize && o.inv.Firmware != "UEFI" {
+		return "", fmt.Errorf("disk %s has sectors of %d bytes, from which a BIOS cannot start: set the machine's firmware to UEFI, or choose another disk", describe(d), o.disk.sector)
 	}
 	return describe(d), nil
 }
 
 // wipe makes the disk blank, if its content may go.
-func (a *act) wipe(ctx context.Context) (string, error) {
-	found, err := inspect(ctx, a.disk)
+func (o *operation) wipe(ctx context.Context) (string, error) {
+	found, err := inspect(ctx, o.disk)
 	if err != nil {
 		return "", err
 	}
 	switch {
 	case found.blank():
-	case a.owns(found.Report):
-		a.Log.Info("disk was installed by this machine before; overwriting it", "disk", a.disk.name)
-	case a.plan.Wipe == "Always":
-		a.Log.Warn("overwriting foreign data: the profile allows it", "disk", a.disk.name, "found", found.lines())
+	case o.owns(found.Report):
+		o.Log.Info("disk was installed by this machine before; overwriting it", "disk", o.disk.name)
+	case o.plan.Wipe == "Always":
+		o.Log.Warn("overwriting foreign data: the profile allows it", "disk", o.disk.name, "found", found.lines())
 	default:
 		return "", fmt.Errorf("disk %s holds data that Coldrack did not write: %s. Nothing was changed. If it may go: set wipe: Always in the profile",
-			describe(a.choice), strings.Join(found.lines(), "; "))
+			describe(o.choice), strings.Join(found.lines(), "; "))
 	}
-	how, err := a.erase(ctx, a.disk, found.Report)
+	how, err := o.erase(ctx, o.disk, found.Report)
 	if err != nil {
 		return "", err
 	}
@@ -182,12 +182,12 @@ func (a *act) wipe(ctx context.Context) (string, error) {
 	return "removed " + strings.Join(found.lines(), "; ") + "; " + how, nil
 }
 
-func (a *act) owns(r probe.Report) bool { return r.Table != nil && a.own[r.Table.DiskGUID] }
+func (o *operation) owns(r probe.Report) bool { return r.Table != nil && o.own[r.Table.DiskGUID] }
 
 // partition writes the table whose disk GUID is the intent's marker.
-func (a *act) partition(ctx context.Context) (string, error) {
-	id := a.intentID
-	t, err := gpt.New(gpt.Marker(id), a.disk.size, a.disk.sector, []gpt.Want{
+func (o *operation) partition(ctx context.Context) (string, error) {
+	id := o.intentID
+	t, err := gpt.New(gpt.Marker(id), o.disk.size, o.disk.sector, []gpt.Want{
 		{Name: "coldrack-bios", Type: gpt.TypeBIOSBoot, GUID: gpt.Derive(id, "bios"), Bytes: biosBytes},
 		{Name: "coldrack-esp", Type: gpt.TypeESP, GUID: gpt.Derive(id, "esp"), Bytes: espBytes},
 		{Name: "coldrack-root", Type: gpt.TypeLinuxRoot, GUID: gpt.Derive(id, "root")},
@@ -195,18 +195,18 @@ func (a *act) partition(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := t.Write(a.disk); err != nil {
+	if err := t.Write(o.disk); err != nil {
 		return "", err
 	}
-	if err := a.disk.flush(); err != nil {
-		return "", fmt.Errorf("flush disk %s: %w", a.disk.name, err)
+	if err := o.disk.flush(); err != nil {
+		return "", fmt.Errorf("flush disk %s: %w", o.disk.name, err)
 	}
-	if err := a.disk.tellKernel(t); err != nil {
+	if err := o.disk.tellKernel(t); err != nil {
 		return "", err
 	}
-	a.table = t
+	o.table = t
 	for _, p := range t.Partitions {
-		if _, err := a.disk.partition(ctx, p.Number); err != nil {
+		if _, err := o.disk.partition(ctx, p.Number); err != nil {
 			return "", err
 		}
 	}
@@ -214,8 +214,8 @@ func (a *act) partition(ctx context.Context) (string, error) {
 }
 
 // writePartition opens a partition for writing, and brings what f wrote to the medium.
-func (a *act) writePartition(ctx context.Context, number int, f func(*os.File) error) error {
-	path, err := a.disk.partition(ctx, number)
+func (o *operation) writePartition(ctx context.Context, number int, f func(*os.File) error) error {
+	path, err := o.disk.partition(ctx, number)
 	if err != nil {
 		return err
 	}
@@ -230,48 +230,48 @@ func (a *act) writePartition(ctx context.Context, number int, f func(*os.File) e
 	return errors.Join(err, dev.Close())
 }
 
-func (a *act) esp(files map[string][]byte) fat.Volume {
-	p := a.table.Partitions[diskboot.ESPPartition-1]
-	return fat.Volume{Size: a.table.Size(p), SectorSize: a.table.SectorSize, Start: a.table.Start(p), ID: a.espID, Label: diskboot.Label, Files: files}
+func (o *operation) esp(files map[string][]byte) fat.Volume {
+	p := o.table.Partitions[diskboot.ESPPartition-1]
+	return fat.Volume{Size: o.table.Size(p), SectorSize: o.table.SectorSize, Start: o.table.Start(p), ID: o.espID, Label: diskboot.Label, Files: files}
 }
 
 // filesystem makes the ESP. The root file system comes with the image.
-func (a *act) filesystem(ctx context.Context) (string, error) {
-	v := a.esp(nil)
-	return "ESP " + v.UUID(), a.writePartition(ctx, diskboot.ESPPartition, func(f *os.File) error { return fat.Format(f, v) })
+func (o *operation) filesystem(ctx context.Context) (string, error) {
+	v := o.esp(nil)
+	return "ESP " + v.UUID(), o.writePartition(ctx, diskboot.ESPPartition, func(f *os.File) error { return fat.Format(f, v) })
 }
 
 // image streams the root file system onto its partition, verified chunk by chunk and as a whole, and
 // makes it this node's: as large as its partition, with a UUID of its own.
-func (a *act) image(ctx context.Context) (string, error) {
-	name := a.plan.Image.Name
-	began := a.Now()
+func (o *operation) image(ctx context.Context) (string, error) {
+	name := o.plan.Image.Name
+	began := o.Now()
 	ahead := 4
 	if memoryAvailable() < 512<<20 {
 		ahead = 2
 	}
-	a.bytes(wire.StepImage, 0, a.index.Size)
-	err := a.writePartition(ctx, diskboot.RootPartition, func(f *os.File) error {
-		err := diskimage.Write(ctx, a.index, a.chunks(ctx, f), f, diskimage.WriteOptions{
+	o.bytes(wire.StepImage, 0, o.index.Size)
+	err := o.writePartition(ctx, diskboot.RootPartition, func(f *os.File) error {
+		err := diskimage.Write(ctx, o.index, o.chunks(ctx, f), f, diskimage.WriteOptions{
 			Ahead:    ahead,
 			Zero:     func(offset, n int64) error { return rangeIoctl(f, blkZeroOut, offset, n) },
-			Progress: func(p diskimage.Progress) { a.bytes(wire.StepImage, p.Raw, a.index.Size) },
+			Progress: func(p diskimage.Progress) { o.bytes(wire.StepImage, p.Raw, o.index.Size) },
 		})
 		if err == nil {
-			a.message(wire.StepImage, "flushing to the disk")
-			err = a.seal(f.Name())
+			o.message(wire.StepImage, "flushing to the disk")
+			err = o.seal(f.Name())
 		}
 		if err != nil {
-			err = errors.Join(err, a.leave())
+			err = errors.Join(err, o.leave())
 		}
 		return err
 	})
 	if err != nil {
 		return "", err
 	}
-	took := a.Now().Sub(began)
-	a.message(wire.StepImage, "checking and growing the file system")
-	path, err := a.disk.partition(ctx, diskboot.RootPartition)
+	took := o.Now().Sub(began)
+	o.message(wire.StepImage, "checking and growing the file system")
+	path, err := o.disk.partition(ctx, diskboot.RootPartition)
 	if err != nil {
 		return "", err
 	}
@@ -281,14 +281,14 @@ func (a *act) image(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("the file system of image %s is damaged: e2fsck: %w: %s", name, err, out)
 	}
 	for _, command := range [][]string{
-		{"tune2fs", "-U", a.rootID.String(), path},
+		{"tune2fs", "-U", o.rootID.String(), path},
 		{"resize2fs", path},
 	} {
 		if out, err := run(ctx, command[0], command[1:]...); err != nil {
 			return "", fmt.Errorf("%s: %w: %s", command[0], err, out)
 		}
 	}
-	return fmt.Sprintf("%s in %s, %s; every chunk and the whole verified", probe.Size(a.index.Size), took.Round(100*time.Millisecond), a.fetched()), nil
+	return fmt.Sprintf("%s in %s, %s; every chunk and the whole verified", probe.Size(o.index.Size), took.Round(100*time.Millisecond), o.fetched()), nil
 }
 
 func exitCode(err error) int {
@@ -311,48 +311,48 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 }
 
 // bootloader makes the disk start, by BIOS and by UEFI.
-func (a *act) bootloader(ctx context.Context) (string, error) {
-	if err := a.mount(ctx); err != nil {
+func (o *operation) bootloader(ctx context.Context) (string, error) {
+	if err := o.mount(ctx); err != nil {
 		return "", err
 	}
-	kernel, initrd, err := findKernel(a.system)
+	kernel, initrd, err := findKernel(o.system)
 	if err != nil {
 		return "", err
 	}
-	consoles := a.consoles()
-	args, err := grubArgs(a.plan.KernelArgs, consoles)
+	consoles := o.consoles()
+	args, err := grubArgs(o.plan.KernelArgs, consoles)
 	if err != nil {
 		return "", err
 	}
-	if err := a.system.WriteFile("/boot/grub/grub.cfg", grubConfig(a.rootID.String(), kernel, initrd, args, consoles), 0o644, ""); err != nil {
+	if err := o.system.WriteFile("/boot/grub/grub.cfg", grubConfig(o.rootID.String(), kernel, initrd, args, consoles), 0o644, ""); err != nil {
 		return "", fmt.Errorf("write /boot/grub/grub.cfg: %w", err)
 	}
 	how := "UEFI"
-	if a.disk.sector == diskboot.SectorSize {
-		p := a.table.Partitions[diskboot.BIOSPartition-1]
-		if err := diskboot.InstallBIOS(a.disk, a.files.boot, a.files.core, p.First, p.Last-p.First+1); err != nil {
+	if o.disk.sector == diskboot.SectorSize {
+		p := o.table.Partitions[diskboot.BIOSPartition-1]
+		if err := diskboot.InstallBIOS(o.disk, o.files.boot, o.files.core, p.First, p.Last-p.First+1); err != nil {
 			return "", err
 		}
 		how = "BIOS and UEFI"
 	}
-	if err := a.disk.Sync(); err != nil {
+	if err := o.disk.Sync(); err != nil {
 		return "", err
 	}
-	v := a.esp(map[string][]byte{
-		diskboot.ShimPath: a.files.shim, diskboot.GRUBPath: a.files.grub, diskboot.ConfigPath: espConfig(a.rootID.String()),
+	v := o.esp(map[string][]byte{
+		diskboot.ShimPath: o.files.shim, diskboot.GRUBPath: o.files.grub, diskboot.ConfigPath: espConfig(o.rootID.String()),
 	})
-	if err := a.writePartition(ctx, diskboot.ESPPartition, func(f *os.File) error { return fat.Format(f, v) }); err != nil {
+	if err := o.writePartition(ctx, diskboot.ESPPartition, func(f *os.File) error { return fat.Format(f, v) }); err != nil {
 		return "", fmt.Errorf("write the EFI system partition: %w", err)
 	}
 	return fmt.Sprintf("starts by %s, kernel %s", how, kernel), nil
 }
 
-func (a *act) consoles() []string {
-	if len(a.plan.Console) > 0 {
-		return a.plan.Console
+func (o *operation) consoles() []string {
+	if len(o.plan.Console) > 0 {
+		return o.plan.Console
 	}
 	var out []string
-	for _, arg := range strings.Fields(a.CommandLine) {
+	for _, arg := range strings.Fields(o.CommandLine) {
 		if c, ok := strings.CutPrefix(arg, "console="); ok {
 			out = append(out, c)
 		}
@@ -360,59 +360,59 @@ func (a *act) consoles() []string {
 	return out
 }
 
-func (a *act) mount(ctx context.Context) error {
-	path, err := a.disk.partition(ctx, diskboot.RootPartition)
+func (o *operation) mount(ctx context.Context) error {
+	path, err := o.disk.partition(ctx, diskboot.RootPartition)
 	if err != nil {
 		return err
 	}
-	dir, err := a.mountPoint()
+	dir, err := o.mountPoint()
 	if err != nil {
 		return err
 	}
 	if err := unix.Mount(path, dir, "ext4", unix.MS_NOATIME|unix.MS_NODEV, ""); err != nil {
 		return fmt.Errorf("mount the new system (%s): %w", path, err)
 	}
-	a.root = dir
-	a.system, err = target.Open(dir, a.Log)
+	o.root = dir
+	o.system, err = target.Open(dir, o.Log)
 	return err
 }
 
 // nodeConfig makes the image this node.
-func (a *act) nodeConfig(context.Context) (string, error) {
-	settings := a.Settings
-	settings.Machine = a.plan.Machine
+func (o *operation) nodeConfig(context.Context) (string, error) {
+	settings := o.Settings
+	settings.Machine = o.plan.Machine
 	b, err := settings.Encode()
 	if err != nil {
 		return "", err
 	}
-	if err := a.system.CopyFile(a.Agent, "/usr/local/bin/coldrack-agent", 0o755); err != nil {
+	if err := o.system.CopyFile(o.Agent, "/usr/local/bin/coldrack-agent", 0o755); err != nil {
 		return "", fmt.Errorf("copy the agent: %w", err)
 	}
-	fstab := fmt.Sprintf("UUID=%s / ext4 errors=remount-ro 0 1\nUUID=%s /boot/efi vfat umask=0077,nofail,x-systemd.device-timeout=10 0 2\n", a.rootID, a.esp(nil).UUID())
+	fstab := fmt.Sprintf("UUID=%s / ext4 errors=remount-ro 0 1\nUUID=%s /boot/efi vfat umask=0077,nofail,x-systemd.device-timeout=10 0 2\n", o.rootID, o.esp(nil).UUID())
 	own := []nodeconfig.Op{
 		{Kind: nodeconfig.WriteFile, Path: "/etc/fstab", Content: []byte(fstab), Mode: 0o644},
 		{Kind: nodeconfig.MakeDir, Path: "/boot/efi", Mode: 0o700},
 		{Kind: nodeconfig.WriteFile, Path: identity.SettingsFile, Content: b, Mode: 0o644},
 	}
-	if err := a.system.Apply(append(own, a.ops...)); err != nil {
+	if err := o.system.Apply(append(own, o.ops...)); err != nil {
 		return "", err
 	}
-	if tz := a.plan.Config.Timezone; tz != "" && tz != "UTC" && !a.system.Exists("/usr/share/zoneinfo/"+tz) {
-		return "", fmt.Errorf("timezone: image %s does not know %q: correct the profile, or add tzdata to the image", a.plan.Image.Name, tz)
+	if tz := o.plan.Config.Timezone; tz != "" && tz != "UTC" && !o.system.Exists("/usr/share/zoneinfo/"+tz) {
+		return "", fmt.Errorf("timezone: image %s does not know %q: correct the profile, or add tzdata to the image", o.plan.Image.Name, tz)
 	}
-	return fmt.Sprintf("%s, %d settings", a.plan.Config.Hostname, len(a.ops)), nil
+	return fmt.Sprintf("%s, %d settings", o.plan.Config.Hostname, len(o.ops)), nil
 }
 
 // identity has the node's key certified. The key is written to the node's own disk and nowhere else.
-func (a *act) identity(ctx context.Context) (string, error) {
-	key, csr, err := client.NewKey(a.plan.Machine)
+func (o *operation) identity(ctx context.Context) (string, error) {
+	key, csr, err := client.NewKey(o.plan.Machine)
 	if err != nil {
 		return "", err
 	}
 	var answer wire.IdentityResponse
-	err = retry.Do(ctx, a.tellWait("the node's certificate"), func(ctx context.Context) error {
+	err = retry.Do(ctx, o.tellWait("the node's certificate"), func(ctx context.Context) error {
 		var err error
-		answer, err = a.Server.Identity(ctx, wire.IdentityRequest{IntentID: a.intentID, CSR: csr})
+		answer, err = o.Server.Identity(ctx, wire.IdentityRequest{IntentID: o.intentID, CSR: csr})
 		return err
 	})
 	if err != nil {
@@ -423,10 +423,10 @@ func (a *act) identity(ctx context.Context) (string, error) {
 		return "", err
 	}
 	dir := nodeconfig.Op{Kind: nodeconfig.MakeDir, Path: identity.Dir, Mode: 0o700}
-	if err := a.system.Apply([]nodeconfig.Op{dir}); err != nil {
+	if err := o.system.Apply([]nodeconfig.Op{dir}); err != nil {
 		return "", err
 	}
-	if err := a.system.WriteFile(filepath.Join(identity.Dir, identity.NodeFile), b, 0o600, ""); err != nil {
+	if err := o.system.WriteFile(filepath.Join(identity.Dir, identity.NodeFile), b, 0o600, ""); err != nil {
 		return "", fmt.Errorf("write the node's identity: %w", err)
 	}
 	n, err := identity.Decode(b)

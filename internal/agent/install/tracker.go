@@ -10,7 +10,7 @@ import (
 	"coldrack.dev/internal/wire"
 )
 
-// ErrCancelled says that the server no longer wants the act that was running.
+// ErrCancelled says that the server no longer wants the operation that was running.
 var ErrCancelled error = cancelled{}
 
 type cancelled struct{}
@@ -25,8 +25,8 @@ func (cancelled) Final() bool { return true }
 // reportEvery is the least time between two reports of progress within a step.
 const reportEvery = time.Second
 
-// tracker holds the steps of a running act and reports them. A report that fails is made again with
-// the next; the act goes on meanwhile, because a server's restart must not stop a disk being written.
+// tracker holds the steps of a running operation and reports them. A report that fails is made again with
+// the next; the operation goes on meanwhile, because a server's restart must not stop a disk being written.
 type tracker struct {
 	intentID string
 	server   Server
@@ -128,7 +128,7 @@ func (t *tracker) report(ctx context.Context) error {
 }
 
 // run reports until ctx ends: at every transition, and otherwise once a second while something changes.
-// It returns what must end the act: ErrCancelled, or a refusal.
+// It returns what must end the operation: ErrCancelled, or a refusal.
 func (t *tracker) run(ctx context.Context) error {
 	delay := reportEvery
 	for {

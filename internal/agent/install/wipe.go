@@ -73,7 +73,7 @@ func secondOpinion(ctx context.Context, path string) string {
 //
 // The end of the disk comes last. It holds the backup of the partition table with our marker, so that a
 // disk whose wipe was cut off is still known as ours.
-func (a *act) erase(ctx context.Context, d *device, found probe.Report) (string, error) {
+func (o *operation) erase(ctx context.Context, d *device, found probe.Report) (string, error) {
 	discarded, err := d.discard(ctx)
 	if err != nil {
 		return "", err

@@ -55,7 +55,7 @@ type Fleet struct {
 	arrived signal
 	changed map[string]signal
 	any     signal
-	writers writers
+	locks   machineLocks
 }
 
 // New returns an empty Fleet.
@@ -65,7 +65,7 @@ func New(opts Options) *Fleet {
 		machines: map[string]*v1alpha1.Machine{}, index: identify.NewIndex(), addresses: map[netip.Addr][]string{}, live: map[string]*live{},
 		newcomers: map[string]Newcomer{}, removed: map[string]time.Time{}, synced: make(chan struct{}),
 		dirty: newDirtySet(), arrived: newSignal(), changed: map[string]signal{}, any: newSignal(),
-		writers: writers{turns: map[string]*writer{}},
+		locks: machineLocks{byName: map[string]*machineLock{}},
 	}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)

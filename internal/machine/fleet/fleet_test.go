@@ -243,7 +243,7 @@ func TestOneWriterAtATime(t *testing.T) {
 	}
 	done()
 	<-left
-	if n := len(f.writers.turns); n != 0 {
+	if n := len(f.locks.byName); n != 0 {
 		t.Errorf("%d machines are remembered of which nobody writes any", n)
 	}
 }

@@ -41,35 +41,35 @@ func (f *Fleet) wake(name string) {
 	}
 }
 
-// writers let one part of the server at a time write a machine. The store would refuse what is based on an old version anyway,
-// but only after all the work of a write.
-type writers struct {
-	mu    sync.Mutex
-	turns map[string]*writer
+// machineLocks let one part of the server at a time write a machine. The store would refuse what is based on an old version
+// anyway, but only after all the work of a write.
+type machineLocks struct {
+	mu     sync.Mutex
+	byName map[string]*machineLock
 }
 
-type writer struct {
+type machineLock struct {
 	mu    sync.Mutex
-	count int // that have the turn or wait for it
+	users int // that hold the lock or wait for it
 }
 
-// Write waits for the caller's turn to read the machine, write it, and Put the answer. done ends the turn.
+// Write locks a machine for a caller who reads it, writes it, and Puts the answer. done unlocks it.
 func (f *Fleet) Write(name string) (done func()) {
-	f.writers.mu.Lock()
-	w := f.writers.turns[name]
-	if w == nil {
-		w = &writer{}
-		f.writers.turns[name] = w
+	f.locks.mu.Lock()
+	l := f.locks.byName[name]
+	if l == nil {
+		l = &machineLock{}
+		f.locks.byName[name] = l
 	}
-	w.count++
-	f.writers.mu.Unlock()
-	w.mu.Lock()
+	l.users++
+	f.locks.mu.Unlock()
+	l.mu.Lock()
 	return func() {
-		w.mu.Unlock()
-		f.writers.mu.Lock()
-		defer f.writers.mu.Unlock()
-		if w.count--; w.count == 0 {
-			delete(f.writers.turns, name)
+		l.mu.Unlock()
+		f.locks.mu.Lock()
+		defer f.locks.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(f.locks.byName, name)
 		}
 	}
 }

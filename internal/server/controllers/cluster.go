@@ -55,7 +55,7 @@ func (r *clusterLeader) reconcile(ctx context.Context, name string) (time.Durati
 		return 0, err
 	}
 	if s.Cluster == nil {
-		return 0, r.judgeOrphans(ctx, name, s.Groups)
+		return 0, r.updateOrphanStatus(ctx, name, s.Groups)
 	}
 	if s.Cluster.DeletionTimestamp != nil {
 		return r.settle(r.letGo(ctx, s.Cluster))
@@ -89,7 +89,7 @@ func (r *clusterLeader) reconcile(ctx context.Context, name string) (time.Durati
 	}
 	for i := range s.Groups {
 		if g := &s.Groups[i]; g.Spec.Cluster == name {
-			if err := r.judgeGroup(ctx, g, next, facts); err != nil {
+			if err := r.updateGroupStatus(ctx, g, next, facts); err != nil {
 				return r.settle(err)
 			}
 		}
@@ -399,8 +399,8 @@ func (r *clusterLeader) archiveKeys(ctx context.Context, c *v1alpha1.Cluster) er
 	return nil
 }
 
-// judgeGroup writes what a group has.
-func (r *clusterLeader) judgeGroup(ctx context.Context, g *v1alpha1.MachineGroup, c *v1alpha1.Cluster, f clusterFacts) error {
+// updateGroupStatus writes which machines a group has, and what is wrong with it.
+func (r *clusterLeader) updateGroupStatus(ctx context.Context, g *v1alpha1.MachineGroup, c *v1alpha1.Cluster, f clusterFacts) error {
 	next := g.DeepCopy()
 	s := &next.Status
 	s.ObservedGeneration = g.Generation
@@ -427,8 +427,8 @@ func (r *clusterLeader) judgeGroup(ctx context.Context, g *v1alpha1.MachineGroup
 	return r.writeGroup(ctx, g, next)
 }
 
-// judgeOrphans says of groups whose cluster is not there that it is not.
-func (r *clusterLeader) judgeOrphans(ctx context.Context, cluster string, groups []v1alpha1.MachineGroup) error {
+// updateOrphanStatus tells groups whose cluster does not exist so.
+func (r *clusterLeader) updateOrphanStatus(ctx context.Context, cluster string, groups []v1alpha1.MachineGroup) error {
 	for i := range groups {
 		if groups[i].Spec.Cluster != cluster {
 			continue

@@ -18,14 +18,14 @@ import (
 )
 
 // One place: the second firmware waits until the first machine is in the discovery system.
-func TestTurnsFollowAMachineToDiscovery(t *testing.T) {
-	turns := newTurns(1, func() bool { return true })
+func TestTheBootGateFollowsAMachineToDiscovery(t *testing.T) {
+	boots := newBootGate(1, func() bool { return true })
 	clock := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	turns.now = func() time.Time { return clock }
+	boots.now = func() time.Time { return clock }
 	counts := func() (c gate.Counts) {
 		t.Helper()
 		w := httptest.NewRecorder()
-		turns.ServeHTTP(w, httptest.NewRequest(http.MethodGet, peoplewire.PathBoots, nil))
+		boots.ServeHTTP(w, httptest.NewRequest(http.MethodGet, peoplewire.PathBoots, nil))
 		if err := json.Unmarshal(w.Body.Bytes(), &c); err != nil {
 			t.Fatal(err)
 		}
@@ -33,40 +33,40 @@ func TestTurnsFollowAMachineToDiscovery(t *testing.T) {
 	}
 	firmware := func(mac string) dhcp.Query { return dhcp.Query{MAC: mac, PXE: true} }
 	acknowledged := func(q dhcp.Query, address string) {
-		turns.observe(dhcp.Observation{Event: dhcp.Acknowledged, Client: q, Address: netip.MustParseAddr(address)})
+		boots.observe(dhcp.Observation{Event: dhcp.Acknowledged, Client: q, Address: netip.MustParseAddr(address)})
 	}
-	if !turns.admit(firmware("a")) || turns.admit(firmware("b")) {
+	if !boots.admit(firmware("a")) || boots.admit(firmware("b")) {
 		t.Fatal("one place, and it is not a's alone")
 	}
 	for _, other := range []dhcp.Query{{MAC: "c", PXE: true, IPXE: true}, {MAC: "d"}} {
-		if !turns.admit(other) {
+		if !boots.admit(other) {
 			t.Errorf("%+v waits, and is no firmware", other)
 		}
 	}
 	acknowledged(firmware("a"), "10.0.0.1")
 	clock = clock.Add(10 * time.Second)
 	acknowledged(dhcp.Query{MAC: "a", PXE: true, IPXE: true}, "10.0.0.2")
-	turns.decided("a", v1alpha1.BootDiscover)
-	if turns.admit(firmware("b")) {
+	boots.decided("a", v1alpha1.BootDiscover)
+	if boots.admit(firmware("b")) {
 		t.Error("b does not wait while a loads")
 	}
 	// A slow link: minutes without a word by DHCP.
 	for range 4 {
 		clock = clock.Add(time.Minute)
-		turns.taking(netip.MustParseAddr("10.0.0.2"))
+		boots.taking(netip.MustParseAddr("10.0.0.2"))
 	}
 	if c := counts(); c.Loading != 1 || c.Lost != 1 { // b gave up
 		t.Errorf("%+v", c)
 	}
 	acknowledged(dhcp.Query{MAC: "a", VendorClass: wire.DHCPClass}, "10.0.0.2")
-	turns.taking(netip.MustParseAddr("10.0.0.2")) // the image
+	boots.taking(netip.MustParseAddr("10.0.0.2")) // the image
 	if c := counts(); c.Loading != 0 || c.Through != 1 {
 		t.Errorf("%+v", c)
 	}
-	if !turns.admit(firmware("b")) {
+	if !boots.admit(firmware("b")) {
 		t.Error("b waits although nobody loads")
 	}
-	turns.decided("b", v1alpha1.BootLocalDisk)
+	boots.decided("b", v1alpha1.BootLocalDisk)
 	if c := counts(); c.Through != 2 || c.Lost != 0 {
 		t.Errorf("%+v", c)
 	}
@@ -76,18 +76,18 @@ func TestTurnsFollowAMachineToDiscovery(t *testing.T) {
 func TestFirmwareWaitsForTheFirstBundle(t *testing.T) {
 	bundle := filepath.Join(t.TempDir(), "absent.tar")
 	imports := newImporter(Config{Bundles: []string{bundle}}, nil, slog.New(slog.DiscardHandler))
-	turns := newTurns(1, func() bool { return !imports.beginning() })
+	boots := newBootGate(1, func() bool { return !imports.beginning() })
 	firmware := dhcp.Query{MAC: "a", HTTP: true}
-	if turns.admit(firmware) {
+	if boots.admit(firmware) {
 		t.Error("firmware is answered while there is nothing to load yet")
 	}
-	if !turns.admit(dhcp.Query{MAC: "b"}) {
+	if !boots.admit(dhcp.Query{MAC: "b"}) {
 		t.Error("a system that loads nothing here waits")
 	}
 	if err := imports.run(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if !turns.admit(firmware) {
+	if !boots.admit(firmware) {
 		t.Error("a bundle that cannot be read keeps machines waiting for ever")
 	}
 }

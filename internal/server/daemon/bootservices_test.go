@@ -42,7 +42,7 @@ func TestOnlyChosenInterfacesAreServed(t *testing.T) {
 	store, err := bundle.OpenStore(cfg.path("content"))
 	check(t, err)
 	s := &server{cfg: cfg, log: discard(), keys: keys, sockets: sockets, content: newContent(store), fleet: fleet.New(fleet.Options{Log: discard()}),
-		turns: newTurns(1000, func() bool { return true })}
+		bootGate: newBootGate(1000, func() bool { return true })}
 	s.metrics = newMetrics(s.fleet)
 	s.fleet.MarkSynced()
 	s.reach, err = newReach(cfg, s.inside, discard())

@@ -22,7 +22,7 @@ func TestCertificatesOfPeoplesAPIAreRenewed(t *testing.T) {
 	keys, err := openKeys(cfg)
 	check(t, err)
 	s := &server{cfg: cfg, log: discard(), keys: keys, clusterAPI: peopleapi.NewClusterAPI(discard()), fleet: fleet.New(fleet.Options{Log: discard()}),
-		turns: newTurns(1000, func() bool { return true })}
+		bootGate: newBootGate(1000, func() bool { return true })}
 	s.metrics, s.importer = newMetrics(s.fleet), newImporter(cfg, nil, discard())
 	s.plane, err = s.startControlPlane(t.Context())
 	check(t, err)

@@ -23,7 +23,7 @@ func newChainStage() *chainStage {
 	clock := func() time.Time { return s.now }
 	s.dhcpBackend = dhcpBackend{
 		booter: &booter{fleet: fleet.New(fleet.Options{Log: discard()}), cfg: DefaultConfig()}, log: discard(),
-		ipxes: &recentClients{now: clock}, replaced: &replacedIPXEs{now: clock}, turns: newTurns(10, func() bool { return true }),
+		ipxes: &recentClients{now: clock}, replaced: &replacedIPXEs{now: clock}, bootGate: newBootGate(10, func() bool { return true }),
 	}
 	return s
 }

@@ -70,7 +70,7 @@ func newBootRack(t *testing.T) *bootRack {
 	sockets, err := openSockets(context.Background(), cfg)
 	check(t, err)
 	machines := fleet.New(fleet.Options{Log: log})
-	s := &server{cfg: cfg, log: log, keys: keys, sockets: sockets, content: newContent(store), fleet: machines, metrics: newMetrics(machines), turns: newTurns(1000, func() bool { return true })}
+	s := &server{cfg: cfg, log: log, keys: keys, sockets: sockets, content: newContent(store), fleet: machines, metrics: newMetrics(machines), bootGate: newBootGate(1000, func() bool { return true })}
 
 	s.reach, err = newReach(cfg, s.inside, log)
 	check(t, err)

@@ -88,11 +88,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 
 	machines, loaded, imports := fleet.New(fleet.Options{Log: log.With("part", "fleet")}), newContent(store), newImporter(cfg, store, log)
-	turns := newTurns(cfg.BootConcurrency, func() bool { return !imports.beginning() || loaded.hasFirstStages() })
+	admission := newBootGate(cfg.BootConcurrency, func() bool { return !imports.beginning() || loaded.hasFirstStages() })
 	s := &server{
 		cfg: cfg, log: log, keys: keys, sockets: sockets,
 		content: loaded, importer: imports,
-		fleet: machines, metrics: newMetrics(machines), turns: turns, clusterAPI: peopleapi.NewClusterAPI(log),
+		fleet: machines, metrics: newMetrics(machines), bootGate: admission, clusterAPI: peopleapi.NewClusterAPI(log),
 	}
 	if !cfg.NoBoot {
 		if s.reach, err = newReach(cfg, s.inside, log.With("part", "boot")); err != nil {
@@ -145,7 +145,7 @@ type server struct {
 	clusters     *members.Set
 	clusterAPI   *peopleapi.ClusterAPI
 	metrics      *metrics
-	turns        *turns
+	bootGate     *bootGate
 	reach        *reach // nil without boot services
 	plane        *controlplane.ControlPlane
 }
@@ -186,7 +186,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		peoplewire.PathMachines:       peopleapi.MachineList(s.fleet),
 		peoplewire.PathBundles:        s.importer,
 		metricsPath:                   s.metrics.handler(s.log),
-		peoplewire.PathBoots:          s.turns,
+		peoplewire.PathBoots:          s.bootGate,
 		profilesPath:                  profiles(),
 	}
 	maps.Copy(handlers, s.clusterAPI.Handlers())

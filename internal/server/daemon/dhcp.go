@@ -28,7 +28,7 @@ type dhcpBackend struct {
 	ipxes *recentClients
 	// replaced are clients whose firmware's iPXE was just given our own.
 	replaced *replacedIPXEs
-	turns    *turns
+	bootGate *bootGate
 }
 
 // recentClients are the clients that were seen not long ago; it forgets the rest.
@@ -106,7 +106,7 @@ func (b dhcpBackend) firstStage(client dhcp.Query) boot.FirstStage {
 
 // Observe notes the addresses that known machines boot with, and says aloud what a person must know.
 func (b dhcpBackend) Observe(seen dhcp.Observation) {
-	b.turns.observe(seen)
+	b.bootGate.observe(seen)
 	if seen.Client.IPXE {
 		b.ipxes.add(seen.Client.MAC)
 	}
@@ -271,7 +271,7 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 	var sink *dhcpSubnets
 	server, err := dhcp.New(dhcp.Options{
 		Changed: func() { sink.wake() },
-		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, replaced: &replacedIPXEs{now: time.Now}, turns: s.turns}, Admit: s.turns.admit, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
+		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, replaced: &replacedIPXEs{now: time.Now}, bootGate: s.bootGate}, Admit: s.bootGate.admit, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
 		Beside: func(ctx context.Context, device string) {
 			// Without it machines boot too, only later.
 			if err := radv.Serve(ctx, radv.Options{Interface: device, Inside: s.inside, Wanted: ipxes.has, Log: log}); err != nil {

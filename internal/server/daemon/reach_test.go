@@ -171,7 +171,7 @@ func TestTwoSubnetsOnTwoInterfaces(t *testing.T) {
 	check(t, err)
 	log := &logText{}
 	s := &server{cfg: cfg, log: slog.New(slog.NewTextHandler(log, nil)), keys: keys, sockets: sockets, content: newContent(store), fleet: fleet.New(fleet.Options{Log: discard()}),
-		turns: newTurns(1000, func() bool { return true })}
+		bootGate: newBootGate(1000, func() bool { return true })}
 	s.metrics = newMetrics(s.fleet)
 	s.fleet.MarkSynced()
 	s.reach, err = newReach(cfg, s.inside, discard())

@@ -37,7 +37,7 @@ type booter struct {
 	discoveryArgs []string
 	log           *slog.Logger
 	metrics       *metrics
-	turns         *turns
+	bootGate      *bootGate
 }
 
 // bootURL is the base URL of boot HTTP at one of this server's addresses.
@@ -86,7 +86,7 @@ func (b *booter) script(request boot.Request, at netip.Addr) (string, error) {
 	}
 	name := b.fleet.Booted(ids, record)
 	b.metrics.boots.WithLabelValues(string(plan.Action)).Inc()
-	b.turns.decided(record.MAC, plan.Action)
+	b.bootGate.decided(record.MAC, plan.Action)
 
 	target := boot.Target{Machine: name, LocalURL: b.bootURL(at) + "/" + plan.LocalFile(), RetryURL: b.bootURL(at) + "/boot.ipxe"}
 	switch plan.Action {

@@ -20,7 +20,7 @@ import (
 func (s *server) newBooter(nonces *machineapi.Nonces) *booter {
 	return &booter{
 		fleet: s.fleet, nonces: nonces, content: s.content, cfg: s.cfg, reach: s.reach,
-		caPin: s.keys.machines.Fingerprint(), discoveryArgs: s.cfg.DiscoveryArgs, log: s.log.With("part", "boot"), metrics: s.metrics, turns: s.turns,
+		caPin: s.keys.machines.Fingerprint(), discoveryArgs: s.cfg.DiscoveryArgs, log: s.log.With("part", "boot"), metrics: s.metrics, bootGate: s.bootGate,
 	}
 }
 
@@ -34,7 +34,7 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	}
 	web := httpboot.New(httpboot.Options{
 		Files: s.content, Content: answers, Scripts: answers, Log: s.log.With("part", "http"),
-		MaxConns: places.bootHTTP, Pace: int64(s.cfg.BootPaceMbit) * 1_000_000 / 8, Taking: s.turns.taking,
+		MaxConns: places.bootHTTP, Pace: int64(s.cfg.BootPaceMbit) * 1_000_000 / 8, Taking: s.bootGate.taking,
 	})
 	s.metrics.watchHTTP(web.Stats)
 
