@@ -26,7 +26,7 @@ func RenderCluster(s ClusterSnapshot, width, height int, now time.Time) string {
 	}
 	lines := []line{{title, colorBold}, clusterLine(c)}
 	if s.Trouble != "" {
-		lines = append(lines, line{"! this picture is old: " + oneLine(s.Trouble), colorYellow})
+		lines = append(lines, line{"! this view may be out of date: " + oneLine(s.Trouble), colorYellow})
 	}
 	if len(c.Status.Steps) > 0 {
 		lines = append(lines, line{})

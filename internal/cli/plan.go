@@ -55,10 +55,10 @@ func (r *planText) preview(p *kube.Preview) {
 		title string
 		texts []string
 	}{
-		{"It cannot be as it is written, and nothing would be done:", p.Invalid},
-		{"What it waits for:", p.Problems},
-		{"No imported bundle contains:", p.Missing},
-		{"Worth knowing:", p.Warnings},
+		{"Invalid; nothing would be done:", p.Invalid},
+		{"Waiting for:", p.Problems},
+		{"Missing in all imported bundles:", p.Missing},
+		{"Notes:", p.Warnings},
 	} {
 		if len(list.texts) > 0 {
 			r.WriteString("\n")
@@ -70,7 +70,7 @@ func (r *planText) preview(p *kube.Preview) {
 	}
 	if len(p.Written) > 0 {
 		r.WriteString("\n")
-		r.line(0, "What is written")
+		r.line(0, "Changes to the manifests")
 		for _, o := range p.Written {
 			r.line(1, "%s %s", sign(o.Change), o.Object)
 			r.diff(o.Diff)
@@ -79,7 +79,7 @@ func (r *planText) preview(p *kube.Preview) {
 	r.machines(p.Machines)
 	if len(p.Changes.Authorities) > 0 {
 		r.WriteString("\n")
-		r.line(0, "Authorities that are made, their keys sealed on this server: %s", joined(p.Changes.Authorities))
+		r.line(0, "New certificate authorities, whose keys are sealed on this server: %s", joined(p.Changes.Authorities))
 	}
 	r.nodes(p.Changes.Nodes)
 	r.objects(p.Changes.Objects)
@@ -279,7 +279,7 @@ func summary(p *kube.Preview) string {
 	add(counts[kube.Changed], "node changes", "nodes change")
 	add(counts[kube.Removed], "machine leaves", "machines leave")
 	add(len(p.Changes.Objects), "object of the API is written", "objects of the API are written")
-	otherwise := "nothing happens until the above is settled"
+	otherwise := "nothing happens until the problems above are solved"
 	if len(p.Invalid)+len(p.Problems) == 0 {
 		otherwise = "nothing changes on machines"
 	}

@@ -109,7 +109,7 @@ func watchHead(s Snapshot, machines []v1alpha1.Machine, now time.Time) []line {
 		lines = append(lines, line{text, ""})
 	}
 	if s.Trouble != "" {
-		lines = append(lines, line{"! this picture is old: " + oneLine(s.Trouble), colorYellow})
+		lines = append(lines, line{"! this view may be out of date: " + oneLine(s.Trouble), colorYellow})
 	}
 	return append(lines, line{})
 }

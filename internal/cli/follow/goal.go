@@ -74,7 +74,7 @@ func (g *PhaseGoal) Missing(machines map[string]*v1alpha1.Machine) error {
 		others = append(others, text)
 	}
 	if len(others) == 0 {
-		others = []string{"  no other machine is known; `coldrack doctor` and the server's log tell why none appears"}
+		others = []string{"  no other machine is known; `coldrack doctor` and the server's log may say why"}
 	}
 	return exit.Timeoutf("%d of %d machines %s within %s\n%s", there, g.Count, g.Phase, g.Limit, strings.Join(others, "\n"))
 }
@@ -94,7 +94,7 @@ func (g *IntentGoal) Reached(machines map[string]*v1alpha1.Machine) (bool, error
 		m := machines[name]
 		switch {
 		case m == nil:
-			errs = append(errs, exit.NotFoundf("%s was removed while it was waited for", name))
+			errs = append(errs, exit.NotFoundf("%s was removed during the wait", name))
 		case m.Status.Intent == nil || m.Status.Intent.ID != id:
 			return false, nil
 		case m.Status.Intent.State == v1alpha1.IntentFailed:

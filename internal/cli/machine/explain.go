@@ -125,7 +125,7 @@ func (e *Explanation) Print(w io.Writer, now time.Time) error {
 		fmt.Fprintf(w, "  by %s\n", e.Now.Local)
 	}
 	if len(e.Boots) == 0 {
-		fmt.Fprintln(w, "\nIt has not asked for a network boot yet: look at its cable, its boot order and `coldrack doctor`.")
+		fmt.Fprintln(w, "\nIt has not asked for a network boot yet: check its cable, its boot order and `coldrack doctor`.")
 		return nil
 	}
 	fmt.Fprintln(w)

@@ -118,7 +118,7 @@ func (u *uploader) run(ctx context.Context) (*bundle.Summary, error) {
 	furthest := int64(-1)
 	for attempt := 0; attempt < maxAttempts; attempt++ {
 		if attempt > 0 {
-			fmt.Fprintf(u.show, "connection lost, going on: %v\n", last)
+			fmt.Fprintf(u.show, "connection lost, trying again: %v\n", last)
 			select {
 			case <-ctx.Done():
 				return nil, ctx.Err()
@@ -140,7 +140,7 @@ func (u *uploader) run(ctx context.Context) (*bundle.Summary, error) {
 		}
 		last = err
 	}
-	return nil, fmt.Errorf("given up after %d attempts, start it again to go on: %w", maxAttempts, last)
+	return nil, fmt.Errorf("gave up after %d attempts; start the import again to continue: %w", maxAttempts, last)
 }
 
 // offset asks how much of the archive the server holds.
