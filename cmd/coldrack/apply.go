@@ -25,8 +25,8 @@ func (a *app) applyCommand() *cobra.Command {
 		Use:   "apply -f FILE|FOLDER|-",
 		Short: "Create or change objects from files",
 		Long: `Create or change objects from files, with server-side apply: fields that a file does not
-name stay as they are. All files are read before anything is sent, so that broken YAML changes nothing; clusters that cannot work as they are written are refused before anything is
-sent. "coldrack plan" shows what a cluster would change, "coldrack cluster apply" shows it and asks first.`,
+name stay as they are. All files are read before anything is sent, so broken YAML changes nothing. Invalid clusters are
+refused before anything is sent. "coldrack plan" shows what a cluster would change, "coldrack cluster apply" shows it and asks first.`,
 		Example: `  coldrack apply -f rack1.yaml
   coldrack apply -f manifests/ --dry-run
   generate-rack-sheet | coldrack apply -f -`,
@@ -55,7 +55,7 @@ sent. "coldrack plan" shows what a cluster would change, "coldrack cluster apply
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder (all of its .yaml, .yml and .json files) or - for standard input; may be repeated")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "let the server check everything and change nothing")
 	cmd.Flags().BoolVar(&force, "force-conflicts", false, "take over fields that another tool set")
-	cmd.Flags().BoolVar(&allowInvalid, "allow-invalid", false, "also write clusters that cannot work yet; nothing is done until they can")
+	cmd.Flags().BoolVar(&allowInvalid, "allow-invalid", false, "also store invalid clusters; machines do not change until they are valid")
 	return cmd
 }
 

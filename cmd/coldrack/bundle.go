@@ -141,10 +141,10 @@ func (a *app) bundleVerifyCommand() *cobra.Command {
 		Long: `Check the signature, every reference and every byte of a bundle. Accepted are the keys named with
 --trust; without any, those that the server on this machine trusts.
 
-With -f, check that the Clusters of those files need nothing that the bundles lack: images of containers, programs of
-nodes, Debian packages in the operating-system images that the groups' Profiles name (all images, where the Profiles
-are not in the files). Without a bundle's FILE, what this machine's server has imported is looked at. --manifests adds
-what the cluster is going to run. Exit code 1 says that something is missing.`,
+With -f, check that the bundles have everything that the Clusters of those files need: container images, programs of
+nodes, Debian packages in the operating-system images that the groups' Profiles name (in all images, if the Profiles are
+not in the files). Without FILE, the bundles are checked that the server on this machine has imported. --manifests adds
+your own workloads. Exit code 1 means that something is missing.`,
 		Example: `  coldrack bundle verify default.bundle.tar --trust bundle.pub
   coldrack bundle verify -f cluster.yaml --manifests workloads/ default.bundle.tar --trust bundle.pub`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -253,9 +253,9 @@ func (a *app) bundleImportCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import FILE",
 		Short: "Import a bundle into the server",
-		Long: `Send a bundle to the server, which checks it and makes all of it visible at once. An import that was
-interrupted goes on where it was when it is started again. A bundle that the server has is not sent;
---again has all of it checked and what is damaged on the server's disk replaced.
+		Long: `Send a bundle to the server, which checks it and makes all of it visible at once. To continue an import
+that was interrupted, start it again. A bundle that the server already has is not sent; --again sends it all the same,
+to replace what is damaged on the server's disk.
 
 --offline writes into the data folder on this machine instead, whether the server runs or not; a server
 that does not run makes the Images known when it starts.`,
@@ -265,7 +265,7 @@ that does not run makes the Images known when it starts.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !offline {
 				if len(trust) > 0 {
-					return exit.Usagef("--trust goes with --offline; the server decides itself whom it trusts (`coldrack bundle trust`)")
+					return exit.Usagef("--trust needs --offline; without it, the server accepts only its own trusted keys (`coldrack bundle trust`)")
 				}
 				return a.uploadBundle(cmd.Context(), args[0], again)
 			}

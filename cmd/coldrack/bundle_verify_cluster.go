@@ -103,9 +103,9 @@ func (a *app) printVerifyReport(report supply.Report, from string) error {
 	}
 	clusters := strings.Join(report.Clusters, ", ")
 	if report.Missing > 0 {
-		return fmt.Errorf("%s would miss %d of %d things; %s does not have them:\n  %s", clusters, report.Missing, len(report.Needs),
-			from, strings.Join(report.Advice(), "\n  "))
+		return fmt.Errorf("%s lacks %d of the %d things that %s needs:\n  %s", from, report.Missing, len(report.Needs), clusters,
+			strings.Join(report.Advice(), "\n  "))
 	}
-	fmt.Fprintf(a.out, "\n%s needs nothing that %s does not have\n", clusters, from)
+	fmt.Fprintf(a.out, "\neverything that %s needs is in %s\n", clusters, from)
 	return nil
 }

@@ -275,7 +275,7 @@ func TestBundleVerifyForACluster(t *testing.T) {
 
 			out, err = coldrack(t, args...)
 			if len(test.missing) == 0 {
-				if err != nil || !strings.Contains(out, "lab needs nothing that bundle "+archive+" does not have") {
+				if err != nil || !strings.Contains(out, "everything that lab needs is in bundle "+archive) {
 					t.Errorf("%v\n%s", err, out)
 				}
 				return
@@ -298,7 +298,7 @@ func TestBundleVerifyOfWhatIsImported(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := coldrack(t, "bundle", "verify", "-f", writeTemp(t, "cluster.yaml", string(text)), "--data-dir", dir)
-	if err != nil || !strings.Contains(out, "lab needs nothing that the content of this server does not have") {
+	if err != nil || !strings.Contains(out, "everything that lab needs is in the content of this server") {
 		t.Errorf("%v\n%s", err, out)
 	}
 	for name, test := range map[string]struct {

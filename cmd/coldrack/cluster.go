@@ -130,7 +130,7 @@ func (o *initOptions) yaml(cmd *cobra.Command) ([]byte, error) {
 			fits = fits || p == preset
 		}
 		if cmd.Flags().Changed(f.flag) && !fits {
-			return nil, exit.Usagef("--%s means nothing for preset %s; `coldrack cluster init --help` says what each preset is", f.flag, o.preset)
+			return nil, exit.Usagef("--%s does not apply to preset %s; `coldrack cluster init --help` says what each preset is", f.flag, o.preset)
 		}
 	}
 	for flag, value := range map[string]int{"etcd": o.Servers, "control-planes": o.ControlPlanes} {
@@ -159,7 +159,7 @@ func (o *initOptions) yaml(cmd *cobra.Command) ([]byte, error) {
 		}
 	}
 	if len(problems) > 0 {
-		return nil, exit.Usagef("such a cluster cannot work:\n  %s", strings.Join(problems, "\n  "))
+		return nil, exit.Usagef("this cluster would be invalid:\n  %s", strings.Join(problems, "\n  "))
 	}
 	return kube.PresetYAML(preset, o.PresetOptions)
 }

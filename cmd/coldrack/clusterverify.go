@@ -40,7 +40,7 @@ A line is printed as soon as a check has ended. The exit code is 1 when one fail
 	}
 	a.addConnectionFlag(cmd)
 	addOutputFlag(cmd, &output, "json")
-	cmd.Flags().BoolVar(&noPods, "no-pods", false, "leave out what needs pods in the cluster")
+	cmd.Flags().BoolVar(&noPods, "no-pods", false, "skip checks that need pods in the cluster")
 	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "give up after this time, with exit code 4")
 	return cmd
 }

@@ -41,11 +41,11 @@ func (a *app) clusterWatchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "watch NAME",
 		Short: "Follow a cluster and its nodes live, stuck ones first",
-		Long: `Follow a cluster, its steps and its nodes live. On a terminal: the whole screen, nodes that need a person
+		Long: `Follow a cluster, its steps and its nodes live. On a terminal: the whole screen, nodes that need attention
 first. Elsewhere, or with --plain: one line for each step and phase that begins, ends or fails, with the seconds
 since the start.
 
-With --until the command ends as soon as the cluster is in that phase, and with exit code 4 when it is not in time.`,
+With --until the command ends as soon as the cluster is in that phase, and with exit code 4 when the time is up.`,
 		Example: `  coldrack cluster watch lab
   coldrack cluster watch lab --until Ready --timeout 30m`,
 		Args:              cobra.ExactArgs(1),

@@ -29,8 +29,8 @@ type intentOptions struct {
 
 func (o *intentOptions) addFlags(cmd *cobra.Command, destructive bool) {
 	cmd.Flags().StringVarP(&o.pick.Selector, "selector", "l", "", "all machines with these labels")
-	cmd.Flags().BoolVar(&o.replace, "replace", false, "give up an earlier act that has not begun, or that was running on a machine that is Lost")
-	cmd.Flags().BoolVar(&o.wait, "wait", false, "follow the machines until the act has ended")
+	cmd.Flags().BoolVar(&o.replace, "replace", false, "withdraw an earlier request that has not begun, or whose machine is Lost")
+	cmd.Flags().BoolVar(&o.wait, "wait", false, "follow the machines until the operation has ended")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", time.Hour, "with --wait, give up after this time, with exit code 4")
 	if destructive {
 		cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask for confirmation; required without a terminal")
@@ -42,7 +42,7 @@ func (a *app) installCommand() *cobra.Command {
 		Use:   "install NAME...",
 		Short: "Ask for an install, for example again after one failed",
 		Long: `Ask for an install of approved machines. A machine that is approved and complete is installed by
-itself; this verb asks again after a failure. What may be overwritten is up to its Profile's wipe policy.`,
+itself; this command asks again after a failure. The Profile's wipe policy decides what may be overwritten.`,
 	})
 }
 
@@ -51,7 +51,7 @@ func (a *app) reinstallCommand() *cobra.Command {
 		Use:   "reinstall NAME...",
 		Short: "Reinstall machines; data on their system disks is lost",
 		Long: `Install machines again. What is on the system disk is lost, and the machine gets a new identity. The
-machine restarts by itself when its agent can be reached, else when it is powered on the next time.`,
+machine restarts at once if its agent can be reached; otherwise the install begins when it is powered on again.`,
 	})
 }
 
@@ -112,9 +112,9 @@ func (a *app) intentCommand(action v1alpha1.IntentAction, cmd *cobra.Command) *c
 func (a *app) confirm(ctx context.Context, machines []v1alpha1.Machine, action v1alpha1.IntentAction) error {
 	verb := strings.ToLower(string(action))
 	if !cli.CanAsk(a.in, a.err) {
-		return exit.Refusedf("%s destroys what is on %s; say --yes if that is meant", verb, machineNames(machines))
+		return exit.Refusedf("%s destroys data on %s; without a terminal, confirm it with --yes", verb, machineNames(machines))
 	}
-	fmt.Fprintf(a.err, "This destroys what is on:\n")
+	fmt.Fprintf(a.err, "This destroys data on:\n")
 	for i := range machines {
 		m := &machines[i]
 		fmt.Fprintf(a.err, "  %s  %s  %s\n", m.Name, cli.PhaseOf(m), cli.AddressOf(m))

@@ -152,7 +152,7 @@ A person on another machine needs --server with an address that the API's certif
 	cmd.Flags().DurationVar(&ttl, "ttl", 8*time.Hour, "how long the certificate is valid")
 	cmd.Flags().StringArrayVar(&of.groups, "group", nil, "group in the cluster; may be repeated")
 	cmd.Flags().BoolVar(&of.admin, "admin", false, "be an administrator of the cluster")
-	cmd.Flags().BoolVar(&of.breakGlass, "break-glass", false, "be above the cluster's authorization, for at most an hour; needs --reason")
+	cmd.Flags().BoolVar(&of.breakGlass, "break-glass", false, "bypass the cluster's authorization for at most an hour; needs --reason")
 	cmd.Flags().StringVar(&of.reason, "reason", "", "with --break-glass: why, for the audit log")
 	cmd.Flags().BoolVar(&of.merge, "merge", false, "with --write: add to the kubeconfig that is there, and make this its current context")
 	cmd.Flags().StringVarP(&write, "write", "w", "", "write to this file, readable by its owner only, instead of standard output")

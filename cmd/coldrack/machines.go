@@ -88,7 +88,7 @@ func (a *app) machinesCommand() *cobra.Command {
 	a.addConnectionFlag(cmd)
 	addSelectionFlags(cmd, &pick)
 	addOutputFlag(cmd, &output, "json", "yaml", "wide", "name")
-	cmd.Flags().BoolVar(&stuckFirst, "stuck-first", false, "put machines that need a person first")
+	cmd.Flags().BoolVar(&stuckFirst, "stuck-first", false, "put machines that need attention first")
 	cmd.Flags().BoolVar(&noHeaders, "no-headers", false, "print no header line")
 	cmd.AddCommand(a.describeCommand("describe NAME"))
 	return cmd

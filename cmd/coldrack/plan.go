@@ -30,9 +30,9 @@ func (a *app) planCommand() *cobra.Command {
 		Use:   "plan -f FILE|FOLDER|-",
 		Short: "Show what applying a cluster would do, before anything is done",
 		Long: `Show what applying clusters and their groups would do, machine by machine: which machines they get and
-why, which are installed first, certificates, files with the difference to what is there, the order of steps,
-what would be interrupted, and what no imported bundle contains. Machines and Subnets of the files count, too.
-Nothing is changed, and no secret is shown.
+why, which are installed first, certificates, changes to files, the order of steps, what would be interrupted, and
+what is missing in the imported bundles. Machines and Subnets in the files are taken into account. Nothing is changed,
+and no secret is shown.
 
 Exit codes: 0 nothing would change, 6 something would, 5 the server would refuse it.`,
 		Example: `  coldrack plan -f lab.yaml
@@ -198,7 +198,7 @@ until they are Ready.`,
 	cmd.Flags().BoolVar(&wait, "wait", false, "follow the clusters until they are Ready")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Hour, "with --wait, give up after this time, with exit code 4")
 	cmd.Flags().BoolVar(&force, "force-conflicts", false, "take over fields that another tool set")
-	cmd.Flags().BoolVar(&incomplete, "allow-invalid", false, "also write what cannot work yet; nothing is done until it can")
+	cmd.Flags().BoolVar(&incomplete, "allow-invalid", false, "also store invalid clusters; machines do not change until they are valid")
 	return cmd
 }
 
@@ -216,13 +216,13 @@ func refuseInvalid(response *peoplewire.PlanResponse, allow bool) error {
 	if len(lines) == 0 {
 		return nil
 	}
-	return exit.Refusedf("nothing was applied, because it cannot work:\n%s\n  --allow-invalid writes it all the same; nothing is done on machines until it can work", strings.Join(lines, "\n"))
+	return exit.Refusedf("nothing was applied, because the plan is invalid:\n%s\n  --allow-invalid stores it all the same; machines do not change until it is valid", strings.Join(lines, "\n"))
 }
 
 // confirmPlan asks the person at the terminal, and refuses where there is none.
 func (a *app) confirmPlan(ctx context.Context) error {
 	if !cli.CanAsk(a.in, a.err) {
-		return exit.Refusedf("nothing was applied: say --yes if the plan is what you want")
+		return exit.Refusedf("nothing was applied: without a terminal, confirm the plan with --yes")
 	}
 	fmt.Fprint(a.err, "\nCarry this out? Type yes: ")
 	if cli.ReadAnswer(ctx, a.in, a.err) == "yes" {

@@ -29,8 +29,8 @@ initramfs, enrolment, image, first boot from disk, heartbeats. A machine is lost
 Machines that the plan names come first; the others are made up and differ as those of a rack do.
 
 The rehearsal touches neither this host's network nor a server that runs on it, and leaves nothing behind. It needs
-root, and shares the processors with what it measures: a real rack is no load for its server's host. What machines take
-to start their firmware and to write their disks is not in the times. Lost packets on TCP are lost from the server to
+root. The simulated machines share the processors with the server, which real ones do not. The times do not include the
+start of the machines' firmware and writing to their disks. Lost packets on TCP are lost from the server to
 the machine only.`,
 		Example: `  coldrack rehearse --machines 1000
   coldrack rehearse -f site/ --bundle site.bundle.tar --trusted-keys site.pub --loss 1% --slow-links 5%:10Mbit --plot rack.svg
@@ -99,7 +99,7 @@ the machine only.`,
 	flags.DurationVar(&o.Limit, "timeout", 30*time.Minute, "stop after this time")
 	flags.DurationVar(&o.Settle, "settle", 20*time.Second, "machines that wait are given up when nothing has moved for this time")
 	flags.DurationVar(&o.Heartbeat, "heartbeat-interval", 30*time.Second, "how often installed nodes report")
-	flags.Uint64Var(&o.Seed, "seed", 1, "another number makes other machines")
+	flags.Uint64Var(&o.Seed, "seed", 1, "seed of the made-up machines: another one makes other machines")
 	flags.StringVar(&plotFile, "plot", "", "write a diagram of the machines over time to this SVG file")
 	flags.StringVar(&o.LogFile, "server-log", "", "keep the server's log in this file")
 	flags.Int64Var(&o.Sizes.Image, "image-bytes", o.Sizes.Image, "size of the made-up bundle's image")

@@ -61,7 +61,7 @@ func (a *app) rootCommand() *cobra.Command {
 		Long: `Coldrack answers the network boot of servers, learns what each machine is, installs an
 operating system and shows where every machine stands.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 waited in vain, 5 refused, 6 a plan
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 timed out, 5 refused, 6 a plan
 that would change something.`,
 		SilenceUsage:     true,
 		SilenceErrors:    true,

@@ -26,11 +26,11 @@ func (a *app) watchCommand() *cobra.Command {
 		Long: `Follow machines live. On a terminal: the whole screen, stuck machines first. Elsewhere, or with
 --plain: one line for each transition, with the seconds since the start.
 
-With --rehearsed FILE, written by "coldrack rehearse -o json", it says how the run stands to what was rehearsed, and
-which machines are slower than that can explain.
+With --rehearsed FILE, written by "coldrack rehearse -o json", the run is compared with the rehearsal, and
+machines that are slower than expected are named.
 
 With --until the command ends as soon as enough machines are in that phase, and with exit code 4 when
-they are not in time.`,
+the time is up.`,
 		Example: `  coldrack watch
   coldrack watch --until Ready --count 3 --timeout 15m
   coldrack watch node-1 node-2 --until Ready --stop-on-failure

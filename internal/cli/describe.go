@@ -205,7 +205,7 @@ func (d *description) steps(m *v1alpha1.Machine) {
 		}
 		t.Add(step.Name, string(step.State), took(step, d.now), data, step.Message)
 	}
-	d.table("Steps of the last act", t)
+	d.table("Steps of the last operation", t)
 }
 
 func (d *description) conditions(conditions []metav1.Condition) {

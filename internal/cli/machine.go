@@ -57,7 +57,7 @@ func Stuck(m *v1alpha1.Machine, now time.Time) string {
 	return ""
 }
 
-// Progress is how far the current act of a machine has come.
+// Progress is how far the current operation of a machine has come.
 type Progress struct {
 	// Step is the name of the running step and Number its place among Total, counted from 1.
 	Step          string
@@ -69,7 +69,7 @@ type Progress struct {
 	Message  string
 }
 
-// ProgressOf returns the progress of the running or failed step; ok is false when no act is under way.
+// ProgressOf returns the progress of the running or failed step; ok is false when no operation is under way.
 func ProgressOf(m *v1alpha1.Machine) (p Progress, ok bool) {
 	for i, step := range m.Status.Steps {
 		if step.State != v1alpha1.StepRunning && step.State != v1alpha1.StepFailed {
@@ -97,7 +97,7 @@ func (p Progress) String() string {
 	return fmt.Sprintf("%s (%d/%d)", text, p.Number, p.Total)
 }
 
-// Overall is the fraction of the whole act. The steps that move data count as much as all others
+// Overall is the fraction of the whole operation. The steps that move data count as much as all others
 // together, which is about how the time is spent.
 func Overall(m *v1alpha1.Machine) float64 {
 	var done, total float64
@@ -144,7 +144,7 @@ func stepCell(m *v1alpha1.Machine) string {
 	return Bar(Overall(m), 12) + " " + p.String()
 }
 
-// acting is true while steps tell of the present, not of the last act.
+// acting is true while steps tell of the present, not of the last operation.
 func acting(m *v1alpha1.Machine) bool {
 	switch m.Status.Phase {
 	case v1alpha1.PhaseInstalling, v1alpha1.PhaseReleasing, v1alpha1.PhaseFailed, v1alpha1.PhaseLost:

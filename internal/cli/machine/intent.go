@@ -30,7 +30,7 @@ func CheckIntents(machines []v1alpha1.Machine, action v1alpha1.IntentAction, rep
 	return errors.Join(errs...)
 }
 
-// checkIntent tells why an act cannot be asked of a machine now. An act that runs is never replaced while
+// checkIntent tells why an operation cannot be asked of a machine now. An operation that runs is never replaced while
 // its machine may be carrying it out.
 func checkIntent(m *v1alpha1.Machine, action v1alpha1.IntentAction, replace bool) error {
 	open := m.OpenIntent()
