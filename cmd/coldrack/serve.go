@@ -11,6 +11,7 @@ import (
 
 	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/settings"
+	"coldrack.dev/internal/liblog"
 	"coldrack.dev/internal/server/daemon"
 )
 
@@ -90,7 +91,7 @@ SIGINT and SIGTERM end the server gracefully; a second one ends it at once.`,
 				_, err := io.WriteString(a.out, set.YAML())
 				return err
 			}
-			log := a.logger(cfg)
+			log := slog.New(liblog.Throttle(a.logger(cfg).Handler(), nil))
 			daemon.TakeLibraryLogs(log)
 			return daemon.Run(cmd.Context(), cfg, log)
 		},
