@@ -46,6 +46,8 @@ type Listener struct {
 	places  chan struct{}
 	closed  chan struct{}
 	close   sync.Once
+	// closeErr is what the first Close returned.
+	closeErr error
 
 	mu       sync.Mutex
 	clients  map[netip.Addr]int
@@ -74,10 +76,13 @@ func (l *Listener) Stats() Stats {
 // Closed is closed by Close.
 func (l *Listener) Closed() <-chan struct{} { return l.closed }
 
-// Close ends Accept. Connections stay open.
+// Close ends Accept. Connections stay open. It may be called more than once.
 func (l *Listener) Close() error {
-	l.close.Do(func() { close(l.closed) })
-	return l.Listener.Close()
+	l.close.Do(func() {
+		close(l.closed)
+		l.closeErr = l.Listener.Close()
+	})
+	return l.closeErr
 }
 
 // Accept waits for a place before it takes a connection, so that too many wait in the kernel.

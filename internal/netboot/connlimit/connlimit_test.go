@@ -116,7 +116,11 @@ func TestTooManyWaitForAPlace(t *testing.T) {
 	if c, ok := <-second; !ok || c.Client.String() != "127.0.0.2" {
 		t.Errorf("the second got %v", c)
 	}
-	r.listener.Close()
+	for range 2 { // a server closes it, and whoever made it does
+		if err := r.listener.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 	if _, err := r.listener.Accept(); err == nil {
 		t.Error("a closed listener accepts")
 	}
