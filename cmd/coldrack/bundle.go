@@ -35,7 +35,7 @@ where nothing is.`,
 		RunE: group,
 	}
 	cmd.AddCommand(a.bundleBuildCommand(), a.bundleInspectCommand(), a.bundleVerifyCommand(), a.bundleTrustCommand(),
-		a.bundleImportCommand(), a.bundleExportCommand(), a.bundleListCommand(), a.bundleShowCommand())
+		a.bundleImportCommand(), a.bundleExportCommand(), a.bundleListCommand(), a.bundleShowCommand(), a.bundleDeleteCommand())
 	return cmd
 }
 
@@ -436,6 +436,8 @@ func (a *app) bundleShowCommand() *cobra.Command {
 		Use:   "show NAME",
 		Short: "Show everything that is in an imported bundle",
 		Args:  cobra.ExactArgs(1),
+
+		ValidArgsFunction: a.completeBundles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {

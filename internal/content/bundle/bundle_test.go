@@ -787,6 +787,66 @@ func TestADamagedIndexIsRestored(t *testing.T) {
 	reopened(1, "")
 }
 
+// What only the removed bundle has is deleted, what another has stays; a removal beside an import keeps all blobs.
+func TestRemove(t *testing.T) {
+	ctx, dir := context.Background(), t.TempDir()
+	s := newStore(t)
+	spec := sampleSpec(t, dir)
+	digests := map[string]string{}
+	for _, name := range []string{"old", "new"} {
+		spec.Name = name
+		config := spec.Artifacts[3].Config.(SBOMConfig)
+		config.Name, spec.Artifacts[3].Name = name, name
+		spec.Artifacts[3].Config = config
+		path := filepath.Join(dir, name)
+		if _, err := Pack(ctx, spec, testKey(1), path, nil); err != nil {
+			t.Fatal(err)
+		}
+		summary, err := Import(ctx, s, path, public(testKey(1)), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		digests[name] = summary.Digest
+	}
+	blobs := func() int {
+		entries, err := os.ReadDir(s.path("blobs", "sha256"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	both := blobs()
+	if _, err := s.Remove(ctx, "sha256:"+strings.Repeat("0", 64)); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a bundle that is not there: %v", err)
+	}
+
+	importing, err := s.lock("lock", unix.LOCK_SH)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removed, err := s.Remove(ctx, digests["new"])
+	if err != nil || removed.Name != "new" || removed.Freed != 0 || !strings.Contains(removed.Kept, "being imported") || blobs() != both {
+		t.Errorf("beside an import: %+v, %v, %d blobs of %d", removed, err, blobs(), both)
+	}
+	if b := s.Bundles(); len(b) != 1 || b[0].Name != "old" {
+		t.Errorf("bundles %+v", b)
+	}
+	importing()
+
+	if _, err := Import(ctx, s, filepath.Join(dir, "new"), public(testKey(1)), nil); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err = s.Remove(ctx, digests["new"]); err != nil || removed.Freed == 0 || removed.Kept != "" || blobs() >= both {
+		t.Errorf("alone: %+v, %v, %d blobs of %d", removed, err, blobs(), both)
+	}
+	if err := s.Check(ctx, nil); err != nil {
+		t.Errorf("the other bundle: %v", err)
+	}
+	if _, err := s.Remove(ctx, digests["old"]); err != nil || blobs() != 0 {
+		t.Errorf("the last one: %v, %d blobs are left", err, blobs())
+	}
+}
+
 // FuzzArchive feeds hostile archives to everything that reads one before trust is established.
 func FuzzArchive(f *testing.F) {
 	for _, e := range [][]entry{

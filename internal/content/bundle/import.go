@@ -33,6 +33,12 @@ func (a *archive) importInto(ctx context.Context, s *Store, trusted []ed25519.Pu
 	if err != nil {
 		return nil, err
 	}
+	// A removal must not take what this import has just found or brought.
+	unlock, err := s.lock("lock", unix.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	p := &tracker{report: progress, at: Progress{Bundle: c.info.Name, Total: c.size()}}
 	for _, b := range c.blobs {
 		p.file(b)

@@ -38,7 +38,7 @@ func newImporter(cfg Config, store *bundle.Store, log *slog.Logger) *importer {
 	return &importer{cfg: cfg, store: store, log: log.With("part", "bundles"), reserve: newDiskReserve(cfg, log), turn: make(chan struct{}, 1), begun: make(chan struct{})}
 }
 
-// onImport registers what is to be called after each import, for those who show what the store holds.
+// onImport registers what is to be called after each import and each deletion, for those who show what the store holds.
 func (i *importer) onImport(f func()) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -110,12 +110,7 @@ func (i *importer) importFile(ctx context.Context, path string, onlyNew bool, pr
 	if err != nil {
 		return bundle.Summary{}, bundle.Advise(err, trustAdvice)
 	}
-	i.mu.Lock()
-	waiting := i.waiting
-	i.mu.Unlock()
-	for _, f := range waiting {
-		f()
-	}
+	i.tell()
 	return summary, nil
 }
 
@@ -134,9 +129,17 @@ const trustAdvice = "trust it on the server's machine: coldrack bundle trust KEY
 //	HEAD ?name=N            how many bytes of upload N have arrived, in the header Coldrack-Offset
 //	PUT  ?name=N&offset=O   the rest of it, from byte O on; when complete it is imported
 //
+// and deletes imported ones:
+//
+//	DELETE ?digest=D        the bundle whose index has that digest; the answer is a bundle.Removal
+//
 // The answer to PUT is a stream of JSON lines: {"progress":…} while it is imported, and one last line
 // with {"bundle":…} or {"error":…}.
 func (i *importer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodDelete {
+		i.remove(w, r)
+		return
+	}
 	name := r.URL.Query().Get("name")
 	if !uploadName.MatchString(name) {
 		http.Error(w, "name: must be a file name of letters, digits, dots, dashes and underscores", http.StatusBadRequest)
@@ -161,8 +164,42 @@ func (i *importer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case http.MethodPut:
 		i.put(w, r, path)
 	default:
-		w.Header().Set("Allow", "HEAD, POST, PUT")
-		http.Error(w, "only HEAD, POST and PUT", http.StatusMethodNotAllowed)
+		w.Header().Set("Allow", "HEAD, POST, PUT, DELETE")
+		http.Error(w, "only HEAD, POST, PUT and DELETE", http.StatusMethodNotAllowed)
+	}
+}
+
+func (i *importer) remove(w http.ResponseWriter, r *http.Request) {
+	select {
+	case i.turn <- struct{}{}:
+		defer func() { <-i.turn }()
+	default:
+		http.Error(w, "a bundle is being imported; delete when that has ended", http.StatusConflict)
+		return
+	}
+	removed, err := i.store.Remove(r.Context(), r.URL.Query().Get("digest"))
+	switch {
+	case errors.Is(err, bundle.ErrNotFound):
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	case err != nil:
+		i.log.Error("cannot delete a bundle", "err", err)
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	i.log.Info("bundle deleted", "bundle", removed.Name, "digest", removed.Digest, "freed", removed.Freed, "kept", removed.Kept)
+	i.tell()
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(removed)
+}
+
+// tell calls those who show what the store holds.
+func (i *importer) tell() {
+	i.mu.Lock()
+	waiting := i.waiting
+	i.mu.Unlock()
+	for _, f := range waiting {
+		f()
 	}
 }
 
