@@ -63,9 +63,9 @@ debian-half-again:
 fresh:
 	@hack/fresh.sh
 
-## fresh-bundle  the Debian half of the default bundle in such a root, twice: what is installed there must not show (root)
+## fresh-bundle  the Debian half of the default bundle in such a root, twice: what is installed there must not show (root; RUN=debian-half: once)
 fresh-bundle:
-	@SUITE="$(or $(SUITE),trixie)" RUN="debian-half debian-half-again" CACHES="$(or $(CACHES),go,apt)" EXPORT=$(BUILD_CACHE) hack/fresh.sh
+	@SUITE="$(or $(SUITE),trixie)" RUN="$(or $(RUN),debian-half debian-half-again)" CACHES="$(or $(CACHES),go,apt)" EXPORT=$(BUILD_CACHE) hack/fresh.sh
 
 ## demo       three blank virtual machines become a Kubernetes cluster
 demo: bundle bin/kubectl
