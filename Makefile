@@ -65,7 +65,7 @@ fresh:
 
 ## fresh-bundle  the Debian half of the default bundle in such a root, twice: what is installed there must not show (root; RUN=debian-half: once)
 fresh-bundle:
-	@SUITE="$(or $(SUITE),trixie)" RUN="$(or $(RUN),debian-half debian-half-again)" CACHES="$(or $(CACHES),go,apt)" EXPORT=$(BUILD_CACHE) hack/fresh.sh
+	@SUITE="$(or $(SUITE),trixie)" RUN="$(or $(RUN),debian-half debian-half-again)" CACHES="$(or $(CACHES),go)" EXPORT=$(BUILD_CACHE) hack/fresh.sh
 
 ## demo       three blank virtual machines become a Kubernetes cluster
 demo: bundle bin/kubectl
