@@ -107,6 +107,10 @@ func unpackProgram(t *testing.T, store *bundle.Store, p bundle.StoredProgram, to
 		t.Fatal(err)
 	}
 	defer z.Close()
+	// A program that a child of this process has open for writing, if only between fork and exec, does not start (ETXTBSY); other
+	// tests start machines meanwhile.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
 	if err != nil {
 		t.Fatal(err)
@@ -121,6 +125,7 @@ func unpackProgram(t *testing.T, store *bundle.Store, p bundle.StoredProgram, to
 func versionOf(t *testing.T, root, program string) string {
 	t.Helper()
 	var all []byte
+	var errs []error
 	for _, argument := range []string{"--version", "version", "-version", "-v"} {
 		cmd := exec.CommandContext(t.Context(), program, argument)
 		if strings.HasPrefix(path.Base(program), "kubectl") {
@@ -137,9 +142,11 @@ func versionOf(t *testing.T, root, program string) string {
 		out, err := cmd.CombinedOutput()
 		all = append(all, out...)
 		if err == nil {
-			break
+			return string(all)
 		}
+		errs = append(errs, err)
 	}
+	t.Logf("%s: %v", program, errors.Join(errs...))
 	return string(all)
 }
 
@@ -184,6 +191,8 @@ func unpackEntry(tree *os.Root, h *tar.Header, r io.Reader) error {
 	case tar.TypeSymlink:
 		return tree.Symlink(h.Linkname, h.Name)
 	}
+	syscall.ForkLock.RLock() // see unpackProgram
+	defer syscall.ForkLock.RUnlock()
 	f, err := tree.OpenFile(h.Name, os.O_CREATE|os.O_WRONLY, os.FileMode(h.Mode).Perm())
 	if err != nil {
 		return err
