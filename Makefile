@@ -98,7 +98,7 @@ bin/govulncheck: hack/tools/go.mod
 bin/gotest: $(wildcard hack/gotest/*.go)
 	@mkdir -p bin; go build -o bin/gotest ./hack/gotest
 
-## check      a minute, without root: format, vet, and every test that needs no privilege and no other program
+## check      without root: format, vet, and every test that needs no privilege and no other program
 check: bin/gotest
 	@hack/lint.sh quick
 	@COLDRACK_REQUIRE=none gotest $$(hack/pure.sh)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -13,7 +14,9 @@ import (
 	"coldrack.dev/internal/cli"
 	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/objects"
-	"coldrack.dev/internal/cli/upload"
+	"coldrack.dev/internal/cli/request"
+	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 func (a *app) bundleDeleteCommand() *cobra.Command {
@@ -83,9 +86,9 @@ func (a *app) deleteBundle(ctx context.Context, name string, force, yes bool, ou
 	if err != nil {
 		return err
 	}
-	removed, err := upload.Delete(ctx, config, doomed.Spec.Digest)
-	if err != nil {
-		return fmt.Errorf("delete bundle %s: %w", name, err)
+	var removed bundle.Removal
+	if err := request.Delete(ctx, config, "delete bundle "+name, url.Values{"digest": {doomed.Spec.Digest}}, &removed, peoplewire.PathBundles); err != nil {
+		return err
 	}
 	// The object of a bundle outlives content that was lost; this one was not lost.
 	if err := client.IgnoreNotFound(c.Delete(ctx, doomed)); err != nil {

@@ -25,8 +25,21 @@ func Post(ctx context.Context, config *rest.Config, what string, request, respon
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
-	if err := json.NewDecoder(stream).Decode(response); err != nil {
+	return decode(what, stream, response)
+}
+
+// Delete asks for the removal of something that is no object, and reads the answer.
+func Delete(ctx context.Context, config *rest.Config, what string, query url.Values, response any, path ...string) error {
+	answer, err := send(ctx, config, what, http.MethodDelete, nil, query, path)
+	if err != nil {
+		return err
+	}
+	return decode(what, answer, response)
+}
+
+func decode(what string, answer io.ReadCloser, into any) error {
+	defer answer.Close()
+	if err := json.NewDecoder(answer).Decode(into); err != nil {
 		return fmt.Errorf("%s: the server's answer: %w", what, err)
 	}
 	return nil
@@ -34,6 +47,15 @@ func Post(ctx context.Context, config *rest.Config, what string, request, respon
 
 // Stream is Post for an answer that comes bit by bit.
 func Stream(ctx context.Context, config *rest.Config, what string, body any, query url.Values, path ...string) (io.ReadCloser, error) {
+	content, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	return send(ctx, config, what, http.MethodPost, content, query, path)
+}
+
+// send sends JSON, if there is some, and returns the body of an answer that is a success.
+func send(ctx context.Context, config *rest.Config, what, method string, content []byte, query url.Values, path []string) (io.ReadCloser, error) {
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, err
@@ -42,17 +64,15 @@ func Stream(ctx context.Context, config *rest.Config, what string, body any, que
 	if err != nil {
 		return nil, err
 	}
-	content, err := json.Marshal(body)
-	if err != nil {
-		return nil, err
-	}
 	target := host.JoinPath(path...)
 	target.RawQuery = query.Encode()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, target.String(), bytes.NewReader(content))
+	request, err := http.NewRequestWithContext(ctx, method, target.String(), bytes.NewReader(content))
 	if err != nil {
 		return nil, err
 	}
-	request.Header.Set("Content-Type", "application/json")
+	if content != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
 	response, err := client.Do(request)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)

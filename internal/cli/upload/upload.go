@@ -256,38 +256,3 @@ func (c *counter) Read(p []byte) (int, error) {
 	c.report(c.n)
 	return n, err
 }
-
-// Delete has the server delete an imported bundle, by the digest of its index.
-func Delete(ctx context.Context, config *rest.Config, digest string) (*bundle.Removal, error) {
-	client, err := rest.HTTPClientFor(config)
-	if err != nil {
-		return nil, err
-	}
-	host, _, err := rest.DefaultServerUrlFor(config)
-	if err != nil {
-		return nil, err
-	}
-	target := host.JoinPath(peoplewire.PathBundles)
-	target.RawQuery = url.Values{"digest": {digest}}.Encode()
-	request, err := http.NewRequestWithContext(ctx, http.MethodDelete, target.String(), nil)
-	if err != nil {
-		return nil, err
-	}
-	response, err := client.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(response.Body, 1<<16))
-	if err != nil {
-		return nil, err
-	}
-	if response.StatusCode != http.StatusOK {
-		return nil, refusal(response, string(text))
-	}
-	removed := &bundle.Removal{}
-	if err := json.Unmarshal(text, removed); err != nil {
-		return nil, fmt.Errorf("the server's answer: %w", err)
-	}
-	return removed, nil
-}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"crypto/tls"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -77,7 +78,7 @@ func TestSilentStrangersDoNotKeepMachinesAway(t *testing.T) {
 	}
 	eventually(t, func() error {
 		if s := limited.Stats(); s.Evicted < 16 {
-			return errStarting
+			return fmt.Errorf("%d of 20 strangers have given way", s.Evicted)
 		}
 		return nil
 	})
