@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -9,12 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/sntp"
-	"coldrack.dev/internal/server/controllers"
 	"coldrack.dev/internal/server/machineapi"
 	"coldrack.dev/test/netns"
 )
@@ -32,31 +26,9 @@ func TestOnlyChosenInterfacesAreServed(t *testing.T) {
 
 	cfg := testConfig(t)
 	cfg.NoBoot, cfg.BootNetns, cfg.Interfaces = false, ns.Path(), []string{"rack0", "rack1"}
-	lock, err := lockDataDir(cfg)
-	check(t, err)
-	defer lock.Close()
-	keys, err := openKeys(cfg)
-	check(t, err)
-	sockets, err := openSockets(t.Context(), cfg)
-	check(t, err)
-	store, err := bundle.OpenStore(cfg.path("content"))
-	check(t, err)
-	s := &server{cfg: cfg, log: discard(), keys: keys, sockets: sockets, content: newContent(store), fleet: fleet.New(fleet.Options{Log: discard()}),
-		bootGate: newBootGate(1000, func() bool { return true })}
-	s.metrics = newMetrics(s.fleet)
+	s := newBootServer(t, cfg, discard(), "")
 	s.fleet.MarkSynced()
-	s.reach, err = newReach(cfg, s.inside, discard())
-	check(t, err)
-	ctx, cancel := context.WithCancel(context.Background())
-	group, ctx := errgroup.WithContext(ctx)
-	_, err = s.serveBoot(ctx, group, machineapi.NewNonces(nil), controllers.NewStore(nil, s.fleet), controllers.NewPlans(nil))
-	check(t, err)
-	t.Cleanup(func() {
-		cancel()
-		if err := group.Wait(); err != nil {
-			t.Errorf("boot services: %v", err)
-		}
-	})
+	s.startBoot(t, machineapi.NewNonces(nil))
 
 	// answers says whether a port answers: TCP connects; UDP, to whom one byte is sent, does not say that nobody is there.
 	answers := func(from *netns.NS, network, at string, port int) error {

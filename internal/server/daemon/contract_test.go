@@ -45,6 +45,49 @@ type bootRack struct {
 	listen func() (*net.UDPConn, error)
 }
 
+// newBootServer is a server with what serves machines and nothing else; path is a bundle that it has, "" for none.
+func newBootServer(t *testing.T, cfg Config, log *slog.Logger, path string) *server {
+	t.Helper()
+	lock, err := lockDataDir(cfg)
+	check(t, err)
+	t.Cleanup(func() { lock.Close() })
+	keys, err := openKeys(cfg)
+	check(t, err)
+	store, err := bundle.OpenStore(cfg.path("content"))
+	check(t, err)
+	if path != "" {
+		trusted, err := trustedKeys(cfg)
+		check(t, err)
+		_, err = bundle.Import(t.Context(), store, path, trusted, nil)
+		check(t, err)
+	}
+	sockets, err := openSockets(t.Context(), cfg)
+	check(t, err)
+	machines := fleet.New(fleet.Options{Log: discard()})
+	s := &server{cfg: cfg, log: log, keys: keys, sockets: sockets, content: newContent(store), fleet: machines, metrics: newMetrics(machines),
+		bootGate: newBootGate(1000, func() bool { return true })}
+	s.reach, err = newReach(cfg, s.inside, discard())
+	check(t, err)
+	return s
+}
+
+// startBoot serves machines, and follows the interfaces, until the test ends.
+func (s *server) startBoot(t *testing.T, nonces *machineapi.Nonces) controllers.SubnetSink {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.reach.run(ctx) })
+	sink, err := s.serveBoot(ctx, group, nonces, controllers.NewStore(nil, s.fleet), controllers.NewPlans(nil))
+	check(t, err)
+	t.Cleanup(func() {
+		cancel()
+		if err := group.Wait(); err != nil {
+			t.Errorf("boot services: %v", err)
+		}
+	})
+	return sink
+}
+
 func newBootRack(t *testing.T) *bootRack {
 	ns, machine := netns.New(t), netns.New(t)
 	netns.Veth(ns, "rack0", machine, "eth0")
@@ -56,36 +99,9 @@ func newBootRack(t *testing.T) *bootRack {
 	path, keyPath := sampleBundle(t)
 	cfg.TrustedKeys = []string{keyPath}
 	log := slog.New(slog.DiscardHandler)
-	lock, err := lockDataDir(cfg)
-	check(t, err)
-	t.Cleanup(func() { lock.Close() })
-	keys, err := openKeys(cfg)
-	check(t, err)
-	store, err := bundle.OpenStore(cfg.path("content"))
-	check(t, err)
-	trusted, err := trustedKeys(cfg)
-	check(t, err)
-	_, err = bundle.Import(context.Background(), store, path, trusted, nil)
-	check(t, err)
-	sockets, err := openSockets(context.Background(), cfg)
-	check(t, err)
-	machines := fleet.New(fleet.Options{Log: log})
-	s := &server{cfg: cfg, log: log, keys: keys, sockets: sockets, content: newContent(store), fleet: machines, metrics: newMetrics(machines), bootGate: newBootGate(1000, func() bool { return true })}
-
-	s.reach, err = newReach(cfg, s.inside, log)
-	check(t, err)
-
-	ctx, cancel := context.WithCancel(context.Background())
-	group, ctx := errgroup.WithContext(ctx)
+	s := newBootServer(t, cfg, log, path)
 	nonces := machineapi.NewNonces(nil)
-	_, err = s.serveBoot(ctx, group, nonces, controllers.NewStore(nil, s.fleet), controllers.NewPlans(nil))
-	check(t, err)
-	t.Cleanup(func() {
-		cancel()
-		if err := group.Wait(); err != nil {
-			t.Errorf("boot services: %v", err)
-		}
-	})
+	s.startBoot(t, nonces)
 	dial := func(network, address string) (conn net.Conn, err error) {
 		err = machine.Do(func() error { conn, err = net.Dial(network, address); return err })
 		return conn, err

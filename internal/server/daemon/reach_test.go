@@ -16,14 +16,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/netif"
-	"coldrack.dev/internal/server/controllers"
 	"coldrack.dev/internal/server/machineapi"
 	"coldrack.dev/test/netns"
 )
@@ -154,39 +150,12 @@ func TestTwoSubnetsOnTwoInterfaces(t *testing.T) {
 
 	cfg := testConfig(t)
 	cfg.NoBoot, cfg.BootNetns = false, ns.Path()
-	lock, err := lockDataDir(cfg)
-	check(t, err)
-	defer lock.Close()
-	keys, err := openKeys(cfg)
-	check(t, err)
-	sockets, err := openSockets(t.Context(), cfg)
-	check(t, err)
 	path, keyPath := sampleBundle(t)
 	cfg.TrustedKeys = []string{keyPath}
-	store, err := bundle.OpenStore(cfg.path("content"))
-	check(t, err)
-	trusted, err := trustedKeys(cfg)
-	check(t, err)
-	_, err = bundle.Import(t.Context(), store, path, trusted, nil)
-	check(t, err)
 	log := &logText{}
-	s := &server{cfg: cfg, log: slog.New(slog.NewTextHandler(log, nil)), keys: keys, sockets: sockets, content: newContent(store), fleet: fleet.New(fleet.Options{Log: discard()}),
-		bootGate: newBootGate(1000, func() bool { return true })}
-	s.metrics = newMetrics(s.fleet)
+	s := newBootServer(t, cfg, slog.New(slog.NewTextHandler(log, nil)), path)
 	s.fleet.MarkSynced()
-	s.reach, err = newReach(cfg, s.inside, discard())
-	check(t, err)
-	ctx, cancel := context.WithCancel(context.Background())
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.reach.run(ctx) })
-	sink, err := s.serveBoot(ctx, group, machineapi.NewNonces(nil), controllers.NewStore(nil, s.fleet), controllers.NewPlans(nil))
-	check(t, err)
-	t.Cleanup(func() {
-		cancel()
-		if err := group.Wait(); err != nil {
-			t.Errorf("boot services: %v", err)
-		}
-	})
+	sink := s.startBoot(t, machineapi.NewNonces(nil))
 	subnet := func(name, cidr, pool string) v1alpha1.Subnet {
 		return v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.SubnetSpec{CIDR: cidr, Discovery: pool, DHCP: v1alpha1.DHCPServer}}
 	}
@@ -206,7 +175,7 @@ func TestTwoSubnetsOnTwoInterfaces(t *testing.T) {
 		return string(text), err
 	}
 	lease := func(machine *netns.NS) (server, file string, err error) {
-		out, err := machine.Try(ctx, "udhcpc", "-f", "-n", "-q", "-t", "5", "-T", "1", "-i", "eth0", "-V", "PXEClient:Arch:00007:UNDI:003016", "-x", "0x5d:0007", "-O", "bootfile", "-s", leaseScript(t))
+		out, err := machine.Try(t.Context(), "udhcpc", "-f", "-n", "-q", "-t", "5", "-T", "1", "-i", "eth0", "-V", "PXEClient:Arch:00007:UNDI:003016", "-x", "0x5d:0007", "-O", "bootfile", "-s", leaseScript(t))
 		if err != nil {
 			return "", "", fmt.Errorf("%w: %s", err, out)
 		}
