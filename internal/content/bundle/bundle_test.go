@@ -701,6 +701,24 @@ func TestRotInTheStoreIsFoundByName(t *testing.T) {
 	}
 }
 
+// importNamed imports the sample under another name, with a bill of materials that only it has. The archive is dir/name.
+func importNamed(t *testing.T, s *Store, dir string, spec Spec, name string) Summary {
+	t.Helper()
+	spec.Name = name
+	config := spec.Artifacts[3].Config.(SBOMConfig)
+	config.Name, spec.Artifacts[3].Name = name, name
+	spec.Artifacts[3].Config = config
+	path := filepath.Join(dir, name)
+	if _, err := Pack(t.Context(), spec, testKey(1), path, nil); err != nil {
+		t.Fatal(err)
+	}
+	summary, err := Import(t.Context(), s, path, public(testKey(1)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return summary
+}
+
 func TestADamagedBundleDoesNotHideTheOthers(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()
@@ -708,17 +726,7 @@ func TestADamagedBundleDoesNotHideTheOthers(t *testing.T) {
 	s := newStore(t)
 	var damaged Artifact
 	for _, name := range []string{"one", "two"} {
-		spec.Name = name
-		config := spec.Artifacts[3].Config.(SBOMConfig)
-		config.Name, spec.Artifacts[3].Name = name, name
-		spec.Artifacts[3].Config = config
-		path := filepath.Join(dir, name)
-		if _, err := Pack(ctx, spec, testKey(1), path, nil); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := Import(ctx, s, path, public(testKey(1)), nil); err != nil {
-			t.Fatal(err)
-		}
+		importNamed(t, s, dir, spec, name)
 		var err error
 		if damaged, err = s.Artifact(KindSBOM, ""); err != nil {
 			t.Fatal(err)
@@ -794,19 +802,7 @@ func TestRemove(t *testing.T) {
 	spec := sampleSpec(t, dir)
 	digests := map[string]string{}
 	for _, name := range []string{"old", "new"} {
-		spec.Name = name
-		config := spec.Artifacts[3].Config.(SBOMConfig)
-		config.Name, spec.Artifacts[3].Name = name, name
-		spec.Artifacts[3].Config = config
-		path := filepath.Join(dir, name)
-		if _, err := Pack(ctx, spec, testKey(1), path, nil); err != nil {
-			t.Fatal(err)
-		}
-		summary, err := Import(ctx, s, path, public(testKey(1)), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		digests[name] = summary.Digest
+		digests[name] = importNamed(t, s, dir, spec, name).Digest
 	}
 	blobs := func() int {
 		entries, err := os.ReadDir(s.path("blobs", "sha256"))
