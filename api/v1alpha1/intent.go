@@ -46,3 +46,11 @@ func (m *Machine) AcknowledgeIntent() bool {
 }
 
 const maxPastIntents = 32
+
+// ReadmitValue is what AnnotationReadmit says to replace one key by another.
+func ReadmitValue(recorded, present string) string { return recorded + "/" + present }
+
+// Readmits says whether a person wants the node's present key to be the machine's identity.
+func (m *Machine) Readmits(key string) bool {
+	return m.Status.Identity != nil && m.Annotations[AnnotationReadmit] == ReadmitValue(m.Status.Identity.KeyFingerprint, key)
+}

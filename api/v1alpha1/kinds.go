@@ -479,6 +479,10 @@ type NearMiss struct {
 // AnnotationEnrolledBy names the EnrollmentPolicy that approved a Machine.
 const AnnotationEnrolledBy = "coldrack.dev/enrolled-by"
 
+// AnnotationReadmit makes a key the identity of a Machine in place of the recorded one: "OLD/NEW", fingerprints of both. It counts
+// only while OLD is recorded, so that it does nothing after a later install or renewal.
+const AnnotationReadmit = "coldrack.dev/readmit"
+
 // AnnotationDiscoveredBy says by what a Machine that nobody wrote was noticed: "boot" or "enrolment".
 const AnnotationDiscoveredBy = "coldrack.dev/discovered-by"
 

@@ -269,6 +269,13 @@ type MachineStatus struct {
 	// Identity of the installed node. While it is set, nobody can enrol as this machine without an Intent.
 	// +optional
 	Identity *IdentityStatus `json:"identity,omitempty"`
+	// Session is the one that enrolled last; it ends every earlier one, also after the server was restarted.
+	// +optional
+	Session *SessionStatus `json:"session,omitempty"`
+	// KeyRefused is a key that was refused though this server's machine authority signed it for this machine: that of an old
+	// disk, or the node's own after a backup was restored that does not know it. "coldrack readmit" makes it the identity.
+	// +optional
+	KeyRefused *KeyRefusedStatus `json:"keyRefused,omitempty"`
 	// Node is what the installed node's agent reports.
 	// +optional
 	Node *NodeStatus `json:"node,omitempty"`
@@ -307,6 +314,8 @@ const (
 	ConditionIdentityConflict = "IdentityConflict"
 	// ConditionBlocked: what was asked for cannot begin. It is there only while that is so.
 	ConditionBlocked = "Blocked"
+	// ConditionKeyRefused: a node shows a key for this machine that is not its recorded identity. It is there only while that is so.
+	ConditionKeyRefused = "KeyRefused"
 	// ConditionBMCUnused: spec.bmc is set, and this version has no use for it. It is there only while that is so.
 	ConditionBMCUnused = "BMCUnused"
 )
@@ -376,6 +385,24 @@ type IdentityStatus struct {
 	NextKeyFingerprint string      `json:"nextKeyFingerprint,omitempty"`
 	IssuedAt           metav1.Time `json:"issuedAt"`
 	ExpiresAt          metav1.Time `json:"expiresAt"`
+}
+
+// SessionStatus describes the session of a machine that is not installed, or is being installed.
+type SessionStatus struct {
+	// KeyFingerprint is that of IdentityStatus, for the session's key.
+	KeyFingerprint string      `json:"keyFingerprint"`
+	IssuedAt       metav1.Time `json:"issuedAt"`
+}
+
+// KeyRefusedStatus describes a key that was refused.
+type KeyRefusedStatus struct {
+	// KeyFingerprint is that of IdentityStatus. "coldrack-agent fingerprint" on the node shows the one that it has.
+	KeyFingerprint string `json:"keyFingerprint"`
+	// IssuedAt is when its certificate was issued.
+	IssuedAt metav1.Time `json:"issuedAt"`
+	// From is the address that it came from, and At when it first did.
+	From string      `json:"from"`
+	At   metav1.Time `json:"at"`
 }
 
 // NodeStatus is what an installed node reports of itself.

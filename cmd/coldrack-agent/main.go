@@ -28,6 +28,7 @@ const usage = `coldrack-agent is a machine's side of Coldrack.
   coldrack-agent init        be PID 1 of the discovery system
   coldrack-agent node        report to the server as an installed node; run by coldrack-agent.service
   coldrack-agent inventory   print as JSON what this machine consists of; writes nothing
+  coldrack-agent fingerprint print the fingerprint of this node's key, for "coldrack readmit"
   coldrack-agent version     print the version
 `
 
@@ -63,6 +64,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		enc := json.NewEncoder(stdout)
 		enc.SetIndent("", "  ")
 		err = enc.Encode(inventory.Host().Collect(""))
+	case "fingerprint":
+		var fingerprints []string
+		fingerprints, err = node.Fingerprints("/")
+		for _, f := range fingerprints {
+			fmt.Fprintln(stdout, f)
+		}
 	case "version":
 		fmt.Fprintln(stdout, "coldrack-agent", version.Get())
 	case "help", "-h", "--help":

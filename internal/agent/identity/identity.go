@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/agent/client"
+	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/durable"
 )
 
@@ -100,6 +101,11 @@ func Decode(b []byte) (Node, error) {
 	}
 	cert.Leaf = leaf
 	return Node{cert, leaf.NotBefore, leaf.NotAfter}, nil
+}
+
+// Fingerprint is the key's, as the server names it.
+func (n Node) Fingerprint() string {
+	return digest.Of(n.Certificate.Leaf.RawSubjectPublicKeyInfo).String()
 }
 
 // RenewAt is when two thirds of the certificate's life are over.

@@ -67,6 +67,20 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 	return a.Run(ctx)
 }
 
+// Fingerprints are those of the keys by which the node below root is known to its server: the present one, and one that is
+// being renewed.
+func Fingerprints(root string) ([]string, error) {
+	id, err := identity.Load(root, identity.NodeFile)
+	if err != nil {
+		return nil, err
+	}
+	fingerprints := []string{id.Fingerprint()}
+	if next, err := identity.Load(root, identity.NextFile); err == nil {
+		fingerprints = append(fingerprints, next.Fingerprint())
+	}
+	return fingerprints, nil
+}
+
 // sharer wires this node's part in the exchange of content with other nodes.
 func sharer(log *slog.Logger, server *client.Client, settings identity.Settings, shown *atomic.Pointer[tls.Certificate], version string) *nodecache.Sharer {
 	authorities := x509.NewCertPool()

@@ -36,6 +36,12 @@ type Live struct {
 	// Session is the key fingerprint of the session that enrolled last; empty if none has since the
 	// server started.
 	Session string
+	// SessionIssuedAt is when the certificate of the newest session that was seen since the server started was issued, and
+	// SessionKey its key. It enrolled since, as Session, or before.
+	SessionKey      string
+	SessionIssuedAt time.Time
+	// Refused is a key of the machine authority for this machine that is not its identity, or nil.
+	Refused *v1alpha1.KeyRefusedStatus
 	// Attempt is true when this session has begun to carry out the intent IntentID.
 	Attempt bool
 
@@ -255,19 +261,41 @@ func (f *Fleet) Contacted(name, address string) {
 }
 
 // Enrolled records a new session, which ends any earlier one of the machine.
-func (f *Fleet) Enrolled(name, fingerprint string) {
+func (f *Fleet) Enrolled(name, fingerprint string, issued time.Time) {
 	f.observe(name, func(l *live) bool {
 		l.Session, l.Attempt = fingerprint, false
+		l.SessionKey, l.SessionIssuedAt = fingerprint, issued
 		l.Conflict = ""
 		return true
 	})
 }
 
 // SessionRenewed replaces the key of the running session.
-func (f *Fleet) SessionRenewed(name, fingerprint string) {
+func (f *Fleet) SessionRenewed(name, fingerprint string, issued time.Time) {
 	f.observe(name, func(l *live) bool {
 		l.Session = fingerprint
-		return false
+		l.SessionKey, l.SessionIssuedAt = fingerprint, issued
+		return true
+	})
+}
+
+// SessionReturned records that a session which enrolled before the server started is still used.
+func (f *Fleet) SessionReturned(name, fingerprint string, issued time.Time) {
+	f.observe(name, func(l *live) bool {
+		l.SessionKey, l.SessionIssuedAt = fingerprint, issued
+		return true
+	})
+}
+
+// KeyRefused records a key that was refused though it was signed for this machine.
+func (f *Fleet) KeyRefused(name string, key v1alpha1.KeyRefusedStatus) {
+	f.observe(name, func(l *live) bool {
+		if l.Refused != nil && l.Refused.KeyFingerprint == key.KeyFingerprint {
+			return false
+		}
+		key.At = metav1.NewTime(f.now().Truncate(time.Second))
+		l.Refused = &key
+		return true
 	})
 }
 

@@ -24,6 +24,10 @@ func Fold(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin, now time.
 	if live.Lease != nil {
 		s.Lease = live.Lease.DeepCopy()
 	}
+	if live.SessionKey != "" {
+		s.Session = &v1alpha1.SessionStatus{KeyFingerprint: live.SessionKey, IssuedAt: metav1.NewTime(live.SessionIssuedAt.Truncate(time.Second))}
+	}
+	foldRefused(s, live)
 	s.Steps = steps(m, live)
 	foldNode(m, live)
 	s.Steps = endReboot(s.Steps, s.Intent, s.Node)
@@ -44,6 +48,17 @@ func Fold(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin, now time.
 	}
 	foldConditions(m, live, twins, now)
 	return v.until
+}
+
+// foldRefused records a key that was refused, until it or a later one is the machine's identity.
+func foldRefused(s *v1alpha1.MachineStatus, live fleet.Live) {
+	if live.Refused != nil {
+		s.KeyRefused = live.Refused.DeepCopy()
+	}
+	if refused := s.KeyRefused; refused != nil &&
+		(s.Identity == nil || s.Identity.KeyFingerprint == refused.KeyFingerprint || s.Identity.IssuedAt.After(refused.At.Add(time.Second))) {
+		s.KeyRefused = nil
+	}
 }
 
 // endReboot ends the last step of an operation, which the machine itself cannot report: an install's when the node
@@ -175,6 +190,12 @@ func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin,
 		reason, message = live.Blocked.Reason, live.Blocked.Message
 	}
 	only(v1alpha1.ConditionBlocked, reason, message)
+	reason, message = "", ""
+	if key := s.KeyRefused; key != nil {
+		reason, message = "NotTheIdentity", fmt.Sprintf("the node at %s shows key %s of %s, and the identity of this machine is %s. After a backup was restored: compare with what \"coldrack-agent fingerprint\" says on the node, then coldrack readmit %s --key %s. Otherwise it is an old disk: remove it",
+			key.From, key.KeyFingerprint, key.IssuedAt.UTC().Format(time.RFC3339), s.Identity.KeyFingerprint, m.Name, key.KeyFingerprint)
+	}
+	only(v1alpha1.ConditionKeyRefused, reason, message)
 	reason, message = "", ""
 	if m.Spec.BMC != nil {
 		reason, message = "NotSupported", "spec.bmc is kept, but nothing uses it yet; power the machine and choose its boot device yourself"

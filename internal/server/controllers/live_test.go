@@ -356,7 +356,7 @@ func (w *liveWorld) report(name, serial string, macs ...string) {
 	})
 	check(w.t, err)
 	w.fleet.Put(m)
-	w.fleet.Enrolled(name, "key")
+	w.fleet.Enrolled(name, "key", time.Now())
 	w.fleet.Contacted(name, "10.0.0.150")
 }
 

@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/lifecycle"
 	"coldrack.dev/internal/machine/nodeconfig"
 	"coldrack.dev/internal/wire"
 )
@@ -422,6 +424,138 @@ func TestAnOldSessionEndsWhenTheMachineBootsAgain(t *testing.T) {
 	s.clock.add(sessionTTL + time.Hour)
 	if _, err := now.assignment(); err == nil {
 		t.Error("an expired session still gets plans")
+	}
+}
+
+// fold writes what the controller writes of a machine's sessions and keys.
+func (s *server) fold(name string) {
+	s.t.Helper()
+	live := s.fleet.Live(name)
+	_, err := s.store.UpdateStatus(s.t.Context(), name, func(m *v1alpha1.Machine) error {
+		lifecycle.Fold(m, live, nil, s.clock.Now(), lifecycle.Limits{})
+		return nil
+	})
+	check(s.t, err)
+}
+
+func TestAnOldSessionEndsAlsoWhenTheServerIsRestarted(t *testing.T) {
+	s := newServer(t)
+	old := s.discovered(idsA)
+	now := s.discovered(idsA)
+	s.fold(old.name)
+	s.start()
+	s.approve(old.name, "i1", v1alpha1.ActionInstall)
+	if _, err := old.assignment(); code(err) != wire.CodeForbidden {
+		t.Errorf("after a restart the session of the boot before gets a plan: %v", err)
+	}
+	_, err := now.assignment()
+	check(t, err)
+	if _, err := old.assignment(); code(err) != wire.CodeForbidden {
+		t.Errorf("after the newest session was seen, the one before gets a plan: %v", err)
+	}
+}
+
+// The server may end before it has written which session is the last one.
+func TestTheNewestSessionGoesOnAlthoughNothingRecordedIt(t *testing.T) {
+	s := newServer(t)
+	old := s.discovered(idsA)
+	s.fold(old.name)
+	s.store.machines[old.name].Status.Session.IssuedAt.Time = s.clock.Now().Add(-time.Hour)
+	now := s.discovered(idsA)
+	s.start()
+	_, err := now.assignment()
+	check(t, err)
+	if _, err := old.assignment(); code(err) != wire.CodeForbidden {
+		t.Errorf("the session of the boot before gets a plan: %v", err)
+	}
+	s.fold(now.name)
+	s.start()
+	if _, err := old.assignment(); code(err) != wire.CodeForbidden {
+		t.Errorf("after another restart the session of the boot before gets a plan: %v", err)
+	}
+}
+
+func TestANonceIsForTheMachineThatAskedForIt(t *testing.T) {
+	s := newServer(t)
+	issue := func(ids v1alpha1.Identifiers) string {
+		return s.api.Nonces.Issue(Binding{Identifiers: ids, Action: v1alpha1.BootDiscover})
+	}
+	for _, test := range []struct {
+		name  string
+		asked v1alpha1.Identifiers
+		says  wire.Identifiers
+		want  string
+	}{
+		{"its MAC", v1alpha1.Identifiers{MACs: []string{"52-54-00-00-0A-01"}}, wire.Identifiers{MACs: []string{"52:54:00:00:0a:02", "52:54:00:00:0a:01"}}, ""},
+		{"another's MAC", v1alpha1.Identifiers{MACs: []string{"52:54:00:00:0b:01"}, UUID: idsB.UUID}, wire.Identifiers{MACs: []string{"52:54:00:00:0b:02"}, UUID: idsB.UUID}, wire.CodeForbidden},
+		{"no MAC, its UUID", v1alpha1.Identifiers{UUID: "8b1f7a6e-0000-4000-8000-0000000000c1"}, wire.Identifiers{MACs: []string{"52:54:00:00:0c:01"}, UUID: "8B1F7A6E-0000-4000-8000-0000000000C1"}, ""},
+		{"no MAC, another's UUID", v1alpha1.Identifiers{UUID: "8b1f7a6e-0000-4000-8000-0000000000d1"}, wire.Identifiers{MACs: []string{"52:54:00:00:0d:01"}, UUID: idsB.UUID}, wire.CodeForbidden},
+		{"no MAC and no UUID, its serial", v1alpha1.Identifiers{Serial: "SN-E"}, wire.Identifiers{MACs: []string{"52:54:00:00:0e:01"}, Serial: "SN-E"}, ""},
+		{"nothing at all", v1alpha1.Identifiers{}, wire.Identifiers{MACs: []string{"52:54:00:00:0f:01"}}, wire.CodeForbidden},
+	} {
+		if err := s.agent().enroll(issue(test.asked), test.says); code(err) != test.want {
+			t.Errorf("%s: %v, want code %q", test.name, err, test.want)
+		}
+	}
+}
+
+// A backup is older than the renewal of a node's key.
+func TestANodeIsReadmittedAfterABackup(t *testing.T) {
+	s := newServer(t)
+	_, node := s.installed(idsA, "i1")
+	backup, err := s.store.Get(t.Context(), node.name)
+	check(t, err)
+	renewed := &agent{s: s, key: newKey(t), name: node.name}
+	answer, err := send[wire.IdentityResponse](node, "POST", wire.PathRenew, wire.RenewRequest{CSR: csr(t, renewed.key)})
+	check(t, err)
+	renewed.cert = answer.Certificate
+	_, err = renewed.heartbeat()
+	check(t, err)
+	present := s.status(node.name).Identity.KeyFingerprint
+
+	s.store.put(backup)
+	s.start()
+	if _, err := renewed.heartbeat(); code(err) != wire.CodeForbidden {
+		t.Fatalf("a key that the backup does not know: %v", err)
+	}
+	s.fold(node.name)
+	m, err := s.store.Get(t.Context(), node.name)
+	check(t, err)
+	if c := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionKeyRefused); c == nil || !strings.Contains(c.Message, "coldrack readmit "+node.name+" --key "+present) {
+		t.Errorf("condition KeyRefused: %+v", c)
+	}
+	annotate := func(value string) {
+		m, err := s.store.Get(t.Context(), node.name)
+		check(t, err)
+		m.Annotations = map[string]string{v1alpha1.AnnotationReadmit: value}
+		s.fleet.Put(s.store.put(m))
+	}
+	old := backup.Status.Identity.KeyFingerprint
+	annotate(v1alpha1.ReadmitValue(present, old))
+	if _, err := renewed.heartbeat(); code(err) != wire.CodeForbidden {
+		t.Errorf("a readmission the other way round: %v", err)
+	}
+	annotate(v1alpha1.ReadmitValue(old, present))
+	_, err = renewed.heartbeat()
+	check(t, err)
+	if got := s.status(node.name).Identity; got.KeyFingerprint != present || got.NextKeyFingerprint != "" || !got.ExpiresAt.After(s.clock.Now()) {
+		t.Errorf("identity after it: %+v, want key %s", got, present)
+	}
+	if _, err := node.heartbeat(); code(err) != wire.CodeForbidden {
+		t.Errorf("the key before the renewal: %v", err)
+	}
+	s.fold(node.name)
+	if got := s.status(node.name); got.KeyRefused != nil && got.KeyRefused.KeyFingerprint == present {
+		t.Errorf("still said to be refused: %+v", got.KeyRefused)
+	}
+	// The request does nothing more: not for a disk from before the next install.
+	s.spec(node.name, func(spec *v1alpha1.MachineSpec) {
+		spec.Intent = &v1alpha1.Intent{ID: "i2", Action: v1alpha1.ActionReinstall}
+	})
+	again := s.discovered(idsA)
+	s.install(again, "i2")
+	if _, err := renewed.heartbeat(); code(err) != wire.CodeForbidden {
+		t.Errorf("the disk from before the reinstall is readmitted: %v", err)
 	}
 }
 

@@ -35,7 +35,9 @@ const (
 type peer struct {
 	kind        kind
 	machine     string
-	fingerprint string // of its public key
+	fingerprint string    // of its public key
+	issued      time.Time // when its certificate began to be valid
+	expires     time.Time
 }
 
 // authenticate reads the client certificate, which the TLS stack has verified.
@@ -52,7 +54,7 @@ func (a *API) authenticate(r *http.Request) (peer, error) {
 	if err != nil {
 		return peer{}, refuse(http.StatusUnauthorized, wire.CodeForbidden, "client certificate: %v", err)
 	}
-	p := peer{fingerprint: fingerprint}
+	p := peer{fingerprint: fingerprint, issued: leaf.NotBefore, expires: leaf.NotAfter}
 	name, organizations := leaf.Subject.CommonName, leaf.Subject.Organization
 	switch {
 	case slices.Equal(organizations, []string{sessionOrganization}) && strings.HasPrefix(name, sessionPrefix):
@@ -87,13 +89,25 @@ func (a *API) twoSystems(name string, r *http.Request) {
 }
 
 // checkSession refuses a session when the machine has enrolled again since: there is one running system
-// on a machine at a time, and an old session must not profit from an intent that was written later.
-// After a restart of the server any session that has not expired counts until the machine boots again.
+// on a machine at a time, and an old session must not profit from an intent that was written later. After a
+// restart of the server the machine's status says which session is the last one. It may have been written before
+// that session began, so a session that was issued later counts, too, and ends those before it.
 func (a *API) checkSession(ctx context.Context, p peer) error {
-	if _, err := a.machine(ctx, p.machine); err != nil {
+	m, err := a.machine(ctx, p.machine)
+	if err != nil {
 		return err
 	}
-	if current := a.Fleet.Live(p.machine).Session; current != "" && current != p.fingerprint {
+	live := a.Fleet.Live(p.machine)
+	key, issued := live.SessionKey, live.SessionIssuedAt
+	if key == "" && m.Status.Session != nil {
+		key, issued = m.Status.Session.KeyFingerprint, m.Status.Session.IssuedAt.Time
+	}
+	switch {
+	case key == p.fingerprint || key == "" || live.Session == "" && p.issued.After(issued):
+		if live.SessionKey != p.fingerprint {
+			a.Fleet.SessionReturned(p.machine, p.fingerprint, p.issued)
+		}
+	default:
 		return fmt.Errorf("%w: %w", errSessionEnded,
 			refuse(http.StatusForbidden, wire.CodeForbidden, "machine %s has booted and enrolled again since; this session has ended", p.machine))
 	}

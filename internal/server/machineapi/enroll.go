@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -58,7 +59,7 @@ func (a *API) enroll(ctx context.Context, c call, in wire.EnrollRequest) (any, e
 	if err != nil {
 		return nil, fmt.Errorf("sign session certificate of %s: %w", m.Name, err)
 	}
-	a.Fleet.Enrolled(m.Name, key)
+	a.Fleet.Enrolled(m.Name, key, leaf.NotBefore)
 	a.Fleet.Contacted(m.Name, address(c.request))
 	a.Fleet.Log(m.Name, fmt.Sprintf("enrolled from %s with agent %s, to %s", address(c.request), in.AgentVersion, binding.Action))
 	a.Log.Info("machine enrolled", "machine", m.Name, "from", address(c.request), "agent", termtext.Line(in.AgentVersion, 64), "boot", binding.Action)
@@ -82,7 +83,8 @@ func presented(in wire.EnrollRequest) identify.Query {
 	}
 }
 
-// sameMachine refuses a nonce that was read off another machine's boot.
+// sameMachine refuses a nonce that was read off another machine's boot: the machine must have the MAC that asked for it, or where
+// the request named none, its UUID or serial.
 func sameMachine(b Binding, claimed identify.Query) error {
 	boot := ""
 	for _, mac := range b.Identifiers.MACs {
@@ -92,7 +94,12 @@ func sameMachine(b Binding, claimed identify.Query) error {
 		}
 	}
 	if boot == "" {
-		return nil
+		if b.Identifiers.UUID != "" && strings.EqualFold(b.Identifiers.UUID, claimed.UUID) ||
+			b.Identifiers.UUID == "" && b.Identifiers.Serial != "" && b.Identifiers.Serial == claimed.Serial ||
+			identify.NameFor(claimed) == "" { // refused by itself, with what to do
+			return nil
+		}
+		return refuse(http.StatusForbidden, wire.CodeForbidden, "the nonce was issued to a machine without a MAC, with UUID %q and serial %q, which are not those of this one", b.Identifiers.UUID, b.Identifiers.Serial)
 	}
 	return refuse(http.StatusForbidden, wire.CodeForbidden, "the nonce was issued to the machine with MAC %s, which this one has not (%v)", boot, claimed.MACs)
 }

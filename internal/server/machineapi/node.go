@@ -2,10 +2,13 @@ package machineapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
@@ -23,6 +26,7 @@ const (
 func (a *API) heartbeat(ctx context.Context, c call, in wire.Heartbeat) (any, error) {
 	m, err := a.node(ctx, c.peer)
 	if err != nil {
+		a.tellRefusedKey(c, err)
 		return nil, err
 	}
 	a.Fleet.Beat(m.Name, cut(in), address(c.request))
@@ -98,11 +102,23 @@ func (a *API) node(ctx context.Context, p peer) (*v1alpha1.Machine, error) {
 	if hasIdentity(m, p.fingerprint) {
 		return m, nil
 	}
-	if m.Status.Identity != nil && m.Status.Identity.NextKeyFingerprint == p.fingerprint {
+	if m.Status.Identity != nil && (m.Status.Identity.NextKeyFingerprint == p.fingerprint || m.Readmits(p.fingerprint)) {
 		return a.adopt(ctx, p)
 	}
 	return nil, refuse(http.StatusForbidden, wire.CodeForbidden,
-		"this key is not machine %s's identity any more: it was installed again or released since. If this is an old disk, remove it", p.machine)
+		"this key is not machine %s's identity any more: it was installed again or released since, or the server was restored from a backup. If this is an old disk, remove it; otherwise: coldrack machines describe %s", p.machine, p.machine)
+}
+
+// tellRefusedKey records a key that is not the machine's identity though we signed it for this machine, so that a person can
+// tell an old disk from a restored backup.
+func (a *API) tellRefusedKey(c call, err error) {
+	m, ok := a.Fleet.Get(c.peer.machine)
+	var no *refusal
+	if !ok || m.Status.Identity == nil || !errors.As(err, &no) || no.what.Code != wire.CodeForbidden {
+		return
+	}
+	a.Fleet.KeyRefused(m.Name, v1alpha1.KeyRefusedStatus{KeyFingerprint: c.peer.fingerprint,
+		IssuedAt: metav1.NewTime(c.peer.issued), From: address(c.request)})
 }
 
 func hasIdentity(m *v1alpha1.Machine, fingerprint string) bool {
@@ -111,16 +127,27 @@ func hasIdentity(m *v1alpha1.Machine, fingerprint string) bool {
 
 // adopt makes a renewed key the machine's identity, now that the node has shown that it holds it.
 func (a *API) adopt(ctx context.Context, p peer) (*v1alpha1.Machine, error) {
+	readmitted := false
 	m, err := a.update(ctx, p.machine, func(m *v1alpha1.Machine) error {
 		identity := m.Status.Identity
-		if identity == nil || (identity.NextKeyFingerprint != p.fingerprint && identity.KeyFingerprint != p.fingerprint) {
+		readmitted = false
+		if identity == nil || (identity.NextKeyFingerprint != p.fingerprint && identity.KeyFingerprint != p.fingerprint && !m.Readmits(p.fingerprint)) {
 			return refuse(http.StatusForbidden, wire.CodeForbidden, "this key is not machine %s's identity any more", m.Name)
+		}
+		if m.Readmits(p.fingerprint) {
+			readmitted = true
+			identity.IssuedAt, identity.ExpiresAt = metav1.NewTime(p.issued), metav1.NewTime(p.expires)
 		}
 		identity.KeyFingerprint, identity.NextKeyFingerprint = p.fingerprint, ""
 		return nil
 	})
 	if err != nil {
 		return nil, err
+	}
+	if readmitted {
+		a.Log.Warn("node readmitted with a key that this server did not know", "machine", p.machine, "key", p.fingerprint)
+		a.Fleet.Log(p.machine, "readmitted with key "+p.fingerprint)
+		return m, nil
 	}
 	a.Log.Info("node uses its renewed certificate", "machine", p.machine, "key", p.fingerprint)
 	return m, nil
@@ -174,6 +201,6 @@ func (a *API) renewSession(c call, in wire.RenewRequest) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sign session certificate of %s: %w", c.peer.machine, err)
 	}
-	a.Fleet.SessionRenewed(c.peer.machine, key)
+	a.Fleet.SessionRenewed(c.peer.machine, key, leaf.NotBefore)
 	return wire.IdentityResponse{Certificate: string(certificate), CA: string(a.Signer.CertPEM()), ExpiresAt: leaf.NotAfter.UTC()}, nil
 }
