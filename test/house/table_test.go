@@ -78,6 +78,7 @@ var rooms = []room{
 	{"cluster/kube", "cluster", engines, may("api/v1alpha1")},
 	{"cluster/kubeapi", "cluster", engines, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi/pkcs10")},
 	{"cluster/kubeapi/pkcs10", "cluster", engines, nil},
+	{"cluster/planner", "cluster", engines, nil},
 	{"cluster/supply", "cluster", engines, may("api/v1alpha1", "cluster/kube", "content/bundle", "manifest", "manifest/yamlerr")},
 	{"cluster/members", "cluster", engines, may("api/v1alpha1", "cluster/kube", "wire")},
 
@@ -155,6 +156,9 @@ var bans = []ban{
 	{"internal/netboot/httpboot", "api/", false, "protocol servers have no product knowledge"},
 	{"internal/content/registry", "api/", false, "protocol servers have no product knowledge"},
 	{"internal/cluster/kube$", "internal/", false, "what a cluster needs on each machine is rendered by a pure function"},
+	{"internal/cluster/planner", product, false, "what is taken away, and when, is decided by a pure function"},
+	{"internal/cluster/planner", "net", true, "what is taken away, and when, is decided by a pure function"},
+	{"internal/cluster/planner", "k8s.io/", false, "what is taken away, and when, is decided by a pure function"},
 	{"internal/wire", "k8s.io/", false, "the agent uses it; it must stay small"},
 	{"internal/digest", "k8s.io/", false, "the agent uses it; it must stay small"},
 	{"internal/durable", "k8s.io/", false, "the agent uses it; it must stay small"},

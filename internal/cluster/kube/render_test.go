@@ -354,23 +354,6 @@ func TestEveryCertificateIsUsed(t *testing.T) {
 	}
 }
 
-func TestCheckUpgrade(t *testing.T) {
-	for _, test := range []struct{ from, to, want string }{
-		{"v1.36.3", "v1.37.2", ""},
-		{"v1.37.1", "v1.37.2", ""},
-		{"v1.37.2", "v1.37.2", ""},
-		{"v1.37.2", "v1.37.1", "downgrade to an older patch release"},
-		{"v1.37.2", "v1.36.3", "is a downgrade"},
-		{"v1.35.1", "v1.37.2", "skips a minor release; go to v1.36 first"},
-		{"v1.37.2", "v1.38.0", "unknown Kubernetes version"},
-	} {
-		err := CheckUpgrade(test.from, test.to)
-		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
-			t.Errorf("from %s to %s: got %v, want %q", test.from, test.to, err, test.want)
-		}
-	}
-}
-
 func TestCertificateTemplate(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for _, c := range render(t, v1alpha1.TopologyLaptop).Nodes["machine-01"].Certificates {

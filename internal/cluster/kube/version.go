@@ -146,30 +146,6 @@ func releaseOf(version string) (release, error) {
 	return r, nil
 }
 
-// CheckUpgrade says why a cluster that runs one version may not go to another, or nil.
-func CheckUpgrade(from, to string) error {
-	a, err := ParseVersion(from)
-	if err != nil {
-		return err
-	}
-	b, err := ParseVersion(to)
-	if err != nil {
-		return err
-	}
-	if _, err := releaseOf(to); err != nil {
-		return err
-	}
-	switch {
-	case b.Minor < a.Minor:
-		return fmt.Errorf("from %s to %s is a downgrade: etcd may already hold what the older release cannot read; restore a backup instead", from, to)
-	case b.Minor > a.Minor+1:
-		return fmt.Errorf("from %s to %s skips a minor release; go to v1.%d first", from, to, a.Minor+1)
-	case b.Minor == a.Minor && b.Patch < a.Patch:
-		return fmt.Errorf("from %s to %s is a downgrade to an older patch release", from, to)
-	}
-	return nil
-}
-
 func kubernetesImage(name component, version string) string {
 	return imageRepository + "/" + string(name) + ":" + version
 }
