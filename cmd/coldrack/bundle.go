@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -287,6 +288,7 @@ that does not run makes the Images known when it starts.`,
 			if err != nil {
 				return bundle.Advise(err, adviseTrustFlag)
 			}
+			a.warnBehind(&summary)
 			return a.printSummary(summary, "")
 		},
 	}
@@ -320,7 +322,16 @@ func (a *app) uploadBundle(ctx context.Context, path string, again bool) error {
 		return fmt.Errorf("import %s: %w", path, err)
 	}
 	fmt.Fprintf(a.out, "bundle %s (%s) is imported\n", result.Name, result.Digest)
+	a.warnBehind(result)
 	return nil
+}
+
+// warnBehind says that what was imported does not take the place of what there is.
+func (a *app) warnBehind(imported *bundle.Summary) {
+	for _, newer := range imported.Behind {
+		fmt.Fprintf(a.err, "warning: it was built %s, before bundle %s (%s, %s), which is used on for what both have; to go back: coldrack bundle delete %s\n",
+			imported.Created.Format(time.RFC3339), newer.Name, newer.Created.Format(time.RFC3339), newer.Digest, newer.Name)
+	}
 }
 
 func (a *app) alreadyImported(ctx context.Context, digest string) (bool, error) {

@@ -268,6 +268,8 @@ type Summary struct {
 	Info
 	Artifacts []Artifact `json:"artifacts"`
 	Size      int64      `json:"size"` // bytes of all blobs
+	// Behind are imported bundles that were built later and hold some of the same, which is used from there. Of an import only.
+	Behind []Info `json:"behind,omitempty"`
 }
 
 func (c *contents) summary() Summary {

@@ -672,6 +672,53 @@ func TestTheNewestBundleComesFirst(t *testing.T) {
 	}
 }
 
+// An older bundle that is imported later does not take the place of what is there, and that is said.
+func TestAnOlderBundleDoesNotBecomeTheNewest(t *testing.T) {
+	ctx, dir, s := context.Background(), t.TempDir(), newStore(t)
+	built := time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC)
+	bring := func(name string, created time.Time) Summary {
+		t.Helper()
+		spec := sampleSpec(t, t.TempDir())
+		spec.Name, spec.Created = name, created
+		config := spec.Artifacts[0].Config.(ImageConfig)
+		config.Version = created.Format(time.RFC3339)
+		spec.Artifacts[0].Config = config
+		path := filepath.Join(dir, name+created.Format("20060102"))
+		if _, err := Pack(ctx, spec, testKey(1), path, nil); err != nil {
+			t.Fatal(err)
+		}
+		sum, err := Import(ctx, s, path, public(testKey(1)), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sum
+	}
+	wantFrom := func(want Summary) {
+		t.Helper()
+		a, err := s.Artifact(KindImage, "debian-12")
+		if err != nil || a.Bundle.Digest != want.Digest {
+			t.Errorf("the image comes from the bundle built %s, %v; want %s", a.Bundle.Created, err, want.Created)
+		}
+	}
+	middle := bring("site", built)
+	for _, name := range []string{"site", "other"} { // of the same product, and of another that has the same image
+		if older := bring(name, built.AddDate(0, -1, 0)); len(older.Behind) != 1 || older.Behind[0].Digest != middle.Digest {
+			t.Errorf("an older bundle %s is behind %+v, want %s", name, older.Behind, middle.Digest)
+		}
+		wantFrom(middle)
+	}
+	newest := bring("site", built.AddDate(0, 1, 0))
+	if len(newest.Behind) != 0 {
+		t.Errorf("the newest bundle is behind %+v", newest.Behind)
+	}
+	wantFrom(newest)
+	// Who wants to go back withdraws it.
+	if _, err := s.Remove(ctx, newest.Digest); err != nil {
+		t.Fatal(err)
+	}
+	wantFrom(middle)
+}
+
 func TestRotInTheStoreIsFoundByName(t *testing.T) {
 	path, trusted := packSample(t)
 	s := newStore(t)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +15,8 @@ import (
 
 // Import brings the bundle at path into the store and returns what is now visible. It may be
 // interrupted at any point, by a crash or a full disk, and run again: blobs that arrived are kept, and nothing of
-// the bundle can be seen before all of it is there and verified. Importing a bundle again makes it the newest.
+// the bundle can be seen before all of it is there and verified. A bundle that was built earlier than others
+// does not take their place; the summary says so.
 func Import(ctx context.Context, s *Store, path string, trusted []ed25519.PublicKey, progress func(Progress)) (Summary, error) {
 	a, closeFile, err := openArchiveFile(path)
 	if err != nil {
@@ -25,7 +27,9 @@ func Import(ctx context.Context, s *Store, path string, trusted []ed25519.Public
 	if err != nil {
 		return Summary{}, fmt.Errorf("import bundle %s: %w", path, err)
 	}
-	return c.summary(), nil
+	summary := c.summary()
+	summary.Behind = s.behind(c)
+	return summary, nil
 }
 
 func (a *archive) importInto(ctx context.Context, s *Store, trusted []ed25519.PublicKey, progress func(Progress)) (*contents, error) {
@@ -98,6 +102,10 @@ func Export(ctx context.Context, s *Store, nameOrDigest, path string, progress f
 	im, err := s.readIndex()
 	if err != nil {
 		return Summary{}, fmt.Errorf("export bundle: %w", err)
+	}
+	bundles := s.Bundles()
+	if i := slices.IndexFunc(bundles, func(b Info) bool { return b.Name == nameOrDigest }); i >= 0 {
+		nameOrDigest = bundles[i].Digest
 	}
 	var names []string
 	for _, d := range im.Manifests {

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -161,7 +162,7 @@ func (e *mismatchError) Error() string {
 	return fmt.Sprintf("store blob: content is %s, want %s", e.got, e.want)
 }
 
-// Artifacts lists what the store holds, those of the bundle imported last first. It notices what
+// Artifacts lists what the store holds, those of the bundle built last first. It notices what
 // another process imported. The result is the caller's.
 func (s *Store) Artifacts() []Artifact {
 	s.mu.Lock()
@@ -186,7 +187,7 @@ func (s *Store) Artifact(kind Kind, name string) (Artifact, error) {
 	return Artifact{}, fmt.Errorf("%s %q: %w in the content store, which has %q of this kind; import a bundle that holds it", kind, name, ErrNotFound, names)
 }
 
-// Bundles lists what was imported, the last first.
+// Bundles lists what was imported, the one built last first.
 func (s *Store) Bundles() []Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -285,6 +286,27 @@ func readIndexFile(path string) (v1.IndexManifest, error) {
 	return parseIndex(raw)
 }
 
+// newestFirst orders bundles by when they were built, and those of one moment by when they were imported: an older bundle that is
+// imported later must not take the place of what there is.
+func newestFirst(a, b Info) int {
+	return cmp.Or(b.Created.Compare(a.Created), b.Imported.Compare(a.Imported))
+}
+
+// behind are the bundles that are newer than c and hold something of the same kind and name.
+func (s *Store) behind(c *contents) []Info {
+	var list []Info
+	for _, a := range s.Artifacts() {
+		shared := slices.ContainsFunc(c.artifacts, func(own Artifact) bool {
+			return own.Kind == a.Kind && own.Name == a.Name && own.Digest != a.Digest
+		})
+		known := slices.ContainsFunc(list, func(i Info) bool { return i.Digest == a.Bundle.Digest })
+		if shared && !known && newestFirst(a.Bundle, c.info) < 0 {
+			list = append(list, a.Bundle)
+		}
+	}
+	return list
+}
+
 // refresh reads index.json if it is another one than before. s.mu is held.
 func (s *Store) refresh() error {
 	var st unix.Stat_t
@@ -304,8 +326,7 @@ func (s *Store) refresh() error {
 	if err != nil {
 		return err
 	}
-	var catalog []Artifact
-	var bundles []Info
+	var all []*contents
 	var broken []error
 	for _, d := range im.Manifests {
 		// One damaged bundle must not take the others from the site.
@@ -314,6 +335,12 @@ func (s *Store) refresh() error {
 			broken = append(broken, err)
 			continue
 		}
+		all = append(all, c)
+	}
+	slices.SortStableFunc(all, func(a, b *contents) int { return newestFirst(a.info, b.info) })
+	var catalog []Artifact
+	var bundles []Info
+	for _, c := range all {
 		catalog = append(catalog, c.artifacts...)
 		bundles = append(bundles, c.info)
 	}
@@ -359,7 +386,7 @@ func (s *Store) readBlob(d Descriptor, limit int64) ([]byte, error) {
 	return io.ReadAll(f)
 }
 
-// publish makes a bundle visible as the newest; all its blobs are in the store by now.
+// publish makes a bundle visible; all its blobs are in the store by now.
 func (s *Store) publish(c *contents, now time.Time) (Info, error) {
 	unlock, err := s.lock("index.lock", unix.LOCK_EX)
 	if err != nil {

@@ -110,6 +110,10 @@ func (i *importer) importFile(ctx context.Context, path string, onlyNew bool, pr
 	if err != nil {
 		return bundle.Summary{}, bundle.Advise(err, trustAdvice)
 	}
+	for _, newer := range summary.Behind {
+		i.log.Warn("the imported bundle is older than another, which is used on for what both have; delete that one to go back",
+			"bundle", summary.Name, "built", summary.Created, "newer", newer.Name, "newerBuilt", newer.Created, "newerDigest", newer.Digest)
+	}
 	i.tell()
 	return summary, nil
 }

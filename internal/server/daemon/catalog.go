@@ -43,12 +43,11 @@ func (c *catalog) Changed() <-chan struct{} {
 	return c.change
 }
 
-// Images returns the newest image of each name.
+// Images returns the newest image of each name. The store lists the newest first.
 func (c *catalog) Images() []v1alpha1.Image {
 	newest := map[string]bundle.Artifact{}
 	for _, artifact := range c.store.Artifacts() {
-		if have, ok := newest[artifact.Name]; artifact.Kind == bundle.KindImage &&
-			(!ok || artifact.Bundle.Imported.After(have.Bundle.Imported)) {
+		if _, ok := newest[artifact.Name]; artifact.Kind == bundle.KindImage && !ok {
 			newest[artifact.Name] = artifact
 		}
 	}
@@ -95,7 +94,7 @@ func (c *catalog) Bundles() []v1alpha1.Bundle {
 	byDigest := map[string]*v1alpha1.Bundle{}
 	newest := map[string]bundle.Info{}
 	for _, info := range c.store.Bundles() {
-		if have, ok := newest[info.Name]; !ok || info.Imported.After(have.Imported) {
+		if _, ok := newest[info.Name]; !ok {
 			newest[info.Name] = info
 		}
 	}

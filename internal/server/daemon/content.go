@@ -30,15 +30,14 @@ type content struct {
 
 func newContent(store *bundle.Store) content { return content{store, &sync.Map{}} }
 
-// newest returns the artifact of a kind that was imported last.
+// newest returns the artifact of a kind that was built last.
 func (c content) newest(kind bundle.Kind) (bundle.Artifact, bool) {
-	var found bundle.Artifact
 	for _, artifact := range c.store.Artifacts() {
-		if artifact.Kind == kind && (found.Digest == "" || artifact.Bundle.Imported.After(found.Bundle.Imported)) {
-			found = artifact
+		if artifact.Kind == kind {
+			return artifact, true
 		}
 	}
-	return found, found.Digest != ""
+	return bundle.Artifact{}, false
 }
 
 // netboot returns the kernel and initramfs of discovery, and their kernel's version.

@@ -13,7 +13,7 @@ import (
 // imageContent is the container images of the imported bundles; it implements registry.Content.
 type imageContent struct{ store *bundle.Store }
 
-// Images lists those of the bundle imported last first, as Artifacts does.
+// Images lists those of the bundle built last first, as Artifacts does.
 func (c imageContent) Images() []registry.Image {
 	var images []registry.Image
 	for _, artifact := range c.store.Artifacts() {
