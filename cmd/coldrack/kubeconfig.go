@@ -14,6 +14,7 @@ import (
 	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/settings"
 	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/daemon"
 	"coldrack.dev/internal/server/peopleapi/credentials"
@@ -131,6 +132,10 @@ A person on another machine needs --server with an address that the API's certif
 				return err
 			}
 			if content, err = pointTo(content, cfg, url); err != nil {
+				return err
+			}
+			issued := audit.Issued{What: "kubeconfigs", Name: user, Verb: "create", Details: map[string]string{"groups": strings.Join(groups, ","), "ttl": lifetime(ttl)}}
+			if err := cfg.RecordIssued(issued, a.logger(cfg)); err != nil {
 				return err
 			}
 			if write == "" {

@@ -38,20 +38,27 @@ func serveOptions() map[string]settings.Option {
 		"etcdKeyFile":   usage("key of the client certificate"),
 		// COLDRACK_KUBECONFIG already tells people's verbs where the server is. A server that read it too
 		// would take itself for its own store.
-		"kubeconfig":        {Usage: "existing Kubernetes API that holds the kinds instead of the embedded one", Env: "COLDRACK_SERVE_KUBECONFIG"},
-		"manifests":         usage("files or folders applied at every start"),
-		"bundles":           usage("bundle archives imported at start when the store lacks them"),
-		"trustedKeys":       usage("files with Ed25519 public keys whose signatures on bundles are accepted"),
-		"discoveryArgs":     usage("kernel arguments of the discovery system, for hardware that needs some, for example nomodeset"),
-		"registryUpstreams": usage("registries that container images are fetched from when no bundle has them, for example docker.io; http://HOST for plain HTTP"),
-		"registryCacheGib":  usage("GiB of images from such registries that are kept"),
-		"swarmFrom":         usage("from how many machines on that fetch the same they give it to each other; 0: never, the server gives all"),
-		"bootConcurrency":   usage("how many machines load what they boot at once; others wait, but no longer than their firmware does"),
-		"bootPaceMbit":      usage("megabits a second for one connection of a boot loader, for loaders that hang when data come too fast; 0: no bound"),
-		"heartbeatInterval": usage("how often installed nodes report"),
-		"lostAfter":         usage("how long a node may be silent before it counts as lost; 0: three heartbeats"),
-		"logLevel":          usage("debug, info, warn or error"),
-		"logFormat":         usage("text or json"),
+		"kubeconfig":            {Usage: "existing Kubernetes API that holds the kinds instead of the embedded one", Env: "COLDRACK_SERVE_KUBECONFIG"},
+		"manifests":             usage("files or folders applied at every start"),
+		"bundles":               usage("bundle archives imported at start when the store lacks them"),
+		"trustedKeys":           usage("files with Ed25519 public keys whose signatures on bundles are accepted"),
+		"discoveryArgs":         usage("kernel arguments of the discovery system, for hardware that needs some, for example nomodeset"),
+		"registryUpstreams":     usage("registries that container images are fetched from when no bundle has them, for example docker.io; http://HOST for plain HTTP"),
+		"registryCacheGib":      usage("GiB of images from such registries that are kept"),
+		"auditFailure":          usage("what becomes of a write whose audit record cannot be kept: refuse or continue"),
+		"auditMaxMib":           usage("MiB that the audit log may take before its oldest files are removed"),
+		"auditMinDays":          usage("days that each record of the audit log is kept at least, whatever its size"),
+		"auditSyslog":           usage("syslog receiver that audit records are sent to as well (RFC 5424): udp://HOST:PORT, tcp://HOST:PORT or unix:///PATH"),
+		"auditWebhook":          usage("URL that audit records are sent to as well, as those of Kubernetes (EventList of audit.k8s.io/v1)"),
+		"auditWebhookCAFile":    usage("certificates that the webhook is trusted by; none: those of this host"),
+		"auditWebhookTokenFile": usage("file with a bearer token for the webhook"),
+		"swarmFrom":             usage("from how many machines on that fetch the same they give it to each other; 0: never, the server gives all"),
+		"bootConcurrency":       usage("how many machines load what they boot at once; others wait, but no longer than their firmware does"),
+		"bootPaceMbit":          usage("megabits a second for one connection of a boot loader, for loaders that hang when data come too fast; 0: no bound"),
+		"heartbeatInterval":     usage("how often installed nodes report"),
+		"lostAfter":             usage("how long a node may be silent before it counts as lost; 0: three heartbeats"),
+		"logLevel":              usage("debug, info, warn or error"),
+		"logFormat":             usage("text or json"),
 	}
 }
 
@@ -98,6 +105,7 @@ SIGINT and SIGTERM end the server gracefully; a second one ends it at once.`,
 	}
 	if bindErr == nil {
 		set.AddFlags(cmd.Flags())
+		_ = cmd.RegisterFlagCompletionFunc("audit-failure", cobra.FixedCompletions([]string{daemon.AuditRefuse, daemon.AuditContinue}, cobra.ShellCompDirectiveNoFileComp))
 	}
 	cmd.Flags().StringVar(&file, "config", "", "config file [$COLDRACK_CONFIG] (default "+defaultConfigFile+" if it exists)")
 	cmd.Flags().BoolVar(&printConfig, "print-config", false, "show the effective configuration and where each value came from, and exit")

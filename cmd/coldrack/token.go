@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"coldrack.dev/internal/cli"
 	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/controlplane"
 )
 
@@ -52,9 +54,14 @@ func (a *app) tokenCreateCommand(server *serverFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			secret, err := controlplane.OpenTokens(controlplane.TokensPath(cfg.DataDir)).Create(name, groups, ttl)
+			tokens := controlplane.OpenTokens(controlplane.TokensPath(cfg.DataDir))
+			secret, err := tokens.Create(name, groups, ttl)
 			if err != nil {
 				return err
+			}
+			issued := audit.Issued{What: "tokens", Name: name, Verb: "create", Details: map[string]string{"groups": strings.Join(groups, ","), "ttl": lifetime(ttl)}}
+			if err := cfg.RecordIssued(issued, a.logger(cfg)); err != nil {
+				return errors.Join(err, tokens.Revoke(name))
 			}
 			fmt.Fprintln(a.out, secret)
 			return nil
@@ -124,13 +131,26 @@ func (a *app) tokenRevokeCommand(server *serverFlags) *cobra.Command {
 			if !slices.ContainsFunc(known, func(t controlplane.Token) bool { return t.Name == args[0] }) {
 				return exit.NotFoundf("there is no token %q; `coldrack token list` shows all", args[0])
 			}
+			// What takes a right away is done whether a record of it can be kept or not.
+			unrecorded := cfg.RecordIssued(audit.Issued{What: "tokens", Name: args[0], Verb: "delete"}, a.logger(cfg))
 			if err := tokens.Revoke(args[0]); err != nil {
 				return err
+			}
+			if unrecorded != nil {
+				fmt.Fprintf(a.err, "warning: the audit log has no record of this: %v\n", unrecorded)
 			}
 			fmt.Fprintf(a.out, "token %s revoked\n", args[0])
 			return nil
 		},
 	}
+}
+
+// lifetime of a credential, for a record.
+func lifetime(ttl time.Duration) string {
+	if ttl == 0 {
+		return "until revoked"
+	}
+	return ttl.String()
 }
 
 func roleNames(groups []string) string {

@@ -103,13 +103,14 @@ var rooms = []room{
 	{"agent/systemd", "agent", parties, nil},
 	{"agent/target", "agent", parties, may("machine/nodeconfig")},
 
+	{"server/audit", "server", parties, nil},
 	{"server/controllers", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "machine/enroll", "machine/fleet", "machine/identify", "machine/lifecycle")},
-	{"server/controlplane", "server", parties, may("api/v1alpha1")},
+	{"server/controlplane", "server", parties, may("api/v1alpha1", "server/audit")},
 	{"server/machineapi", "server", parties, may("api/v1alpha1", "cluster/members", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "machine/nodeconfig", "pki", "wire")},
 	{"server/peopleapi", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "content/bundle", "machine/fleet", "server/controlplane", "server/peopleapi/peoplewire")},
 	{"server/peopleapi/credentials", "server", parties, may("pki", "server/controlplane")},
 	{"server/peopleapi/peoplewire", "server", parties, may("cluster/kube")},
-	{"server/daemon", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "machine/nodeconfig", "manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "pki", "server/controllers", "server/controlplane", "server/machineapi", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "wire")},
+	{"server/daemon", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "machine/nodeconfig", "manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "pki", "server/audit", "server/controllers", "server/controlplane", "server/machineapi", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "wire")},
 
 	{"lab", "lab", front, nil},
 	{"lab/rehearse", "lab", front, may("agent/client", "agent/discovery", "api/v1alpha1", "content/bundle", "content/diskimage", "manifest", "wire")},
@@ -122,7 +123,7 @@ var rooms = []room{
 	{"cli/upload", "cli", front, may("cli", "content/bundle", "server/peopleapi/peoplewire")},
 	{"cli/doctor", "cli", front, may("netboot/dhcp")},
 	{"cli/settings", "cli", front, may("manifest/yamlerr")},
-	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/exit", "cli/follow", "cli/machine", "cli/objects", "cli/request", "cli/settings", "cli/upload", "cluster/kube", "cluster/supply", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "manifest", "netboot/gate", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
+	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/exit", "cli/follow", "cli/machine", "cli/objects", "cli/request", "cli/settings", "cli/upload", "cluster/kube", "cluster/supply", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "manifest", "netboot/gate", "server/audit", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
 	{"cmd/coldrack-agent", "cmd", front, may("agent/console", "agent/discovery", "agent/inventory", "agent/node", "agent/pid1")},
 	{"cmd/coldrack-probe", "cmd", front, nil},
 }

@@ -20,9 +20,11 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/server/audit"
 	"k8s.io/client-go/rest"
 )
 
@@ -61,6 +63,10 @@ type Config struct {
 	// put on many machines emptied in their place, so that two Machines cannot claim the same one. Nil: they
 	// are compared as they are written.
 	Normalize func(v1alpha1.Identifiers) v1alpha1.Identifiers `json:"-"`
+	// Audit keeps the records of who did what. nil: a log below DataDir with the usual bounds.
+	Audit *audit.Log `json:"-"`
+	// AuditContinue lets writes go on whose record cannot be kept. Otherwise they are refused.
+	AuditContinue bool
 	// Version is our own version, which /version shows as build metadata.
 	Version string
 
@@ -136,6 +142,17 @@ const (
 	tokensFile   = "tokens.json"
 )
 
+// Bounds of the audit log, unless an operator chooses others.
+const (
+	AuditMaxMiB  = 1024
+	AuditMinDays = 30
+)
+
+// AuditOptions are those of the audit log of the server with this data directory.
+func AuditOptions(dataDir string, log *slog.Logger) audit.Options {
+	return audit.Options{File: filepath.Join(dataDir, auditLogFile), MaxBytes: AuditMaxMiB << 20, Keep: AuditMinDays * 24 * time.Hour, Log: log}
+}
+
 // TokensPath is where the bearer tokens of the server with this data directory are kept.
 func TokensPath(dataDir string) string { return filepath.Join(dataDir, tokensFile) }
 
@@ -148,6 +165,11 @@ type ControlPlane struct {
 	elect   elector
 	store   *storeKeeper // of EngineEmbedded
 	serving *servingCert // nil with EngineKubernetes
+	audit   *audit.Log   // nil with EngineKubernetes
+	// auditContinue is Config.AuditContinue.
+	auditContinue bool
+	auditMu       sync.Mutex
+	auditSaid     time.Time // when it was last logged that records cannot be kept
 
 	// stops are called by Stop, last first.
 	stops []func()

@@ -7,9 +7,11 @@ import (
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 )
 
+const planPath = "/coldrack/v1/plan"
+
 // askPaths are handlers to which viewers may post: what changes nothing, and what itself decides how much each
 // role gets.
-var askPaths = []string{"/coldrack/v1/plan", "/coldrack/v1/certificates"}
+var askPaths = []string{planPath, "/coldrack/v1/certificates"}
 
 // Person is who sent a request to one of Config.Handlers, as the API has authenticated them.
 type Person struct {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/server/audit"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	extensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	extensionsoptions "k8s.io/apiextensions-apiserver/pkg/cmd/server/options"
@@ -99,6 +100,9 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 		return err
 	}
 	closeListener = func() {} // the server closes it from now on
+	if err := server.GenericAPIServer.AddReadyzChecks(auditHealth{c.audit}); err != nil {
+		return err
+	}
 	if c.store != nil {
 		if err := server.GenericAPIServer.AddReadyzChecks(c.store); err != nil {
 			return err
@@ -174,21 +178,29 @@ func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport 
 
 	config.ResourceTransformers = encryption
 	etcd := etcdOptions(cfg.EtcdPrefix, transport)
-	if err := etcd.ApplyTo(&config.Config); err != nil {
+	err := etcd.ApplyTo(&config.Config)
+	if err != nil {
 		return nil, fmt.Errorf("connect the API server to etcd: %w", err)
 	}
 
-	backend, evaluator, auditFile, err := newAudit(cfg.path(auditLogFile))
-	if err != nil {
-		return nil, fmt.Errorf("open the audit log: %w", err)
+	if c.audit = cfg.Audit; c.audit == nil {
+		if c.audit, err = audit.Open(AuditOptions(cfg.DataDir, c.log)); err != nil {
+			return nil, err
+		}
+		c.onStop(c.audit.Close)
 	}
-	c.onStop(func() { auditFile.Close() })
-	config.AuditBackend, config.AuditPolicyRuleEvaluator = backend, evaluator
+	c.auditContinue = cfg.AuditContinue
+	config.AuditBackend, config.AuditPolicyRuleEvaluator = newRecorder(c.audit, c.notRecorded), newPolicyEvaluator()
 
 	config.EffectiveVersion = effectiveVersion{compatibility.DefaultBuildEffectiveVersion(), cfg.Version}
 	config.AdmissionControl = rules
+	plane := c
 	config.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
-		return genericapiserver.DefaultBuildHandlerChain(onlyJSON(api, c.Serializer), c)
+		api = onlyJSON(api, c.Serializer)
+		if !plane.auditContinue {
+			api = plane.onlyRecorded(api, c.Serializer)
+		}
+		return genericapiserver.DefaultBuildHandlerChain(api, c)
 	}
 	// What is served beside the API, such as an upload or a log that is followed, takes as long as it takes;
 	// the API's own requests are cut off after a minute.

@@ -5,6 +5,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -14,6 +15,8 @@ import (
 
 	"coldrack.dev/internal/content/registry"
 	"coldrack.dev/internal/netboot/gate"
+	"coldrack.dev/internal/server/audit"
+	"coldrack.dev/internal/server/controlplane"
 )
 
 // Config is everything `coldrack serve` can be told. Every field is a flag, an environment variable and
@@ -68,6 +71,18 @@ type Config struct {
 	// RegistryCacheGiB bounds what is kept of them.
 	RegistryCacheGiB int `json:"registryCacheGib"`
 
+	// AuditFailure is what becomes of a write whose audit record cannot be kept: AuditRefuse or AuditContinue.
+	AuditFailure string `json:"auditFailure"`
+	// AuditMaxMib is how large the audit log may become before its oldest files are removed, and AuditMinDays the age that they
+	// must have.
+	AuditMaxMib  int `json:"auditMaxMib"`
+	AuditMinDays int `json:"auditMinDays"`
+	// AuditSyslog and AuditWebhook are where each audit record is sent as well; see audit.Export.
+	AuditSyslog           string `json:"auditSyslog,omitempty"`
+	AuditWebhook          string `json:"auditWebhook,omitempty"`
+	AuditWebhookCAFile    string `json:"auditWebhookCAFile,omitempty"`
+	AuditWebhookTokenFile string `json:"auditWebhookTokenFile,omitempty"`
+
 	// DiscoveryArgs are kernel arguments of the discovery system in addition to its own, for hardware that
 	// needs some. Installed machines get theirs from their Profile.
 	DiscoveryArgs []string `json:"discoveryArgs,omitempty"`
@@ -101,6 +116,9 @@ func DefaultConfig() Config {
 		MachinePort:       7444,
 		TFTPPort:          69,
 		RegistryCacheGiB:  20,
+		AuditFailure:      AuditRefuse,
+		AuditMaxMib:       controlplane.AuditMaxMiB,
+		AuditMinDays:      controlplane.AuditMinDays,
 		BootConcurrency:   gate.Usual().Loading,
 		SwarmFrom:         5,
 		HeartbeatInterval: 30 * time.Second,
@@ -147,6 +165,19 @@ func (c Config) Validate() error {
 	if c.RegistryCacheGiB < 1 {
 		bad("registryCacheGib", c.RegistryCacheGiB, "must be at least 1")
 	}
+	if c.AuditFailure != AuditRefuse && c.AuditFailure != AuditContinue {
+		bad("auditFailure", c.AuditFailure, "must be refuse, writes without a record are refused, or continue, they go on")
+	}
+	if c.AuditMaxMib < 1 {
+		bad("auditMaxMib", c.AuditMaxMib, "must be at least 1")
+	}
+	if c.AuditMinDays < 0 {
+		bad("auditMinDays", c.AuditMinDays, "must be 0 or more")
+	}
+	exports := map[string]string{"Syslog": c.AuditSyslog, "Webhook": c.AuditWebhook, "WebhookCAFile": c.AuditWebhookCAFile, "WebhookTokenFile": c.AuditWebhookTokenFile}
+	for field, want := range c.auditExport().Validate() {
+		bad("audit"+field, exports[field], want)
+	}
 	for _, arg := range c.DiscoveryArgs {
 		if arg == "" || strings.ContainsAny(arg, " \t\n\"") || strings.HasPrefix(arg, "coldrack.") {
 			bad("discoveryArgs", arg, "must be one kernel argument, for example nomodeset, and none of Coldrack's own")
@@ -185,6 +216,43 @@ func (c Config) lostAfter() time.Duration {
 		return 3 * c.HeartbeatInterval
 	}
 	return c.LostAfter
+}
+
+// What AuditFailure may be.
+const (
+	AuditRefuse   = "refuse"
+	AuditContinue = "continue"
+)
+
+func (c Config) auditExport() audit.Export {
+	return audit.Export{Syslog: c.AuditSyslog, Webhook: c.AuditWebhook, WebhookCAFile: c.AuditWebhookCAFile, WebhookTokenFile: c.AuditWebhookTokenFile}
+}
+
+// openAudit returns the audit log of the server; nil where the API that holds the kinds has its own.
+func (c Config) openAudit(log *slog.Logger) (*audit.Log, error) {
+	if c.Kubeconfig != "" {
+		return nil, nil
+	}
+	options := controlplane.AuditOptions(c.DataDir, log.With("part", "audit"))
+	options.MaxBytes, options.Keep = int64(c.AuditMaxMib)<<20, time.Duration(c.AuditMinDays)*24*time.Hour
+	options.Export = c.auditExport()
+	return audit.Open(options)
+}
+
+// RecordIssued keeps the record of a credential that somebody makes from the server's files, beside the server. The credential may be
+// handed out only if there is no error.
+func (c Config) RecordIssued(issued audit.Issued, log *slog.Logger) error {
+	options := controlplane.AuditOptions(c.DataDir, log)
+	options.MaxBytes, options.Export = 0, c.auditExport()
+	records, err := audit.Open(options)
+	if err != nil {
+		return err
+	}
+	defer records.Close()
+	if err := records.Keep(issued.Event(time.Now())); err != nil && c.AuditFailure == AuditRefuse {
+		return fmt.Errorf("no record of it can be kept, so that it is not made: %w", err)
+	}
+	return nil
 }
 
 func (c Config) path(elem ...string) string {

@@ -26,6 +26,7 @@ import (
 	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/manifest"
 	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/controllers"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/machineapi"
@@ -100,6 +101,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		}
 	}
 	s.clusters = s.newClusters()
+	if s.audit, err = cfg.openAudit(log); err != nil {
+		return err
+	}
+	if s.audit != nil {
+		defer s.audit.Close()
+		s.metrics.watchAudit(s.audit.Stats)
+	}
 	if s.plane, err = s.startControlPlane(ctx); err != nil {
 		return err
 	}
@@ -146,7 +154,8 @@ type server struct {
 	clusterAPI   *peopleapi.ClusterAPI
 	metrics      *metrics
 	bootGate     *bootGate
-	reach        *reach // nil without boot services
+	reach        *reach     // nil without boot services
+	audit        *audit.Log // nil where the kinds live elsewhere
 	plane        *controlplane.ControlPlane
 }
 
@@ -182,12 +191,13 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		return nil, err
 	}
 	handlers := map[string]http.Handler{
-		peoplewire.PathMachines + "/": peopleapi.MachineLogs(s.fleet),
-		peoplewire.PathMachines:       peopleapi.MachineList(s.fleet),
-		peoplewire.PathBundles:        s.importer,
-		metricsPath:                   s.metrics.handler(s.log),
-		peoplewire.PathBoots:          s.bootGate,
-		profilesPath:                  profiles(),
+		// Who follows the logs of a rack has a request for each machine.
+		peoplewire.PathMachines + "/": peopleapi.Limit{AtOnce: 512, Each: 128}.Around(peopleapi.MachineLogs(s.fleet)),
+		peoplewire.PathMachines:       peopleapi.Limit{AtOnce: 16, Each: 4}.Around(peopleapi.MachineList(s.fleet)),
+		peoplewire.PathBundles:        peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.importer),
+		metricsPath:                   peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.metrics.handler(s.log)),
+		peoplewire.PathBoots:          peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.bootGate),
+		profilesPath:                  peopleapi.Limit{AtOnce: 2}.Around(profiles()),
 	}
 	maps.Copy(handlers, s.clusterAPI.Handlers())
 	return controlplane.Start(ctx, controlplane.Config{
@@ -196,6 +206,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		EncryptionKey: encryptionKey,
 		Handlers:      handlers,
 		Normalize:     identify.Normalize,
+		Audit:         s.audit, AuditContinue: cfg.AuditFailure == AuditContinue,
 		Version:       version.Get().Version,
 		EtcdEndpoints: cfg.EtcdEndpoints, EtcdCAFile: cfg.EtcdCAFile, EtcdCertFile: cfg.EtcdCertFile, EtcdKeyFile: cfg.EtcdKeyFile,
 		Kubeconfig: cfg.Kubeconfig,
@@ -287,6 +298,10 @@ func (s *server) greet() (string, error) {
 		return "", err
 	}
 	if written {
+		issued := audit.Issued{What: "kubeconfigs", Name: "admin", Verb: "create", Details: map[string]string{"groups": controlplane.GroupAdmin, "file": path, "by": "the server, at its start"}}
+		if err := s.audit.Keep(issued.Event(time.Now())); err != nil {
+			s.log.Error("no audit record of the administrator's kubeconfig", "path", path, "err", err)
+		}
 		s.log.Info("administrator's kubeconfig written", "path", path)
 	}
 	return path, nil

@@ -15,6 +15,7 @@ import (
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/tftp"
+	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/version"
 )
@@ -153,6 +154,20 @@ func (m *metrics) watchMachineAPI(stats func() connlimit.Stats) {
 		s.gauge("coldrack_machine_api_unproven_connections", "Open connections to the machine API without a client certificate of ours.", now.Unproven)
 		s.counter("coldrack_machine_api_refused_connections_total", "Connections closed because their client had too many.", now.Refused)
 		s.counter("coldrack_machine_api_evicted_connections_total", "Connections without a client certificate that were closed to make room for others.", now.Evicted)
+	}))
+}
+
+func (m *metrics) watchAudit(stats func() audit.Stats) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := stats()
+		s.counter("coldrack_audit_records_total", "Audit records that were kept.", now.Kept)
+		s.counter("coldrack_audit_lost_records_total", "Audit records for which neither the disk nor memory had room.", now.Lost)
+		s.gauge("coldrack_audit_waiting_bytes", "Audit records that wait in memory for a disk that takes them.", now.Waiting)
+		for _, e := range now.Exports {
+			s.counter("coldrack_audit_export_sent_total", "Audit records that were sent on, by receiver.", e.Sent, "to", e.To)
+			s.counter("coldrack_audit_export_dropped_total", "Audit records that were not sent on, by receiver; the file has them.", e.Dropped, "to", e.To)
+			s.gauge("coldrack_audit_export_queued", "Audit records that wait to be sent on, by receiver.", e.Queued, "to", e.To)
+		}
 	}))
 }
 

@@ -28,8 +28,11 @@ import (
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
-// maxRequest bounds what a person sends, in bytes.
-const maxRequest = 16 << 20
+// Bounds of what a person sends: bytes, and objects of a plan.
+const (
+	maxRequest = 16 << 20
+	maxObjects = 2000
+)
 
 // Clusters is what the server knows of clusters. It is *members.Set.
 type Clusters interface {
@@ -75,9 +78,10 @@ func (a *ClusterAPI) Open(backend Backend) { a.backend.Store(&backend) }
 // Handlers by path.
 func (a *ClusterAPI) Handlers() map[string]http.Handler {
 	return map[string]http.Handler{
-		peoplewire.PathPlan:         a.post(a.plan),
-		peoplewire.PathCertificates: a.post(a.certificate),
-		peoplewire.PathClusters:     a.post(a.verification),
+		// Each object of a plan costs a dry run, and the plan reads all machines.
+		peoplewire.PathPlan:         Limit{AtOnce: 4, Each: 2}.Around(a.post(a.plan)),
+		peoplewire.PathCertificates: Limit{AtOnce: 16, Each: 4, PerMinute: 60}.Around(a.post(a.certificate)),
+		peoplewire.PathClusters:     Limit{AtOnce: 8, Each: 2}.Around(a.post(a.verification)), // runs pods
 	}
 }
 

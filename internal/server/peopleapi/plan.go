@@ -32,6 +32,9 @@ func (a *ClusterAPI) plan(_ http.ResponseWriter, r *http.Request, b *Backend) (a
 	if err := readRequest(r, &request); err != nil {
 		return nil, err
 	}
+	if n := len(request.Objects); n > maxObjects {
+		return nil, refuse(http.StatusRequestEntityTooLarge, "a plan of %d objects: %d are the most; plan one cluster at a time, with only what belongs to it", n, maxObjects)
+	}
 	ctx := r.Context()
 	world, err := b.world(ctx)
 	if err != nil {
