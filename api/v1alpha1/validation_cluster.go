@@ -626,8 +626,8 @@ func ValidatePlacement(groups []MachineGroup, machines []Machine) field.ErrorLis
 	return errs
 }
 
-// ValidateClusterChange refuses to change what running nodes and pods rest on, once the cluster has nodes. What
-// was left open before counts as its default.
+// ValidateClusterChange refuses to change what running nodes and pods rest on, once the cluster has nodes, and versions that
+// these nodes cannot go to. What was left open before counts as its default.
 func ValidateClusterChange(c, old *Cluster) field.ErrorList {
 	if len(old.Status.Nodes) == 0 {
 		return nil
@@ -650,6 +650,9 @@ func ValidateClusterChange(c, old *Cluster) field.ErrorList {
 		if f.is != f.was {
 			errs = append(errs, field.Invalid(at.Child(f.name), f.is, fmt.Sprintf("cannot be changed from %v while the cluster has nodes: %s", f.was, f.why)))
 		}
+	}
+	if is.Spec.Version != was.Spec.Version {
+		errs = append(errs, validateVersionStep(is.Spec.Version, old.Status.Nodes)...)
 	}
 	return errs
 }

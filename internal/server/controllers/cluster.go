@@ -234,6 +234,7 @@ func (r *clusterLeader) validate(s *members.Situation, groups []v1alpha1.Machine
 			errs = append(errs, err)
 		}
 	}
+	errs = append(errs, v1alpha1.ValidateVersionStep(c)...)
 	errs = append(errs, r.validateAddresses(c)...)
 	if len(errs) == 0 {
 		return ""

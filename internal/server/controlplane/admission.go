@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -138,18 +139,36 @@ func (r *rules) Handles(op admission.Operation) bool {
 
 // Validate implements admission.ValidationInterface.
 func (r *rules) Validate(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
-	if a.GetResource().Group != v1alpha1.Group || a.GetSubresource() != "" {
+	if a.GetResource().Group != v1alpha1.Group {
 		return nil
 	}
-	if a.GetOperation() == admission.Delete {
+	errs, err := r.check(ctx, a)
+	if err != nil {
+		return err
+	}
+	if len(errs) > 0 {
+		return apierrors.NewInvalid(a.GetKind().GroupKind(), a.GetName(), errs)
+	}
+	return nil
+}
+
+func (r *rules) check(ctx context.Context, a admission.Attributes) (errs field.ErrorList, err error) {
+	resource := a.GetResource().Resource
+	switch {
+	case a.GetSubresource() == "scale" && resource == "machinegroups":
+		return r.checkScale(ctx, a)
+	case a.GetSubresource() != "":
+		return nil, nil
+	case a.GetOperation() == admission.Delete:
 		r.mu.Lock()
-		r.drop(a.GetResource().Resource, a.GetName())
+		r.drop(resource, a.GetName())
 		r.mu.Unlock()
-		return nil
+		if resource == "machinegroups" {
+			return r.checkGroupDeletion(ctx, a)
+		}
+		return nil, nil
 	}
-	var errs field.ErrorList
-	var err error
-	switch a.GetResource().Resource {
+	switch resource {
 	case "machines":
 		errs, err = checkTyped(a, &v1alpha1.Machine{}, func(m, old *v1alpha1.Machine) (field.ErrorList, error) {
 			if old != nil && equality.Semantic.DeepEqual(m.Spec, old.Spec) {
@@ -199,13 +218,7 @@ func (r *rules) Validate(ctx context.Context, a admission.Attributes, _ admissio
 			return r.checkMachineGroup(ctx, g, old)
 		})
 	}
-	if err != nil {
-		return err
-	}
-	if len(errs) > 0 {
-		return apierrors.NewInvalid(a.GetKind().GroupKind(), a.GetName(), errs)
-	}
-	return nil
+	return errs, err
 }
 
 // checkTyped converts the objects of a request to their types. old is nil for a new object.
@@ -258,6 +271,14 @@ func (r *rules) checkMachine(ctx context.Context, a admission.Attributes, m, old
 	}
 	if i := m.Spec.Intent; i != nil && m.OpenIntent() == nil && (old == nil || old.Spec.Intent == nil || old.Spec.Intent.ID != i.ID) {
 		warning.AddWarning(ctx, "", fmt.Sprintf("spec.intent: %s was carried out before and will not be again; a new act needs a new id", i.ID))
+	}
+	if i := m.OpenIntent(); i != nil && i.Action != v1alpha1.ActionInstall && (old == nil || old.Spec.Intent == nil || old.Spec.Intent.ID != i.ID) {
+		var clusters v1alpha1.ClusterList
+		var groups v1alpha1.MachineGroupList
+		if err := r.list(ctx, map[string]runtime.Object{"clusters": &clusters, "machinegroups": &groups}); err != nil {
+			return nil, err
+		}
+		errs = append(errs, v1alpha1.ValidateDeparture(field.NewPath("spec", "intent"), m, clusters.Items, groups.Items)...)
 	}
 	if n := m.Spec.Network; n != nil && n.Subnet != "" {
 		subnet := &v1alpha1.Subnet{}
@@ -369,7 +390,12 @@ func (r *rules) checkCluster(ctx context.Context, c, old *v1alpha1.Cluster) (fie
 	if old != nil {
 		errs = append(errs, v1alpha1.ValidateClusterChange(c, old)...)
 	}
-	if own := groupsOf(c.Name, groups.Items); len(errs) == 0 && len(own) > 0 {
+	own := groupsOf(c.Name, groups.Items)
+	if old != nil {
+		at := field.NewPath("spec", "etcd", "allowEvenMembers")
+		errs = append(errs, worse(v1alpha1.ValidateServers(at, old, own), v1alpha1.ValidateServers(at, withStatus(c, old), own))...)
+	}
+	if len(errs) == 0 && len(own) > 0 {
 		facts.Groups = own
 		warnAll(ctx, v1alpha1.ValidateCluster(c, facts))
 	}
@@ -393,7 +419,76 @@ func (r *rules) checkMachineGroup(ctx context.Context, g, old *v1alpha1.MachineG
 	}
 	r.warnUnknown(ctx, "spec.cluster", "clusters", g.Spec.Cluster)
 	r.warnUnknown(ctx, "spec.profile", "profiles", g.Spec.Profile)
-	return append(v1alpha1.ValidateMachineGroup(g), forAdmins(ctx, v1alpha1.AdminFieldsOfGroup(g, old))...), nil
+	errs := append(v1alpha1.ValidateMachineGroup(g), forAdmins(ctx, v1alpha1.AdminFieldsOfGroup(g, old))...)
+	at := field.NewPath("spec", "replicas")
+	if old != nil && !slices.Equal(g.Spec.Roles, old.Spec.Roles) {
+		at = field.NewPath("spec", "roles")
+	}
+	more, err := r.checkServers(ctx, at, g.Spec.Cluster, g.Name, g)
+	return append(errs, more...), err
+}
+
+// checkScale is for "kubectl scale", which writes no MachineGroup.
+func (r *rules) checkScale(ctx context.Context, a admission.Attributes) (field.ErrorList, error) {
+	scale, ok := a.GetObject().(*autoscalingv1.Scale)
+	if !ok {
+		return nil, nil
+	}
+	if err := r.wait(ctx); err != nil {
+		return nil, err
+	}
+	g := &v1alpha1.MachineGroup{}
+	if err := r.get(ctx, "machinegroups", a.GetName(), g); err != nil {
+		return nil, err
+	}
+	g.Spec.Replicas = new(scale.Spec.Replicas)
+	return r.checkServers(ctx, field.NewPath("spec", "replicas"), g.Spec.Cluster, g.Name, g)
+}
+
+func (r *rules) checkGroupDeletion(ctx context.Context, a admission.Attributes) (field.ErrorList, error) {
+	old, err := typed[v1alpha1.MachineGroup](a.GetOldObject())
+	if err != nil || old == nil {
+		return nil, nil // it is not what it should be, and may go
+	}
+	if err := r.wait(ctx); err != nil {
+		return nil, err
+	}
+	return r.checkServers(ctx, field.NewPath("metadata", "name"), old.Spec.Cluster, old.Name, nil)
+}
+
+// checkServers refuses what a group, changed to g or deleted (nil), would make of the servers of a cluster that has nodes.
+// What was wrong before is no reason to refuse something else.
+func (r *rules) checkServers(ctx context.Context, at *field.Path, cluster, name string, g *v1alpha1.MachineGroup) (field.ErrorList, error) {
+	c, groups := &v1alpha1.Cluster{}, &v1alpha1.MachineGroupList{}
+	switch err := r.get(ctx, "clusters", cluster, c); {
+	case apierrors.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("read Cluster %s: %w", cluster, err)
+	}
+	if err := r.list(ctx, map[string]runtime.Object{"machinegroups": groups}); err != nil {
+		return nil, err
+	}
+	was := groupsOf(cluster, groups.Items)
+	is := slices.DeleteFunc(slices.Clone(was), func(other v1alpha1.MachineGroup) bool { return other.Name == name })
+	if g != nil {
+		is = append(is, *g)
+	}
+	return worse(v1alpha1.ValidateServers(at, c, was), v1alpha1.ValidateServers(at, c, is)), nil
+}
+
+// worse are the errors that were not there before.
+func worse(before, after field.ErrorList) field.ErrorList {
+	return slices.DeleteFunc(after, func(e *field.Error) bool {
+		return slices.ContainsFunc(before, func(b *field.Error) bool { return b.Error() == e.Error() })
+	})
+}
+
+// withStatus is c with the status that is stored: a person does not write it.
+func withStatus(c, old *v1alpha1.Cluster) *v1alpha1.Cluster {
+	c = c.DeepCopy()
+	c.Status = old.Status
+	return c
 }
 
 func groupsOf(cluster string, all []v1alpha1.MachineGroup) []v1alpha1.MachineGroup {
