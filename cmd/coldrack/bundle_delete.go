@@ -78,7 +78,7 @@ func (a *app) deleteBundle(ctx context.Context, name string, force, yes bool, ou
 		fmt.Fprintf(a.err, "cannot be carried out any more: %s\n", user)
 	}
 	if !yes {
-		if err := a.confirmDelete(ctx, name); err != nil {
+		if err := cli.Confirm(ctx, a.in, a.err, fmt.Sprintf("Delete bundle %s? Type yes: ", name), "yes", "nothing was deleted"); err != nil {
 			return err
 		}
 	}
@@ -102,18 +102,6 @@ func (a *app) deleteBundle(ctx context.Context, name string, force, yes bool, ou
 		fmt.Fprintf(a.err, "not all files were deleted: %s\n", removed.Kept)
 	}
 	return nil
-}
-
-// confirmDelete asks the person at the terminal, and refuses where there is none.
-func (a *app) confirmDelete(ctx context.Context, name string) error {
-	if !cli.CanAsk(a.in, a.err) {
-		return exit.Refusedf("nothing was deleted: without a terminal, confirm it with --yes")
-	}
-	fmt.Fprintf(a.err, "Delete bundle %s? Type yes: ", name)
-	if cli.ReadAnswer(ctx, a.in, a.err) == "yes" {
-		return nil
-	}
-	return exit.Refusedf("not confirmed, nothing was deleted")
 }
 
 func (a *app) completeBundles(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {

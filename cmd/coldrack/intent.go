@@ -108,28 +108,24 @@ func (a *app) intentCommand(action v1alpha1.IntentAction, cmd *cobra.Command) *c
 	return cmd
 }
 
-// confirm asks the person at the terminal, and refuses where there is none.
+// confirm asks the person at the terminal whether the data on these machines may go.
 func (a *app) confirm(ctx context.Context, machines []v1alpha1.Machine, action v1alpha1.IntentAction) error {
 	verb := strings.ToLower(string(action))
-	if !cli.CanAsk(a.in, a.err) {
-		return exit.Refusedf("%s destroys data on %s; without a terminal, confirm it with --yes", verb, machineNames(machines))
-	}
-	fmt.Fprintf(a.err, "This destroys data on:\n")
+	var question strings.Builder
+	question.WriteString("This destroys data on:\n")
 	for i := range machines {
 		m := &machines[i]
-		fmt.Fprintf(a.err, "  %s  %s  %s\n", m.Name, cli.PhaseOf(m), cli.AddressOf(m))
+		fmt.Fprintf(&question, "  %s  %s  %s\n", m.Name, cli.PhaseOf(m), cli.AddressOf(m))
 	}
-	want := machines[0].Name
+	answer := machines[0].Name
 	if len(machines) > 1 {
-		want = fmt.Sprint(len(machines))
-		fmt.Fprintf(a.err, "Type the number of machines to %s them: ", verb)
+		answer = fmt.Sprint(len(machines))
+		fmt.Fprintf(&question, "Type the number of machines to %s them: ", verb)
 	} else {
-		fmt.Fprintf(a.err, "Type the machine's name to %s it: ", verb)
+		fmt.Fprintf(&question, "Type the machine's name to %s it: ", verb)
 	}
-	if cli.ReadAnswer(ctx, a.in, a.err) == want {
-		return nil
-	}
-	return exit.Refusedf("not confirmed, nothing was done")
+	nothing := fmt.Sprintf("nothing was done, because %s destroys data on %s", verb, machineNames(machines))
+	return cli.Confirm(ctx, a.in, a.err, question.String(), answer, nothing)
 }
 
 // waitForIntents follows the machines until each has acknowledged its intent.

@@ -1,43 +1,32 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/term"
 
-	"coldrack.dev/internal/cli"
 	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/cli/labs"
 	"coldrack.dev/internal/lab"
 	"coldrack.dev/internal/server/daemon"
 )
 
-// labPlace says which lab is meant.
-type labPlace struct{ name, stateDir string }
-
-func (p labPlace) dir() string { return filepath.Join(p.stateDir, p.name) }
-
 func (a *app) labCommand() *cobra.Command {
-	place := labPlace{stateDir: filepath.Join(daemon.DefaultConfig().DataDir, "lab")}
+	place := labs.Place{StateDir: filepath.Join(daemon.DefaultConfig().DataDir, "lab")}
 	if dir, ok := a.env("COLDRACK_DATA_DIR"); ok && dir != "" {
-		place.stateDir = filepath.Join(dir, "lab")
+		place.StateDir = filepath.Join(dir, "lab")
 	}
 	if dir, ok := a.env("COLDRACK_LAB_DIR"); ok && dir != "" {
-		place.stateDir = dir
+		place.StateDir = dir
 	}
 	cmd := &cobra.Command{
 		Use:   "lab",
@@ -55,54 +44,24 @@ A lab needs root and QEMU (Debian: qemu-system-x86 ovmf ipxe-qemu). Machines go 
 		Args: cobra.ArbitraryArgs,
 		RunE: group,
 	}
-	cmd.PersistentFlags().StringVar(&place.name, "name", "lab", "name of the lab; its network namespace is coldrack-NAME")
-	cmd.PersistentFlags().StringVar(&place.stateDir, "state-dir", place.stateDir, "folder of all labs, one folder each [$COLDRACK_LAB_DIR]")
+	cmd.PersistentFlags().StringVar(&place.Name, "name", "lab", "name of the lab; its network namespace is coldrack-NAME")
+	cmd.PersistentFlags().StringVar(&place.StateDir, "state-dir", place.StateDir, "folder of all labs, one folder each [$COLDRACK_LAB_DIR]")
 	cmd.AddCommand(a.labUpCommand(&place), a.labPsCommand(&place), a.labConsoleCommand(&place), a.labPowerCommand(&place), a.labForwardCommand(&place), a.labDownCommand(&place))
 	return cmd
 }
 
 func (a *app) labLog() *slog.Logger { return slog.New(slog.NewTextHandler(a.err, nil)) }
 
-// open finds the lab, or says which ones there are.
-func (p labPlace) open() (*lab.Lab, error) {
-	l, err := lab.Open(p.dir(), nil)
-	if !errors.Is(err, lab.ErrNotFound) {
-		return l, err
-	}
-	names, _ := lab.List(p.stateDir)
-	if len(names) > 0 {
-		return nil, exit.NotFoundf("there is no lab %q in %s; there are %s (choose with --name)", p.name, p.stateDir, strings.Join(names, ", "))
-	}
-	return nil, exit.NotFoundf("there is no lab %q in %s; `coldrack lab up` makes one", p.name, p.stateDir)
-}
-
-func (p labPlace) machine(name string) (*lab.Machine, error) {
-	l, err := p.open()
-	if err != nil {
-		return nil, err
-	}
-	m, err := l.Lookup(name)
-	if errors.Is(err, lab.ErrNotFound) {
-		return nil, exit.NotFoundf("%w", err)
-	}
-	return m, err
-}
-
-// complete offers names of machines.
-func (p *labPlace) complete(extra ...string) cobra.CompletionFunc {
+// completeLab offers names of machines.
+func completeLab(place *labs.Place, extra ...string) cobra.CompletionFunc {
 	return func(_ *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-		names := slices.Clone(extra)
-		if l, err := p.open(); err == nil {
-			for _, m := range l.Machines() {
-				names = append(names, m.Name())
-			}
-		}
+		names := append(slices.Clone(extra), place.MachineNames()...)
 		names = slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, prefix) })
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
-func (a *app) labUpCommand(place *labPlace) *cobra.Command {
+func (a *app) labUpCommand(place *labs.Place) *cobra.Command {
 	o := lab.Options{Memory: 2 * lab.GiB}
 	var (
 		firmware, bus, accelerator, subnet, output string
@@ -117,7 +76,7 @@ func (a *app) labUpCommand(place *labPlace) *cobra.Command {
   coldrack lab up --off`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.Dir, o.Name, o.Log = place.dir(), place.name, a.labLog()
+			o.Dir, o.Name, o.Log = place.Dir(), place.Name, a.labLog()
 			o.Firmware, o.Bus, o.Accelerator = lab.Firmware(firmware), lab.Bus(bus), lab.Accelerator(accelerator)
 			var err error
 			if o.Subnet, err = netip.ParsePrefix(subnet); err != nil {
@@ -185,111 +144,22 @@ func (a *app) adviseServer(l *lab.Lab, off bool) error {
 	return err
 }
 
-// labView is what -o json shows of a lab; scripts rely on it.
-type labView struct {
-	Name          string        `json:"name"`
-	Namespace     string        `json:"namespace"`
-	Subnet        string        `json:"subnet"`
-	ServerAddress string        `json:"serverAddress"`
-	Accelerator   string        `json:"accelerator,omitempty"`
-	WhyNotKVM     string        `json:"whyNotKVM,omitempty"`
-	Machines      []machineView `json:"machines"`
-}
-
-type machineView struct {
-	lab.Spec
-	Power      lab.State `json:"power"`
-	NetworkCut bool      `json:"networkCut"`
-	PID        int       `json:"pid,omitempty"`
-	MemoryUsed int64     `json:"memoryUsedBytes,omitempty"`
-	MemoryPeak int64     `json:"memoryPeakBytes,omitempty"`
-	CPUSeconds float64   `json:"cpuSeconds,omitempty"`
-	OnSeconds  float64   `json:"onSeconds,omitempty"`
-	ConsoleLog string    `json:"consoleLog"`
-	DiskFiles  []string  `json:"diskFiles"`
-	LastLine   string    `json:"lastLine,omitempty"`
-}
-
-func viewLab(l *lab.Lab) labView {
-	accelerator, reason := l.Accelerator()
-	view := labView{Name: l.Name(), Namespace: l.Namespace(), Subnet: l.Subnet().String(), ServerAddress: l.ServerAddress().String(),
-		Accelerator: string(accelerator), Machines: []machineView{}}
-	if accelerator == lab.TCG {
-		view.WhyNotKVM = reason
-	}
-	for _, m := range l.Machines() {
-		v := machineView{Spec: m.Spec(), Power: lab.Off, NetworkCut: m.NetworkCut(), ConsoleLog: m.ConsoleLog(), LastLine: m.LastLine(), DiskFiles: []string{}}
-		for i := range v.Disks {
-			v.DiskFiles = append(v.DiskFiles, m.DiskPath(i))
-		}
-		// A machine that goes off meanwhile is shown as off.
-		if use, err := m.Usage(); err == nil {
-			v.Power, v.PID = lab.On, use.PID
-			v.MemoryUsed, v.MemoryPeak = int64(use.Memory), int64(use.Peak)
-			v.CPUSeconds, v.OnSeconds = use.CPU.Seconds(), use.On.Seconds()
-		}
-		view.Machines = append(view.Machines, v)
-	}
-	return view
-}
-
 func (a *app) printLab(l *lab.Lab, output string) error {
-	view := viewLab(l)
+	view := labs.ViewOf(l)
 	if done, err := a.printStructured(output, view); done {
 		return err
 	}
-	how := "by KVM"
-	if view.WhyNotKVM != "" {
-		how = "by emulation"
-	}
-	if _, err := fmt.Fprintf(a.out, "lab %s: network namespace %s, %s, server address %s", view.Name, view.Namespace, view.Subnet, view.ServerAddress); err != nil {
-		return err
-	}
-	if len(view.Machines) == 0 {
-		_, err := fmt.Fprintln(a.out, ", no machines")
-		return err
-	}
-	fmt.Fprintf(a.out, ", machines run %s\n\n", how)
-	table := cli.Table{Header: []string{"NAME", "POWER", "FOR", "FIRMWARE", "CPUS", "MEMORY", "USED", "PEAK", "CPU TIME", "NETWORK", "MAC"}}
-	if output == "wide" {
-		table.Header = append(table.Header, "SERIAL", "UUID", "DISKS", "CONSOLE")
-	}
-	for _, m := range view.Machines {
-		network := "plugged"
-		if m.NetworkCut {
-			network = "cut"
-		}
-		use := []string{"", "", "", ""}
-		if m.Power == lab.On {
-			use = []string{seconds(m.OnSeconds), mebibytes(m.MemoryUsed), mebibytes(m.MemoryPeak), seconds(m.CPUSeconds)}
-		}
-		row := []string{m.Name, string(m.Power), use[0], string(m.Firmware), fmt.Sprint(m.CPUs), m.Memory.String(), use[1], use[2], use[3], network, m.MACs[0]}
-		if output == "wide" {
-			var sizes []string
-			for _, disk := range m.Disks {
-				sizes = append(sizes, disk.Size.String())
-			}
-			row = append(row, m.Serial, m.UUID, strings.Join(sizes, "+"), m.LastLine)
-		}
-		table.Add(row...)
-	}
-	return table.Print(a.out, true)
+	return view.Print(a.out, output == "wide")
 }
 
-func seconds(s float64) string {
-	return (time.Duration(s * float64(time.Second))).Round(time.Second).String()
-}
-
-func mebibytes(bytes int64) string { return fmt.Sprintf("%dMiB", bytes>>20) }
-
-func (a *app) labPsCommand(place *labPlace) *cobra.Command {
+func (a *app) labPsCommand(place *labs.Place) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "ps",
 		Short: "Show the machines of the lab and what they use",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			l, err := place.open()
+			l, err := place.Open()
 			if err != nil {
 				return err
 			}
@@ -300,7 +170,7 @@ func (a *app) labPsCommand(place *labPlace) *cobra.Command {
 	return cmd
 }
 
-func (a *app) labDownCommand(place *labPlace) *cobra.Command {
+func (a *app) labDownCommand(place *labs.Place) *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
 		Use:   "down",
@@ -309,10 +179,10 @@ func (a *app) labDownCommand(place *labPlace) *cobra.Command {
 works on a lab that is half made.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := lab.Down(cmd.Context(), place.dir(), place.name, keep); err != nil {
+			if err := lab.Down(cmd.Context(), place.Dir(), place.Name, keep); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(a.out, "lab %s is down\n", place.name)
+			_, err := fmt.Fprintf(a.out, "lab %s is down\n", place.Name)
 			return err
 		},
 	}
@@ -320,7 +190,7 @@ works on a lab that is half made.`,
 	return cmd
 }
 
-func (a *app) labPowerCommand(place *labPlace) *cobra.Command {
+func (a *app) labPowerCommand(place *labs.Place) *cobra.Command {
 	var (
 		diskOnly    bool
 		impersonate string
@@ -335,7 +205,7 @@ func (a *app) labPowerCommand(place *labPlace) *cobra.Command {
 			options = append(options, lab.DiskOnly())
 		}
 		if impersonate != "" {
-			other, err := place.machine(impersonate)
+			other, err := place.Machine(impersonate)
 			if err != nil {
 				return err
 			}
@@ -370,7 +240,7 @@ func (a *app) labPowerCommand(place *labPlace) *cobra.Command {
 		Example: `  coldrack lab power lab-1 off
   coldrack lab power all on`,
 		Args:              cobra.MinimumNArgs(2),
-		ValidArgsFunction: place.complete(append([]string{"all"}, names...)...),
+		ValidArgsFunction: completeLab(place, append([]string{"all"}, names...)...),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			last := len(args) - 1
 			i := slices.Index(names, args[last])
@@ -380,21 +250,9 @@ func (a *app) labPowerCommand(place *labPlace) *cobra.Command {
 			if (diskOnly || impersonate != "") && names[i] != "on" && names[i] != "cycle" {
 				return exit.Usagef("--disk-only and --impersonate go with on and cycle only")
 			}
-			l, err := place.open()
+			machines, err := place.Machines(args[:last]...)
 			if err != nil {
 				return err
-			}
-			var machines []*lab.Machine
-			for _, name := range args[:last] {
-				if name == "all" {
-					machines = append(machines, l.Machines()...)
-					continue
-				}
-				m, err := place.machine(name)
-				if err != nil {
-					return err
-				}
-				machines = append(machines, m)
 			}
 			tasks, ctx := errgroup.WithContext(cmd.Context())
 			tasks.SetLimit(4)
@@ -410,11 +268,11 @@ func (a *app) labPowerCommand(place *labPlace) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&diskOnly, "disk-only", false, "start from the disks and never ask the network")
 	cmd.Flags().StringVar(&impersonate, "impersonate", "", "claim MAC addresses, UUID and serial number of this machine")
-	_ = cmd.RegisterFlagCompletionFunc("impersonate", place.complete())
+	_ = cmd.RegisterFlagCompletionFunc("impersonate", completeLab(place))
 	return cmd
 }
 
-func (a *app) labForwardCommand(place *labPlace) *cobra.Command {
+func (a *app) labForwardCommand(place *labs.Place) *cobra.Command {
 	return &cobra.Command{
 		Use:   "forward LISTEN TARGET...",
 		Short: "Make a TCP port of the lab's machines reachable from this host",
@@ -439,7 +297,7 @@ goes to the first TARGET that accepts it.`,
 				}
 				targets = append(targets, target)
 			}
-			l, err := place.open()
+			l, err := place.Open()
 			if err != nil {
 				return err
 			}
@@ -453,114 +311,35 @@ goes to the first TARGET that accepts it.`,
 	}
 }
 
-func (a *app) labConsoleCommand(place *labPlace) *cobra.Command {
+func (a *app) labConsoleCommand(place *labs.Place) *cobra.Command {
 	var (
-		follow, attach, raw bool
-		tail                int
+		show   labs.Console
+		attach bool
 	)
 	cmd := &cobra.Command{
 		Use:               "console NAME",
 		Short:             "Show, follow or use the serial console of a machine",
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: place.complete(),
+		ValidArgsFunction: completeLab(place),
 		Example: `  coldrack lab console lab-1
   coldrack lab console lab-1 -f --tail 20
   coldrack lab console lab-1 --attach      # Ctrl-] leaves`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := place.machine(args[0])
+			m, err := place.Machine(args[0])
 			if err != nil {
 				return err
 			}
 			if attach {
-				return a.attachConsole(cmd.Context(), m)
+				return labs.AttachConsole(cmd.Context(), m, a.in, a.out, a.err)
 			}
-			mark, err := m.ConsoleTail(tail)
-			if err != nil {
-				return err
-			}
-			show := func(chunk []byte) error {
-				if !raw {
-					chunk = []byte(lab.Printable(chunk))
-				}
-				_, err := a.out.Write(chunk)
-				return err
-			}
-			if follow {
-				err := m.FollowConsole(cmd.Context(), mark, show)
-				if errors.Is(err, context.Canceled) {
-					return nil // Ctrl-C is how one stops following
-				}
-				return err
-			}
-			file, err := os.Open(m.ConsoleLog())
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil // it was never on
-			}
-			if err != nil {
-				return err
-			}
-			defer file.Close()
-			text, err := io.ReadAll(io.NewSectionReader(file, mark, m.ConsoleMark()-mark))
-			if err != nil {
-				return err
-			}
-			return show(text)
+			return show.Show(cmd.Context(), m, a.out)
 		},
 	}
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on showing what comes")
+	cmd.Flags().BoolVarP(&show.Follow, "follow", "f", false, "go on showing what comes")
 	cmd.Flags().BoolVar(&attach, "attach", false, "use the console with this terminal; Ctrl-] leaves")
-	cmd.Flags().BoolVar(&raw, "raw", false, "leave terminal control sequences in")
-	cmd.Flags().IntVar(&tail, "tail", -1, "begin with this many last lines (default all)")
+	cmd.Flags().BoolVar(&show.Raw, "raw", false, "leave terminal control sequences in")
+	cmd.Flags().IntVar(&show.Tail, "tail", -1, "begin with this many last lines (default all)")
 	cmd.MarkFlagsMutuallyExclusive("attach", "follow")
 	cmd.MarkFlagsMutuallyExclusive("attach", "raw")
 	return cmd
-}
-
-// escapeKey is Ctrl-], as in telnet.
-const escapeKey = 0x1d
-
-// attachConsole connects the terminal with the console until the machine goes off, the escape key is
-// pressed or the input ends.
-func (a *app) attachConsole(ctx context.Context, m *lab.Machine) error {
-	conn, err := m.DialConsole(ctx)
-	if errors.Is(err, lab.ErrOff) {
-		return exit.Refusedf("%w", err)
-	}
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if file, ok := a.in.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
-		fmt.Fprintf(a.err, "console of %s; Ctrl-] leaves\n", m.Name())
-		before, err := term.MakeRaw(int(file.Fd()))
-		if err != nil {
-			return err
-		}
-		defer func() {
-			_ = term.Restore(int(file.Fd()), before)
-			fmt.Fprintln(a.err)
-		}()
-	}
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	// A read of a terminal cannot be interrupted. This goroutine ends with the process, which has nothing
-	// else to do.
-	go func() {
-		defer conn.Close()
-		buffer := make([]byte, 256)
-		for {
-			n, err := a.in.Read(buffer)
-			typed := buffer[:n]
-			i := bytes.IndexByte(typed, escapeKey)
-			if i >= 0 {
-				typed = typed[:i]
-			}
-			if _, writeErr := conn.Write(typed); writeErr != nil || err != nil || i >= 0 {
-				return
-			}
-		}
-	}()
-	if _, err := io.Copy(a.out, conn); err != nil && !errors.Is(err, net.ErrClosed) {
-		return fmt.Errorf("console of %s: %w", m.Name(), err)
-	}
-	return nil
 }

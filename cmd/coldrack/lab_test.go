@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/cli/labs"
 	"coldrack.dev/test/require"
 )
 
@@ -53,7 +54,7 @@ func TestLabCommandLine(t *testing.T) {
 	}
 
 	_, out, _ := coldrack(t.Context(), "ps", "-o", "json")
-	var view labView
+	var view labs.View
 	if err := json.Unmarshal([]byte(out), &view); err != nil {
 		t.Fatalf("%v:\n%s", err, out)
 	}

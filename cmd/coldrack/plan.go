@@ -170,7 +170,7 @@ until they are Ready.`,
 				return err
 			}
 			if plan.Changes() && !yes {
-				if err := a.confirmPlan(ctx); err != nil {
+				if err := cli.Confirm(ctx, a.in, a.err, "\nCarry this out? Type yes: ", "yes", "nothing was applied"); err != nil {
 					return err
 				}
 			}
@@ -217,18 +217,6 @@ func refuseInvalid(response *peoplewire.PlanResponse, allow bool) error {
 		return nil
 	}
 	return exit.Refusedf("nothing was applied, because the plan is invalid:\n%s\n  --allow-invalid stores it all the same; machines do not change until it is valid", strings.Join(lines, "\n"))
-}
-
-// confirmPlan asks the person at the terminal, and refuses where there is none.
-func (a *app) confirmPlan(ctx context.Context) error {
-	if !cli.CanAsk(a.in, a.err) {
-		return exit.Refusedf("nothing was applied: without a terminal, confirm the plan with --yes")
-	}
-	fmt.Fprint(a.err, "\nCarry this out? Type yes: ")
-	if cli.ReadAnswer(ctx, a.in, a.err) == "yes" {
-		return nil
-	}
-	return exit.Refusedf("not confirmed, nothing was applied")
 }
 
 // afterApply says what to look at next.

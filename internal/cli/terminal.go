@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/term"
+
+	"coldrack.dev/internal/cli/exit"
 )
 
 // The alternate screen keeps what was on the terminal before, and gives it back at the end.
@@ -52,6 +54,19 @@ func ReadAnswer(ctx context.Context, in io.Reader, out io.Writer) string {
 	case line := <-answer:
 		return line
 	}
+}
+
+// Confirm asks question at the terminal, and refuses unless the person types answer. Without a terminal it refuses with
+// what a script has to add. nothing says what was not done.
+func Confirm(ctx context.Context, in io.Reader, out io.Writer, question, answer, nothing string) error {
+	if !CanAsk(in, out) {
+		return exit.Refusedf("%s: without a terminal, confirm it with --yes", nothing)
+	}
+	fmt.Fprint(out, question)
+	if ReadAnswer(ctx, in, out) == answer {
+		return nil
+	}
+	return exit.Refusedf("not confirmed, %s", nothing)
 }
 
 // Screen shows pictures on a whole terminal. Each asks for the size anew, so a resized window is right with the next.
