@@ -58,8 +58,8 @@ var (
 	healthPaths = []string{"/healthz", "/livez", "/readyz"}
 	// aboutPaths may be read by everybody who is somebody: a client needs them before it can ask anything.
 	aboutPaths = []string{"/api", "/apis", "/openapi", "/version"}
-	// insidePaths show the server's inside: what it does and where its memory goes.
-	insidePaths = []string{"/debug"}
+	// debugPaths show the server's inside: what it does and where its memory goes.
+	debugPaths = []string{"/debug"}
 )
 
 // authorize decides by the group of the user alone; it is an authorizer.AuthorizerFunc. The reason of a refusal is shown to
@@ -79,11 +79,11 @@ func needs(a authorizer.Attributes) role {
 	if !a.IsResourceRequest() {
 		get := a.GetVerb() == "get" || a.GetVerb() == "head"
 		switch {
-		case under(a.GetPath(), insidePaths...):
+		case under(a.GetPath(), debugPaths...):
 			return roleAdmin
 		case get && under(a.GetPath(), healthPaths...), get && somebody && under(a.GetPath(), aboutPaths...):
 			return roleNone
-		case get, a.GetVerb() == "post" && under(a.GetPath(), askPaths...):
+		case get, a.GetVerb() == "post" && under(a.GetPath(), viewerPostPaths...):
 			return roleViewer
 		case under(a.GetPath(), aboutPaths...):
 			return roleAdmin

@@ -56,7 +56,7 @@ type Config struct {
 	// the same one. Required except with Kubeconfig.
 	EncryptionKey []byte
 	// Handlers are served beside the API under the same authentication: anyone with a role may read
-	// (GET and HEAD), operators and admins may do the rest; to askPaths, viewers may also post, and what is below insidePaths is for admins. A key that ends in "/" stands for everything
+	// (GET and HEAD), operators and admins may do the rest; to viewerPostPaths, viewers may also post, and what is below debugPaths is for admins. A key that ends in "/" stands for everything
 	// below it. Keys must not begin with /api, /openapi, /healthz, /livez, /readyz, /metrics or /version.
 	Handlers map[string]http.Handler `json:"-"`
 	// Normalize returns a machine's identifiers in the form in which equal ones are equal, those that vendors

@@ -9,9 +9,9 @@ import (
 
 const planPath = "/coldrack/v1/plan"
 
-// askPaths are handlers to which viewers may post: what changes nothing, and what itself decides how much each
+// viewerPostPaths are handlers to which viewers may post: what changes nothing, and what itself decides how much each
 // role gets.
-var askPaths = []string{planPath, "/coldrack/v1/certificates"}
+var viewerPostPaths = []string{planPath, "/coldrack/v1/certificates"}
 
 // Person is who sent a request to one of Config.Handlers, as the API has authenticated them.
 type Person struct {

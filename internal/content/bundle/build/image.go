@@ -65,6 +65,15 @@ func (b *builder) imageRoot(ctx context.Context) (string, error) {
 	})
 }
 
+// linkOrCopy gives a file a second name. Where that cannot be, because the folders are on different file systems or theirs
+// knows no hard links, it copies.
+func linkOrCopy(from, to string) error {
+	if os.Link(from, to) == nil {
+		return nil
+	}
+	return copyFile(from, to, 0o644)
+}
+
 func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error {
 	r := *b.recipe.Image
 	work, err := os.MkdirTemp(b.workDir(), "image-")
@@ -79,7 +88,7 @@ func (b *builder) mmdebstrap(ctx context.Context, dir string, pkgs []pkg) error 
 	}
 	for _, p := range pkgs {
 		deb := b.apt.deb(p)
-		if err := os.Link(deb, filepath.Join(debs, filepath.Base(deb))); err != nil {
+		if err := linkOrCopy(deb, filepath.Join(debs, filepath.Base(deb))); err != nil {
 			return err
 		}
 	}

@@ -17,7 +17,7 @@ const (
 	PathCertificates = "/coldrack/v1/certificates/" // + CLUSTER: POST CertificateRequest -> CertificateResponse
 	PathClusters     = "/coldrack/v1/clusters/"     // + CLUSTER/verify[?pods=no]: POST -> a CheckLine for each check as it ends
 	PathMachines     = "/coldrack/v1/machines"      // GET -> v1alpha1.MachineList, without details; + /NAME/log[?follow=1] -> text
-	PathBoots        = "/coldrack/v1/storm"         // GET -> gate.Counts
+	PathBoots        = "/coldrack/v1/boots"         // GET -> gate.Counts
 	PathBundles      = "/coldrack/v1/bundles"       // HEAD, POST and PUT: the upload of a bundle; DELETE
 )
 
