@@ -23,7 +23,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz lint oracle e2e e2e-laptop e2e-production bench generate clean
+.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz lint oracle rack e2e e2e-laptop e2e-production bench generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -78,9 +78,16 @@ demo-down:
 # The real programs that tests drive, built from Go modules. Those of Kubernetes are the ones that bundles contain: the build is
 # shared, as that of the container runtime.
 KUBERNETES := $(lastword $(sort $(wildcard recipes/modules/kubernetes-*)))
-bin/kubectl bin/kubeadm bin/kube-apiserver: $(KUBERNETES)/go.mod $(KUBERNETES)/go.sum hack/kubernetes.sh
+bin/kubectl bin/kubeadm bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler: $(KUBERNETES)/go.mod $(KUBERNETES)/go.sum hack/kubernetes.sh
 	@mkdir -p bin; echo "building $(notdir $@)"
 	@hack/kubernetes.sh $@
+# The release to upgrade from, for the rack.
+bin/1.36/kube-%: recipes/modules/kubernetes-1.36/go.mod recipes/modules/kubernetes-1.36/go.sum hack/kubernetes.sh
+	@echo "building $(notdir $@) of Kubernetes 1.36"
+	@hack/kubernetes.sh $@
+bin/1.36/etcd: recipes/modules/etcd-3.6/go.mod recipes/modules/etcd-3.6/go.sum
+	@mkdir -p bin/1.36; echo "building etcd 3.6"
+	@cd recipes/modules/etcd-3.6 && go build -ldflags '-s -w' -o ../../../$@ go.etcd.io/etcd/server/v3
 bin/etcd: go.mod
 	@mkdir -p bin; echo "building etcd"
 	@go build -o bin/etcd go.etcd.io/etcd/server/v3
@@ -109,7 +116,7 @@ test: setup build bin/kubectl bin/etcd bin/containerd bin/ctr lint unit fuzz
 ## unit       all unit, network-namespace and API tests, with the race detector
 unit: build bin/gotest bin/kubectl bin/etcd bin/containerd bin/ctr
 	@echo "unit tests with the race detector"
-	@CGO_ENABLED=1 gotest -race -timeout 15m $$(go list ./... | grep -v /test/e2e)
+	@CGO_ENABLED=1 gotest -race -timeout 15m $$(go list ./... | grep -vE '/test/(e2e|rack)$$')
 
 ## fuzz       a few seconds of fuzzing for every parser of foreign bytes
 fuzz:
@@ -123,11 +130,15 @@ lint: bin/staticcheck bin/govulncheck
 oracle: bin/gotest bin/kubeadm bin/kube-apiserver bin/etcd bin/kubectl
 	@COLDRACK_REQUIRE=kubeadm,kube-apiserver,kubectl,netns,etcd gotest -count=1 ./internal/cluster/kube ./internal/cluster/kubeapi
 
+## rack       clusters of real programs on machines that are namespaces: bring-up, power cuts, at native speed (root)
+rack: setup bin/gotest bin/etcd bin/kubectl bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler
+	@COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),keepalived,kube-apiserver,kube-controller-manager,kube-scheduler gotest -count=1 -v -timeout 15m ./test/rack
+
 # Tests that drive virtual machines, with their bundle.
 E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) gotest -count=1 -v
 
 ## e2e        real programs and real firmware: from power-on to Ready, and to a cluster (QEMU, with or without KVM)
-e2e: bundle oracle bin/gotest
+e2e: bundle oracle rack bin/gotest
 	@$(E2E) -timeout 75m ./test/e2e/...
 
 ## e2e-laptop  one blank machine becomes a cluster of its own

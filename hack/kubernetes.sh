@@ -2,11 +2,17 @@
 # Builds a program of Kubernetes into the given file; its name says which. It is the program that bundles contain, from the same
 # module, so that Go compiles Kubernetes once for both. Tests use kubectl as a foreign client, compare what internal/cluster/kube
 # renders with what kubeadm generates, and run internal/cluster/kubeapi against kube-apiserver.
-# usage: hack/kubernetes.sh bin/kubeadm
+# A file in a folder named after a minor release is the program of that one.
+# usage: hack/kubernetes.sh bin/kubeadm, hack/kubernetes.sh bin/1.36/kube-apiserver
 set -euo pipefail
 out=$(realpath -m "$1")
 cd "$(dirname "$0")/../recipes/modules"
-cd "$(printf '%s\n' kubernetes-* | sort -V | tail -n 1)"
+minor=$(basename "$(dirname "$out")")
+if [ -d "kubernetes-$minor" ]; then
+	cd "kubernetes-$minor"
+else
+	cd "$(printf '%s\n' kubernetes-* | sort -V | tail -n 1)"
+fi
 export CGO_ENABLED=0 GOFLAGS='-trimpath -mod=readonly'
 version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
 minor=${version#v1.}

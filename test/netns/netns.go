@@ -56,10 +56,13 @@ func New(t testing.TB) *NS {
 	if err := <-made; err != nil {
 		t.Fatalf("create a network namespace: %v", err)
 	}
-	t.Cleanup(func() { ns.file.Close() })
+	t.Cleanup(ns.Close)
 	ns.Run("ip", "link", "set", "lo", "up")
 	return ns
 }
+
+// Close lets go of the namespace: it is gone when no process is in it any more. The end of the test does the same.
+func (ns *NS) Close() { ns.file.Close() }
 
 // Path names the namespace for coldrack.dev/internal/netns and for iproute2. It is good in any process
 // as long as the test runs.

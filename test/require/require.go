@@ -22,7 +22,8 @@ import (
 
 // Need lets the test go on when every named privilege is present. The known names are
 // "root", "netns" (may create network namespaces) and the name of any program in PATH,
-// for example "kubectl"; "qemu" stands for qemu-system-x86_64.
+// for example "kubectl"; "qemu" stands for qemu-system-x86_64, "kubernetes-1.36" for the programs of a control plane of
+// that release, where it is not the newest.
 func Need(t testing.TB, names ...string) {
 	t.Helper()
 	if os.Getenv("COLDRACK_REQUIRE") == "none" {
@@ -42,9 +43,12 @@ func Need(t testing.TB, names ...string) {
 	}
 }
 
+// Has says whether a privilege is present, for a test that can do more with it.
+func Has(name string) bool { return missing(name) == nil }
+
 // built are the programs that make builds into bin.
 func built() []string {
-	return []string{"containerd", "ctr", "etcd", "kube-apiserver", "kubeadm", "kubectl"}
+	return []string{"containerd", "ctr", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubeadm", "kubectl"}
 }
 
 // preferBuilt puts the repository's bin into PATH, before the first folder with one of the built programs, and not before
@@ -82,6 +86,14 @@ func missing(name string) error {
 	if slices.Contains(built(), name) {
 		if _, err := exec.LookPath(filepath.Join(bin, name)); err != nil {
 			return fmt.Errorf("%w; build it: make bin/%s", err, name)
+		}
+		return nil
+	}
+	if minor, ok := strings.CutPrefix(name, "kubernetes-"); ok {
+		for _, program := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
+			if _, err := exec.LookPath(filepath.Join(bin, minor, program)); err != nil {
+				return fmt.Errorf("%w; build it: make bin/%s/%s", err, minor, program)
+			}
 		}
 		return nil
 	}

@@ -24,9 +24,9 @@ type Sizes struct {
 // DefaultSizes are about those of recipes/default.
 var DefaultSizes = Sizes{FirstStage: 256 << 10, Kernel: 8 << 20, Initrd: 36 << 20, Image: 126 << 20}
 
-// makeBundle packs a bundle of noise that machines can be led through an install with, and returns the files of
-// the bundle and of the key that signed it. Its images have the given names.
-func makeBundle(ctx context.Context, dir string, sizes Sizes, images []string) (path, keyPath string, err error) {
+// MakeBundle packs a bundle of noise that machines can be led through an install with, and returns the files of
+// the bundle and of the key that signed it. Its images have the given names; more artifacts may come with them.
+func MakeBundle(ctx context.Context, dir string, sizes Sizes, images []string, more ...bundle.ArtifactSpec) (path, keyPath string, err error) {
 	noise := mathrand.NewChaCha8([32]byte{1})
 	write := func(title string, size int64) (bundle.FileSpec, error) {
 		content := make([]byte, size)
@@ -87,7 +87,7 @@ func makeBundle(ctx context.Context, dir string, sizes Sizes, images []string) (
 		return "", "", err
 	}
 	path, keyPath = filepath.Join(dir, "rehearsal.bundle.tar"), filepath.Join(dir, "rehearsal.pub")
-	if _, err = bundle.Pack(ctx, bundle.Spec{Name: "rehearsal", Created: time.Now(), Artifacts: artifacts}, key, path, nil); err != nil {
+	if _, err = bundle.Pack(ctx, bundle.Spec{Name: "rehearsal", Created: time.Now(), Artifacts: append(artifacts, more...)}, key, path, nil); err != nil {
 		return "", "", fmt.Errorf("pack a bundle: %w", err)
 	}
 	return path, keyPath, os.WriteFile(keyPath, bundle.MarshalPublicKey(public), 0o600)

@@ -90,7 +90,7 @@ func Rehearse(ctx context.Context, o Options) (r *Result, err error) {
 			return nil, err
 		}
 		var key string
-		if o.Bundle, key, err = makeBundle(ctx, work, o.Sizes, plan.images); err != nil {
+		if o.Bundle, key, err = MakeBundle(ctx, work, o.Sizes, plan.images); err != nil {
 			return nil, err
 		}
 		o.TrustedKeys = []string{key}

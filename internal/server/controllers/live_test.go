@@ -45,7 +45,6 @@ type liveWorld struct {
 	fleet    *fleet.Fleet // of the present life
 	clusters *members.Set
 	deps     Deps
-	dial     func(context.Context, string, string) (net.Conn, error) // to nodes
 	stop     func()
 }
 
@@ -227,11 +226,10 @@ func startPlane(t *testing.T) *controlplane.ControlPlane {
 }
 
 // newLiveWorld empties the API and starts a life of the server.
-func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane, prepare ...func(*liveWorld)) *liveWorld {
+func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane) *liveWorld {
 	t.Helper()
 	var err error
-	w := &liveWorld{t: t, plane: plane, catalog: &fakeCatalog{changed: make(chan struct{})}, plans: &planSink{changed: make(chan struct{})},
-		dial: func(context.Context, string, string) (net.Conn, error) { return nil, errNoNode }}
+	w := &liveWorld{t: t, plane: plane, catalog: &fakeCatalog{changed: make(chan struct{})}, plans: &planSink{changed: make(chan struct{})}}
 	w.client, err = client.New(w.config(), client.Options{Scheme: w.scheme()})
 	check(t, err)
 	leftovers := &v1alpha1.ClusterList{}
@@ -242,9 +240,6 @@ func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane, prepare ...fun
 	}
 	for _, kind := range []client.Object{&v1alpha1.Cluster{}, &v1alpha1.MachineGroup{}, &v1alpha1.Secret{}, &v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}} {
 		check(t, w.client.DeleteAllOf(t.Context(), kind))
-	}
-	for _, f := range prepare {
-		f(w)
 	}
 	w.start()
 	t.Cleanup(func() { w.stop() })
@@ -278,7 +273,7 @@ func (w *liveWorld) start() {
 	check(w.t, err)
 	w.clusters = members.New(members.Options{Programs: noPrograms{}, Log: testLog()})
 	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, LostAfter: time.Hour,
-		Clusters: w.clusters, DialNode: w.dial}
+		Clusters: w.clusters, DialNode: func(context.Context, string, string) (net.Conn, error) { return nil, errNoNode }}
 	w.deps = deps
 	group.Go(func() error { return synced(ctx) })
 	group.Go(func() error { return Serve(ctx, deps) })
