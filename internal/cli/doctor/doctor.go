@@ -53,7 +53,7 @@ type Subject struct {
 // Run carries out all checks, in the order in which a person would look.
 func Run(ctx context.Context, s Subject) []Result {
 	server := runningServer(s.DataDir)
-	results := []Result{server.result()}
+	results := []Result{server.result(), server.store()}
 	results = append(results, ports(s.Ports, server)...)
 	if s.Boot {
 		results = append(results, privileges())

@@ -77,8 +77,18 @@ func TestRunningServerIsFoundByItsLock(t *testing.T) {
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	if s := runningServer(dir); s.pid != 4711 {
+	s := runningServer(dir)
+	if s.pid != 4711 {
 		t.Errorf("got process %d, want 4711", s.pid)
+	}
+	if r := s.store(); r.State != OK {
+		t.Errorf("a store that nothing is known against: %+v", r)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "store-lost"), []byte("no space left\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.store(); r.State != Fail || !strings.Contains(r.Found, "no space left") {
+		t.Errorf("a store that is lost: %+v", r)
 	}
 }
 

@@ -48,6 +48,17 @@ func (s server) result() Result {
 	return ok("server", "process %d runs on %s", s.pid, s.dataDir)
 }
 
+// store says whether the running server has its store.
+func (s server) store() Result {
+	const check = "store"
+	why, err := os.ReadFile(filepath.Join(s.dataDir, "store-lost"))
+	if s.pid == 0 || err != nil {
+		return ok(check, "nothing is known against it")
+	}
+	return fail(check, "the server runs without it, and answers only machines that are known to be installed: "+strings.TrimSpace(string(why)),
+		"the server tries again by itself; see its log, and docs/operations.md, \"Without the store\"")
+}
+
 // ports tries to open each port and gives it back at once.
 func ports(wanted []Port, running server) []Result {
 	var results []Result

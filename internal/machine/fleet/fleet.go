@@ -49,7 +49,12 @@ type Fleet struct {
 	newcomers map[string]Newcomer
 	removed   map[string]time.Time // UIDs of machines that were deleted, and when
 	synced    chan struct{}
-	refused   time.Time // when the newcomer limit was last logged
+	// copies are the machines that are known from an earlier time only, not from the store as it is.
+	copies map[string]bool
+	// hasCopy: there is something to answer from although the store has not been read.
+	hasCopy bool
+	changes uint64
+	refused time.Time // when the newcomer limit was last logged
 
 	dirty   *dirtySet
 	arrived signal
@@ -63,7 +68,7 @@ func New(opts Options) *Fleet {
 	f := &Fleet{
 		log: opts.Log, now: opts.Now, maxNewcomers: opts.MaxNewcomers, maxStrangers: opts.MaxStrangers,
 		machines: map[string]*v1alpha1.Machine{}, index: identify.NewIndex(), addresses: map[netip.Addr][]string{}, live: map[string]*live{},
-		newcomers: map[string]Newcomer{}, removed: map[string]time.Time{}, synced: make(chan struct{}),
+		newcomers: map[string]Newcomer{}, removed: map[string]time.Time{}, synced: make(chan struct{}), copies: map[string]bool{},
 		dirty: newDirtySet(), arrived: newSignal(), changed: map[string]signal{}, any: newSignal(),
 		locks: machineLocks{byName: map[string]*machineLock{}},
 	}
@@ -88,21 +93,82 @@ func New(opts Options) *Fleet {
 func (f *Fleet) StartedAt() time.Time { return f.started }
 
 // MarkSynced says that every Machine of the store has been Put. Before that, an unknown machine may only
-// be one that has not been read yet.
+// be one that has not been read yet. What was known from an earlier time and is not in the store is forgotten.
 func (f *Fleet) MarkSynced() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for name := range f.copies {
+		f.forget(name)
+	}
+	clear(f.copies)
 	if !f.isSynced() {
 		close(f.synced)
 	}
 }
 
-// Synced is closed once MarkSynced was called. Boot services must not answer before.
-func (f *Fleet) Synced() <-chan struct{} { return f.synced }
+// Restore takes in the machines as they were at an earlier time, for the time until the store has been read. Machines that are known
+// already stay as they are.
+func (f *Fleet) Restore(machines []*v1alpha1.Machine) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.isSynced() {
+		return
+	}
+	f.hasCopy = true
+	for _, m := range machines {
+		if _, known := f.machines[m.Name]; known {
+			continue
+		}
+		f.machines[m.Name] = m
+		f.index.Put(m)
+		f.claimAddress(m)
+		f.copies[m.Name] = true
+	}
+}
 
-// IsSynced says whether MarkSynced was called.
-func (f *Fleet) IsSynced() bool { return f.isSynced() }
+// MarkStale says that the store is gone: what is known of machines is how they were, until MarkSynced.
+func (f *Fleet) MarkStale() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.isSynced() {
+		return
+	}
+	f.synced = make(chan struct{})
+	f.hasCopy = true
+	for name := range f.machines {
+		f.copies[name] = true
+	}
+}
 
+// HasCopy says whether machines can be told from how they were, while the store has not been read.
+func (f *Fleet) HasCopy() bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.hasCopy
+}
+
+// Changes counts what became of Machines; it differs when something has.
+func (f *Fleet) Changes() uint64 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.changes
+}
+
+// Synced is closed once MarkSynced was called.
+func (f *Fleet) Synced() <-chan struct{} {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.synced
+}
+
+// IsSynced says whether MarkSynced was called, and no MarkStale since.
+func (f *Fleet) IsSynced() bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.isSynced()
+}
+
+// isSynced needs f.mu.
 func (f *Fleet) isSynced() bool {
 	select {
 	case <-f.synced:
@@ -127,9 +193,12 @@ func (f *Fleet) put(m *v1alpha1.Machine) (news bool) {
 		return false
 	}
 	old := f.machines[m.Name]
-	if old != nil && !newer(m, old) {
+	// A copy gives way to whatever the store says, which may be older: it was restored from a backup.
+	if old != nil && !f.copies[m.Name] && !newer(m, old) {
 		return false
 	}
+	f.changes++
+	delete(f.copies, m.Name)
 	if old != nil && old.UID != m.UID {
 		delete(f.live, m.Name) // deleted and made anew: nothing of the old one's life applies
 	}
@@ -154,12 +223,23 @@ func (f *Fleet) Remove(name string, uid string) {
 		f.buried(uid)
 	}
 	if m := f.machines[name]; m != nil && (uid == "" || string(m.UID) == uid) {
-		delete(f.machines, name)
-		delete(f.live, name)
-		f.index.Remove(name)
-		f.releaseAddress(m)
-		f.wake(name)
+		f.forget(name)
 	}
+}
+
+// forget needs f.mu.
+func (f *Fleet) forget(name string) {
+	m := f.machines[name]
+	if m == nil {
+		return
+	}
+	f.changes++
+	delete(f.machines, name)
+	delete(f.live, name)
+	delete(f.copies, name)
+	f.index.Remove(name)
+	f.releaseAddress(m)
+	f.wake(name)
 }
 
 // claimAddress notes the machine's planned address; needs f.mu.

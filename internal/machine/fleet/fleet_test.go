@@ -154,6 +154,46 @@ func TestHeartbeatsThatSayNothingNewAreQuiet(t *testing.T) {
 	}
 }
 
+// Without a store, machines are known as they were; the store has the last word when it is there.
+func TestACopyGivesWayToTheStore(t *testing.T) {
+	f := New(Options{})
+	if f.HasCopy() {
+		t.Error("a new fleet has a copy of nothing")
+	}
+	kept := version(reported("kept", uuidA, "", macA), "", "10")
+	kept.Spec.Hostname = "before"
+	gone := version(expected("gone", v1alpha1.Identifiers{MACs: []string{macB}}), "", "11")
+	gone.Spec.Network = &v1alpha1.MachineNetwork{Address: "10.0.0.7"}
+	f.Restore([]*v1alpha1.Machine{kept, gone})
+	if m, _, _ := f.Lookup(v1alpha1.Identifiers{MACs: []string{macB}}); f.IsSynced() || !f.HasCopy() || m != gone {
+		t.Errorf("from the copy: %v", m)
+	}
+	read := func(resourceVersion string) {
+		t.Helper()
+		now := version(reported("kept", uuidA, "", macA), "", resourceVersion)
+		now.Spec.Hostname = "now-" + resourceVersion
+		f.Put(now)
+		f.MarkSynced()
+		if m, _ := f.Get("kept"); m != now {
+			t.Errorf("the copy did not give way to version %s", resourceVersion)
+		}
+		if _, ok := f.Get("gone"); ok || len(f.AddressOwners("10.0.0.7")) != 0 {
+			t.Error("a machine that is not in the store any more is still known")
+		}
+	}
+	read("10") // the same version, of which the copy has less
+	synced := f.Synced()
+	f.MarkStale()
+	if _, ok := f.Get("kept"); !ok || f.IsSynced() || f.Synced() == synced {
+		t.Error("what was known is forgotten, or taken for new, when the store is gone")
+	}
+	read("9") // the store comes from a backup
+	f.Restore([]*v1alpha1.Machine{gone})
+	if _, ok := f.Get("gone"); ok {
+		t.Error("a copy was taken in beside the store")
+	}
+}
+
 func TestChangedWakes(t *testing.T) {
 	f := New(Options{})
 	machine, any := f.Changed("a")

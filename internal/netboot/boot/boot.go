@@ -53,6 +53,11 @@ type Plan struct {
 	Local LocalMethod
 }
 
+// FromCopy says whether the plan may be carried out when what is known of the machine is how it was at an earlier time. Only the way to
+// its own disk may: everything else begins with the store, or would take a machine for a stranger that is none. A machine
+// that gets no answer goes on with the boot order of its firmware after a minute.
+func (p Plan) FromCopy() bool { return p.Action == v1alpha1.BootLocalDisk }
+
 // LocalMethod is a way from iPXE to the machine's own disk: a small GRUB that finds the disk by its label and
 // starts the boot loader on it.
 type LocalMethod string

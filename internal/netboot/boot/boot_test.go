@@ -62,6 +62,31 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// An old copy of what is known may start a disk, and nothing else.
+func TestWhatACopyDecides(t *testing.T) {
+	const install, release = v1alpha1.ActionReinstall, v1alpha1.ActionRelease
+	for name, test := range map[string]struct {
+		machine *v1alpha1.Machine
+		want    bool
+	}{
+		"an installed machine":                      {machine(approved, installed), true},
+		"an unknown machine":                        {nil, false},
+		"a machine that waits":                      {machine(approved), false},
+		"a machine that is to be installed":         {machine(approved, wants("1", install)), false},
+		"one that was installing when it was known": {machine(approved, wants("1", install), acknowledged("1", install, v1alpha1.IntentRunning)), false},
+		"one that is to be reinstalled":             {machine(approved, installed, wants("2", install)), false},
+		"one that is to be released":                {machine(installed, wants("3", release)), false},
+		"one that was reinstalled, says the copy":   {machine(approved, installed, wants("2", install), acknowledged("2", install, v1alpha1.IntentSucceeded)), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan := Decide(Request{Arch: "x86_64", Platform: PlatformUEFI}, Subject{Machine: test.machine}, Policy{Netboot: true})
+			if plan.FromCopy() != test.want {
+				t.Errorf("%s (%s): carried out is %v", plan.Action, plan.Reason, plan.FromCopy())
+			}
+		})
+	}
+}
+
 func TestDecideBetweenRivals(t *testing.T) {
 	request, policy := Request{Arch: "x86_64", Platform: PlatformUEFI}, Policy{Netboot: true}
 	plan := Decide(request, Subject{Rivals: []*v1alpha1.Machine{machine(), machine(installed, wants("2", v1alpha1.ActionReinstall))}}, policy)

@@ -57,7 +57,8 @@ func startEtcd(ctx context.Context, log *slog.Logger, dir string, quota int64) (
 	cfg.Name = "coldrack"
 	cfg.Dir = dir
 	var stopping atomic.Bool
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(log, &stopping))
+	last := &lastWords{said: make(chan error, 1)}
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(log, &stopping, last))
 	// No other member exists, so nothing listens for peers. What is advertised is only the member's label,
 	// which must look like host and port.
 	label := []url.URL{{Scheme: "unix", Host: "coldrack:0"}}
@@ -94,7 +95,20 @@ func startEtcd(ctx context.Context, log *slog.Logger, dir string, quota int64) (
 	}
 	select {
 	case <-server.Server.ReadyNotify():
-		return "unix://" + socket, server.Err(), stop, nil
+		last.started.Store(true)
+		ended := make(chan error, 1)
+		go func() { // ends with etcd
+			select {
+			case err := <-last.said:
+				ended <- err
+			case err, open := <-server.Err(): // closed when etcd stops
+				if open {
+					ended <- err
+				}
+			}
+			close(ended)
+		}()
+		return "unix://" + socket, ended, stop, nil
 	case err := <-server.Err():
 		stop()
 		return "", nil, nil, fmt.Errorf("the store in %s: %w", dir, err)
@@ -106,6 +120,9 @@ func startEtcd(ctx context.Context, log *slog.Logger, dir string, quota int64) (
 		return "", nil, nil, fmt.Errorf("the store in %s did not start in time: %w", dir, context.Cause(ctx))
 	}
 }
+
+// ErrInUse is an error of a store that another server uses, or one of this process that has not ended.
+var ErrInUse = errors.New("is in use")
 
 // openEtcd is embed.StartEtcd, which panics on data that it cannot read.
 func openEtcd(cfg *embed.Config) (server *embed.Etcd, err error) {
@@ -123,7 +140,7 @@ func openEtcd(cfg *embed.Config) (server *embed.Etcd, err error) {
 	if _, err := os.Stat(name); err == nil {
 		db, err := bbolt.Open(name, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
 		if errors.Is(err, bbolterrors.ErrTimeout) {
-			return nil, fmt.Errorf("%s is in use by another program; stop it", name)
+			return nil, fmt.Errorf("%s %w by another program; stop it", name, ErrInUse)
 		}
 		if err != nil {
 			return nil, damaged(err)
@@ -150,7 +167,7 @@ func lockDir(dir string) (unlock func(), err error) {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			var pid int
 			fmt.Fscan(f, &pid)
-			return nil, fmt.Errorf("%s is in use by another coldrack server (process %d); stop it, or choose another data directory", dir, pid)
+			return nil, fmt.Errorf("%s %w by another coldrack server (process %d); stop it, or choose another data directory", dir, ErrInUse, pid)
 		}
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}

@@ -25,7 +25,7 @@ func (c *ControlPlane) startKubernetes(ctx context.Context, cfg Config) error {
 	client.QPS, client.Burst = 200, 400
 	c.client, c.address = client, client.Host
 	if err := installCRDs(ctx, client); err != nil {
-		return fmt.Errorf("the Kubernetes API at %s: %w", client.Host, err)
+		return noStore(fmt.Errorf("the Kubernetes API at %s: %w", client.Host, err))
 	}
 	elector, err := newLeaseElector(client, cfg.LeaseNamespace)
 	if err != nil {

@@ -2,7 +2,10 @@ package controlplane
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"runtime"
 	"sync/atomic"
 
 	"go.uber.org/zap"
@@ -20,9 +23,34 @@ func SendKlogTo(log *slog.Logger) {
 
 // zapTo returns a zap logger, as etcd wants one, that writes to log. What etcd calls information becomes
 // debug, and so does everything while stopping is set: etcd reports the close of each of its sockets as an
-// error. Where etcd would end the process, the logger panics, so that a start can still say what is wrong.
-func zapTo(log *slog.Logger, stopping *atomic.Bool) *zap.Logger {
-	return zap.New(&zapCore{log.With("from", "etcd"), stopping}, zap.WithFatalHook(zapcore.WriteThenPanic))
+// error. Where etcd would end the process, last decides.
+func zapTo(log *slog.Logger, stopping *atomic.Bool, last *lastWords) *zap.Logger {
+	return zap.New(&zapCore{log.With("from", "etcd"), stopping}, zap.WithFatalHook(last), zap.WithPanicHook(last))
+}
+
+// lastWords is what etcd says when it cannot go on, such as when its disk takes nothing more. While it starts, its logger panics, so that
+// the start can say what is wrong. Later only the goroutine ends that said so: boot services in this process do not need the store.
+type lastWords struct {
+	started atomic.Bool
+	said    chan error // has room for one
+}
+
+// OnWrite implements zapcore.CheckWriteHook. It does not return.
+func (l *lastWords) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) {
+	if !l.started.Load() {
+		panic(entry.Message)
+	}
+	err := errors.New(entry.Message)
+	for _, f := range fields {
+		if cause, ok := f.Interface.(error); ok && f.Type == zapcore.ErrorType {
+			err = fmt.Errorf("%s: %w", entry.Message, cause)
+		}
+	}
+	select {
+	case l.said <- err:
+	default:
+	}
+	runtime.Goexit()
 }
 
 type zapCore struct {

@@ -24,7 +24,7 @@ func TestLibrariesAreQuiet(t *testing.T) {
 	}}))
 	kubernetes := liblog.Kubernetes(log)
 	var stopping atomic.Bool
-	etcd := zapTo(log, &stopping)
+	etcd := zapTo(log, &stopping, &lastWords{})
 	for name, test := range map[string]struct {
 		say  func()
 		want string
@@ -42,6 +42,33 @@ func TestLibrariesAreQuiet(t *testing.T) {
 		test.say()
 		if got := strings.TrimSpace(out.String()); got != test.want {
 			t.Errorf("%s: logged %q, want %q", name, got, test.want)
+		}
+	}
+}
+
+// What would end the process is an error of a start, and later the end of one goroutine.
+func TestLastWords(t *testing.T) {
+	last := &lastWords{said: make(chan error, 1)}
+	etcd := zapTo(slog.New(slog.DiscardHandler), &atomic.Bool{}, last)
+	func() {
+		defer func() {
+			if r := recover(); r != "no disk" {
+				t.Errorf("while it starts: %v", r)
+			}
+		}()
+		etcd.Fatal("no disk")
+	}()
+	last.started.Store(true)
+	for _, say := range []func(string, ...zap.Field){etcd.Fatal, etcd.Panic} {
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			say("cannot write", zap.Error(errors.New("no space")))
+			t.Error("it goes on")
+		}()
+		<-ended
+		if err := <-last.said; err.Error() != "cannot write: no space" {
+			t.Errorf("said %v", err)
 		}
 	}
 }

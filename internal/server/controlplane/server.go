@@ -71,7 +71,7 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 	if c.engine == EngineEmbedded {
 		endpoint, failed, stop, err := startEtcd(ctx, c.log, cfg.path(etcdDir), etcdQuota)
 		if err != nil {
-			return err
+			return unlessInUse(err)
 		}
 		c.onStop(stop)
 		c.watchEtcd(failed)
@@ -79,7 +79,7 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 	}
 	client, err := dialEtcd(ctx, transport, cfg.EtcdPrefix)
 	if err != nil {
-		return err
+		return noStore(err)
 	}
 	c.onStop(func() { client.Close() })
 	if c.engine == EngineEmbedded {
@@ -111,14 +111,27 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 	c.run(server.GenericAPIServer)
 
 	if err := installCRDs(ctx, c.client); err != nil {
-		return err
+		return noStore(err)
 	}
 	stop, err := rules.start(ctx, c.client)
 	if err != nil {
-		return err
+		return noStore(err)
 	}
 	c.onStop(stop)
 	return nil
+}
+
+// ErrStore is an error of what holds the kinds: it does not start, does not answer, or has stopped. The same start may succeed later.
+var ErrStore = errors.New("the store is not there")
+
+func noStore(err error) error { return fmt.Errorf("%w: %w", ErrStore, err) }
+
+// unlessInUse is noStore but for a store that another program uses, which is a mistake of whoever started this one.
+func unlessInUse(err error) error {
+	if errors.Is(err, ErrInUse) {
+		return err
+	}
+	return noStore(err)
 }
 
 // listen opens the API's socket, and explains what to do when that fails.
@@ -144,7 +157,7 @@ func (c *ControlPlane) watchEtcd(failed <-chan error) {
 		select {
 		case err, open := <-failed: // closed when etcd stops
 			if open {
-				c.fail(fmt.Errorf("the store stopped: %w", err))
+				c.fail(noStore(fmt.Errorf("the store stopped: %w", err)))
 			}
 		case <-c.stopped:
 		}

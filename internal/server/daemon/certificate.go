@@ -47,6 +47,7 @@ func (s *server) renewPeopleAt(now time.Time) error {
 	}
 	written, err := credentials.WriteAdmin(s.cfg.AdminKubeconfig(), s.keys.people, credentials.URL(s.plane.Address()), now)
 	if err == nil && written {
+		s.recordAdmin(s.cfg.AdminKubeconfig())
 		s.log.Info("administrator's kubeconfig renewed", "path", s.cfg.AdminKubeconfig())
 	}
 	return err

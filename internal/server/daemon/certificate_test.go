@@ -24,6 +24,9 @@ func TestCertificatesOfPeoplesAPIAreRenewed(t *testing.T) {
 	s := &server{cfg: cfg, log: discard(), keys: keys, clusterAPI: peopleapi.NewClusterAPI(discard()), fleet: fleet.New(fleet.Options{Log: discard()}),
 		bootGate: newBootGate(1000, func() bool { return true })}
 	s.metrics, s.importer = newMetrics(s.fleet), newImporter(cfg, nil, discard())
+	s.audit, err = cfg.openAudit(discard())
+	check(t, err)
+	t.Cleanup(s.audit.Close)
 	s.plane, err = s.startControlPlane(t.Context())
 	check(t, err)
 	t.Cleanup(s.plane.Stop)

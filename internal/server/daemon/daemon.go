@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -45,10 +46,10 @@ func TakeLibraryLogs(log *slog.Logger) {
 
 // Run starts the server and serves until ctx ends. It returns nil after a graceful stop.
 //
-// The order of the start is the order of need: state nobody else may touch, keys, content, the API that
-// holds the kinds, what is cached of it, the controllers; and only when all machines have been read the
-// sockets that machines talk to are served, because a known machine must never be taken for a stranger.
-// The stop goes the other way round.
+// The order of the start is the order of need: state nobody else may touch, keys, content, the sockets that machines talk to, the
+// API that holds the kinds, what is cached of it, the controllers. Until all machines have been read, those that are known from
+// an earlier run are sent to their disks and nobody else is answered, because a known machine must never be taken for a stranger.
+// Boot services go on when the store is lost; the rest is started again with it (see serveKinds).
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	began, manager := time.Now(), takeNotifySocket()
 	if err := cfg.Validate(); err != nil {
@@ -108,26 +109,44 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		defer s.audit.Close()
 		s.metrics.watchAudit(s.audit.Stats)
 	}
-	if s.plane, err = s.startControlPlane(ctx); err != nil {
-		return err
-	}
-	defer s.plane.Stop()
-	s.metrics.watchStore(s.plane.StoreSize)
+	s.metrics.watchStore(func() (controlplane.StoreSize, bool) {
+		plane := s.current.Load()
+		if plane == nil {
+			return controlplane.StoreSize{}, false
+		}
+		return plane.StoreSize()
+	})
 	s.metrics.watchDisk(imports.reserve.space)
+	s.catalog = newCatalog(store, log)
+	imports.onImport(func() {
+		s.catalog.changed()
+		s.clusters.Refresh()
+	})
 
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.plane.Wait(ctx) })
+	group.Go(func() error { return imports.reserve.run(ctx) })
+	if !cfg.NoBoot {
+		group.Go(func() error { return s.reach.run(ctx) })
+		if s.subnets, err = s.serveBoot(ctx, group, machineapi.NewNonces(nil), &s.late, &s.late); err != nil {
+			group.Go(func() error { return err })
+			return group.Wait()
+		}
+		keeper := &copyKeeper{file: cfg.path(copyFile), fleet: s.fleet, subnets: s.subnets, log: log.With("part", "boot")}
+		if keeper.restore() {
+			// Machines are answered; the service manager does not wait for the store.
+			manager.notify("READY=1")
+		}
+		group.Go(func() error { return keeper.run(ctx) })
+	}
+	group.Go(func() error { return imports.run(ctx) })
 	group.Go(func() error {
-		if err := s.start(ctx, group, set); err != nil {
-			return err
-		}
-		kubeconfig, err := s.greet()
-		if err != nil {
-			return err
-		}
-		manager.notify("READY=1")
-		log.Info("ready", "version", version.Get().Version, "took", time.Since(began).Round(time.Millisecond),
-			"engine", string(s.plane.Engine()), "api", s.plane.Address(), "kubeconfig", kubeconfig)
+		return s.serveKinds(ctx, set, func(kubeconfig string) {
+			manager.notify("READY=1")
+			log.Info("ready", "version", version.Get().Version, "took", time.Since(began).Round(time.Millisecond),
+				"engine", string(s.plane.Engine()), "api", s.plane.Address(), "kubeconfig", kubeconfig)
+		})
+	})
+	group.Go(func() error {
 		<-ctx.Done()
 		manager.notify("STOPPING=1")
 		log.Info("stopping")
@@ -156,7 +175,12 @@ type server struct {
 	bootGate     *bootGate
 	reach        *reach     // nil without boot services
 	audit        *audit.Log // nil where the kinds live elsewhere
-	plane        *controlplane.ControlPlane
+	catalog      *catalog
+	subnets      *dhcpSubnets // nil without boot services
+	late         lateStore
+	// plane holds the kinds, in this life of the store; current is the same for those who ask in between.
+	plane   *controlplane.ControlPlane
+	current atomic.Pointer[controlplane.ControlPlane]
 }
 
 // machineAuthority is the name of the authority that machines and nodes trust and are known by.
@@ -251,35 +275,21 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 			return controllers.ServerCertificate(s.clusters, cluster)
 		},
 	})
-	catalog := newCatalog(s.content.store, s.log)
-	s.importer.onImport(func() {
-		catalog.changed()
-		s.clusters.Refresh()
-	})
 	deps := controllers.Deps{
 		Client: direct, Cache: cached, Fleet: s.fleet, Log: s.log.With("part", "controllers"),
-		Catalog: catalog, LostAfter: s.cfg.lostAfter(), Clusters: s.clusters, DialNode: s.dialNode,
+		Catalog: s.catalog, LostAfter: s.cfg.lostAfter(), Clusters: s.clusters, DialNode: s.dialNode,
 	}
 	if err := controllers.FeedClusters(ctx, deps); err != nil {
 		return err
 	}
-	if s.cfg.NoBoot {
-		group.Go(func() error { return controllers.Serve(ctx, deps) })
-	} else {
-		deps.Own = s.reach
-		group.Go(func() error { return s.reach.run(ctx) })
-		dhcp, err := s.serveBoot(ctx, group, machineapi.NewNonces(nil), controllers.NewStore(direct, s.fleet), controllers.NewPlans(cached))
-		if err != nil {
-			return err
-		}
-		deps.Subnets = dhcp
-		group.Go(func() error { return controllers.Serve(ctx, deps) })
+	if s.subnets != nil {
+		deps.Own, deps.Subnets = s.reach, s.subnets
+		s.late.use(controllers.NewStore(direct, s.fleet), controllers.NewPlans(cached))
 	}
+	group.Go(func() error { return controllers.Serve(ctx, deps) })
 	group.Go(func() error {
 		return s.plane.Elect(ctx, "controllers", func(ctx context.Context) error { return controllers.Lead(ctx, deps) })
 	})
-	group.Go(func() error { return s.importer.run(ctx) })
-	group.Go(func() error { return s.importer.reserve.run(ctx) })
 	if s.plane.Engine() != controlplane.EngineKubernetes {
 		group.Go(func() error { return s.renewPeople(ctx) })
 	}
@@ -298,13 +308,18 @@ func (s *server) greet() (string, error) {
 		return "", err
 	}
 	if written {
-		issued := audit.Issued{What: "kubeconfigs", Name: "admin", Verb: "create", Details: map[string]string{"groups": controlplane.GroupAdmin, "file": path, "by": "the server, at its start"}}
-		if err := s.audit.Keep(issued.Event(time.Now())); err != nil {
-			s.log.Error("no audit record of the administrator's kubeconfig", "path", path, "err", err)
-		}
+		s.recordAdmin(path)
 		s.log.Info("administrator's kubeconfig written", "path", path)
 	}
 	return path, nil
+}
+
+// recordAdmin keeps the record of an administrator's kubeconfig that the server made itself. There has to be one, recorded or not.
+func (s *server) recordAdmin(path string) {
+	issued := audit.Issued{What: "kubeconfigs", Name: "admin", Verb: "create", Details: map[string]string{"groups": controlplane.GroupAdmin, "file": path, "by": "the server itself"}}
+	if err := s.audit.Keep(issued.Event(time.Now())); err != nil {
+		s.log.Error("no audit record of the administrator's kubeconfig", "path", path, "err", err)
+	}
 }
 
 // systemd is the service manager, if there is one, that wants to hear how far the server is (sd_notify(3)).

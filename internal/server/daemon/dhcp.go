@@ -142,8 +142,16 @@ type dhcpSubnets struct {
 	log    *slog.Logger
 
 	mu      sync.Mutex
+	given   []v1alpha1.Subnet
 	reports map[string]controllers.SubnetReport
 	change  chan struct{}
+}
+
+// current are the plans that it was given last.
+func (d *dhcpSubnets) current() []v1alpha1.Subnet {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.given
 }
 
 func newDHCPSubnets(server *dhcp.Server, base dhcp.Config, reach *reach, log *slog.Logger) *dhcpSubnets {
@@ -187,7 +195,7 @@ func (d *dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
 		}
 	}
 	d.mu.Lock()
-	d.reports = reports
+	d.given, d.reports = subnets, reports
 	d.mu.Unlock()
 	d.wake()
 }
@@ -261,7 +269,7 @@ func dhcpSubnet(subnet v1alpha1.Subnet) (dhcp.Subnet, error) {
 	return made, nil
 }
 
-func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *booter) (controllers.SubnetSink, error) {
+func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *booter) (*dhcpSubnets, error) {
 	log := s.log.With("part", "dhcp")
 	base := dhcp.Config{Interfaces: s.cfg.Interfaces}
 	if s.cfg.BootAddress != "" {

@@ -26,6 +26,8 @@ const metricsPath = "/coldrack/v1/metrics"
 type metrics struct {
 	registry *prometheus.Registry
 	boots    *prometheus.CounterVec
+	// storeLost is 1 while the store is not there.
+	storeLost prometheus.Gauge
 }
 
 func newMetrics(machines *fleet.Fleet) *metrics {
@@ -34,6 +36,9 @@ func newMetrics(machines *fleet.Fleet) *metrics {
 		boots: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "coldrack_boots_total", Help: "Boots that were answered, by what the machine was told to do.",
 		}, []string{"action"}),
+		storeLost: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "coldrack_store_lost", Help: "1 while the store is not there and machines are answered from a copy.",
+		}),
 	}
 	// Alerts need to see nothing as 0.
 	for _, action := range []v1alpha1.BootAction{
@@ -41,7 +46,7 @@ func newMetrics(machines *fleet.Fleet) *metrics {
 	} {
 		m.boots.WithLabelValues(string(action))
 	}
-	m.registry.MustRegister(m.boots, samples(func(s sink) {
+	m.registry.MustRegister(m.boots, m.storeLost, samples(func(s sink) {
 		s.gauge("coldrack_build_info", "This build; always 1.", 1, "version", version.Get().Version)
 		byPhase := map[v1alpha1.MachinePhase]int{
 			v1alpha1.PhaseExpected: 0, v1alpha1.PhaseDiscovering: 0, v1alpha1.PhaseWaiting: 0, v1alpha1.PhaseApproved: 0,

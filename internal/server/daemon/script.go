@@ -25,6 +25,10 @@ import (
 // stranger because its server has just started.
 var errStarting = errors.New("the server is starting and has not read its machines yet")
 
+// errNoStore is answered while the store is gone to machines that are not known to be installed. They go on with the boot order of
+// their firmware after a minute.
+var errNoStore = errors.New("the store is not there: only machines that are known to be installed are answered, the others when it is back")
+
 // booter answers what machines boot. It reads what is in memory and never waits for the store.
 type booter struct {
 	fleet   *fleet.Fleet
@@ -67,13 +71,20 @@ func (b *booter) BootScript(_ context.Context, query httpboot.Query) (string, er
 // script decides what the machine boots, records the decision, and renders it for iPXE. at is the address by which the machine
 // reaches this server.
 func (b *booter) script(request boot.Request, at netip.Addr) (string, error) {
-	if !b.fleet.IsSynced() {
+	synced := b.fleet.IsSynced()
+	if !synced && !b.fleet.HasCopy() {
 		return "", errStarting
 	}
 	ids := v1alpha1.Identifiers{MACs: request.MACs, UUID: request.UUID, Serial: request.Serial}
 	machine, rivals, matched := b.fleet.Lookup(ids)
 	kernel, initrd, haveNetboot := b.content.netboot()
 	plan := boot.Decide(request, boot.Subject{Machine: machine, Rivals: rivals}, boot.Policy{Netboot: haveNetboot})
+	if !synced {
+		if !plan.FromCopy() {
+			return "", errNoStore
+		}
+		plan.Reason += "; as far as is known without the store"
+	}
 	if machine == nil && matched != "" {
 		plan.Reason += " (" + matched + ")"
 	}

@@ -13,7 +13,6 @@ import (
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/tftp"
 	"coldrack.dev/internal/netns"
-	"coldrack.dev/internal/server/controllers"
 	"coldrack.dev/internal/server/machineapi"
 )
 
@@ -26,7 +25,7 @@ func (s *server) newBooter(nonces *machineapi.Nonces) *booter {
 
 // serveBoot serves everything that machines talk to, as tasks of the group.
 func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *machineapi.Nonces,
-	store *controllers.Store, plans *controllers.Plans) (controllers.SubnetSink, error) {
+	store machineapi.Store, plans machineapi.Plans) (*dhcpSubnets, error) {
 	answers := s.newBooter(nonces)
 	places, err := descriptorBudget(s.log)
 	if err != nil {
@@ -34,7 +33,7 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	}
 	web := httpboot.New(httpboot.Options{
 		Files: s.content, Content: answers, Scripts: answers, Log: s.log.With("part", "http"),
-		MaxConns: places.bootHTTP, Pace: int64(s.cfg.BootPaceMbit) * 1_000_000 / 8, Taking: s.bootGate.taking,
+		MaxConns: places.bootHTTP, Pace: int64(s.cfg.BootPaceMbit) * 1_000_000 / 8, Taking: s.bootGate.taking, Ready: s.readyForAll,
 	})
 	s.metrics.watchHTTP(web.Stats)
 
@@ -77,6 +76,17 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	s.metrics.watchMachineAPI(services.connections)
 	group.Go(func() error { return s.serveSockets(ctx, services) })
 	return s.serveDHCP(ctx, group, answers)
+}
+
+// readyForAll says why not every machine is answered; the boot listener's /healthz shows it.
+func (s *server) readyForAll() error {
+	switch {
+	case s.fleet.IsSynced():
+		return nil
+	case s.fleet.HasCopy():
+		return errNoStore
+	}
+	return errStarting
 }
 
 // inside runs a function in the network namespace that machines boot from.

@@ -10,9 +10,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,9 +38,29 @@ func check(t testing.TB, err error) {
 	}
 }
 
+// runEnv makes the test binary a server: its value is a Config in JSON.
+const runEnv = "COLDRACK_TEST_RUN"
+
 func TestMain(m *testing.M) {
 	TakeLibraryLogs(discard())
+	if config := os.Getenv(runEnv); config != "" {
+		if err := runConfig(config); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	m.Run()
+}
+
+func runConfig(text string) error {
+	var cfg Config
+	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return Run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 }
 
 // within is how long tests wait for what a server does by itself: a loaded machine is slow with -race.
@@ -192,11 +214,17 @@ func run(t *testing.T, cfg Config) *running {
 		t.Fatalf("the server is not ready after %s", within)
 	}
 	if cfg.Kubeconfig == "" {
-		var err error
-		r.rest, err = clientcmd.BuildConfigFromFlags("", cfg.AdminKubeconfig())
-		check(t, err)
+		r.rest = kubeconfigOf(t, cfg)
 	}
 	return r
+}
+
+// kubeconfigOf is people's API of a server, as its first administrator.
+func kubeconfigOf(t testing.TB, cfg Config) *rest.Config {
+	t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", cfg.AdminKubeconfig())
+	check(t, err)
+	return config
 }
 
 // refused runs a server that must not start, and returns why.
