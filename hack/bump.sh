@@ -22,6 +22,15 @@ file=recipes/$recipe/recipe.yaml
 	exit 2
 }
 
+# pinned NAME: its version in the recipe, nothing if it has none. pin NAME VERSION sets it. Only the section versions: counts.
+pinned() { sed -n "/^versions:/,/^[^ ]*:/s/^  $1: //p" "$file"; }
+pin() {
+	if [ -n "$(pinned "$1")" ]; then
+		sed -i "/^versions:/,/^[^ ]*:/s/^  $1: .*/  $1: $2/" "$file"
+	else
+		sed -i "s/^versions:/&\n  $1: $2/" "$file"
+	fi
+}
 minor_of() { cut -d. -f1,2 <<<"${1#v}"; }
 # module NAME VERSION: the folder that pins NAME at VERSION; a folder of another minor release is copied.
 module() {
@@ -58,18 +67,14 @@ libraries() (
 table() { sed -i -E "/^\t\t${minor#1.}: \{/,/^\t\t\},/{/^\t\t\t$1:/$2}" internal/cluster/kube/version.go; }
 
 left=()
-declared=$(sed -n 's/^  kubernetes: //p' "$file")
+declared=$(pinned kubernetes)
 for pair in "${pairs[@]}"; do [ "${pair%%=*}" = kubernetes ] && declared=${pair#*=}; done
 minor=$(minor_of "$declared")
 for pair in "${pairs[@]}"; do
 	name=${pair%%=*} version=${pair#*=}
-	grep -q "^  $name: " "$file" || grep -q "^  $name: " "recipes/$latest/recipe.yaml" || { echo "bump: $file has no version of $name" >&2; exit 2; }
+	[ -n "$(pinned "$name")" ] || grep -q "^  $name: v" "recipes/$latest/recipe.yaml" || { echo "bump: $file has no version of $name" >&2; exit 2; }
 	echo "bump: $name $version in $file"
-	if grep -q "^  $name: " "$file"; then
-		sed -i "s/^  $name: .*/  $name: $version/" "$file"
-	else
-		sed -i "s/^versions:/&\n  $name: $version/" "$file"
-	fi
+	pin "$name" "$version"
 	case $name in
 	kubernetes)
 		kubernetes "$(module kubernetes "$version")" "$version"
