@@ -7,19 +7,20 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 	"coldrack.dev/internal/termtext"
 )
 
 // Plan is what RenderPlan prints.
 type Plan struct {
-	Previews []kube.Preview
+	Previews []peoplewire.ClusterPlan
 	// Details also shows contents of new files, what certificates say, and the reason of every phase.
 	Details bool
 }
 
 // Changes is true when carrying the plan out would do anything.
 func (p *Plan) Changes() bool {
-	return slices.ContainsFunc(p.Previews, func(p kube.Preview) bool { return !p.Empty() })
+	return slices.ContainsFunc(p.Previews, func(p peoplewire.ClusterPlan) bool { return !p.Empty() })
 }
 
 // RenderPlan is a plan for a person, to be read before anything happens.
@@ -30,7 +31,7 @@ func RenderPlan(p Plan) string {
 			b.WriteString("\n")
 		}
 		r := planText{details: p.Details}
-		r.preview(&preview)
+		r.preview(&preview.Preview, preview.Forecast)
 		b.WriteString(r.String())
 	}
 	return b.String()
@@ -45,7 +46,7 @@ func (r *planText) line(indent int, format string, args ...any) {
 	fmt.Fprintf(r, "%s%s\n", strings.Repeat("  ", indent), strings.TrimRight(oneLine(fmt.Sprintf(format, args...)), " "))
 }
 
-func (r *planText) preview(p *kube.Preview) {
+func (r *planText) preview(p *kube.Preview, f *peoplewire.Forecast) {
 	state := "exists"
 	if !p.Exists {
 		state = "is new"
@@ -83,6 +84,7 @@ func (r *planText) preview(p *kube.Preview) {
 	}
 	r.nodes(p.Changes.Nodes)
 	r.objects(p.Changes.Objects)
+	r.forecast(f)
 	r.WriteString("\n")
 	r.line(0, "%s", summary(p))
 }
@@ -222,6 +224,71 @@ func (r *planText) disruptions(list []kube.Disruption) {
 			mark = "!"
 		}
 		r.line(1, "%s %s: %s", mark, d.What, d.Effect)
+	}
+}
+
+// mostSteps of a forecast are shown without --details.
+const mostSteps = 40
+
+// forecast prints steps in their order; those that begin at the same time, on several machines for the same reason, in one line.
+func (r *planText) forecast(f *peoplewire.Forecast) {
+	if f == nil || len(f.Steps)+len(f.EndsAt)+len(f.Waits) == 0 {
+		return
+	}
+	r.WriteString("\n")
+	if len(f.Steps) > 0 {
+		r.line(0, "Steps, about %s in all", f.Takes)
+		r.forecastSteps(f.Steps)
+	}
+	for _, w := range f.Waits {
+		r.line(1, "waits: %s", w)
+	}
+	for _, b := range f.EndsAt {
+		r.line(1, "! %s: %s", strings.TrimPrefix(b.Machine+": "+b.Reason, ": "), b.Remedy)
+	}
+	for _, note := range f.Notes {
+		r.line(1, "%s", note)
+	}
+}
+
+func (r *planText) forecastSteps(steps []peoplewire.ForecastStep) {
+	type row struct {
+		step     peoplewire.ForecastStep
+		machines []string
+	}
+	var rows []row
+	for _, s := range steps {
+		same := func(o row) bool {
+			return o.step.After == s.After && o.step.Step == s.Step && o.step.Reason == s.Reason && o.step.Disruption == s.Disruption && o.step.To == s.To
+		}
+		if i := slices.IndexFunc(rows[max(0, len(rows)-8):], same); i >= 0 {
+			i += max(0, len(rows)-8)
+			rows[i].machines = append(rows[i].machines, s.Machine)
+			continue
+		}
+		rows = append(rows, row{s, []string{s.Machine}})
+	}
+	t := &Table{Header: []string{"", "AFTER", "STEP", "MACHINE", "WHY"}}
+	for i, o := range rows {
+		if i == mostSteps && !r.details {
+			t.Add("", "", "...", "", fmt.Sprintf("%d more lines: --details, or -o json", len(rows)-i))
+			break
+		}
+		mark := map[bool]string{true: "", false: "?"}[o.step.CarriedOut]
+		if o.step.Outage {
+			mark += "!"
+		}
+		machines := strings.Join(o.machines, ", ")
+		if len(o.machines) > 3 && !r.details {
+			machines = fmt.Sprintf("%s and %d more", o.machines[0], len(o.machines)-1)
+		}
+		if o.step.To != "" {
+			machines += " → " + o.step.To
+		}
+		t.Add(mark, o.step.After, o.step.Step, machines, strings.TrimSuffix(o.step.Reason+"; "+o.step.Disruption, "; "))
+	}
+	for _, line := range align(append([][]string{t.Header}, t.Rows...)) {
+		r.WriteString("  " + line + "\n")
 	}
 }
 

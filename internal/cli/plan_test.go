@@ -1,12 +1,15 @@
 package cli
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 
 	"golang.org/x/tools/txtar"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 func TestPlanPictures(t *testing.T) {
@@ -49,8 +52,35 @@ func TestPlanPictures(t *testing.T) {
 	same := kube.Preview{Cluster: "lab", Exists: true}
 	wrong := kube.Preview{Cluster: "lab", Invalid: []string{"spec.version: v1.99.0 is in no imported bundle"}}
 	waits := kube.Preview{Cluster: "lab", Problems: []string{"MachineGroup lab-all can have 1; it wants 3"}}
+	rolled := peoplewire.ClusterPlan{Preview: kube.Preview{Cluster: "lab", Exists: true,
+		Written: []kube.ObjectChange{{Change: kube.Changed, Object: "Cluster lab", Diff: "-version: v1.36.3\n+version: v1.37.2\n"}}},
+		Forecast: &peoplewire.Forecast{Takes: "9m12s", Steps: []peoplewire.ForecastStep{
+			{After: "0s", Takes: "2m0s", Step: "pull", Operation: "upgrade", Machine: "m1", Reason: "every node has everything before the first one changes"},
+			{After: "0s", Takes: "2m0s", Step: "pull", Operation: "upgrade", Machine: "w1", Reason: "every node has everything before the first one changes"},
+			{After: "0s", Takes: "8m0s", Step: "add", Operation: "join", Machine: "w9", Reason: "group lab-workers wants 3 machines and has 2", CarriedOut: true},
+			{After: "2m0s", Takes: "1s", Step: "take", Operation: "upgrade", Machine: "m1", Reason: "etcd goes from 3.6.16 to 3.7.3"},
+			{After: "2m1s", Takes: "40s", Step: "change", Operation: "upgrade", Machine: "m1", Reason: "etcd goes from 3.6.16 to 3.7.3", Disruption: "etcd does not answer until its member is back", Outage: true},
+			{After: "2m41s", Takes: "2s", Step: "move-virtual-ip", Operation: "upgrade", Machine: "m1", To: "m2", Reason: "it holds the virtual IP"}},
+			EndsAt: []peoplewire.ForecastBlock{{Machine: "w2", Reason: "PodDisruptionBudget shop/db never allows to evict pod shop/db-0", Remedy: "let it allow a disruption"}},
+			Notes:  []string{"this version does not carry out the steps marked ?"}}}
+	long := peoplewire.ClusterPlan{Preview: kube.Preview{Cluster: "lab", Exists: true}, Forecast: &peoplewire.Forecast{Takes: "10h0m0s"}}
+	for i := range 100 {
+		long.Forecast.Steps = append(long.Forecast.Steps, peoplewire.ForecastStep{After: fmt.Sprint(i, "m0s"), Step: "change", Machine: fmt.Sprint("w", i), Reason: "its configuration changes", CarriedOut: true})
+	}
+	plans := func(previews ...kube.Preview) (list []peoplewire.ClusterPlan) {
+		for _, p := range previews {
+			list = append(list, peoplewire.ClusterPlan{Preview: p})
+		}
+		return list
+	}
 	picture := func(details bool, previews ...kube.Preview) []byte {
-		return []byte(RenderPlan(Plan{Previews: previews, Details: details}))
+		return []byte(RenderPlan(Plan{Previews: plans(previews...), Details: details}))
+	}
+	if text := RenderPlan(Plan{Previews: []peoplewire.ClusterPlan{long}}); !strings.Contains(text, "60 more lines: --details") || strings.Contains(text, "w41") {
+		t.Errorf("a long forecast is not cut:\n%s", text)
+	}
+	if text := RenderPlan(Plan{Previews: []peoplewire.ClusterPlan{long}, Details: true}); !strings.Contains(text, "w99") {
+		t.Errorf("with --details a long forecast is cut:\n%s", text)
 	}
 	golden(t, "plan", &txtar.Archive{Files: []txtar.File{
 		{Name: "new", Data: picture(false, fresh)},
@@ -58,12 +88,13 @@ func TestPlanPictures(t *testing.T) {
 		{Name: "changed, and another that is not", Data: picture(false, changed, same)},
 		{Name: "wrong", Data: picture(false, wrong)},
 		{Name: "waits", Data: picture(false, waits)},
+		{Name: "steps", Data: []byte(RenderPlan(Plan{Previews: []peoplewire.ClusterPlan{rolled}}))},
 	}})
 	for _, p := range []struct {
 		preview kube.Preview
 		changes bool
 	}{{fresh, true}, {changed, true}, {same, false}, {wrong, true}, {waits, true}} {
-		if plan := (Plan{Previews: []kube.Preview{p.preview}}); plan.Changes() != p.changes {
+		if plan := (Plan{Previews: plans(p.preview)}); plan.Changes() != p.changes {
 			t.Errorf("changes: %t\n%s", plan.Changes(), RenderPlan(plan))
 		}
 	}

@@ -57,6 +57,8 @@ type NodeChange struct {
 	Other []string `json:"other,omitempty"`
 	// Phases that have something to do, in order.
 	Phases []PhaseChange `json:"phases,omitempty"`
+	// Restarts are the static pods that are started anew.
+	Restarts []string `json:"restarts,omitempty"`
 	// Disruptions to expect, in the order in which they take place.
 	Disruptions []Disruption `json:"disruptions,omitempty"`
 }
@@ -191,6 +193,7 @@ func (d *differ) changed(before, after *NodePlan) (NodeChange, bool) {
 		return change, false
 	}
 	change.Phases = touched(&change, before, after)
+	change.Restarts = d.restarts(&change, after)
 	change.Disruptions = d.disruptions(&change, after)
 	return change, true
 }

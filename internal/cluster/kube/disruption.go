@@ -23,8 +23,7 @@ func (d *differ) disruptions(change *NodeChange, after *NodePlan) []Disruption {
 	if writes(change, containerdConfig) || changesUnit(change, "containerd.service") {
 		add(false, "containerd restarts", "containers keep running; none starts or stops for some seconds")
 	}
-	restarts := d.restarts(change, after)
-	for _, pod := range restarts {
+	for _, pod := range change.Restarts {
 		switch component(pod) {
 		case componentEtcd:
 			members := d.count(d.plan, v1alpha1.RoleEtcd)

@@ -146,6 +146,23 @@ func releaseOf(version string) (release, error) {
 	return r, nil
 }
 
+// EtcdVersion is the version of etcd that goes with a version of Kubernetes, such as 3.7.3.
+func EtcdVersion(kubernetes string) (string, error) {
+	r, err := releaseOf(kubernetes)
+	if err != nil {
+		return "", err
+	}
+	_, tag, _ := strings.Cut(r.etcdImage, ":")
+	version, _, _ := strings.Cut(tag, "-")
+	return version, nil
+}
+
+// Names of static pods, as NodeChange.Restarts has them.
+const (
+	PodEtcd      = string(componentEtcd)
+	PodAPIServer = string(componentAPIServer)
+)
+
 func kubernetesImage(name component, version string) string {
 	return imageRepository + "/" + string(name) + ":" + version
 }

@@ -213,7 +213,9 @@ func (o *Observed) change(n *Node, parts Parts, to State, now time.Time) {
 	if parts.Reboot || parts.System {
 		n.WantsReboot = ""
 	}
-	n.Since = now
+	if n.Ready {
+		n.Since = now // it has to stay healthy from here
+	}
 }
 
 // lead makes the member of a node the leader.

@@ -256,7 +256,7 @@ func invalidClusterSaysWhy(t *testing.T, w *liveWorld) {
 		change func(*v1alpha1.ClusterSpec)
 		want   string
 	}{
-		{"a version that no bundle has", func(s *v1alpha1.ClusterSpec) { s.Version = "v1.99.0" }, "spec.version"},
+		{"a version that no bundle has", func(s *v1alpha1.ClusterSpec) { s.Version = "v1.37.99" }, "spec.version"},
 		{"a machine's address for the virtual IP", func(s *v1alpha1.ClusterSpec) { s.Endpoint.VirtualIP = &v1alpha1.VirtualIP{Address: "10.0.0.9"} }, "is the address of machine z"},
 		{"a flag that is Coldrack's own", func(s *v1alpha1.ClusterSpec) { s.APIServer.ExtraArgs = map[string]string{"etcd-servers": "x"} }, "etcd-servers"},
 	} {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -50,7 +51,7 @@ func (a *ClusterAPI) plan(_ http.ResponseWriter, r *http.Request, b *Backend) (a
 			response.Refused = append(response.Refused, peoplewire.PlanRefusal{Object: i, Status: status.Status()})
 		}
 	}
-	response.Clusters = []kube.Preview{}
+	response.Clusters = []peoplewire.ClusterPlan{}
 	for _, name := range world.affected() {
 		response.Clusters = append(response.Clusters, world.preview(b, name, request.Details))
 	}
@@ -166,9 +167,9 @@ func (w *world) allGroups(cluster string) []v1alpha1.MachineGroup {
 }
 
 // preview is what would happen to one cluster.
-func (w *world) preview(b *Backend, name string, details bool) kube.Preview {
+func (w *world) preview(b *Backend, name string, details bool) peoplewire.ClusterPlan {
 	was := w.existing(name)
-	p := kube.Preview{Cluster: name, Exists: was != nil}
+	p := peoplewire.ClusterPlan{Preview: kube.Preview{Cluster: name, Exists: was != nil}}
 	cluster := w.clusters[name]
 	if cluster == nil {
 		cluster = was
@@ -205,6 +206,9 @@ func (w *world) preview(b *Backend, name string, details bool) kube.Preview {
 	if outcome.New != nil {
 		p.Changes = kube.Diff(outcome.Old, outcome.New, details)
 		p.Missing = missing(b.Content, outcome.New)
+	}
+	if was != nil && meta.IsStatusConditionTrue(was.Status.Conditions, v1alpha1.ConditionBroughtUp) && len(p.Invalid) == 0 {
+		p.Forecast = w.forecast(cluster, was, groups, &outcome, p.Changes)
 	}
 	return p
 }

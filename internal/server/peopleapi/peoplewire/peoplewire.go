@@ -31,9 +31,56 @@ type PlanRequest struct {
 
 // PlanResponse is what would happen.
 type PlanResponse struct {
-	Clusters []kube.Preview `json:"clusters"`
+	Clusters []ClusterPlan `json:"clusters"`
 	// Refused are objects that the API would not accept. They are left out of the plan.
 	Refused []PlanRefusal `json:"refused,omitempty"`
+}
+
+// ClusterPlan is what would happen to one cluster.
+type ClusterPlan struct {
+	kube.Preview `json:",inline"`
+	// Forecast is nil for a cluster that has no nodes yet: all of its machines start at once.
+	Forecast *Forecast `json:"forecast,omitempty"`
+}
+
+// Forecast is the steps by which a cluster that runs comes to what is wanted, one after the other, as if each succeeded.
+type Forecast struct {
+	Steps []ForecastStep `json:"steps,omitempty"`
+	// Takes is about how long all of them take, as a Go duration.
+	Takes string `json:"takes,omitempty"`
+	// EndsAt are what keeps it from what is wanted after these steps, each with what would help.
+	EndsAt []ForecastBlock `json:"endsAt,omitempty"`
+	// Waits are under way already, and not foretold.
+	Waits []string `json:"waits,omitempty"`
+	// Notes say what the forecast rests on.
+	Notes []string `json:"notes,omitempty"`
+}
+
+// ForecastStep is one step.
+type ForecastStep struct {
+	// After is when it begins, from the beginning, and Takes about how long it takes, as Go durations.
+	After string `json:"after"`
+	Takes string `json:"takes"`
+	// Step is its kind, such as take, drain, change or give-back; Operation is why it is done, such as upgrade.
+	Step      string `json:"step"`
+	Operation string `json:"operation"`
+	Machine   string `json:"machine,omitempty"`
+	Group     string `json:"group,omitempty"`
+	// To is the machine that a leader or a virtual IP moves to.
+	To     string `json:"to,omitempty"`
+	Reason string `json:"reason"`
+	// Disruption is what people could notice; Outage is true when API or store do not answer meanwhile.
+	Disruption string `json:"disruption,omitempty"`
+	Outage     bool   `json:"outage,omitempty"`
+	// CarriedOut is false for what this version of Coldrack only foretells.
+	CarriedOut bool `json:"carriedOut"`
+}
+
+// ForecastBlock is why something is not done.
+type ForecastBlock struct {
+	Machine string `json:"machine,omitempty"`
+	Reason  string `json:"reason"`
+	Remedy  string `json:"remedy"`
 }
 
 // PlanRefusal is an object that would not be accepted.
