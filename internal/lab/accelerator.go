@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// kvmTrial is how long the firmware of an empty machine may take to find nothing to boot and give up.
-// Emulation needs less than one second on a slow processor. The limit is part of the trial: there are
-// hosts, virtual ones mostly, on which KVM works and is a hundred times slower than emulation.
-const kvmTrial = 5 * time.Second
+// kvmLimit is how long the firmware of an empty machine may take under KVM to find nothing to boot and give up, when
+// emulation needed so long for it. There are hosts, virtual ones mostly, on which KVM works and is ten or a hundred times slower
+// than emulation. A comparison holds on a busy host, too: both are slow there. The half second is what QEMU itself needs.
+func kvmLimit(emulation time.Duration) time.Duration { return emulation + 500*time.Millisecond }
 
 // ProbeAccelerator finds out by trying what runs machines here: KVM, or emulation and why not KVM. That /dev/kvm opens and
-// makes virtual machines proves nothing: on some hosts QEMU's first virtual processor fails.
+// makes virtual machines proves nothing: on some hosts QEMU's first virtual processor fails, on others it is slow.
 func ProbeAccelerator(ctx context.Context) (chosen Accelerator, whyNotKVM string, err error) {
 	if _, err := exec.LookPath(emulator); err != nil {
 		return "", "", missingEmulator(err)
@@ -26,7 +26,16 @@ func ProbeAccelerator(ctx context.Context) (chosen Accelerator, whyNotKVM string
 		return TCG, err.Error(), nil
 	}
 	device.Close()
-	reason, err := tryAccelerator(ctx, acceleratorArgs(KVM, 64*MiB), kvmTrial)
+	began := time.Now()
+	reason, err := tryAccelerator(ctx, acceleratorArgs(TCG, 64*MiB), time.Minute)
+	switch {
+	case err != nil:
+		return "", "", err
+	case reason != "":
+		return "", "", fmt.Errorf("%s cannot run a machine, not even by emulation: %s", emulator, reason)
+	}
+	limit := kvmLimit(time.Since(began))
+	reason, err = tryAccelerator(ctx, acceleratorArgs(KVM, 64*MiB), limit)
 	switch {
 	case err != nil:
 		return "", "", err
@@ -58,7 +67,7 @@ func tryAccelerator(ctx context.Context, accelerator []string, limit time.Durati
 	case ctx.Err() != nil:
 		return "", ctx.Err()
 	case trial.Err() != nil:
-		return fmt.Sprintf("firmware did not get through in %s", limit), nil
+		return fmt.Sprintf("firmware did not get through in %s", limit.Round(time.Millisecond)), nil
 	case errors.As(err, &exit):
 		return fmt.Sprintf("%s: %s", exit, firstLine(out)), nil
 	}
