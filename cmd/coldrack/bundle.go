@@ -22,6 +22,7 @@ import (
 	"coldrack.dev/internal/cli/upload"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/bundle/build"
+	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/daemon"
 )
 
@@ -232,6 +233,9 @@ func (a *app) bundleTrustCommand() *cobra.Command {
 			}
 			for _, key := range keys {
 				path := filepath.Join(trustFolder(cfg), bundle.KeyID(key)+".pub")
+				if err := cfg.RecordIssued(audit.Issued{What: "trustedkeys", Name: bundle.KeyID(key), Verb: "create"}, a.logger(cfg)); err != nil {
+					return err
+				}
 				if err := os.WriteFile(path, bundle.MarshalPublicKey(key), 0o644); err != nil {
 					return err
 				}

@@ -211,23 +211,31 @@ func (l *Log) open() error {
 	return nil
 }
 
-// openAppend opens or makes the file. One that root makes in another's folder belongs to that folder's owner, who is to write on.
+// openAppend opens or makes the file. What root makes in another's folder belongs to that folder's owner, who is to write on.
 func openAppend(name string) (*os.File, error) {
 	dir := filepath.Dir(name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.Mkdir(dir, 0o700); err == nil {
+		inherit(dir)
+	} else if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	_, before := os.Lstat(name)
 	file, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-	if err != nil || !errors.Is(before, fs.ErrNotExist) || os.Geteuid() != 0 {
-		return file, err
+	if err == nil && errors.Is(before, fs.ErrNotExist) {
+		inherit(name)
 	}
-	if info, err := os.Stat(dir); err == nil {
-		if owner, ok := info.Sys().(*syscall.Stat_t); ok {
-			_ = file.Chown(int(owner.Uid), int(owner.Gid))
-		}
+	return file, err
+}
+
+// inherit gives what root has made to the owner of the folder that it is in.
+func inherit(name string) {
+	info, err := os.Stat(filepath.Dir(name))
+	if err != nil || os.Geteuid() != 0 {
+		return
 	}
-	return file, nil
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok {
+		_ = os.Lchown(name, int(owner.Uid), int(owner.Gid))
+	}
 }
 
 // endsTorn says whether a file does not end with a line feed: a process died, or the disk was full, within a record.

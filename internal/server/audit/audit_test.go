@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -128,6 +129,23 @@ func TestAFileThatWasTakenAwayIsMadeAnew(t *testing.T) {
 	check(t, l.Keep(record(2)))
 	if got := lines(t, file); len(got) != 1 || got[0] != 2 {
 		t.Errorf("got %v", got)
+	}
+}
+
+// Root runs the command line, and the server, another user, goes on in the same file.
+func TestWhatRootMakesBelongsToTheServer(t *testing.T) {
+	require.Need(t, "root")
+	data := filepath.Join(t.TempDir(), "data")
+	check(t, os.Mkdir(data, 0o700))
+	check(t, os.Chown(data, 12345, 12345))
+	file := filepath.Join(data, "audit", "audit.log")
+	check(t, open(t, Options{File: file}).Keep(record(1)))
+	for _, name := range []string{file, filepath.Dir(file)} {
+		info, err := os.Stat(name)
+		check(t, err)
+		if owner := info.Sys().(*syscall.Stat_t).Uid; owner != 12345 {
+			t.Errorf("%s belongs to %d", name, owner)
+		}
 	}
 }
 

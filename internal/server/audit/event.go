@@ -10,9 +10,9 @@ import (
 	"github.com/google/uuid"
 )
 
-// Issued is a credential that somebody made from the server's files, with no request to the server.
+// Issued is a credential that somebody made from the server's files, or a key that was made trusted, with no request to the server.
 type Issued struct {
-	// What is tokens or kubeconfigs; Name is whom it is for.
+	// What is tokens, kubeconfigs or trustedkeys; Name is whom it is for, or which key it is.
 	What, Name string
 	// Verb is create or delete.
 	Verb string

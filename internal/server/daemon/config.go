@@ -239,8 +239,8 @@ func (c Config) openAudit(log *slog.Logger) (*audit.Log, error) {
 	return audit.Open(options)
 }
 
-// RecordIssued keeps the record of a credential that somebody makes from the server's files, beside the server. The credential may be
-// handed out only if there is no error.
+// RecordIssued keeps the record of a credential that somebody makes from the server's files, or of a key that is made trusted, beside
+// the server. It may be handed out, or used, only if there is no error.
 func (c Config) RecordIssued(issued audit.Issued, log *slog.Logger) error {
 	options := controlplane.AuditOptions(c.DataDir, log)
 	options.MaxBytes, options.Export = 0, c.auditExport()

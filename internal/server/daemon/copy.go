@@ -139,10 +139,10 @@ func copyOf(m *v1alpha1.Machine) v1alpha1.Machine {
 			Identifiers: m.Spec.Identifiers, Approved: m.Spec.Approved, Hostname: m.Spec.Hostname, Network: m.Spec.Network, Intent: m.Spec.Intent,
 		},
 		Status: v1alpha1.MachineStatus{
-			Phase: m.Status.Phase, Intent: m.Status.Intent, PastIntents: m.Status.PastIntents, Installed: m.Status.Installed, Identity: m.Status.Identity,
+			Intent: m.Status.Intent, PastIntents: m.Status.PastIntents, Installed: m.Status.Installed, Identity: m.Status.Identity,
 		},
 	}
-	// It is written whenever anything else of a machine changes, too; versions would make each of them news.
+	// With versions, every change of anything else would be news.
 	c.ResourceVersion, c.Generation = "", 0
 	if by := m.Annotations[v1alpha1.AnnotationDiscoveredBy]; by != "" {
 		c.Annotations = map[string]string{v1alpha1.AnnotationDiscoveredBy: by}
