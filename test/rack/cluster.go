@@ -158,6 +158,8 @@ func (r *Rack) API() (kubernetes.Interface, error) {
 		return nil, err
 	}
 	config.Timeout = loadLimit
+	// By HTTP/2 a connection to a machine that has lost its power is used for another three quarters of a minute.
+	config.NextProtos = []string{"http/1.1"}
 	r.api, err = kubernetes.NewForConfig(config)
 	return r.api, err
 }

@@ -41,7 +41,7 @@ func (h health) String() string {
 
 // Pace is how health is checked.
 type Pace struct {
-	Every time.Duration // between two checks of one backend
+	Every time.Duration // between two checks of one backend; one that did not answer in time is checked again at once
 	Limit time.Duration // for one answer
 	// Fresh is how long checks of a backend that answers go over one connection. A new one sees what a new client
 	// sees, and costs a TLS handshake at both ends, for each node and API server of the cluster.
@@ -177,7 +177,7 @@ func (b *Balancer) listen(address string) error {
 	}
 	b.listener, b.address = l, address
 	if l != nil {
-		b.log.Info("load balancer has a healthy API server", "address", address)
+		b.log.Info("load balancer listens", "address", address)
 		b.wg.Go(func() { b.accept(l) })
 	}
 	return nil
@@ -354,12 +354,17 @@ func (b *Balancer) watch(ctx context.Context, x *backend) {
 	defer x.hangUp()
 	misses := 0
 	for ctx.Err() == nil {
+		began := time.Now()
 		state, why, definite := b.ask(ctx, x)
 		if ctx.Err() != nil {
 			return
 		}
+		rest := b.pace.Every
 		if state == dead && !definite {
 			misses++
+			if misses < b.pace.Misses && time.Since(began) >= b.pace.Limit {
+				rest = 0 // it was waited for long enough; clients wait, too
+			}
 		} else {
 			misses = 0
 		}
@@ -374,7 +379,7 @@ func (b *Balancer) watch(ctx context.Context, x *backend) {
 			case <-ctx.Done():
 			case <-time.After(b.pace.Every / 4):
 			}
-		case <-time.After(b.pace.Every):
+		case <-time.After(rest):
 		}
 	}
 }

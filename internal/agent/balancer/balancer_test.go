@@ -257,6 +257,15 @@ func TestOneThatDiesLosesItsConnectionsAndOthersKeepTheirs(t *testing.T) {
 	}
 }
 
+// Clients of a machine without power wait for as long as its checks do: no pause comes on top.
+func TestOneThatDoesNotAnswerIsAskedAgainAtOnce(t *testing.T) {
+	b := newBench(t, Pace{Every: time.Hour, Limit: 50 * time.Millisecond, Misses: 3, Dial: time.Minute})
+	one := b.start("one")
+	one.silent.Store(true)
+	b.set(one)
+	b.until(one, dead)
+}
+
 // While a backend is ready, checks share a connection; but not for ever, or one that takes no new clients would pass.
 func TestChecksShareAConnectionForAWhile(t *testing.T) {
 	pace := impatient
