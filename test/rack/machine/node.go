@@ -136,9 +136,9 @@ func newNodePods(k *hollow, node *corev1.Node) *nodePods {
 	return &nodePods{k: k, node: node, addresses: map[types.UID]int{}}
 }
 
-// run compares the API's pods with this node's, twice a second.
+// run compares the API's pods with this node's, every second.
 func (p *nodePods) run(ctx context.Context) error {
-	return each(ctx, 500*time.Millisecond, func(ctx context.Context) error {
+	return each(ctx, time.Second, func(ctx context.Context) error {
 		list, err := p.k.api.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + p.k.name, ResourceVersion: "0"})
 		if err != nil {
 			return fmt.Errorf("list pods: %w", err)
