@@ -5,14 +5,12 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 	_ "time/tzdata" // the same zones on every server
 
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"coldrack.dev/internal/validate"
@@ -287,8 +285,16 @@ func ValidateProfile(p *Profile) field.ErrorList {
 			}
 		}
 	}
+	paths := make([]string, len(p.Spec.Files))
+	for i, file := range p.Spec.Files {
+		paths[i] = file.Path
+	}
+	below := validate.FilesBelow(paths)
 	for i, file := range p.Spec.Files {
 		at := spec.Child("files").Index(i)
+		if below[i] != "" {
+			errs = append(errs, field.Invalid(at.Child("path"), file.Path, below[i]+" cannot be a file and a folder"))
+		}
 		if err := validate.FilePath(file.Path); err != nil {
 			errs = append(errs, field.Invalid(at.Child("path"), file.Path, err.Error()))
 		}
@@ -350,9 +356,7 @@ func shorten(s string) string {
 }
 
 var (
-	macPrefix           = regexp.MustCompile(`^[0-9a-f]{2}(:[0-9a-f]{2}){0,5}$`)
-	hostnamePlaceholder = regexp.MustCompile(`\{[^{}]*\}`)
-	knownPlaceholder    = regexp.MustCompile(`^\{(serial|uuid|mac|index|index:0?[1-9])\}$`)
+	macPrefix = regexp.MustCompile(`^[0-9a-f]{2}(:[0-9a-f]{2}){0,5}$`)
 )
 
 // ValidateEnrollmentPolicy checks a policy by itself.
@@ -373,29 +377,16 @@ func ValidateEnrollmentPolicy(p *EnrollmentPolicy) field.ErrorList {
 			metav1validation.LabelSelectorValidationOptions{}, match.Child("selector"))...)
 	}
 	errs = append(errs, metav1validation.ValidateLabels(p.Spec.Labels, spec.Child("labels"))...)
-	return append(errs, validateHostnamePattern(spec.Child("hostname"), p.Spec.Hostname)...)
-}
-
-func validateHostnamePattern(at *field.Path, pattern string) field.ErrorList {
-	if pattern == "" {
-		return nil
-	}
-	for _, placeholder := range hostnamePlaceholder.FindAllString(pattern, -1) {
-		if !knownPlaceholder.MatchString(placeholder) {
-			return field.ErrorList{field.Invalid(at, pattern,
-				fmt.Sprintf("%s is unknown; there are {serial}, {uuid}, {mac}, {index} and {index:03}", placeholder))}
+	if p.Spec.Hostname != "" {
+		if _, err := validate.ParseHostnamePattern(p.Spec.Hostname); err != nil {
+			errs = append(errs, field.Invalid(spec.Child("hostname"), p.Spec.Hostname, err.Error()))
 		}
 	}
-	// With something harmless for every placeholder, what remains must be a host name.
-	sample := hostnamePlaceholder.ReplaceAllString(pattern, "x")
-	if problems := validation.IsDNS1123Label(sample); len(problems) > 0 {
-		return field.ErrorList{field.Invalid(at, pattern, "would not give a host name: "+strings.Join(problems, "; "))}
-	}
-	return nil
+	return errs
 }
 
 // HostnameIsConstant tells whether a policy gives every machine the same host name.
 func HostnameIsConstant(p *EnrollmentPolicy) bool {
-	return p.Spec.Hostname != "" && p.Spec.Limit != 1 && !slices.ContainsFunc(
-		hostnamePlaceholder.FindAllString(p.Spec.Hostname, -1), knownPlaceholder.MatchString)
+	pattern, err := validate.ParseHostnamePattern(p.Spec.Hostname)
+	return err == nil && pattern.Constant() && p.Spec.Limit != 1
 }

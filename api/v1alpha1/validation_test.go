@@ -263,6 +263,7 @@ func TestValidateProfile(t *testing.T) {
 		"a password instead of its hash":       {ProfileSpec{Users: []User{{Name: "ops", PasswordHash: "secret"}}}, []string{"(not shown)"}},
 		"a shell that is no path":              {ProfileSpec{Users: []User{{Name: "ops", Shell: "bash"}}}, []string{"spec.users[0].shell"}},
 		"Coldrack's own files":                 {ProfileSpec{Files: []File{{Path: "/etc/fstab"}, {Path: "/etc/coldrack/x"}, {Path: "/run/x"}}}, []string{"spec.files[0].path: Invalid value: \"/etc/fstab\": is Coldrack's own to write", "spec.files[1]", "spec.files[2]"}},
+		"a file that is a folder, too":         {ProfileSpec{Files: []File{{Path: "/srv/a"}, {Path: "/srv/a/b"}, {Path: "/srv/ab"}}}, []string{"spec.files[1].path: Invalid value: \"/srv/a/b\": /srv/a cannot be a file and a folder"}},
 		"a file's mode and owner":              {ProfileSpec{Files: []File{{Path: "/x", Mode: "99999"}, {Path: "/y", Mode: "17777"}, {Path: "/z", Owner: "root"}}}, []string{"spec.files[0].mode", "spec.files[1].mode", "spec.files[2].owner"}},
 		"a time zone that climbs":              {ProfileSpec{Timezone: "../../etc/shadow"}, []string{"spec.timezone: Invalid value: \"../../etc/shadow\": is not a time zone"}},
 		"a time zone that there is not":        {ProfileSpec{Timezone: "Europe/Nowhere"}, []string{"spec.timezone: Invalid value: \"Europe/Nowhere\": is in no time zone database"}},

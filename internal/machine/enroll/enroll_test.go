@@ -203,17 +203,18 @@ func TestHostname(t *testing.T) {
 	m := waiting("a")
 	others := []*v1alpha1.Machine{m, enrolled("b", "p", "r1-n1", "")}
 	for pattern, want := range map[string]string{
-		"node-{index}":          "node-1",
-		"r1-n{index}":           "r1-n2",
-		"n{index:03}-{mac}":     "n001-52540000000a",
-		"n{index:2}":            "n01",
-		"srv-{serial}":          "srv-sn-a",
-		"{uuid}":                "a0a0a0a0-1111-4111-8111-0123456789ab",
-		"Rack 1_{serial}":       "rack-1-sn-a",
-		"node-{rack}":           "error: {rack} is not one of",
-		"r1-n1":                 "error: machine b",
-		"...":                   "error: nothing is left",
-		strings.Repeat("x", 70): strings.Repeat("x", 63),
+		"node-{index}":                         "node-1",
+		"r1-n{index}":                          "r1-n2",
+		"n{index:03}-{mac}":                    "n001-52540000000a",
+		"n{index:2}":                           "n01",
+		"srv-{serial}":                         "srv-sn-a",
+		"{uuid}":                               "a0a0a0a0-1111-4111-8111-0123456789ab",
+		"Rack 1_{serial}":                      "error: would not give a host name",
+		"node-{rack}":                          "error: {rack} is unknown",
+		"r1-n1":                                "error: machine b",
+		"...":                                  "error: would not give a host name",
+		strings.Repeat("x", 70):                "error: would not give a host name",
+		"x{serial}-" + strings.Repeat("y", 50): "xsn-a-" + strings.Repeat("y", 50),
 	} {
 		got, err := hostname(pattern, m, others)
 		if wantErr, isErr := strings.CutPrefix(want, "error: "); isErr {

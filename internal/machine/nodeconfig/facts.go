@@ -88,6 +88,9 @@ func (k *factsCheck) users(users []User) {
 		case !exists && group:
 			k.add(at+".name", "%q is a group of image %s; choose another name", u.Name, k.image)
 		}
+		if u.Sudo && !k.program("/usr/bin/sudo") {
+			k.add(at+".sudo", "image %s has no sudo; add its package to the image, or leave sudo out", k.image)
+		}
 		if shell := cmp.Or(u.Shell, DefaultShell); !k.program(shell) {
 			k.add(at+".shell", "%s is not in image %s; choose another, or add its package to the image", shell, k.image)
 		}

@@ -39,6 +39,7 @@ func TestCheckOfAnImage(t *testing.T) {
 		"a login that it has":                  {users("admin", ""), ""},
 		"a system account":                     {users("postgres", ""), `users[0].name: "postgres" is a system account of image debian-13 (number 104); choose another name`},
 		"a group":                              {users("docker", ""), `users[0].name: "docker" is a group of image debian-13; choose another name`},
+		"sudo that it lacks":                   {nodeconfig.Config{Users: []nodeconfig.User{{Name: "ann", Sudo: true}}}, "users[0].sudo: image debian-13 has no sudo"},
 		"a shell by its old name":              {users("ann", "/bin/sh"), ""},
 		"a shell that it lacks":                {users("ann", "/usr/bin/zsh"), "users[0].shell: /usr/bin/zsh is not in image debian-13"},
 		"a shell in a folder that is not told": {users("ann", "/opt/fish/bin/fish"), ""},

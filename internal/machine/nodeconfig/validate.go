@@ -197,9 +197,16 @@ func (r *report) users(users []User) {
 }
 
 func (r *report) files(files []File) {
-	seen := map[string]bool{}
+	seen, paths := map[string]bool{}, make([]string, len(files))
+	for i, f := range files {
+		paths[i] = f.Path
+	}
+	below := validate.FilesBelow(paths)
 	for i, f := range files {
 		at := fmt.Sprintf("files[%d]", i)
+		if below[i] != "" {
+			r.add(at+".path", "%q: %s cannot be a file and a folder", shorten(f.Path), below[i])
+		}
 		if r.rule(at+".path", f.Path, validate.FilePath(f.Path)) && seen[f.Path] {
 			r.add(at+".path", "%s is there twice", f.Path)
 		}
