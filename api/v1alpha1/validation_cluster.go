@@ -57,6 +57,7 @@ func ValidateCluster(cluster *Cluster, facts ClusterFacts) field.ErrorList {
 	errs = append(errs, validateApart(networks, facts.Subnets)...)
 	errs = append(errs, validateEndpoint(spec.Child("endpoint"), c, networks, facts)...)
 	errs = append(errs, validatePKI(spec.Child("pki"), &c.Spec.PKI)...)
+	errs = append(errs, validateExtraArgs(c)...)
 	errs = append(errs, validateRegistries(spec.Child("registries"), c.Spec.Registries)...)
 	if d := c.Spec.Upgrade.DrainTimeout; d != nil && d.Duration <= 0 {
 		errs = append(errs, field.Invalid(spec.Child("upgrade", "drainTimeout"), d.Duration.String(), "must be positive"))

@@ -5,13 +5,17 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"coldrack.dev/internal/cli/doctor"
 	"coldrack.dev/internal/cli/exit"
+	"coldrack.dev/internal/cli/request"
 	"coldrack.dev/internal/lab"
 	"coldrack.dev/internal/server/daemon"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 func (a *app) doctorCommand() *cobra.Command {
@@ -23,7 +27,7 @@ func (a *app) doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check whether this machine can run the server, and what to fix",
-		Long: `Check ports, privileges, interfaces, clock and disk of this machine, with the configuration that
+		Long: `Check ports, privileges, interfaces, clock, disk and certificates of this machine, with the configuration that
 "coldrack serve" would have. Nothing is changed. The exit code is 1 when a check fails.
 
 --probe-dhcp also asks, on every interface, who answers DHCP already, and whether an ARP proxy answers for the addresses of
@@ -41,6 +45,7 @@ others. That sends packets; no address is taken.`,
 				Interfaces: cfg.Interfaces,
 				ProbeDHCP:  probe,
 				ProbeKVM:   probeKVM,
+				Expiry:     func(ctx context.Context) ([]peoplewire.Expiry, error) { return serverExpiry(ctx, cfg) },
 			})
 			if done, err := a.printStructured(output, results); done && err != nil {
 				return err
@@ -57,6 +62,25 @@ others. That sends packets; no address is taken.`,
 	cmd.Flags().BoolVar(&probe, "probe-dhcp", false, "ask on every interface who answers DHCP, and ARP for others; takes four seconds and root")
 	addOutputFlag(cmd, &output, "json", "yaml")
 	return cmd
+}
+
+// serverExpiry asks the running server by its administrator's kubeconfig, and reads the data folder where there is none.
+func serverExpiry(ctx context.Context, cfg daemon.Config) ([]peoplewire.Expiry, error) {
+	onDisk, err := daemon.ExpiryOnDisk(cfg, time.Now())
+	if err != nil || len(onDisk) == 0 {
+		return nil, err
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", cfg.AdminKubeconfig())
+	if err != nil {
+		return onDisk, fmt.Errorf("certificates of the running server are not known: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var all []peoplewire.Expiry
+	if err := request.Get(ctx, config, "certificates of the running server", &all, peoplewire.PathExpiry); err != nil {
+		return onDisk, err
+	}
+	return all, nil
 }
 
 // probeKVM is the lab's trial.

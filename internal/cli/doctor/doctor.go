@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 // State is the outcome of a check.
@@ -48,6 +50,9 @@ type Subject struct {
 	// ProbeKVM runs a virtual machine by KVM the way the lab does, and says why that does not work here; empty: it
 	// works. The error says why it could not be tried.
 	ProbeKVM func(context.Context) (whyNot string, err error)
+	// Expiry says when certificates end: of the running server, its nodes and clusters, or what the data folder tells. The error says
+	// why no more is known.
+	Expiry func(context.Context) ([]peoplewire.Expiry, error)
 }
 
 // Run carries out all checks, in the order in which a person would look.
@@ -64,8 +69,43 @@ func Run(ctx context.Context, s Subject) []Result {
 	}
 	results = append(results, clock(time.Now()))
 	results = append(results, dataDir(s.DataDir)...)
+	results = append(results, certificates(ctx, s.Expiry)...)
 	results = append(results, kvm(ctx, s.ProbeKVM), programs())
 	return results
+}
+
+// certificates names those that a person must see to, and the first of the others to end.
+func certificates(ctx context.Context, expiry func(context.Context) ([]peoplewire.Expiry, error)) []Result {
+	const check = "certificates"
+	ends, err := expiry(ctx)
+	var results []Result
+	var first *peoplewire.Expiry
+	for i := range ends {
+		e := &ends[i]
+		if e.Overdue != "" {
+			results = append(results, warn(check, fmt.Sprintf("%s ends at %s", expiryName(e), e.Until.UTC().Format(time.RFC3339)), e.Overdue))
+		} else if first == nil || e.Until.Before(first.Until) {
+			first = e
+		}
+	}
+	if err != nil {
+		results = append(results, warn(check, err.Error(), "look again while the server runs, as the owner of its data folder"))
+	}
+	if first != nil {
+		results = append(results, ok(check, "next to end: %s, at %s; it is renewed by itself where it can be", expiryName(first), first.Until.UTC().Format(time.RFC3339)))
+	}
+	return results
+}
+
+func expiryName(e *peoplewire.Expiry) string {
+	name := e.Certificate
+	if e.Cluster != "" {
+		name += " of cluster " + e.Cluster
+	}
+	if e.Name != "" {
+		name += " (" + e.Name + ")"
+	}
+	return name
 }
 
 // Worst is the worst state among results.

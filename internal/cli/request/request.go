@@ -28,6 +28,15 @@ func Post(ctx context.Context, config *rest.Config, what string, request, respon
 	return decode(what, stream, response)
 }
 
+// Get reads what is no object.
+func Get(ctx context.Context, config *rest.Config, what string, response any, path ...string) error {
+	answer, err := send(ctx, config, what, http.MethodGet, nil, nil, path)
+	if err != nil {
+		return err
+	}
+	return decode(what, answer, response)
+}
+
 // Delete asks for the removal of something that is no object, and reads the answer.
 func Delete(ctx context.Context, config *rest.Config, what string, query url.Values, response any, path ...string) error {
 	answer, err := send(ctx, config, what, http.MethodDelete, nil, query, path)

@@ -21,7 +21,7 @@ const (
 	nodesGroup = "system:nodes"
 
 	// GroupAdmin, GroupOperator and GroupViewer are the groups in people's certificates: everything, the built-in
-	// role edit, the built-in role view. GroupBreakGlass needs no authorization at all, and works when that is broken.
+	// role edit in namespaces that are not the cluster's own, the built-in role view. GroupBreakGlass needs no authorization at all, and works when that is broken.
 	GroupAdmin      = adminsGroup
 	GroupOperator   = "coldrack:operator"
 	GroupViewer     = "coldrack:viewer"
@@ -132,8 +132,8 @@ func (r *renderer) bootstrapObjects() ([]runtime.Object, error) {
 		bindClusterRole("kubeadm:apiserver-kubelet-client", "system:kubelet-api-admin", user("kube-apiserver-kubelet-client")),
 		configMap(kubePublic, "cluster-info", map[string]string{"kubeconfig": string(clusterInfo)}, nil),
 		// What the certificates of people who are no admins may do. The built-in roles know nothing outside namespaces.
-		bindClusterRole(GroupViewer, "view", group(GroupViewer)),
-		bindClusterRole(GroupOperator, "edit", group(GroupOperator)),
+		// Operators' role edit is bound in each namespace by internal/cluster/kubeapi.
+		bindClusterRole(GroupViewer, "view", group(GroupViewer), group(GroupOperator)),
 		&rbac.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: objectMeta("", "coldrack:view-cluster", nil),
 			Rules: []rbac.PolicyRule{
 				{Verbs: read, APIGroups: []string{""}, Resources: []string{"nodes", "namespaces", "persistentvolumes"}},

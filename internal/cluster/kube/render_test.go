@@ -126,10 +126,15 @@ func TestRenderRefuses(t *testing.T) {
 		{"a flag that the release has not got any more", func(in *Input) { in.Cluster.Spec.APIServer.ExtraArgs = extra("cloud-provider") }, "cloud-provider of kube-apiserver was removed in 1.33"},
 		{"a flag that etcd has not got any more", func(in *Input) { in.Cluster.Spec.Etcd.ExtraArgs = extra("discovery") }, "spec.etcd.extraArgs[discovery]: discovery of etcd was removed in etcd 3.7"},
 		{"one of a family of flags", func(in *Input) { in.Cluster.Spec.Etcd.ExtraArgs = extra("experimental-initial-corrupt-check") }, "was removed in etcd 3.7; use the flag without experimental-"},
-		{"a flag of the controller manager that is gone", func(in *Input) { in.Cluster.Spec.ControllerManager.ExtraArgs = extra("concurrent-service-syncs") }, "was removed in 1.37"},
+		{"a flag of the controller manager that is gone", func(in *Input) { in.Cluster.Spec.ControllerManager.ExtraArgs = extra("concurrent-service-syncs") }, "concurrent-service-syncs is for cloud providers, which run outside"},
 		{"the controllers of clouds, which end 1.37 even where they are switched off", func(in *Input) {
 			in.Cluster.Spec.ControllerManager.ExtraArgs = map[string]string{"controllers": "*,-service-lb-controller"}
 		}, "spec.controllerManager.extraArgs[controllers]: Coldrack decides this flag"},
+		{"a flag with a typing error", func(in *Input) { in.Cluster.Spec.Scheduler.ExtraArgs = extra("kube-api-qpz") }, "spec.scheduler.extraArgs[kube-api-qpz]: kube-api-qpz is no flag of kube-scheduler that this Coldrack knows"},
+		{"a flag that came later", func(in *Input) {
+			in.Cluster.Spec.Version = "v1.36.3"
+			in.Cluster.Spec.ControllerManager.ExtraArgs = extra("concurrent-disruption-syncs")
+		}, "spec.controllerManager.extraArgs[concurrent-disruption-syncs]: concurrent-disruption-syncs of kube-controller-manager came with 1.37"},
 		{"a flag that lets everybody in", func(in *Input) { in.Cluster.Spec.APIServer.ExtraArgs = extra("anonymous-auth") }, "anonymous-auth is decided by spec.security.tokenDiscovery"},
 		{"a flag that discards etcd's members", func(in *Input) { in.Cluster.Spec.Etcd.ExtraArgs = extra("force-new-cluster") }, "restore a backup instead"},
 		{"a flag of the scheduler that Coldrack decides", func(in *Input) { in.Cluster.Spec.Scheduler.ExtraArgs = extra("kubeconfig") }, "spec.scheduler.extraArgs[kubeconfig]"},

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"coldrack.dev/api/v1alpha1"
 )
 
 // release is what goes with one minor release of Kubernetes.
@@ -20,18 +22,19 @@ type release struct {
 	flannelImage string
 	// containerd is the least version that knows the configuration that is rendered.
 	containerd string
-	// removed flags by component, each with what to do instead. A * at the end stands for anything.
-	removed map[component]map[string]string
+	// lacking are flags by component that this release has not got, or not any more, each with what to do instead. A * at the end
+	// stands for anything.
+	lacking map[component]map[string]string
 }
 
 // component is a program with flags.
-type component string
+type component = v1alpha1.Component
 
 const (
-	componentEtcd      component = "etcd"
-	componentAPIServer component = "kube-apiserver"
-	componentManager   component = "kube-controller-manager"
-	componentScheduler component = "kube-scheduler"
+	componentEtcd      = v1alpha1.ComponentEtcd
+	componentAPIServer = v1alpha1.ComponentAPIServer
+	componentManager   = v1alpha1.ComponentControllerManager
+	componentScheduler = v1alpha1.ComponentScheduler
 )
 
 const (
@@ -61,7 +64,9 @@ func releases() map[int]release {
 			pauseImage:   imageRepository + "/pause:3.10.2",
 			flannelImage: flannelImage,
 			containerd:   "2.4",
-			removed:      removed(nil, map[string]string{"enable-v2": "was removed in etcd 3.6"}),
+			lacking: removed(map[string]string{
+				"concurrent-disruption-syncs": "came with 1.37",
+			}, map[string]string{"enable-v2": "was removed in etcd 3.6"}),
 		},
 		37: {
 			latest:       "v1.37.2",
@@ -70,8 +75,8 @@ func releases() map[int]release {
 			pauseImage:   imageRepository + "/pause:3.10.2",
 			flannelImage: flannelImage,
 			containerd:   "2.4",
-			removed: removed(
-				map[string]string{"concurrent-service-syncs": "was removed in 1.37; load balancers are made by cloud providers outside"},
+			lacking: removed(
+				nil,
 				// In a configuration file or as environment variables etcd takes them without a word and starts alone.
 				map[string]string{
 					"enable-v2":       "was removed in etcd 3.6",
@@ -83,9 +88,9 @@ func releases() map[int]release {
 	}
 }
 
-// gone says why the release has not got a flag any more, or "".
-func (r *release) gone(c component, flag string) string {
-	for pattern, why := range r.removed[c] {
+// lacks says why the release has not got a flag, or "".
+func (r *release) lacks(c component, flag string) string {
+	for pattern, why := range r.lacking[c] {
 		prefix, any := strings.CutSuffix(pattern, "*")
 		if flag == pattern || any && strings.HasPrefix(flag, prefix) {
 			return why

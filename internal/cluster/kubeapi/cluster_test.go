@@ -220,18 +220,27 @@ func (c *testCluster) connect(servers ...netip.AddrPort) *Connection {
 // as is a client with a certificate of the cluster's authority.
 func (c *testCluster) as(user string, groups ...string) *kubernetes.Clientset {
 	c.t.Helper()
-	certificate := c.authorities[kube.AuthorityKubernetes].client(c.t, user, groups...)
-	return c.withCertificate(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}), certificate.PrivateKey)
+	return c.withConfig(c.authorities[kube.AuthorityKubernetes].client(c.t, user, groups...), func(*rest.Config) {})
 }
 
 // withCertificate is a client with a PEM certificate that the cluster gave out.
 func (c *testCluster) withCertificate(certificate []byte, private crypto.PrivateKey) *kubernetes.Clientset {
 	c.t.Helper()
-	key, err := x509.MarshalPKCS8PrivateKey(private)
+	block, _ := pem.Decode(certificate)
+	return c.withConfig(&tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: private}, func(*rest.Config) {})
+}
+
+// withConfig is a client with a certificate and whatever else change sets.
+func (c *testCluster) withConfig(certificate *tls.Certificate, change func(*rest.Config)) *kubernetes.Clientset {
+	c.t.Helper()
+	key, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
 	check(c.t, err)
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: "https://" + c.servers()[0].String(), Dial: c.dial, QPS: -1,
-		TLSClientConfig: rest.TLSClientConfig{CAData: c.authorities[kube.AuthorityKubernetes].pem, CertData: certificate,
-			KeyData: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})}})
+	config := &rest.Config{Host: "https://" + c.servers()[0].String(), Dial: c.dial, QPS: -1,
+		TLSClientConfig: rest.TLSClientConfig{CAData: c.authorities[kube.AuthorityKubernetes].pem,
+			CertData: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}),
+			KeyData:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})}}
+	change(config)
+	client, err := kubernetes.NewForConfig(config)
 	check(c.t, err)
 	return client
 }

@@ -10,6 +10,11 @@
 // The identity of Target.Certificate must be in the group system:masters: the binding that makes
 // kubeadm:cluster-admins administrators is itself one of the objects that are applied.
 //
+// # Operators
+//
+// Operators have the built-in role edit, by a RoleBinding in each namespace that is neither the cluster's own nor privileged. A
+// binding of the whole cluster would make them each service account of kube-system, and with that administrators.
+//
 // # Nodes that are not ours
 //
 // A machine that joins by "kubeadm join" becomes a node that no plan has. Its networks come from

@@ -38,6 +38,8 @@ type Wanted struct {
 	Reserved []string
 	// ReservedNetworks are the networks of pods and services, in which no node may have an address.
 	ReservedNetworks []netip.Prefix
+	// PodSecurity is the level of namespaces that have no label of their own: privileged, baseline or restricted.
+	PodSecurity string
 
 	index map[string]*Node
 }

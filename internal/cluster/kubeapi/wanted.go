@@ -15,7 +15,7 @@ import (
 func WantedBy(cluster *v1alpha1.Cluster, plan *kube.Plan, machines []kube.Machine) (Wanted, error) {
 	c := cluster.DeepCopy()
 	c.Default()
-	w := Wanted{Objects: plan.Objects}
+	w := Wanted{Objects: plan.Objects, PodSecurity: c.Spec.Security.PodSecurity}
 	addresses := map[string][]netip.Addr{}
 	for _, m := range machines {
 		addresses[m.Name] = m.Addresses

@@ -13,6 +13,8 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
+
+	"coldrack.dev/internal/cluster/kube"
 )
 
 const (
@@ -22,31 +24,40 @@ const (
 	// oneTimeout ends the work on one node or request.
 	oneTimeout = 30 * time.Second
 
-	nodeItem    = "node/"
-	requestItem = "request/"
+	nodeItem      = "node/"
+	requestItem   = "request/"
+	namespaceItem = "namespace/"
 )
 
-// work is what is done while the API answers: it watches nodes and certificate requests.
+// work is what is done while the API answers: it watches nodes, certificate requests, namespaces and operators' bindings in them.
 type work struct {
 	runner     *Runner
 	connection *Connection
 	queue      workqueue.TypedRateLimitingInterface[string]
 	nodeStore  cache.Store
 	csrStore   cache.Store
-	factory    informers.SharedInformerFactory
-	synced     []cache.InformerSynced
+	// namespaceStore and bindingStore have all namespaces, and the RoleBindings of operators in them.
+	namespaceStore, bindingStore cache.Store
+	factories                    []informers.SharedInformerFactory
+	synced                       []cache.InformerSynced
 }
 
 func newWork(r *Runner, connection *Connection) *work {
 	w := &work{runner: r, connection: connection,
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second))}
-	w.factory = informers.NewSharedInformerFactory(connection.client, 0)
-	w.nodeStore = w.watch(w.factory.Core().V1().Nodes().Informer(), nodeItem)
-	w.csrStore = w.watch(w.factory.Certificates().V1().CertificateSigningRequests().Informer(), requestItem)
+	all := informers.NewSharedInformerFactory(connection.client, 0)
+	operators := informers.NewSharedInformerFactoryWithOptions(connection.client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = "metadata.name=" + kube.GroupOperator
+	}))
+	w.factories = []informers.SharedInformerFactory{all, operators}
+	w.nodeStore = w.watch(all.Core().V1().Nodes().Informer(), nodeItem)
+	w.csrStore = w.watch(all.Certificates().V1().CertificateSigningRequests().Informer(), requestItem)
+	w.namespaceStore = w.watch(all.Core().V1().Namespaces().Informer(), namespaceItem)
+	w.bindingStore = w.watch(operators.Rbac().V1().RoleBindings().Informer(), namespaceItem)
 	return w
 }
 
-// watch puts the names of what changes into the queue.
+// watch puts the names of what changes into the queue; of what is in a namespace, the name of that.
 func (w *work) watch(informer cache.SharedIndexInformer, item string) cache.Store {
 	// Neither can fail before the informer has been started.
 	_ = informer.SetTransform(keepWhatIsUsed)
@@ -55,7 +66,8 @@ func (w *work) watch(informer cache.SharedIndexInformer, item string) cache.Stor
 	})
 	add := func(object any) {
 		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(object); err == nil {
-			w.queue.Add(item + key)
+			namespace, _, _ := strings.Cut(key, "/")
+			w.queue.Add(item + namespace)
 		}
 	}
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -84,8 +96,10 @@ func keepWhatIsUsed(object any) (any, error) {
 }
 
 func (w *work) run(ctx context.Context) {
-	w.factory.StartWithContext(ctx)
-	defer w.factory.Shutdown()
+	for _, factory := range w.factories {
+		factory.StartWithContext(ctx)
+		defer factory.Shutdown()
+	}
 	defer w.queue.ShutDown()
 	if !cache.WaitForCacheSync(ctx.Done(), w.synced...) {
 		return
@@ -122,6 +136,9 @@ func (w *work) again() {
 	for _, key := range w.csrStore.ListKeys() {
 		w.queue.Add(requestItem + key)
 	}
+	for _, key := range w.namespaceStore.ListKeys() {
+		w.queue.Add(namespaceItem + key)
+	}
 }
 
 // forgetGone takes out of the state what went away while nobody watched.
@@ -155,12 +172,15 @@ func (w *work) next(ctx context.Context) bool {
 		err = w.handleNode(limited, name)
 	} else if name, ok := strings.CutPrefix(item, requestItem); ok {
 		err = w.handleRequest(limited, name)
+	} else if name, ok := strings.CutPrefix(item, namespaceItem); ok {
+		err = w.reconcileNamespace(limited, name)
 	}
 	if err == nil {
 		w.queue.Forget(item)
 		return true
 	}
 	if ctx.Err() == nil {
+		w.runner.log.Debug("trying again later", "cluster", w.connection.target.Cluster, "item", item, "error", err)
 		w.queue.AddRateLimited(item)
 	}
 	return true
@@ -228,13 +248,16 @@ func overtaken(err error) bool {
 	return apierrors.IsConflict(err) || apierrors.IsNotFound(err)
 }
 
-func (w *work) node(name string) *corev1.Node {
-	object, ok, err := w.nodeStore.GetByKey(name)
+func (w *work) node(name string) *corev1.Node { return stored[corev1.Node](w.nodeStore, name) }
+
+// stored finds an object by its key; nil where there is none.
+func stored[T any](store cache.Store, key string) *T {
+	object, ok, err := store.GetByKey(key)
 	if err != nil || !ok {
 		return nil
 	}
-	node, _ := object.(*corev1.Node)
-	return node
+	typed, _ := object.(*T)
+	return typed
 }
 
 func (w *work) allNodes() []*corev1.Node {
@@ -248,10 +271,5 @@ func (w *work) allNodes() []*corev1.Node {
 }
 
 func (w *work) request(name string) *certificates.CertificateSigningRequest {
-	object, ok, err := w.csrStore.GetByKey(name)
-	if err != nil || !ok {
-		return nil
-	}
-	csr, _ := object.(*certificates.CertificateSigningRequest)
-	return csr
+	return stored[certificates.CertificateSigningRequest](w.csrStore, name)
 }

@@ -337,6 +337,23 @@ func (s *Set) View(name string) (View, bool, <-chan struct{}) {
 	return v, true, s.changed
 }
 
+// AuthorityEnds are when the authorities of all clusters end, by cluster and authority.
+func (s *Set) AuthorityEnds() map[string]map[kube.Authority]time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ends := map[string]map[kube.Authority]time.Time{}
+	for name, c := range s.clusters {
+		if c.material == nil {
+			continue
+		}
+		ends[name] = map[kube.Authority]time.Time{}
+		for authority, a := range c.material.authorities {
+			ends[name][authority] = a.cert.NotAfter
+		}
+	}
+	return ends
+}
+
 // Names of all clusters, and a channel that is closed when something has changed since.
 func (s *Set) Names() ([]string, <-chan struct{}) {
 	s.mu.Lock()

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
@@ -258,7 +259,9 @@ func invalidClusterSaysWhy(t *testing.T, w *liveWorld) {
 	}{
 		{"a version that no bundle has", func(s *v1alpha1.ClusterSpec) { s.Version = "v1.37.99" }, "spec.version"},
 		{"a machine's address for the virtual IP", func(s *v1alpha1.ClusterSpec) { s.Endpoint.VirtualIP = &v1alpha1.VirtualIP{Address: "10.0.0.9"} }, "is the address of machine z"},
-		{"a flag that is Coldrack's own", func(s *v1alpha1.ClusterSpec) { s.APIServer.ExtraArgs = map[string]string{"etcd-servers": "x"} }, "etcd-servers"},
+		{"a kubelet's field that is Coldrack's own", func(s *v1alpha1.ClusterSpec) {
+			s.Kubelet.Config = &runtime.RawExtension{Raw: []byte(`{"staticPodPath": "/tmp"}`)}
+		}, "staticPodPath is decided by Coldrack"},
 	} {
 		spec := *c.Spec.DeepCopy()
 		change(test.change)

@@ -172,27 +172,32 @@ func TestFieldsOfClustersThatOnlyAdministratorsMayWrite(t *testing.T) {
 	}
 	args := map[string]any{"extraArgs": map[string]any{"v": "4"}}
 	for field, spec := range map[string]map[string]any{
-		"spec.apiServer.authentication":    {"apiServer": map[string]any{"authentication": map[string]any{"jwt": []any{}}}},
-		"spec.apiServer.extraArgs":         {"apiServer": args},
-		"spec.controllerManager.extraArgs": {"controllerManager": args},
-		"spec.scheduler.extraArgs":         {"scheduler": args},
-		"spec.etcd.extraArgs":              {"etcd": map[string]any{"extraArgs": map[string]any{"log-level": "debug"}}},
-		"spec.kubelet.config":              {"kubelet": map[string]any{"config": map[string]any{"maxPods": int64(50)}}},
-		"spec.security.podSecurity":        {"security": map[string]any{"podSecurity": "privileged"}},
-		"spec.registries":                  {"registries": []any{map[string]any{"host": "docker.io", "endpoints": []any{"https://mirror.example.org"}}}},
+		"spec.apiServer.authentication":       {"apiServer": map[string]any{"authentication": map[string]any{"jwt": []any{}}}},
+		"spec.apiServer.extraArgs[v]":         {"apiServer": args},
+		"spec.controllerManager.extraArgs[v]": {"controllerManager": args},
+		"spec.scheduler.extraArgs[v]":         {"scheduler": args},
+		"spec.etcd.extraArgs[log-level]":      {"etcd": map[string]any{"extraArgs": map[string]any{"log-level": "debug"}}},
+		"spec.kubelet.config.featureGates":    {"kubelet": map[string]any{"config": map[string]any{"featureGates": map[string]any{"X": true}}}},
+		"spec.security.podSecurity":           {"security": map[string]any{"podSecurity": "privileged"}},
+		"spec.registries":                     {"registries": []any{map[string]any{"host": "docker.io", "endpoints": []any{"https://mirror.example.org"}}}},
 	} {
 		_, err := operator.Create(ctx, cluster("lab", spec), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		if err == nil || !strings.Contains(err.Error(), field+": Forbidden: this needs role admin") {
 			t.Errorf("%s as operator: %v", field, err)
 		}
 	}
-	_, err := admin.Create(ctx, cluster("lab", map[string]any{"apiServer": args}), metav1.CreateOptions{})
+	_, err := admin.Create(ctx, cluster("lab", map[string]any{"apiServer": map[string]any{"extraArgs": map[string]any{"token-auth-file": "/x"}}}), metav1.CreateOptions{})
+	if err == nil || !strings.Contains(err.Error(), "spec.apiServer.extraArgs[token-auth-file]: Forbidden: token-auth-file would give eternal credentials") {
+		t.Errorf("a flag that nobody may set as administrator: %v", err)
+	}
+	_, err = admin.Create(ctx, cluster("lab", map[string]any{"apiServer": args}), metav1.CreateOptions{})
 	check(t, err)
 	patch := func(who dynamic.ResourceInterface, text string) error {
 		_, err := who.Patch(ctx, "lab", types.MergePatchType, []byte(text), metav1.PatchOptions{})
 		return err
 	}
 	check(t, patch(operator, `{"spec": {"paused": true}}`))
+	check(t, patch(operator, `{"spec": {"apiServer": {"extraArgs": {"event-ttl": "2h"}}, "kubelet": {"config": {"maxPods": 50}}}}`))
 	if err := patch(operator, `{"spec": {"apiServer": {"extraArgs": {"v": "5"}}}}`); err == nil {
 		t.Error("an operator changed a flag of the API server")
 	}
@@ -202,9 +207,9 @@ func TestFieldsOfClustersThatOnlyAdministratorsMayWrite(t *testing.T) {
 	check(t, patch(admin, `{"spec": {"apiServer": null}}`))
 
 	group := object("MachineGroup", "lab-all", map[string]any{"spec": map[string]any{"cluster": "lab", "replicas": int64(1), "roles": []any{"worker"},
-		"kubelet": map[string]any{"config": map[string]any{"maxPods": int64(50)}}}})
+		"kubelet": map[string]any{"config": map[string]any{"maxPods": int64(50), "allowedUnsafeSysctls": []any{"kernel.*"}}}}})
 	_, err = person(GroupOperator, "machinegroups").Create(ctx, group, metav1.CreateOptions{})
-	if err == nil || !strings.Contains(err.Error(), "spec.kubelet.config: Forbidden: this needs role admin") {
+	if err == nil || !strings.Contains(err.Error(), "spec.kubelet.config.allowedUnsafeSysctls: Forbidden: this needs role admin") {
 		t.Errorf("a group as operator: %v", err)
 	}
 	_, err = person(GroupAdmin, "machinegroups").Create(ctx, group, metav1.CreateOptions{})

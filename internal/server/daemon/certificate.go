@@ -17,6 +17,15 @@ const (
 	renewalLook = time.Hour
 )
 
+// peopleAPI is the listener of people's API.
+type peopleAPI interface {
+	Address() string
+	ReplaceServingCert(certPEM, keyPEM []byte) error
+}
+
+// served is when the certificate that people's API shows ends.
+func (s *server) served() time.Time { return time.Unix(s.servingUntil.Load(), 0) }
+
 // renewPeople replaces the certificates of people's API in time, until ctx ends: a server may run for years.
 func (s *server) renewPeople(ctx context.Context) error {
 	tick := time.NewTicker(renewalLook)
@@ -27,7 +36,7 @@ func (s *server) renewPeople(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			if err := s.renewPeopleAt(time.Now()); err != nil {
-				s.log.Error("cannot renew the certificates of people's API; trying again", "until", s.servingUntil, "err", err)
+				s.log.Error("cannot renew the certificates of people's API; trying again", "until", s.served(), "err", err)
 			}
 		}
 	}
@@ -35,17 +44,17 @@ func (s *server) renewPeople(ctx context.Context) error {
 
 // renewPeopleAt replaces what ends soon after now.
 func (s *server) renewPeopleAt(now time.Time) error {
-	if s.servingUntil.Sub(now) <= credentials.RenewBefore {
+	if s.served().Sub(now) <= credentials.RenewBefore {
 		cert, key, err := s.servingCertificate()
 		if err != nil {
 			return err
 		}
-		if err := s.plane.ReplaceServingCert(cert, key); err != nil {
+		if err := s.people.ReplaceServingCert(cert, key); err != nil {
 			return err
 		}
-		s.log.Info("certificate of people's API renewed", "until", s.servingUntil)
+		s.log.Info("certificate of people's API renewed", "until", s.served())
 	}
-	written, err := credentials.WriteAdmin(s.cfg.AdminKubeconfig(), s.keys.people, credentials.URL(s.plane.Address()), now)
+	written, err := credentials.WriteAdmin(s.cfg.AdminKubeconfig(), s.keys.people, credentials.URL(s.people.Address()), now)
 	if err == nil && written {
 		s.recordAdmin(s.cfg.AdminKubeconfig())
 		s.log.Info("administrator's kubeconfig renewed", "path", s.cfg.AdminKubeconfig())
@@ -91,6 +100,6 @@ func (s *server) servingCertificate() (certPEM, keyPEM []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	s.servingUntil = leaf.NotAfter
+	s.servingUntil.Store(leaf.NotAfter.Unix())
 	return certPEM, keyPEM, nil
 }

@@ -30,6 +30,7 @@ func TestCertificatesOfPeoplesAPIAreRenewed(t *testing.T) {
 	s.plane, err = s.startControlPlane(t.Context())
 	check(t, err)
 	t.Cleanup(s.plane.Stop)
+	s.people = s.plane
 	_, err = s.greet()
 	check(t, err)
 	served := func() string {

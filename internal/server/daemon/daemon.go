@@ -116,6 +116,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		}
 		return plane.StoreSize()
 	})
+	s.metrics.watchExpiry(func() []peoplewire.Expiry { return s.expiry(time.Now()) })
 	s.metrics.watchDisk(imports.reserve.space)
 	s.catalog = newCatalog(store, log)
 	imports.onImport(func() {
@@ -125,6 +126,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return imports.reserve.run(ctx) })
+	group.Go(func() error { return s.tellExpiry(ctx) })
 	if !cfg.NoBoot {
 		group.Go(func() error { return s.reach.run(ctx) })
 		if s.subnets, err = s.serveBoot(ctx, group, machineapi.NewNonces(nil), &s.late, &s.late); err != nil {
@@ -164,8 +166,8 @@ type server struct {
 	log     *slog.Logger
 	keys    keys
 	sockets []bootSockets
-	// servingUntil is when the certificate of people's API ends.
-	servingUntil time.Time
+	// servingUntil is when the certificate of people's API ends, in Unix time.
+	servingUntil atomic.Int64
 	content      content
 	importer     *importer
 	fleet        *fleet.Fleet
@@ -181,6 +183,7 @@ type server struct {
 	// plane holds the kinds, in this life of the store; current is the same for those who ask in between.
 	plane   *controlplane.ControlPlane
 	current atomic.Pointer[controlplane.ControlPlane]
+	people  peopleAPI // the listener of plane
 }
 
 // machineAuthority is the name of the authority that machines and nodes trust and are known by.
@@ -221,6 +224,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		peoplewire.PathBundles:        peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.importer),
 		metricsPath:                   peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.metrics.handler(s.log)),
 		peoplewire.PathBoots:          peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.bootGate),
+		peoplewire.PathExpiry:         peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.expiryHandler()),
 		profilesPath:                  peopleapi.Limit{AtOnce: 2}.Around(profiles()),
 	}
 	maps.Copy(handlers, s.clusterAPI.Handlers())

@@ -89,6 +89,7 @@ func (s *server) live(ctx context.Context, set []*manifest.Document, ready func(
 	if err != nil {
 		return err
 	}
+	s.people = s.plane
 	s.current.Store(s.plane)
 	group, within := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.plane.Wait(within) })

@@ -17,6 +17,7 @@ import (
 	"coldrack.dev/internal/netboot/tftp"
 	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/controlplane"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 	"coldrack.dev/internal/version"
 )
 
@@ -141,6 +142,22 @@ func (m *metrics) watchStore(size func() (controlplane.StoreSize, bool)) {
 			full = 1
 		}
 		s.gauge("coldrack_store_full", "1 while the store refuses writes because it is full.", full)
+	}))
+}
+
+func (m *metrics) watchExpiry(ends func() []peoplewire.Expiry) {
+	m.registry.MustRegister(samples(func(s sink) {
+		for _, e := range ends() {
+			overdue := 0
+			if e.Overdue != "" {
+				overdue = 1
+			}
+			// The name would make a new series whenever another certificate is the first to end.
+			s.gauge("coldrack_certificate_expires_timestamp_seconds", "When the first certificate of a sort ends, in Unix time.", int(e.Until.Unix()),
+				"certificate", e.Certificate, "cluster", e.Cluster)
+			s.gauge("coldrack_certificate_overdue", "1 when a certificate was not renewed in time or an authority ends soon.", overdue,
+				"certificate", e.Certificate, "cluster", e.Cluster)
+		}
 	}))
 }
 

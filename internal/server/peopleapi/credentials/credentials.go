@@ -79,6 +79,23 @@ func WriteAdmin(path string, people *pki.Authority, server string, now time.Time
 	return true, nil
 }
 
+// AdminUntil is when the certificate in an administrator's kubeconfig ends.
+func AdminUntil(path string) (time.Time, error) {
+	config, err := clientcmd.LoadFromFile(path)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	user := config.AuthInfos["admin"]
+	if user == nil {
+		return time.Time{}, fmt.Errorf("%s has no user admin", path)
+	}
+	cert, err := pki.ParseCertificate(user.ClientCertificateData)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return cert.NotAfter, nil
+}
+
 func adminServes(content []byte, people *pki.Authority, server string, now time.Time) bool {
 	config, err := clientcmd.Load(content)
 	if err != nil {

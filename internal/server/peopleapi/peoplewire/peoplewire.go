@@ -17,9 +17,24 @@ const (
 	PathCertificates = "/coldrack/v1/certificates/" // + CLUSTER: POST CertificateRequest -> CertificateResponse
 	PathClusters     = "/coldrack/v1/clusters/"     // + CLUSTER/verify[?pods=no]: POST -> a CheckLine for each check as it ends
 	PathMachines     = "/coldrack/v1/machines"      // GET -> v1alpha1.MachineList, without details; + /NAME/log[?follow=1] -> text
+	PathExpiry       = "/coldrack/v1/expiry"        // GET -> []Expiry
 	PathBoots        = "/coldrack/v1/boots"         // GET -> gate.Counts
 	PathBundles      = "/coldrack/v1/bundles"       // HEAD, POST and PUT: the upload of a bundle; DELETE
 )
+
+// Expiry is when certificates of one sort end.
+type Expiry struct {
+	// Certificate is its sort: people-ca, machine-ca, people-api, admin-kubeconfig, node-identity, cluster-authority or cluster-node.
+	Certificate string `json:"certificate"`
+	// Cluster that it belongs to, if any.
+	Cluster string `json:"cluster,omitempty"`
+	// Name of the one that ends first: an authority or a machine, where there are several of the sort.
+	Name string `json:"name,omitempty"`
+	// Until is when it ends.
+	Until time.Time `json:"until"`
+	// Overdue says why a person must do something, and what; empty: it is renewed in time by itself.
+	Overdue string `json:"overdue,omitempty"`
+}
 
 // PlanRequest asks what would happen if objects were applied.
 type PlanRequest struct {
