@@ -131,8 +131,12 @@ func (r *enrollment) reconcile(ctx context.Context, name string) (time.Duration,
 		}
 		r.Fleet.Held(name, held)
 		r.Fleet.Put(next)
+		var network v1alpha1.MachineNetwork
+		if next.Spec.Network != nil {
+			network = *next.Spec.Network
+		}
 		r.Log.Info("enrolled", "machine", name, "policy", next.Annotations[v1alpha1.AnnotationEnrolledBy],
-			"approved", next.Spec.Approved, "hostname", next.Spec.Hostname, "network", next.Spec.Network, "intent", next.Spec.Intent != nil)
+			"approved", next.Spec.Approved, "hostname", next.Spec.Hostname, "subnet", network.Subnet, "address", network.Address, "intent", next.Spec.Intent != nil)
 		return 0, nil
 	}
 	return 100 * time.Millisecond, nil
