@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -86,6 +87,10 @@ func converse(ctx context.Context, g *errgroup.Group, con *console.Console, log 
 		}),
 		Inventory: look, InUse: install.InUse, Agent: "/proc/self/exe", WorkDir: workDir,
 		CommandLine: cmdline, Watch: con.Step, Now: time.Now,
+		DiskPatience: time.Minute,
+		Settle: func(ctx context.Context) error {
+			return settle(ctx, func(err error) { log.Info("still looking for hardware", "err", err) })
+		},
 		Settings: identity.Settings{Server: args.Server, Pin: args.Pin.String()},
 	}
 	var shown atomic.Pointer[tls.Certificate]
@@ -173,18 +178,20 @@ func refineClock(ctx context.Context, con *console.Console, server *client.Clien
 	}
 }
 
+// quietly runs a program and shows what it says only in its error.
+func quietly(ctx context.Context, limit time.Duration, name string, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
 // startDevices starts udev and has it load the drivers of all hardware.
 func startDevices(ctx context.Context, con *console.Console) {
 	con.Say("looking for hardware")
-	quietly := func(limit time.Duration, name string, args ...string) error {
-		ctx, cancel := context.WithTimeout(ctx, limit)
-		defer cancel()
-		out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
-		}
-		return nil
-	}
 	daemon := "/usr/lib/systemd/systemd-udevd"
 	if _, err := os.Stat(daemon); err != nil {
 		daemon = "/lib/systemd/systemd-udevd"
@@ -195,13 +202,37 @@ func startDevices(ctx context.Context, con *console.Console) {
 		{"udevadm", "trigger", "--type=devices", "--action=add"},
 		{"udevadm", "settle", "--timeout=45"},
 	} {
-		if err := quietly(time.Minute, c[0], c[1:]...); err != nil {
-			con.Fail("hardware may be missing: %v", err)
+		if err := quietly(ctx, time.Minute, c[0], c[1:]...); err != nil {
+			con.Say("not all hardware is found yet: %v", err)
 		}
 	}
 	// What nothing asks udev for. Not every kernel has each as a module.
 	for _, m := range []string{"af_packet", "ext4", "ipmi_si", "ipmi_devintf"} {
-		_ = quietly(30*time.Second, "modprobe", "-q", m)
+		_ = quietly(ctx, 30*time.Second, "modprobe", "-q", m)
+	}
+}
+
+// settleLimit is longer than any controller was reported to take for its disks.
+const settleLimit = 15 * time.Minute
+
+// settle returns when udev has handled all hardware that the kernel knows of. A busy machine's udev may not answer in time, so
+// it is asked again.
+func settle(ctx context.Context, tell func(error)) error {
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+	for {
+		err := quietly(ctx, 2*time.Minute, "udevadm", "settle", "--timeout=90")
+		switch {
+		case err == nil || errors.Is(err, exec.ErrNotFound):
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("%w; a disk or its controller may be broken: see this machine's console", err)
+		}
+		tell(err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(2 * time.Second):
+		}
 	}
 }
 

@@ -48,6 +48,12 @@ type Installer struct {
 	Exchange *peer.Config
 	// Inventory is read anew for each operation: disks may have been changed since the last.
 	Inventory func() wire.Inventory
+	// Settle returns when drivers have found the hardware, nil where that is known: a controller with many disks takes
+	// minutes, and who looks earlier takes the wrong disk, or wipes too few.
+	Settle func(context.Context) error
+	// DiskPatience is how long an install waits for a disk that fits when none does: not every driver tells when it has
+	// found all.
+	DiskPatience time.Duration
 	// InUse names disks that must not be touched; the function of this package on a machine.
 	InUse func() map[string]string
 	// Settings become those of the installed node; Machine comes from the plan.
@@ -92,6 +98,17 @@ type operation struct {
 	root   string // where the new system is mounted, "" when it is not
 	system *target.Target
 	shared *shared // nil when the server alone serves the image
+}
+
+// look reads the inventory when the hardware is complete.
+func (o *operation) look(ctx context.Context) error {
+	if o.Settle != nil {
+		if err := o.Settle(ctx); err != nil {
+			return fmt.Errorf("find this machine's disks: %w", err)
+		}
+	}
+	o.inv = o.Inventory()
+	return nil
 }
 
 type bootFiles struct{ boot, core, shim, grub []byte }

@@ -502,6 +502,43 @@ func TestFailuresThatLeaveTheDiskAlone(t *testing.T) {
 	}
 }
 
+// A controller may take minutes for its disks. Neither an install nor a release looks before they are there.
+func TestDisksThatComeLate(t *testing.T) {
+	disk, file := loopDisk(t, diskSize)
+	l := newLab(t, rootImage(t))
+	late := func(settled bool, patience time.Duration, looks int) *Installer {
+		i := l.installer(disk)
+		all := i.Inventory
+		i.DiskPatience = patience
+		i.Settle = func(context.Context) error { settled = true; return nil }
+		i.Inventory = func() wire.Inventory {
+			inv := all()
+			if looks--; looks >= 0 || !settled {
+				inv.Disks = nil
+			}
+			return inv
+		}
+		return i
+	}
+	done, err := late(true, 0, 1).Install(t.Context(), l.plan)
+	if err != nil || done.State != wire.StateFailed || !strings.Contains(done.Message, "shows no disk at all") {
+		t.Errorf("without patience: %s: %s, %v", done.State, done.Message, err)
+	}
+	done, err = late(false, time.Hour, 2).Install(t.Context(), l.plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	succeeded(t, done)
+	lookAtDisk(t, file)
+	done, err = late(false, 0, 0).Release(t.Context(), wire.ReleasePlan{IntentID: "release", OwnIntentIDs: []string{l.plan.IntentID}})
+	if err != nil || done.State != wire.StateSucceeded {
+		t.Fatalf("%s: %s, %v", done.State, done.Message, err)
+	}
+	if out, err := exec.Command("blkid", "-p", "/dev/"+disk).CombinedOutput(); err == nil {
+		t.Errorf("the release left something on a disk that came late: %s", out)
+	}
+}
+
 func TestAMountedDiskIsNotTouched(t *testing.T) {
 	disk, _ := loopDisk(t, diskSize)
 	shell(t, "mkfs.ext4", "-qF", "/dev/"+disk)

@@ -15,8 +15,10 @@ type release struct {
 	disks []wire.Disk
 }
 
-func (r *release) preflight(context.Context) (string, error) {
-	r.inv = r.Inventory()
+func (r *release) preflight(ctx context.Context) (string, error) {
+	if err := r.look(ctx); err != nil {
+		return "", err
+	}
 	if len(r.own) == 0 {
 		return "", errors.New("the plan names no intent whose disks may be wiped")
 	}

@@ -39,7 +39,9 @@ const (
 
 // preflight checks whatever can be checked before the disk is touched, and fetches all but the image.
 func (o *operation) preflight(ctx context.Context) (string, error) {
-	o.inv = o.Inventory()
+	if err := o.look(ctx); err != nil {
+		return "", err
+	}
 	if err := o.checkMachine(); err != nil {
 		return "", err
 	}
@@ -138,8 +140,29 @@ func (o *operation) fetchPlan(ctx context.Context) error {
 // needs is how large a disk must be for the image.
 func (o *operation) needs() int64 { return biosBytes + espBytes + o.plan.Image.Size + overhead }
 
-func (o *operation) selectDisk(context.Context) (string, error) {
-	d, err := SelectDisk(o.inv.Disks, o.plan.RootDisk, o.needs(), o.InUse())
+// fittingDisk waits for a while where no disk fits: one may still come.
+func (o *operation) fittingDisk(ctx context.Context) (wire.Disk, error) {
+	for began, said := o.Now(), false; ; {
+		d, err := SelectDisk(o.inv.Disks, o.plan.RootDisk, o.needs(), o.InUse())
+		var none *SelectError
+		if !errors.As(err, &none) || none.Matches > 0 || o.Now().Sub(began) >= o.DiskPatience {
+			return d, err
+		}
+		if !said {
+			o.Log.Info("no disk fits yet; waiting for one", "limit", o.DiskPatience, "why", err)
+			said = true
+		}
+		select {
+		case <-ctx.Done():
+			return wire.Disk{}, ctx.Err()
+		case <-time.After(time.Second):
+		}
+		o.inv = o.Inventory()
+	}
+}
+
+func (o *operation) selectDisk(ctx context.Context) (string, error) {
+	d, err := o.fittingDisk(ctx)
 	if err != nil {
 		return "", err
 	}
