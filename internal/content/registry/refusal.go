@@ -46,6 +46,9 @@ func (r *refusal) write(w http.ResponseWriter, request *http.Request) {
 	for _, name := range []string{"Docker-Content-Digest", "ETag"} {
 		w.Header().Del(name)
 	}
+	if r.status == http.StatusTooManyRequests || r.status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "5")
+	}
 	_ = writeStatus(w, request, r.status, "application/json", map[string][]item{"errors": {{r.code, r.message}}})
 }
 

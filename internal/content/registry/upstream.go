@@ -28,8 +28,9 @@ const (
 	tagAge = 5 * time.Minute
 	// manifestTime bounds the fetch of a manifest, with authentication.
 	manifestTime = time.Minute
-	// maxDownloads run at once; further ones wait.
+	// maxDownloads run at once; maxWaiting more wait, and what comes beyond is told to come again.
 	maxDownloads = 8
+	maxWaiting   = 256
 )
 
 // retries bridge a hiccup. Nodes ask again by themselves after longer ones.
@@ -50,6 +51,8 @@ type upstream struct {
 	fetches   sync.WaitGroup
 	manifests singleflight.Group
 	slots     chan struct{}
+	// Times of a transfer; tests make them shorter.
+	headerTime, idleTime, firstResume time.Duration
 
 	mu        sync.Mutex
 	stopped   bool
@@ -77,6 +80,7 @@ func newUpstream(opts Options, counters *counters) (*upstream, error) {
 	u := &upstream{
 		hosts: map[string]bool{}, log: opts.Log, now: opts.Now, counters: counters,
 		slots: make(chan struct{}, maxDownloads), downloads: map[string]*download{},
+		headerTime: headerTime, idleTime: idleTime, firstResume: firstResume,
 	}
 	for _, text := range opts.Upstreams {
 		host, plain, err := parseUpstream(text)
@@ -90,7 +94,9 @@ func newUpstream(opts Options, counters *counters) (*upstream, error) {
 	}
 	base := opts.Transport
 	if base == nil {
-		base = http.DefaultTransport
+		own := http.DefaultTransport.(*http.Transport).Clone()
+		own.ResponseHeaderTimeout = headerTime
+		base = own
 	}
 	u.transport = careful{base, u.hosts}
 	var err error
@@ -302,6 +308,9 @@ func (u *upstream) download(s source, digest string) (*download, error) {
 	if u.stopped {
 		return nil, refuse(http.StatusServiceUnavailable, codeUnavailable, "the server is stopping")
 	}
+	if len(u.downloads) >= maxDownloads+maxWaiting {
+		return nil, refuse(http.StatusTooManyRequests, codeTooMany, "%d blobs are being fetched or wait for it; ask again", len(u.downloads))
+	}
 	d := newDownload(digest)
 	u.downloads[key] = d
 	u.fetches.Go(func() {
@@ -327,16 +336,13 @@ func (u *upstream) openBlob(s source, digest string) (io.ReadCloser, int64, erro
 	if !ok {
 		return nil, 0, fmt.Errorf("%s is no digest", digest)
 	}
-	layer, err := remote.Layer(parsed, remote.WithContext(u.ctx), remote.WithTransport(u.transport), remote.WithRetryBackoff(retries))
-	if err != nil {
+	content := &transfer{upstream: u, blob: parsed}
+	content.ctx, content.cancel = context.WithCancelCause(u.ctx)
+	if err := content.open(); err != nil {
+		content.cancel(nil)
 		return nil, 0, err
 	}
-	size, err := layer.Size()
-	if err != nil {
-		return nil, 0, err
-	}
-	content, err := layer.Compressed()
-	return content, size, err
+	return content, content.size, nil
 }
 
 func (u *upstream) done(what string, err error) {
