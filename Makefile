@@ -113,10 +113,12 @@ check: bin/gotest
 ## test       everything that can be checked quickly
 test: setup build bin/kubectl bin/etcd bin/containerd bin/ctr lint unit fuzz
 
-## unit       all unit, network-namespace and API tests, with the race detector
+## unit       all unit, network-namespace and API tests, with the race detector but for the command line's, which start it a hundred times
 unit: build bin/gotest bin/kubectl bin/etcd bin/containerd bin/ctr
+	@echo "tests of the command line"
+	@gotest -timeout 15m ./cmd/coldrack
 	@echo "unit tests with the race detector"
-	@CGO_ENABLED=1 gotest -race -timeout 15m $$(go list ./... | grep -vE '/test/(e2e|rack)$$')
+	@CGO_ENABLED=1 gotest -race -timeout 15m $$(go list ./... | grep -vE '/(test/e2e|test/rack|cmd/coldrack)$$')
 
 ## fuzz       a few seconds of fuzzing for every parser of foreign bytes
 fuzz:
