@@ -189,7 +189,7 @@ func (s *simulation) dump(t *testing.T, plan *Plan, of ...string) {
 		t.Log(line)
 	}
 	for _, line := range s.log {
-		if len(of) > 0 && strings.Contains(line, of[0]) {
+		if len(of) > 0 && strings.Contains(line.String(), of[0]) {
 			t.Log(line)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -18,7 +17,7 @@ type simulation struct {
 	// calm: nothing breaks and nothing fails.
 	calm bool
 	ends []ending
-	log  []string
+	log  []entry
 	// served is which steps were begun, by kind.
 	served map[Kind]int
 }
@@ -48,8 +47,17 @@ func (s *simulation) memberOf(node string) *Member {
 }
 
 func (s *simulation) note(format string, args ...any) {
-	s.log = append(s.log, s.in.Now.Format("15:04:05 ")+fmt.Sprintf(format, args...))
+	s.log = append(s.log, entry{s.in.Now, format, args})
 }
+
+// entry of a log becomes text only when a test has failed.
+type entry struct {
+	at     time.Time
+	format string
+	args   []any
+}
+
+func (e entry) String() string { return e.at.Format("15:04:05 ") + fmt.Sprintf(e.format, e.args...) }
 
 // breakNode and mend are what power does to a machine.
 func (s *simulation) breakNode(n *Node) {
@@ -145,7 +153,7 @@ func (s *simulation) begin(step Step) {
 func (s *simulation) finish(step Step) {
 	n := s.node(step.Node)
 	if n == nil && step.Node != "" && step.Kind != StepAdd && step.Kind != StepRemoveMember {
-		panic(fmt.Sprintf("%s of %s, which is gone\n%s", step.Kind, step.Node, strings.Join(s.log, "\n")))
+		panic(fmt.Sprintf("%s of %s, which is gone: %v", step.Kind, step.Node, s.log))
 	}
 	if n != nil && n.Hand != nil && n.Hand.Running == step.Kind {
 		n.Hand.Running = ""

@@ -1,18 +1,23 @@
 package peopleapi
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/kubeapi"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/cluster/planner"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 // forecast is the way of a running cluster to what is proposed, by the same function that decides each step.
-func (w *world) forecast(cluster, was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, outcome *members.Preview, changes kube.Changes) *peoplewire.Forecast {
+func (w *world) forecast(ctx context.Context, b *Backend, cluster, was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, outcome *members.Preview, changes kube.Changes) *peoplewire.Forecast {
 	proposed := cluster.DeepCopy()
 	proposed.Status, proposed.Spec.Paused = was.Status, false
 	in, err := members.Steps(proposed, groups, w.now.Machines, outcome.Placed, changes, time.Now())
@@ -20,6 +25,14 @@ func (w *world) forecast(cluster, was *v1alpha1.Cluster, groups []v1alpha1.Machi
 		return &peoplewire.Forecast{EndsAt: []peoplewire.ForecastBlock{{Reason: err.Error(), Remedy: "choose a version that this Coldrack can render"}}}
 	}
 	f := planner.Foretell(in, 0)
+	asked := ""
+	if slices.ContainsFunc(f.Steps, func(s planner.Timed) bool { return s.Kind == planner.StepDrain }) {
+		asked = "the cluster's PodDisruptionBudgets allow now what is shown"
+		if err := b.guard(ctx, was, &in.Observed); err != nil {
+			asked = fmt.Sprintf("PodDisruptionBudgets are not taken into account: %v", err)
+		}
+		f = planner.Foretell(in, 0)
+	}
 	out := &peoplewire.Forecast{Takes: f.Takes.Round(time.Second).String()}
 	carried := true
 	for _, s := range f.Steps {
@@ -45,8 +58,49 @@ func (w *world) forecast(cluster, was *v1alpha1.Cluster, groups []v1alpha1.Machi
 	if !carried {
 		out.Notes = append(out.Notes, "this version does not carry out the steps marked ?: it upgrades nothing, takes no node away by itself, and brings a changed configuration to all nodes at once")
 	}
-	out.Notes = append(out.Notes, "it is computed from what is recorded: which member leads etcd, who holds the virtual IP, and what PodDisruptionBudgets allow is looked at when a step is due")
+	out.Notes = append(out.Notes, "it is computed from what is recorded; which member leads etcd and who holds the virtual IP is looked at when a step is due")
+	if asked != "" {
+		out.Notes = append(out.Notes, asked)
+	}
 	return out
+}
+
+// guardTimeout is how long a plan waits for the API of a cluster that may be down.
+const guardTimeout = 5 * time.Second
+
+// guard asks a cluster's API which pods PodDisruptionBudgets guard, and adds that to what was observed.
+func (b *Backend) guard(ctx context.Context, cluster *v1alpha1.Cluster, o *planner.Observed) error {
+	view, ok, _ := b.Clusters.View(cluster.Name)
+	if !ok || view.Plan == nil {
+		return errors.New("the cluster has no plan yet")
+	}
+	connection, err := kubeapi.Connect(b.target(cluster.Name, view))
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	ctx, cancel := context.WithTimeout(ctx, guardTimeout)
+	defer cancel()
+	budgets, pods, err := connection.Budgets(ctx)
+	if err != nil {
+		return err
+	}
+	for _, budget := range budgets {
+		o.Budgets = append(o.Budgets, planner.DisruptionBudget(budget))
+	}
+	machineOf := map[string]string{}
+	for _, n := range cluster.Status.Nodes {
+		machineOf[n.NodeName] = n.Machine
+	}
+	on := map[string][]planner.Pod{}
+	for _, pod := range pods {
+		machine := machineOf[pod.Node]
+		on[machine] = append(on[machine], planner.Pod{Name: pod.Name, Budget: pod.Budget})
+	}
+	for i := range o.Nodes {
+		o.Nodes[i].Pods = on[o.Nodes[i].Name]
+	}
+	return nil
 }
 
 // carriedOut is true for what the server does by itself, in this way.

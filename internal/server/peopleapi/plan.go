@@ -53,7 +53,7 @@ func (a *ClusterAPI) plan(_ http.ResponseWriter, r *http.Request, b *Backend) (a
 	}
 	response.Clusters = []peoplewire.ClusterPlan{}
 	for _, name := range world.affected() {
-		response.Clusters = append(response.Clusters, world.preview(b, name, request.Details))
+		response.Clusters = append(response.Clusters, world.preview(ctx, b, name, request.Details))
 	}
 	return response, nil
 }
@@ -167,7 +167,7 @@ func (w *world) allGroups(cluster string) []v1alpha1.MachineGroup {
 }
 
 // preview is what would happen to one cluster.
-func (w *world) preview(b *Backend, name string, details bool) peoplewire.ClusterPlan {
+func (w *world) preview(ctx context.Context, b *Backend, name string, details bool) peoplewire.ClusterPlan {
 	was := w.existing(name)
 	p := peoplewire.ClusterPlan{Preview: kube.Preview{Cluster: name, Exists: was != nil}}
 	cluster := w.clusters[name]
@@ -208,7 +208,7 @@ func (w *world) preview(b *Backend, name string, details bool) peoplewire.Cluste
 		p.Missing = missing(b.Content, outcome.New)
 	}
 	if was != nil && meta.IsStatusConditionTrue(was.Status.Conditions, v1alpha1.ConditionBroughtUp) && len(p.Invalid) == 0 {
-		p.Forecast = w.forecast(cluster, was, groups, &outcome, p.Changes)
+		p.Forecast = w.forecast(ctx, b, cluster, was, groups, &outcome, p.Changes)
 	}
 	return p
 }

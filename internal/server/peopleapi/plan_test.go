@@ -4,9 +4,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -53,6 +61,41 @@ type site struct {
 	api     http.Handler
 	cluster *v1alpha1.Cluster
 	groups  []v1alpha1.MachineGroup
+	set     *members.Set
+	// kubernetes is where the cluster's own API is; empty: nowhere.
+	kubernetes string
+}
+
+// signed is a certificate of the cluster's own authority.
+func (s *site) signed(t testing.TB, name string, addresses ...net.IP) *tls.Certificate {
+	key := ca.NewKey(t)
+	pemText, err := s.set.SignTemplate(s.cluster.Name, &x509.Certificate{Subject: pkix.Name{CommonName: name}, IPAddresses: addresses,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}, key.Public())
+	check(t, err)
+	block, _ := pem.Decode(pemText)
+	return &tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key}
+}
+
+// serveKubernetes answers as the cluster's API, as far as a plan asks it; what a real one says of budgets and pods is tested
+// in kubeapi.
+func (s *site) serveKubernetes(t testing.TB, answers map[string]any) {
+	view, _, _ := s.set.View(s.cluster.Name)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		answer, ok := answers[r.URL.Path]
+		if !ok && r.URL.Path != "/readyz" {
+			w.WriteHeader(http.StatusNotFound)
+		}
+		_ = json.NewEncoder(w).Encode(answer)
+	}))
+	var addresses []net.IP
+	for _, a := range view.APIServers {
+		addresses = append(addresses, net.IP(a.Addr().AsSlice()))
+	}
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{*s.signed(t, "kube-apiserver", addresses...)}}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	s.kubernetes = server.Listener.Addr().String()
 }
 
 func newSite(t testing.TB, preset v1alpha1.Topology, options kube.PresetOptions) *site {
@@ -110,7 +153,15 @@ func newSite(t testing.TB, preset v1alpha1.Topology, options kube.PresetOptions)
 		t.Fatalf("the cluster has no plan: %s", view.Problem)
 	}
 	api := NewClusterAPI(slog.New(slog.DiscardHandler))
-	api.Open(Backend{Clusters: set, Client: c, Content: supplied{}})
+	s.set = set
+	api.Open(Backend{Clusters: set, Client: c, Content: supplied{},
+		DialNode: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if s.kubernetes == "" {
+				return nil, errors.New("the nodes are switched off")
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, s.kubernetes)
+		},
+		ServerCertificate: func(string) (*tls.Certificate, error) { return s.signed(t, "coldrack-server"), nil }})
 	s.api = api.Handlers()[peoplewire.PathPlan]
 	return s
 }
@@ -261,6 +312,22 @@ func TestAPlanForetellsTheStepsOfAClusterThatRuns(t *testing.T) {
 	skipped.Spec.Version = "v1.38.0"
 	if response := s.plan(skipped); len(response.Refused) != 1 || !strings.Contains(response.Refused[0].Status.Message, "skips a minor release") {
 		t.Errorf("a minor skipped: %+v", response.Refused)
+	}
+
+	// Budgets are asked of the cluster itself.
+	if f := s.plan(fewer).Clusters[0].Forecast; !strings.Contains(strings.Join(f.Notes, "\n"), "PodDisruptionBudgets are not taken into account: ") {
+		t.Errorf("the cluster's API is silent: %q", f.Notes)
+	}
+	node := nodes[len(nodes)-1].NodeName
+	s.serveKubernetes(t, map[string]any{
+		"/apis/policy/v1/poddisruptionbudgets": policyv1.PodDisruptionBudgetList{TypeMeta: metav1.TypeMeta{APIVersion: "policy/v1", Kind: "PodDisruptionBudgetList"},
+			Items: []policyv1.PodDisruptionBudget{{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db"}, Spec: policyv1.PodDisruptionBudgetSpec{Selector: &metav1.LabelSelector{}},
+				Status: policyv1.PodDisruptionBudgetStatus{DesiredHealthy: 1, ExpectedPods: 1}}}},
+		"/api/v1/namespaces/shop/pods": corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"},
+			Items: []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db-0"}, Spec: corev1.PodSpec{NodeName: node}}}},
+	})
+	if got, want := stepsOf(s.plan(fewer).Clusters[0].Forecast), "ends: "+last+" PodDisruptionBudget shop/db never allows to evict pod shop/db-0"; got != want {
+		t.Errorf("one worker fewer, with a pod that never goes:\n%s", got)
 	}
 
 	// A dead member is in the store, and so in the plan.

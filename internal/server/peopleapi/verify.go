@@ -18,6 +18,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kubeapi"
+	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
@@ -79,10 +80,7 @@ func (b *Backend) verify(ctx context.Context, cluster *v1alpha1.Cluster, pods bo
 	spec := cluster.DeepCopy()
 	spec.Default()
 	options := kubeapi.VerifyOptions{
-		Target: kubeapi.Target{
-			Cluster: cluster.Name, Servers: view.APIServers, CA: view.Authority, Dial: b.DialNode,
-			Certificate: func() (*tls.Certificate, error) { return b.ServerCertificate(cluster.Name) },
-		},
+		Target:          b.target(cluster.Name, view),
 		Nodes:           wanted.Nodes,
 		EtcdCA:          b.Clusters.EtcdAuthority(cluster.Name),
 		EtcdCertificate: func() (*tls.Certificate, error) { return b.Clusters.EtcdClient(cluster.Name, verifyTTL) },
@@ -107,6 +105,14 @@ func (b *Backend) verify(ctx context.Context, cluster *v1alpha1.Cluster, pods bo
 	}
 	slices.SortFunc(options.EtcdMembers, netip.AddrPort.Compare)
 	return kubeapi.Verify(ctx, options), nil
+}
+
+// target is a cluster's API as this server reaches it.
+func (b *Backend) target(cluster string, view members.View) kubeapi.Target {
+	return kubeapi.Target{
+		Cluster: cluster, Servers: view.APIServers, CA: view.Authority, Dial: b.DialNode,
+		Certificate: func() (*tls.Certificate, error) { return b.ServerCertificate(cluster) },
+	}
 }
 
 // certificateExpiry is when the first certificate of each node expires, as the nodes report it.
