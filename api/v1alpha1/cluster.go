@@ -250,7 +250,8 @@ type ClusterEtcd struct {
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	QuotaBackend int64 `json:"quotaBackend,omitempty"`
-	// ExtraArgs are flags of etcd without dashes. What Coldrack itself decides is refused.
+	// ExtraArgs are flags of etcd without dashes. Operators may set sizes, limits and periods, administrators more; what Coldrack
+	// decides and what is on no list is refused.
 	// +optional
 	ExtraArgs map[string]string `json:"extraArgs,omitempty"`
 }
@@ -276,7 +277,8 @@ type ClusterSecurity struct {
 
 // ComponentSpec adds to what Coldrack decides for a component.
 type ComponentSpec struct {
-	// ExtraArgs are flags without dashes. What Coldrack itself decides is refused.
+	// ExtraArgs are flags without dashes. Operators may set sizes, limits and periods, administrators more; what Coldrack
+	// decides and what is on no list is refused.
 	// +optional
 	ExtraArgs map[string]string `json:"extraArgs,omitempty"`
 }
