@@ -2,6 +2,7 @@ package rack
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -196,6 +197,26 @@ func TestTheServerDiesDuringBringUp(t *testing.T) {
 	}
 	on.Wait()
 	r.AwaitReady()
+
+	// A server that starts beside a cluster which is well never says otherwise, not even before it has read everything.
+	applied := func() int {
+		b, _ := os.ReadFile(r.server.logFile)
+		return strings.Count(string(b), `msg="cluster objects applied"`)
+	}
+	before := applied()
+	r.Server().Restart()
+	r.Await("the server has looked at the cluster", func() (bool, string) {
+		done := applied() > before
+		c := &v1alpha1.Cluster{}
+		if err := r.server.Get(r.cluster, c); err != nil {
+			t.Error(err)
+		}
+		if c.Status.Phase != v1alpha1.ClusterReady || c.Status.NodesReady != "3/3" {
+			t.Errorf("after the server's start the cluster is %s, %s: %s", c.Status.Phase, c.Status.NodesReady, c.Status.Message)
+			return true, ""
+		}
+		return done, ""
+	})
 }
 
 // TestTheReleaseBefore brings up the release that clusters are upgraded from.

@@ -69,7 +69,8 @@ type State struct {
 	// Addons are what the applied objects run in the cluster, in order of name; nil while nobody has looked since the
 	// objects were last applied.
 	Addons []AddonState
-	// Nodes that are registered, by name; machines whose node is missing are not among them.
+	// Nodes that are registered, by name; machines whose node is missing are not among them. Nil while nobody has read
+	// them.
 	Nodes map[string]NodeState
 	// Requests are certificate requests that are pending, denied or failed, by name.
 	Requests map[string]RequestState

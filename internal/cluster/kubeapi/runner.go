@@ -62,8 +62,7 @@ func NewRunner(options Options) (*Runner, error) {
 	options.Wanted = options.Wanted.indexed()
 	return &Runner{
 		log: log, current: options, nodeProblems: map[string]string{},
-		state: State{Cluster: options.Target.Cluster, Since: time.Now(),
-			Nodes: map[string]NodeState{}, Requests: map[string]RequestState{}},
+		state:   State{Cluster: options.Target.Cluster, Since: time.Now(), Requests: map[string]RequestState{}},
 		changed: make(chan struct{}, 1), updated: make(chan struct{}, 1),
 	}, nil
 }

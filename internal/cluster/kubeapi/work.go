@@ -104,7 +104,7 @@ func (w *work) run(ctx context.Context) {
 	if !cache.WaitForCacheSync(ctx.Done(), w.synced...) {
 		return
 	}
-	w.forgetGone()
+	w.takeOver()
 	var group sync.WaitGroup
 	for range workers {
 		group.Go(func() {
@@ -141,12 +141,16 @@ func (w *work) again() {
 	}
 }
 
-// forgetGone takes out of the state what went away while nobody watched.
-func (w *work) forgetGone() {
+// takeOver makes the state what was read now: all nodes at once, or one that is only yet to be looked at would pass for one that
+// is missing. What went away while nobody watched is forgotten.
+func (w *work) takeOver() {
 	w.runner.change(func(s *State) {
-		for name := range s.Nodes {
+		s.Nodes = map[string]NodeState{}
+		for _, node := range w.allNodes() {
+			s.Nodes[node.Name] = stateOf(node)
+		}
+		for name := range w.runner.nodeProblems {
 			if w.node(name) == nil {
-				delete(s.Nodes, name)
 				delete(w.runner.nodeProblems, name)
 			}
 		}

@@ -384,6 +384,9 @@ func TestClusterStatus(t *testing.T) {
 			f.api = &kubeapi.State{Since: time.Unix(950, 0)}
 		}, v1alpha1.ClusterDegraded, "3/3", "the cluster's API does not answer since 1970-01-01T00:15:50Z"},
 		{"nothing is known since the server started", true, func(_ *v1alpha1.Cluster, f *clusterFacts) { f.api = nil }, v1alpha1.ClusterReady, "3/3", ""},
+		{"the API answers, and nobody has read its nodes since the server started", true, func(_ *v1alpha1.Cluster, f *clusterFacts) {
+			f.api = &kubeapi.State{Reachable: true, Since: time.Unix(950, 0)}
+		}, v1alpha1.ClusterReady, "3/3", ""},
 		{"a machine joins", true, func(_ *v1alpha1.Cluster, f *clusterFacts) {
 			f.groups[1].Spec.Replicas = new(int32(3))
 			m := f.machines["c"].DeepCopy()

@@ -119,7 +119,7 @@ func isInstalled(m *v1alpha1.Machine) bool { return m != nil && m.Status.Install
 
 // foldClusterNode takes in what the cluster's API says of a node. While it says nothing, what it said last stands.
 func foldClusterNode(n *v1alpha1.ClusterNode, f clusterFacts) {
-	if f.api == nil || !f.api.Reachable {
+	if f.api == nil || !f.api.Reachable || f.api.Nodes == nil {
 		return
 	}
 	state, registered := f.api.Nodes[n.NodeName]
