@@ -10,14 +10,18 @@ import (
 	"sync"
 )
 
+// unlimited is more connections than a process can have.
+const unlimited = 1 << 30
+
 // Options of a Listener. Zero means without that limit.
 type Options struct {
-	// Max is how many connections may be open. More wait in the kernel's queue.
+	// Max is how many connections may be open. One more closes the oldest of the address that has most, among those that have not
+	// proven who they are; where no address has two, it waits, and others in the kernel's queue.
 	Max int
 	// PerClient is how many one address may have open. More are closed.
 	PerClient int
 	// Unproven is how many connections may be open whose peer has not proven who it is (see Conn.Prove). One more closes the
-	// oldest of them: whoever is honest needs milliseconds for the proof.
+	// oldest of them of the address that has most: whoever is honest needs milliseconds for the proof.
 	Unproven int
 	// Wrap makes of a connection what Accept returns; nil: the connection itself. What it returns calls Conn.Close in the end.
 	Wrap func(*Conn) net.Conn
@@ -43,24 +47,32 @@ func (s Stats) Totals() Stats { return Stats{Refused: s.Refused, Evicted: s.Evic
 type Listener struct {
 	net.Listener
 	options Options
-	places  chan struct{}
+	places  chan struct{} // one element for each connection that was handed out
 	closed  chan struct{}
 	close   sync.Once
 	// closeErr is what the first Close returned.
 	closeErr error
 
 	mu       sync.Mutex
-	clients  map[netip.Addr]int
-	unproven *list.List // of *Conn, oldest first
+	clients  map[netip.Addr]*client
+	unproven int
+	accepted uint64
 	stats    Stats
+}
+
+// client is an address that has connections.
+type client struct {
+	open     int
+	unproven *list.List // of *Conn, oldest first
 }
 
 // New limits what listener accepts.
 func New(listener net.Listener, options Options) *Listener {
-	l := &Listener{Listener: listener, options: options, closed: make(chan struct{}), clients: map[netip.Addr]int{}, unproven: list.New()}
-	if options.Max > 0 {
-		l.places = make(chan struct{}, options.Max)
+	l := &Listener{Listener: listener, options: options, closed: make(chan struct{}), clients: map[netip.Addr]*client{}}
+	if options.Max <= 0 {
+		options.Max = unlimited
 	}
+	l.places = make(chan struct{}, options.Max) // of no size in memory
 	return l
 }
 
@@ -69,7 +81,8 @@ func (l *Listener) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.stats
-	now.Unproven = l.unproven.Len()
+	now.Open = len(l.places)
+	now.Unproven = l.unproven
 	return now
 }
 
@@ -85,30 +98,22 @@ func (l *Listener) Close() error {
 	return l.closeErr
 }
 
-// Accept waits for a place before it takes a connection, so that too many wait in the kernel.
+// Accept takes a connection, and gives it a place before it hands it out.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
-		if l.places != nil {
-			select {
-			case l.places <- struct{}{}:
-			case <-l.closed:
-				return nil, net.ErrClosed
-			}
-		}
 		raw, err := l.Listener.Accept()
 		if err != nil {
-			l.release()
 			return nil, err
 		}
 		c := &Conn{Conn: raw, Client: clientOf(raw), listener: l}
-		fits, evicted := l.enter(c)
-		if evicted != nil {
-			evicted.Close()
-		}
-		if !fits {
+		if !l.enter(c) {
 			raw.Close()
-			l.release()
 			continue
+		}
+		if !l.place(c) {
+			l.forget(c)
+			raw.Close()
+			return nil, net.ErrClosed
 		}
 		if l.options.Wrap != nil {
 			return l.options.Wrap(c), nil
@@ -117,47 +122,102 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-func (l *Listener) release() {
-	if l.places != nil {
-		<-l.places
+// place waits for one of the places, after it has made room if somebody has more than its share. It is false when the listener was
+// closed before.
+func (l *Listener) place(c *Conn) bool {
+	select {
+	case l.places <- struct{}{}:
+		return true
+	default:
 	}
-}
-
-func (l *Listener) enter(c *Conn) (fits bool, evicted *Conn) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.options.PerClient > 0 && l.clients[c.Client] >= l.options.PerClient {
-		l.stats.Refused++
-		return false, nil
+	victim := l.heaviest(2)
+	l.mu.Unlock()
+	if victim != nil {
+		victim.Close()
 	}
-	l.clients[c.Client]++
-	l.stats.Open++
-	if l.options.Unproven > 0 {
-		if l.unproven.Len() >= l.options.Unproven {
-			evicted = l.unproven.Remove(l.unproven.Front()).(*Conn)
-			evicted.place = nil
-			l.stats.Evicted++
-		}
-		c.place = l.unproven.PushBack(c)
+	select {
+	case l.places <- struct{}{}:
+		return true
+	case <-l.closed:
+		return false
 	}
-	return true, evicted
 }
 
-func (l *Listener) leave(c *Conn) {
+// heaviest takes the oldest unproven connection of the address that has most of them, if that has at least so many connections;
+// nil if there is none. The caller holds mu.
+func (l *Listener) heaviest(atLeast int) *Conn {
+	var most *client
+	for _, each := range l.clients {
+		if each.open >= atLeast && each.unproven.Len() > 0 && (most == nil || each.outweighs(most)) {
+			most = each
+		}
+	}
+	if most == nil {
+		return nil
+	}
+	victim := most.unproven.Front().Value.(*Conn)
+	l.prove(victim)
+	l.stats.Evicted++
+	return victim
+}
+
+// outweighs says whether a client has more unproven connections than another, or as many and the oldest.
+func (c *client) outweighs(o *client) bool {
+	if c.unproven.Len() != o.unproven.Len() {
+		return c.unproven.Len() > o.unproven.Len()
+	}
+	return c.unproven.Front().Value.(*Conn).number < o.unproven.Front().Value.(*Conn).number
+}
+
+func (l *Listener) release() { <-l.places }
+
+// enter counts a connection in, unless its address has too many.
+func (l *Listener) enter(c *Conn) bool {
+	l.mu.Lock()
+	of := l.clients[c.Client]
+	if of == nil {
+		of = &client{unproven: list.New()}
+		l.clients[c.Client] = of
+	}
+	if l.options.PerClient > 0 && of.open >= l.options.PerClient {
+		l.stats.Refused++
+		l.mu.Unlock()
+		return false
+	}
+	var victim *Conn
+	if l.options.Unproven > 0 && l.unproven >= l.options.Unproven {
+		victim = l.heaviest(1)
+	}
+	of.open++
+	l.accepted++
+	c.number = l.accepted
+	c.element = of.unproven.PushBack(c)
+	l.unproven++
+	l.mu.Unlock()
+	if victim != nil {
+		victim.Close()
+	}
+	return true
+}
+
+// forget undoes enter.
+func (l *Listener) forget(c *Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.prove(c)
-	l.stats.Open--
-	if l.clients[c.Client]--; l.clients[c.Client] <= 0 {
+	of := l.clients[c.Client]
+	if of.open--; of.open <= 0 {
 		delete(l.clients, c.Client)
 	}
 }
 
 // prove needs mu.
 func (l *Listener) prove(c *Conn) {
-	if c.place != nil {
-		l.unproven.Remove(c.place)
-		c.place = nil
+	if c.element != nil {
+		l.clients[c.Client].unproven.Remove(c.element)
+		c.element = nil
+		l.unproven--
 	}
 }
 
@@ -174,7 +234,8 @@ type Conn struct {
 	// Client is the peer's address.
 	Client   netip.Addr
 	listener *Listener
-	place    *list.Element // among the unproven; needs the listener's mu
+	number   uint64        // in the order of acceptance
+	element  *list.Element // among its address's unproven ones; needs the listener's mu
 	left     sync.Once
 }
 
@@ -189,7 +250,7 @@ func (c *Conn) Prove() {
 func (c *Conn) Close() error {
 	err := c.Conn.Close()
 	c.left.Do(func() {
-		c.listener.leave(c)
+		c.listener.forget(c)
 		c.listener.release()
 	})
 	return err

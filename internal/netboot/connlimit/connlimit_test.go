@@ -93,6 +93,42 @@ func TestThoseWhoProveNothingGiveWay(t *testing.T) {
 	}
 }
 
+// Who holds many connections makes room for who holds few, even if all places are taken.
+func TestWhoHoldsMostGivesWay(t *testing.T) {
+	r := newRig(t, Options{Max: 4})
+	r.dial("127.0.0.2")
+	honest := r.accept()
+	oldest := r.dial("127.0.0.1")
+	r.accept()
+	for range 2 {
+		r.dial("127.0.0.1")
+		r.accept()
+	}
+	r.dial("127.0.0.3")
+	if c := r.accept(); c.Client.String() != "127.0.0.3" {
+		t.Errorf("accepted one of %s", c.Client)
+	}
+	if !ended(oldest) {
+		t.Error("the oldest connection of the address with most of them still has its place")
+	}
+	if _, err := honest.Write([]byte("x")); err != nil {
+		t.Errorf("the only connection of another address: %v", err)
+	}
+	// One of those who hold most makes room itself: nobody behind it waits.
+	r.dial("127.0.0.1")
+	r.accept()
+	r.dial("127.0.0.4")
+	if c := r.accept(); c.Client.String() != "127.0.0.4" {
+		t.Errorf("accepted one of %s", c.Client)
+	}
+	if _, err := honest.Write([]byte("x")); err != nil {
+		t.Errorf("the only connection of another address: %v", err)
+	}
+	if s := r.listener.Stats(); s.Open != 4 || s.Evicted != 3 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
 func TestTooManyWaitForAPlace(t *testing.T) {
 	r := newRig(t, Options{Max: 1})
 	r.dial("127.0.0.1")

@@ -6,6 +6,7 @@
 package tftp
 
 import (
+	"container/list"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -31,7 +32,9 @@ type Options struct {
 	OnTransfer func(Transfer)
 	// MaxTransfers is how many transfers run at once, 1000 by default. A request on top is not answered: an ERROR would make
 	// firmware give up, silence makes it ask again after some seconds. Then it comes before new ones, and after 12 s it
-	// gets its transfer all the same, up to four times as many.
+	// gets its transfer all the same, up to three times as many. Transfers of which nothing was acknowledged do not count, because
+	// their senders may be forged: there may be as many of them as make four times MaxTransfers together, and one more ends the
+	// oldest.
 	MaxTransfers int
 	// MaxPerAddress is how many transfers one address may have at once, 64 by default. A request on top is not answered.
 	MaxPerAddress int
@@ -65,12 +68,14 @@ type Stats struct {
 
 // Server answers TFTP requests.
 type Server struct {
-	options  Options
-	mu       sync.Mutex
-	active   map[netip.AddrPort]*transfer
-	perHost  map[netip.Addr]int // of active
-	waiting  map[netip.AddrPort]wait
-	counters struct {
+	options Options
+	mu      sync.Mutex
+	active  map[netip.AddrPort]*transfer
+	perHost map[netip.Addr]int // of active
+	// unanswered are those of active whose clients have acknowledged nothing, oldest first.
+	unanswered *list.List // of *transfer
+	waiting    map[netip.AddrPort]wait
+	counters   struct {
 		requests, deferred, repeated, malformed, refused, completed, aborted, failed, bytes, retransmits atomic.Uint64
 	}
 }
@@ -92,7 +97,8 @@ func (s *Server) admit(remote netip.AddrPort, now time.Time) bool {
 	if s.perHost[remote.Addr()] >= s.options.MaxPerAddress {
 		return false
 	}
-	room := s.options.MaxTransfers - len(s.active)
+	taking := len(s.active) - s.unanswered.Len()
+	room := s.options.MaxTransfers - taking
 	if room > 0 && len(s.waiting) == 0 {
 		return true
 	}
@@ -108,7 +114,7 @@ func (s *Server) admit(remote netip.AddrPort, now time.Time) bool {
 			room--
 		}
 	}
-	if room > 0 || now.Sub(w.first) >= maxWait && len(s.active) < 4*s.options.MaxTransfers || s.dropUnanswered(now) {
+	if room > 0 || now.Sub(w.first) >= maxWait && taking < 3*s.options.MaxTransfers {
 		delete(s.waiting, remote)
 		return true
 	}
@@ -118,25 +124,27 @@ func (s *Server) admit(remote netip.AddrPort, now time.Time) bool {
 	return false
 }
 
-// dropUnanswered ends a transfer whose client has acknowledged nothing for longer than a network takes, and says whether there
-// was one: the sender of such a request may be forged. The caller holds mu.
-func (s *Server) dropUnanswered(now time.Time) bool {
-	var oldest *transfer
-	for _, t := range s.active {
-		if t != nil && !t.dropped && t.heard.Load() == 0 && now.Sub(t.began) > roundTrip && (oldest == nil || t.began.Before(oldest.began)) {
-			oldest = t
-		}
+// enter makes a transfer one of which nothing was acknowledged yet. When there are too many, the oldest one ends: whoever is there
+// needs a round trip for its acknowledgement, and asks once more if that was too slow. The caller holds mu.
+func (s *Server) enter(t *transfer) {
+	if s.unanswered.Len() > 0 && len(s.active) >= 4*s.options.MaxTransfers {
+		oldest := s.unanswered.Front().Value.(*transfer)
+		s.answered(oldest)
+		delete(s.active, oldest.report.Remote)
+		oldest.cancel(errUnanswered)
 	}
-	if oldest == nil {
-		return false
-	}
-	oldest.dropped = true
-	oldest.cancel(errUnanswered)
-	return true
+	s.active[t.report.Remote] = t
+	s.perHost[t.report.Remote.Addr()]++
+	t.place = s.unanswered.PushBack(t)
 }
 
-// roundTrip is within what time a client has acknowledged something if it can at all.
-const roundTrip = 2 * time.Second
+// answered takes a transfer off the list of those of which nothing was acknowledged. The caller holds mu.
+func (s *Server) answered(t *transfer) {
+	if t.place != nil {
+		s.unanswered.Remove(t.place)
+		t.place = nil
+	}
+}
 
 // windowMemory bounds the buffer of one transfer, bytes.
 const windowMemory = 128 << 10
@@ -144,8 +152,8 @@ const windowMemory = 128 << 10
 // errSuperseded ends a transfer whose client has started over from the same port.
 var errSuperseded = errors.New("client sent a new request from the same port")
 
-// errUnanswered ends a transfer whose client has not acknowledged anything while others wait.
-var errUnanswered = errors.New("client acknowledged nothing, and others waited")
+// errUnanswered ends a transfer whose client has not acknowledged anything while many others ask.
+var errUnanswered = errors.New("client acknowledged nothing, and many others asked")
 
 var errStopping = errors.New("server is stopping")
 
@@ -169,7 +177,7 @@ func New(options Options) *Server {
 			return net.DialUDP("udp", from, net.UDPAddrFromAddrPort(remote))
 		}
 	}
-	return &Server{options: options, active: map[netip.AddrPort]*transfer{}, perHost: map[netip.Addr]int{}, waiting: map[netip.AddrPort]wait{}}
+	return &Server{options: options, active: map[netip.AddrPort]*transfer{}, perHost: map[netip.Addr]int{}, unanswered: list.New(), waiting: map[netip.AddrPort]wait{}}
 }
 
 func setDefault[T int | time.Duration](value *T, otherwise T) {
@@ -306,6 +314,7 @@ func (s *Server) take(conn *net.UDPConn, packet []byte, local netip.Addr, remote
 			}
 			return
 		}
+		s.answered(before)
 		before.cancel(errSuperseded)
 	} else if !s.admit(remote, time.Now()) {
 		s.counters.deferred.Add(1)
@@ -321,9 +330,8 @@ func (s *Server) take(conn *net.UDPConn, packet []byte, local netip.Addr, remote
 		t.report.Local = address.AddrPort()
 	}
 	s.counters.requests.Add(1)
-	s.active[remote] = t
-	s.perHost[remote.Addr()]++
 	start(t)
+	s.enter(t)
 }
 
 func (s *Server) serveOne(ctx context.Context, t *transfer) {
@@ -333,6 +341,7 @@ func (s *Server) serveOne(ctx context.Context, t *transfer) {
 	t.report.Duration = time.Since(began)
 
 	s.mu.Lock()
+	s.answered(t)
 	if s.active[t.report.Remote] == t {
 		delete(s.active, t.report.Remote)
 	}
@@ -354,6 +363,9 @@ func (s *Server) serveOne(ctx context.Context, t *transfer) {
 	case errors.Is(err, ErrAborted), errors.Is(err, errSuperseded):
 		c.aborted.Add(1)
 		log.Debug("TFTP transfer ended by the client", append(attrs, "err", err)...)
+	case errors.Is(err, errUnanswered):
+		c.failed.Add(1)
+		log.Debug("TFTP transfer ended for others", append(attrs, "err", err)...)
 	default:
 		c.failed.Add(1)
 		log.Warn("TFTP transfer failed", append(attrs, "err", err)...)

@@ -1,6 +1,7 @@
 package tftp
 
 import (
+	"container/list"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -68,7 +69,7 @@ type transfer struct {
 	raw     string // the request as received, to tell a repeated one from a new one
 	cancel  context.CancelCauseFunc
 	began   time.Time
-	dropped bool // needs the server's mu
+	place   *list.Element // among the server's unanswered; needs its mu
 	// heard is when the client last acknowledged something new, in Unix nanoseconds; 0 before that.
 	heard atomic.Int64
 
@@ -109,7 +110,8 @@ func (t *transfer) run(ctx context.Context) {
 	}
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
-		if !errors.Is(err, errSuperseded) {
+		// Whoever has acknowledged nothing may have asked for nothing.
+		if !errors.Is(err, errSuperseded) && !errors.Is(err, errUnanswered) && t.heard.Load() != 0 {
 			t.write(encodeError(codeUndefined, "server is stopping, try again"))
 		}
 	}
@@ -239,7 +241,11 @@ func (t *transfer) receive(packet []byte) (done bool, err error) {
 		if t.attempt == 0 && t.fresh && !t.hurried {
 			t.rtt.observe(now.Sub(t.sentAt))
 		}
-		t.heard.Store(now.UnixNano())
+		if t.heard.Swap(now.UnixNano()) == 0 {
+			t.server.mu.Lock()
+			t.server.answered(t)
+			t.server.mu.Unlock()
+		}
 		t.report.Bytes = int64(max(t.window.base, 1)-1) * int64(t.params.blockSize)
 		t.progress, t.attempt = now, 0
 		if t.fresh || t.window.base == t.window.sent {
