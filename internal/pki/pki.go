@@ -30,8 +30,9 @@ import (
 
 const (
 	authorityTTL = 10 * 365 * 24 * time.Hour
-	// backdate tolerates a clock that runs behind the server's.
-	backdate = 5 * time.Minute
+	// backdate tolerates clocks that differ: a machine's that runs behind the server's, and the server's own that was ahead when it
+	// signed, and was set since.
+	backdate = 24 * time.Hour
 )
 
 // Authority signs certificates. It is safe for concurrent use.
@@ -196,6 +197,9 @@ func encodeKey(key crypto.PrivateKey) ([]byte, error) {
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
+
+// IssuedAt is when an authority of ours signed a certificate, by the clock of then.
+func IssuedAt(cert *x509.Certificate) time.Time { return cert.NotBefore.Add(backdate) }
 
 func (a *Authority) signLeaf(public crypto.PublicKey, template *x509.Certificate) ([]byte, *x509.Certificate, error) {
 	template.NotBefore = time.Now().Add(-backdate)

@@ -99,6 +99,9 @@ func (a *API) identity(ctx context.Context, c call, in wire.IdentityRequest) (an
 			status == nil || status.ID != in.IntentID || status.State != v1alpha1.IntentRunning {
 			return refuse(http.StatusConflict, wire.CodeConflict, "machine %s gets an identity only while it is being installed, and intent %s is not running", m.Name, in.IntentID)
 		}
+		if status.StartedAt != nil && certificate.IssuedAt.Before(status.StartedAt) {
+			certificate.IssuedAt = *status.StartedAt // the clock was set back since
+		}
 		m.Status.Identity = &certificate
 		return nil
 	})

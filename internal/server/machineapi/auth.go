@@ -36,7 +36,7 @@ type peer struct {
 	kind        kind
 	machine     string
 	fingerprint string    // of its public key
-	issued      time.Time // when its certificate began to be valid
+	issued      time.Time // when its certificate was signed
 	expires     time.Time
 }
 
@@ -54,7 +54,7 @@ func (a *API) authenticate(r *http.Request) (peer, error) {
 	if err != nil {
 		return peer{}, refuse(http.StatusUnauthorized, wire.CodeForbidden, "client certificate: %v", err)
 	}
-	p := peer{fingerprint: fingerprint, issued: leaf.NotBefore, expires: leaf.NotAfter}
+	p := peer{fingerprint: fingerprint, issued: pki.IssuedAt(leaf), expires: leaf.NotAfter}
 	name, organizations := leaf.Subject.CommonName, leaf.Subject.Organization
 	switch {
 	case slices.Equal(organizations, []string{sessionOrganization}) && strings.HasPrefix(name, sessionPrefix):

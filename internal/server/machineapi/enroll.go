@@ -59,7 +59,7 @@ func (a *API) enroll(ctx context.Context, c call, in wire.EnrollRequest) (any, e
 	if err != nil {
 		return nil, fmt.Errorf("sign session certificate of %s: %w", m.Name, err)
 	}
-	a.Fleet.Enrolled(m.Name, key, leaf.NotBefore)
+	a.Fleet.Enrolled(m.Name, key, pki.IssuedAt(leaf))
 	a.Fleet.Contacted(m.Name, address(c.request))
 	a.Fleet.Log(m.Name, fmt.Sprintf("enrolled from %s with agent %s, to %s", address(c.request), in.AgentVersion, binding.Action))
 	a.Log.Info("machine enrolled", "machine", m.Name, "from", address(c.request), "agent", termtext.Line(in.AgentVersion, 64), "boot", binding.Action)

@@ -201,6 +201,6 @@ func (a *API) renewSession(c call, in wire.RenewRequest) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sign session certificate of %s: %w", c.peer.machine, err)
 	}
-	a.Fleet.SessionRenewed(c.peer.machine, key, leaf.NotBefore)
+	a.Fleet.SessionRenewed(c.peer.machine, key, pki.IssuedAt(leaf))
 	return wire.IdentityResponse{Certificate: string(certificate), CA: string(a.Signer.CertPEM()), ExpiresAt: leaf.NotAfter.UTC()}, nil
 }
