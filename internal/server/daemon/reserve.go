@@ -17,7 +17,11 @@ import (
 // cannot write ends the server. Whatever may grow (uploads) stops before that.
 type diskReserve struct {
 	dir, file string
-	log       *slog.Logger
+	// store is the store's file. Its blocks, and some for its growth, are allocated before they are written, so that what the store
+	// writes until the reserve is given up finds room. stored is its size at the last look.
+	store  string
+	stored int64
+	log    *slog.Logger
 
 	mu   sync.Mutex
 	last diskSpace
@@ -42,11 +46,12 @@ func (d diskSpace) takeBack() bool { return d.Held == 0 && d.Free > 3*d.wanted()
 // room is how much uploads may still take.
 func (d diskSpace) room() int64 { return d.Free - d.wanted() }
 
-// reserveLook is how often the disk is looked at.
-const reserveLook = 5 * time.Second
+// reserveLook is how often the disk is looked at. A disk may be filled by hundreds of megabytes a second, and the first write of the
+// store that finds no room is its last.
+const reserveLook = 200 * time.Millisecond
 
 func newDiskReserve(cfg Config, log *slog.Logger) *diskReserve {
-	return &diskReserve{dir: cfg.DataDir, file: cfg.path("reserve"), log: log}
+	return &diskReserve{dir: cfg.DataDir, file: cfg.path("reserve"), store: cfg.path("etcd", "member", "snap", "db"), log: log}
 }
 
 // run keeps the reserve until ctx ends.
@@ -67,6 +72,7 @@ func (r *diskReserve) run(ctx context.Context) error {
 
 // look reads how the disk stands, and gives the reserve up or takes it back.
 func (r *diskReserve) look() error {
+	r.allocateStore()
 	now, err := r.read()
 	if err != nil {
 		return err
@@ -90,6 +96,25 @@ func (r *diskReserve) look() error {
 	r.last = now
 	r.mu.Unlock()
 	return nil
+}
+
+// storeAhead is how much the store may grow between two looks, bytes.
+const storeAhead = 16 << 20
+
+// allocateStore gives the store's file its blocks. What the file system cannot do, or has no room for, is left.
+func (r *diskReserve) allocateStore() {
+	file, err := os.OpenFile(r.store, os.O_WRONLY, 0)
+	if err != nil {
+		return // there is none, here or yet
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil || info.Size() == r.stored {
+		return
+	}
+	if unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, info.Size()+storeAhead) == nil {
+		r.stored = info.Size()
+	}
 }
 
 func (r *diskReserve) take(size int64) error {
