@@ -14,6 +14,7 @@ import (
 	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/request"
 	"coldrack.dev/internal/lab"
+	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/server/daemon"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
@@ -29,6 +30,8 @@ func (a *app) doctorCommand() *cobra.Command {
 		Short: "Check whether this machine can run the server, and what to fix",
 		Long: `Check ports, privileges, interfaces, clock, disk and certificates of this machine, with the configuration that
 "coldrack serve" would have. Nothing is changed. The exit code is 1 when a check fails.
+
+While the server runs, the ports that it has open, and on which interfaces, are compared with those that it should have.
 
 --probe-dhcp also asks, on every interface, who answers DHCP already, and whether an ARP proxy answers for the addresses of
 others. That sends packets; no address is taken.`,
@@ -99,10 +102,13 @@ func serverPorts(cfg daemon.Config) []doctor.Port {
 		return ports
 	}
 	at := func(network string, port int, use string) doctor.Port {
-		return doctor.Port{Network: network, Address: net.JoinHostPort("", strconv.Itoa(port)), For: use}
+		return doctor.Port{Network: network, Address: net.JoinHostPort("", strconv.Itoa(port)), For: use, Interfaces: cfg.Interfaces}
 	}
-	return append(ports,
-		at("udp4", 67, "DHCP"),
+	dhcp := at("udp4", 67, "DHCP")
+	dhcp.Each = true
+	time := at("udp4", sntp.Port, "the time")
+	time.Optional = true
+	return append(ports, dhcp, time,
 		at("udp4", cfg.TFTPPort, "TFTP (tftpPort)"),
 		at("tcp4", cfg.BootPort, "boot files (bootPort)"),
 		at("tcp4", cfg.MachinePort, "the machine API (machinePort)"),

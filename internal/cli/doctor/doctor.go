@@ -5,6 +5,8 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"net"
+	"strings"
 	"time"
 
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
@@ -34,6 +36,21 @@ type Port struct {
 	Network string // "udp4" or "tcp4"
 	Address string // host:port
 	For     string
+	// Interfaces are the only ones on which it is open; none: all.
+	Interfaces []string
+	// Each says that it is opened on each interface by itself, where it is needed.
+	Each bool
+	// Optional says that the server does without when another program has it.
+	Optional bool
+}
+
+// Name is the port as people write it, for example 69/udp.
+func (p Port) Name() string {
+	_, port, err := net.SplitHostPort(p.Address)
+	if err != nil {
+		port = p.Address
+	}
+	return port + "/" + strings.TrimRight(p.Network, "46")
 }
 
 // Subject is the server to be checked.

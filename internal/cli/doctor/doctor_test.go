@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/lab"
+	product "coldrack.dev/internal/netns"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )
@@ -32,21 +36,20 @@ func TestPorts(t *testing.T) {
 	defer udp.Close()
 	me := fmt.Sprintf("(process %d)", os.Getpid())
 	tests := []struct {
-		name    string
-		port    Port
-		running server
-		state   State
-		found   string
+		name  string
+		port  Port
+		state State
+		found string
 	}{
-		{"a free port", Port{"tcp4", "127.0.0.1:0", "x"}, server{}, OK, "free"},
-		{"a port in use names who has it", Port{"tcp4", taken.Addr().String(), "x"}, server{}, Fail, me},
-		{"the same for UDP", Port{"udp4", udp.LocalAddr().String(), "x"}, server{}, Fail, me},
-		{"a port of the running server is as it should be", Port{"tcp4", taken.Addr().String(), "x"}, server{pid: os.Getpid()}, OK, "in use by the running server"},
-		{"an address of another machine", Port{"tcp4", "192.0.2.77:7443", "x"}, server{}, Fail, "is no address of this machine"},
+		{"a free port", Port{Network: "tcp4", Address: "127.0.0.1:0"}, OK, "free"},
+		{"a port in use names who has it", Port{Network: "tcp4", Address: taken.Addr().String()}, Fail, me},
+		{"the same for UDP", Port{Network: "udp4", Address: udp.LocalAddr().String()}, Fail, me},
+		{"one that the server does without", Port{Network: "udp4", Address: udp.LocalAddr().String(), Optional: true}, OK, me},
+		{"an address of another machine", Port{Network: "tcp4", Address: "192.0.2.77:7443"}, Fail, "is no address of this machine"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			got := ports([]Port{test.port}, test.running)[0]
+			got := ports([]Port{test.port}, server{})[0]
 			if got.State != test.state || !strings.Contains(got.Found, test.found) {
 				t.Errorf("got %+v, want %s with %q", got, test.state, test.found)
 			}
@@ -55,6 +58,123 @@ func TestPorts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// With real sockets: what the running server has open is compared with what it should have, and on which interfaces.
+func TestOpenPortsAreComparedWithTheTable(t *testing.T) {
+	require.Need(t, "netns")
+	me := server{pid: os.Getpid()}
+	rack := []string{"rack0"}
+	at := func(network, address string, change func(*Port)) Port {
+		p := Port{Network: network, Address: address, For: "x"}
+		if change != nil {
+			change(&p)
+		}
+		return p
+	}
+	onRack := func(p *Port) { p.Interfaces = rack }
+	type opened struct{ device, network, address string }
+	foreign := opened{"foreign", "udp4", "0.0.0.0:123"} // by another program
+	for name, tt := range map[string]struct {
+		open  []opened
+		table []Port
+		want  []string // state and what was found, in order
+	}{
+		"as it should be": {
+			[]opened{{"rack0", "tcp4", "0.0.0.0:7080"}, {"", "tcp4", "127.0.0.1:7443"}, {"rack0", "udp4", "0.0.0.0:67"}},
+			[]Port{at("tcp4", ":7080", onRack), at("tcp4", "127.0.0.1:7443", nil), at("udp4", ":67", func(p *Port) { p.Each = true })},
+			[]string{"ok port 7080/tcp: open on interface rack0 by the running server, for x", "ok port 7443/tcp: open on 127.0.0.1 by the running server, for x", "ok port 67/udp: open on interface rack0 by the running server, for x"},
+		},
+		"on an interface too many": {
+			[]opened{{"rack0", "udp4", "0.0.0.0:69"}, {"office0", "udp4", "0.0.0.0:69"}}, []Port{at("udp4", ":69", onRack)},
+			[]string{"fail port 69/udp: open on interface office0, and should not be there, for x"},
+		},
+		"on all instead of one": {
+			[]opened{{"", "tcp6", "[::]:7444"}}, []Port{at("tcp4", ":7444", onRack)},
+			[]string{"fail port 7444/tcp: open on all interfaces, and should not be there, for x"},
+		},
+		"people's API on every address": {
+			[]opened{{"", "tcp4", "0.0.0.0:7443"}}, []Port{at("tcp4", "127.0.0.1:7443", nil)},
+			[]string{"fail port 7443/tcp: open on all interfaces, and should not be there, for x"},
+		},
+		"not open": {
+			[]opened{{"rack0", "tcp4", "0.0.0.0:7080"}}, []Port{at("tcp4", ":7080", onRack), at("udp4", ":69", onRack), at("udp4", ":67", func(p *Port) { p.Each = true })},
+			[]string{"ok port 7080/tcp: open on interface rack0 by the running server, for x", "fail port 69/udp: not open on interface rack0, for x", "warn port 67/udp: not open on any interface, for x"},
+		},
+		"an interface that is not there": {
+			[]opened{{"rack0", "tcp4", "0.0.0.0:7080"}}, []Port{at("tcp4", ":7080", func(p *Port) { p.Interfaces = []string{"rack0", "rack7"} })},
+			[]string{"ok port 7080/tcp: open on interface rack0 by the running server, for x"},
+		},
+		"open, and in no table": {
+			[]opened{{"", "tcp4", "0.0.0.0:2379"}}, nil,
+			[]string{"fail port 2379/tcp: open on all interfaces by the running server, and in no table: it should not be"},
+		},
+		"held by another program": {
+			[]opened{{"rack0", "tcp4", "0.0.0.0:7080"}, foreign}, []Port{at("udp4", ":123", func(p *Port) { p.Interfaces, p.Optional = rack, true }), at("udp4", ":123", onRack), at("tcp4", ":7080", onRack)},
+			[]string{"ok port 123/udp: not open on interface rack0, for x; machines take it from elsewhere; dnsmasq (process PID) has it on all interfaces",
+				"fail port 123/udp: not open on interface rack0, for x; dnsmasq (process PID) has it on all interfaces", "ok port 7080/tcp: open on interface rack0 by the running server, for x"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ns, other := netns.New(t), netns.New(t)
+			netns.Veth(ns, "rack0", other, "rack0")
+			netns.Veth(ns, "office0", other, "office0")
+			pid := ""
+			for _, o := range tt.open {
+				if o == foreign {
+					pid = foreignServer(t, ns)
+					continue
+				}
+				openIn(t, ns, o.device, o.network, o.address)
+			}
+			var results []Result
+			if err := ns.Do(func() error { results = ports(tt.table, me); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, r := range results {
+				got = append(got, strings.ReplaceAll(fmt.Sprintf("%s %s: %s", r.State, r.Check, r.Found), "process "+pid, "process PID"))
+				if r.State != OK && r.Do == "" {
+					t.Errorf("no advice: %+v", r)
+				}
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("got  %q\nwant %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func openIn(t *testing.T, ns *netns.NS, device, network, address string) {
+	t.Helper()
+	var closer io.Closer
+	var err error
+	if strings.HasPrefix(network, "udp") {
+		closer, err = product.ListenPacketOn(t.Context(), ns.Path(), device, network, address)
+	} else {
+		closer, err = product.ListenOn(t.Context(), ns.Path(), device, network, address)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closer.Close() })
+}
+
+// foreignServer is a program that has port 123/udp.
+func foreignServer(t *testing.T, ns *netns.NS) (pid string) {
+	t.Helper()
+	require.Need(t, "dnsmasq")
+	cmd := exec.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=123", "--no-resolv", "--no-hosts", "--listen-address=0.0.0.0", "--pid-file="+filepath.Join(t.TempDir(), "pid"))
+	if err := ns.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(ns.Run("cat", "/proc/net/udp"), ":007B "); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("dnsmasq does not open its port")
+		}
+	}
+	return strconv.Itoa(cmd.Process.Pid)
 }
 
 func TestRunningServerIsFoundByItsLock(t *testing.T) {
