@@ -156,3 +156,18 @@ func TestBinaryIsSmallAndNeedsNothing(t *testing.T) {
 		t.Errorf("the probe did not end well when told to: %v: %s", err, rest)
 	}
 }
+
+func FuzzParseCheck(f *testing.F) {
+	for _, seed := range []string{"target=https://10.0.0.1:6443/x&timeout=2s&insecure=true", "target=dns:kubernetes.default", "target=tcp://10.0.0.1:443", "target=tcp://:443", "timeout=-1s&target=http://x"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, query string) {
+		values, err := url.ParseQuery(query)
+		if err != nil {
+			return
+		}
+		if r, err := parseCheck(values); err == nil && (r.timeout <= 0 || r.timeout > maxTimeout || r.target == "") {
+			t.Errorf("%q is taken as %+v", query, r)
+		}
+	})
+}

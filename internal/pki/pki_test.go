@@ -157,3 +157,56 @@ func TestParseCSRUsesOnlyTheKey(t *testing.T) {
 		t.Error("text was accepted as a request")
 	}
 }
+
+// What a server whose clock was ahead has signed counts when its clock was set.
+func TestCertificatesOutliveAClockThatIsSetBack(t *testing.T) {
+	dir := t.TempDir()
+	master, err := OpenMasterKey(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority, err := OpenAuthority(dir, "machine", master)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	_, leaf, err := authority.SignClient(key.Public(), "node:a", []string{"coldrack:node"}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := x509.VerifyOptions{Roots: authority.Pool(), CurrentTime: began.Add(-23 * time.Hour), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	if _, err := leaf.Verify(options); err != nil {
+		t.Errorf("a day earlier: %v", err)
+	}
+	if issued := IssuedAt(leaf); issued.Before(began.Add(-time.Second)) || issued.After(time.Now()) {
+		t.Errorf("issued at %s, now is %s", issued, began)
+	}
+}
+
+// A request comes from whoever has a nonce. What is taken of it is a public key that can be named.
+func FuzzParseCSR(f *testing.F) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+	f.Add(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der[:len(der)/2]}))
+	f.Add([]byte("-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----\n"))
+	f.Fuzz(func(t *testing.T, request []byte) {
+		public, err := ParseCSR(request)
+		if err != nil {
+			return
+		}
+		if _, err := Fingerprint(public); err != nil {
+			t.Errorf("a key was taken that has no fingerprint: %v", err)
+		}
+	})
+}

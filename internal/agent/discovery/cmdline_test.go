@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -50,4 +51,20 @@ func TestOffText(t *testing.T) {
 			t.Errorf("%v is %q, want %q", d, got, want)
 		}
 	}
+}
+
+// The kernel command line comes from whoever answered the boot.
+func FuzzParseArguments(f *testing.F) {
+	f.Add("coldrack.server=https://10.0.0.1:7444 coldrack.boot=http://10.0.0.1:7080 coldrack.ca=sha256:" + strings.Repeat("0", 64) + " coldrack.nonce=x coldrack.mac=02:00:00:00:00:01")
+	f.Add(`a="b c" coldrack.server=https:// BOOTIF=01-02-00-00-00-00-01 coldrack.debug=shell`)
+	f.Add(`"`)
+	f.Fuzz(func(t *testing.T, line string) {
+		a, err := ParseArguments(line)
+		if err == nil && (a.Nonce == "" || !strings.HasPrefix(strings.ToLower(a.Server), "https://")) {
+			t.Errorf("%q is taken as %+v", line, a)
+		}
+		if mac, err := net.ParseMAC(a.MAC); a.MAC != "" && (err != nil || len(mac) != 6) {
+			t.Errorf("%q has the MAC %q", line, a.MAC)
+		}
+	})
 }

@@ -1,6 +1,7 @@
 package filename
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -29,4 +30,20 @@ func TestClean(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What Clean lets through names something below the top, and stays as it is when it is asked once more.
+func FuzzClean(f *testing.F) {
+	for _, seed := range []string{"undionly.kpxe", "/a//b", `\EFI\BOOT\bootx64.efi`, "../../etc/passwd", "a\x00b", "a\xfe", strings.Repeat("a/", 200)} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, in string) {
+		name, ok := Clean(in)
+		if !ok {
+			return
+		}
+		if again, ok := Clean(name); !ok || again != name || !filepath.IsLocal(name) || strings.ContainsAny(name, "\\\x00\n") || len(name) > maxLen {
+			t.Errorf("Clean(%q) = %q, and of that %q, %v", in, name, again, ok)
+		}
+	})
 }

@@ -438,6 +438,20 @@ func (s *server) fold(name string) {
 	check(s.t, err)
 }
 
+func TestAnInstallOutlastsAClockThatIsSetBack(t *testing.T) {
+	s := newServer(t)
+	session := s.discovered(idsA)
+	s.approve(session.name, "i1", v1alpha1.ActionInstall)
+	_, err := session.progress("i1", wire.Step{Name: wire.StepPreflight, State: wire.StateRunning})
+	check(t, err)
+	s.clock.add(-3 * time.Hour)
+	node, err := session.identity("i1")
+	check(t, err)
+	check(t, session.complete("i1", wire.StateSucceeded, ""))
+	_, err = node.heartbeat()
+	check(t, err)
+}
+
 func TestAnOldSessionEndsAlsoWhenTheServerIsRestarted(t *testing.T) {
 	s := newServer(t)
 	old := s.discovered(idsA)

@@ -144,7 +144,7 @@ func (s *memory) ImageFacts(*v1alpha1.Image) *nodeconfig.ImageFacts { return s.f
 
 // server is one life of the server over a memory.
 type server struct {
-	t     *testing.T
+	t     testing.TB
 	store *memory
 	ca    *pki.Authority
 	fleet *fleet.Fleet
@@ -170,7 +170,7 @@ func (c *clock) add(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-func newServer(t *testing.T) *server {
+func newServer(t testing.TB) *server {
 	t.Helper()
 	dir := t.TempDir()
 	master, err := pki.OpenMasterKey(dir)
@@ -259,14 +259,14 @@ type agent struct {
 	name string
 }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
+func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	check(t, err)
 	return key
 }
 
-func csr(t *testing.T, key *ecdsa.PrivateKey) string {
+func csr(t testing.TB, key *ecdsa.PrivateKey) string {
 	t.Helper()
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	check(t, err)
