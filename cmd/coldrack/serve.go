@@ -32,6 +32,7 @@ func serveOptions() map[string]settings.Option {
 		"tftpPort":      usage("port of first stages over TFTP; only tests change it"),
 		"bootNetns":     usage("network namespace in which machines are served; used by the lab"),
 		"noBoot":        usage("start no boot services, only the control plane, controllers and people's API"),
+		"storeQuotaMib": usage("MiB of the store's file at which it refuses writes; a larger store takes longer to start"),
 		"etcdEndpoints": usage("existing etcd to use instead of the embedded one"),
 		"etcdCAFile":    usage("CA certificate of that etcd"),
 		"etcdCertFile":  usage("client certificate for that etcd"),

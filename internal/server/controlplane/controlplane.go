@@ -70,6 +70,8 @@ type Config struct {
 	// Version is our own version, which /version shows as build metadata.
 	Version string
 
+	// StoreQuota is the size of the embedded store's file at which it refuses writes, bytes; 0: DefaultStoreQuota.
+	StoreQuota int64
 	// EtcdEndpoints selects EngineEtcd. The files are needed where the etcd cluster uses TLS.
 	EtcdEndpoints                         []string
 	EtcdCAFile, EtcdCertFile, EtcdKeyFile string

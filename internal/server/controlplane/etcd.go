@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// etcdQuota is where etcd stops accepting writes, bytes. 10,000 machines take some 300 MB. It bounds how long a start takes.
-	etcdQuota = 2 << 30
+	// DefaultStoreQuota is where etcd stops accepting writes, bytes. 10,000 machines take some 300 MB. It bounds how long a start takes.
+	DefaultStoreQuota = 2 << 30
 	// maxObject is the largest object that is stored, in bytes as JSON; the API server accepts no larger
 	// request either.
 	maxObject = 3 << 20

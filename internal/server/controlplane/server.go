@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -69,7 +70,7 @@ func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 		CertFile: cfg.EtcdCertFile, KeyFile: cfg.EtcdKeyFile,
 	}
 	if c.engine == EngineEmbedded {
-		endpoint, failed, stop, err := startEtcd(ctx, c.log, cfg.path(etcdDir), etcdQuota)
+		endpoint, failed, stop, err := startEtcd(ctx, c.log, cfg.path(etcdDir), cmp.Or(cfg.StoreQuota, DefaultStoreQuota))
 		if err != nil {
 			return unlessInUse(err)
 		}

@@ -48,6 +48,8 @@ type Config struct {
 	// NoBoot starts no boot services: only the control plane, controllers and people's API.
 	NoBoot bool `json:"noBoot,omitempty"`
 
+	// StoreQuotaMiB is the size of the embedded store's file at which it refuses writes.
+	StoreQuotaMiB int `json:"storeQuotaMib"`
 	// EtcdEndpoints of an existing etcd cluster to use instead of the embedded one.
 	EtcdEndpoints []string `json:"etcdEndpoints,omitempty"`
 	EtcdCAFile    string   `json:"etcdCAFile,omitempty"`
@@ -107,6 +109,9 @@ type Config struct {
 	LogFormat string `json:"logFormat"`
 }
 
+// Bounds of the store's quota. A start reads the whole file; etcd's authors advise against more than 8 GiB.
+const leastStoreQuotaMiB, mostStoreQuotaMiB = 64, 8 << 10
+
 // DefaultConfig returns the configuration that `coldrack serve` runs with when told nothing.
 func DefaultConfig() Config {
 	return Config{
@@ -115,6 +120,7 @@ func DefaultConfig() Config {
 		BootPort:          7080,
 		MachinePort:       7444,
 		TFTPPort:          69,
+		StoreQuotaMiB:     controlplane.DefaultStoreQuota >> 20,
 		RegistryCacheGiB:  20,
 		AuditFailure:      AuditRefuse,
 		AuditMaxMib:       controlplane.AuditMaxMiB,
@@ -161,6 +167,9 @@ func (c Config) Validate() error {
 		if err := registry.CheckUpstream(upstream); err != nil {
 			bad("registryUpstreams", upstream, "must be the host of a registry as in images' names, for example docker.io")
 		}
+	}
+	if c.StoreQuotaMiB < leastStoreQuotaMiB || c.StoreQuotaMiB > mostStoreQuotaMiB {
+		bad("storeQuotaMib", c.StoreQuotaMiB, fmt.Sprintf("must be between %d and %d", leastStoreQuotaMiB, mostStoreQuotaMiB))
 	}
 	if c.RegistryCacheGiB < 1 {
 		bad("registryCacheGib", c.RegistryCacheGiB, "must be at least 1")

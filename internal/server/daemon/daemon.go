@@ -236,6 +236,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		Normalize:     identify.Normalize,
 		Audit:         s.audit, AuditContinue: cfg.AuditFailure == AuditContinue,
 		Version:       version.Get().Version,
+		StoreQuota:    int64(cfg.StoreQuotaMiB) << 20,
 		EtcdEndpoints: cfg.EtcdEndpoints, EtcdCAFile: cfg.EtcdCAFile, EtcdCertFile: cfg.EtcdCertFile, EtcdKeyFile: cfg.EtcdKeyFile,
 		Kubeconfig: cfg.Kubeconfig,
 	})
