@@ -23,7 +23,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz lint oracle rack e2e e2e-laptop e2e-production bench generate clean
+.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack e2e e2e-laptop e2e-production bench generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -111,18 +111,26 @@ check: bin/gotest
 	@COLDRACK_REQUIRE=none gotest $$(hack/pure.sh)
 
 ## test       everything that can be checked quickly
-test: setup build bin/kubectl bin/etcd bin/containerd bin/ctr lint unit fuzz
+test: setup build bin/kubectl bin/etcd bin/containerd bin/ctr lint unit soak-minute fuzz
 
 ## unit       all unit, network-namespace and API tests, with the race detector but for the command line's, which start it a hundred times
 unit: build bin/gotest bin/kubectl bin/etcd bin/containerd bin/ctr
 	@echo "tests of the command line"
 	@gotest -timeout 15m ./cmd/coldrack
 	@echo "unit tests with the race detector"
-	@CGO_ENABLED=1 gotest -race -timeout 15m $$(go list ./... | grep -vE '/(test/e2e|test/rack|cmd/coldrack)$$')
+	@CGO_ENABLED=1 gotest -race -timeout 15m $$(go list ./... | grep -vE '/(test/e2e|test/rack|test/soak|cmd/coldrack)$$')
 
 ## fuzz       a few seconds of fuzzing for every parser of foreign bytes
 fuzz:
 	@hack/fuzz.sh
+
+## soak       known machines, strangers, full disks and stores, kills, clock jumps, all at once: SOAK=1h SOAK_MACHINES=10000 (root)
+soak: build bin/gotest
+	@SOAK=$(or $(SOAK),1h) gotest -count=1 -v -timeout 6h -run TestSoak ./test/soak
+
+# A minute of it, by itself: firmware gives up when its server gets no processor.
+soak-minute: build bin/gotest
+	@gotest -count=1 -timeout 15m ./test/soak
 
 ## lint       gofmt, vet, staticcheck, shellcheck, go mod verify, govulncheck where its data can be had
 lint: bin/staticcheck bin/govulncheck

@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 go list -test -f '{{if .ForTest}}{{.ForTest}}{{range .Deps}} {{.}}{{end}}{{end}}' ./... |
-	awk '!/ k8s\.io\/apiserver\/pkg\/server( |$)/ { print $1 }' | sort -u | grep -vE '/test/(e2e|rack|sim|swarm|bench)$'
+	awk '!/ k8s\.io\/apiserver\/pkg\/server( |$)/ { print $1 }' | sort -u | grep -vE '/test/(e2e|rack|sim|soak|swarm|bench)$'

@@ -36,6 +36,8 @@ type simulatedMachine struct {
 	node    *node
 	repeats int
 	refused int
+	// booted is when the last boot began.
+	booted time.Time
 }
 
 type node struct {
@@ -64,8 +66,12 @@ func (m *simulatedMachine) run(ctx context.Context) {
 	sleep(ctx, m.PowerOn)
 	m.enter(DHCP, "")
 	for ctx.Err() == nil {
+		m.booted = time.Now()
 		err := m.boot(ctx)
 		m.leave()
+		if m.rack.cycle > 0 {
+			err = m.patient(ctx, err)
+		}
 		var end giveUp
 		var again *discovery.Reboot
 		switch {
@@ -92,6 +98,21 @@ func (m *simulatedMachine) run(ctx context.Context) {
 	}
 }
 
+// patient makes a boot that has failed one that is tried again, as by a person who switches the machine off and on.
+func (m *simulatedMachine) patient(ctx context.Context, err error) error {
+	end, again := giveUp{phase: Lost}, (*discovery.Reboot)(nil)
+	switch {
+	case ctx.Err() != nil, errors.As(err, &again) && again.Wanted:
+		return err
+	case again != nil:
+		end.phase = Refused
+	default:
+		errors.As(err, &end)
+	}
+	m.enter(end.phase, err.Error())
+	return &discovery.Reboot{Reason: err.Error(), Wanted: true, After: 5*time.Second + rand.N(5*time.Second)}
+}
+
 // enter tells of a new phase. The way from the installer to the disk is one phase.
 func (m *simulatedMachine) enter(p Phase, reason string) {
 	if m.node != nil && !p.ended() && p != Restarting {
@@ -101,7 +122,7 @@ func (m *simulatedMachine) enter(p Phase, reason string) {
 		return
 	}
 	m.phase = p
-	m.rack.tell(Event{Machine: m.Index, Phase: p, Reason: reason})
+	m.rack.tell(Event{Machine: m.Index, Phase: p, Reason: reason, Took: time.Since(m.booted)})
 }
 
 func (m *simulatedMachine) took(what string, since time.Time) {
@@ -165,6 +186,9 @@ func (m *simulatedMachine) boot(ctx context.Context) error {
 		}
 		return m.beNode(ctx)
 	}
+	if m.node != nil {
+		return giveUp{Refused, fmt.Errorf("an installed machine was told to load the discovery system: %s", script.says)}
+	}
 	m.enter(Loading, "")
 	began = time.Now()
 	for _, file := range []string{script.kernel, script.initrd} {
@@ -211,6 +235,7 @@ func (m *simulatedMachine) lease(ctx context.Context, c dhcpClient) (*Lease, err
 				if lease != nil {
 					timer.Stop()
 					m.took(tookLease, began)
+					m.rack.tell(Event{Machine: m.Index, Address: lease.Address})
 					return lease, m.use(lease.Address)
 				}
 				if next != nil {
@@ -626,7 +651,7 @@ func (m *simulatedMachine) beNode(ctx context.Context) error {
 		return err
 	}
 	server.Use(pair)
-	booted := time.Now().UTC()
+	booted, off := time.Now().UTC(), time.Now().Add(m.rack.cycle/2+rand.N(m.rack.cycle+1))
 	beat := wire.Heartbeat{AgentVersion: agentName, OS: "Debian GNU/Linux 12 (bookworm)", Kernel: "6.1.0", BootedAt: booted,
 		BootID:     fmt.Sprintf("%08x-0000-4000-8000-%012x", rand.Uint32(), m.Index),
 		Addresses:  []string{m.address.String() + "/32"},
@@ -654,7 +679,12 @@ func (m *simulatedMachine) beNode(ctx context.Context) error {
 				return &discovery.Reboot{Reason: answer.RebootReason, Wanted: true}
 			}
 		}
-		sleep(ctx, wait+rand.N(wait/10+time.Millisecond))
+		wait += rand.N(wait/10 + time.Millisecond)
+		if m.rack.cycle > 0 && time.Until(off) < wait {
+			sleep(ctx, time.Until(off))
+			return &discovery.Reboot{Reason: "switched off and on", Wanted: true}
+		}
+		sleep(ctx, wait)
 	}
 	return context.Cause(ctx)
 }

@@ -2,6 +2,7 @@ package rehearse
 
 import (
 	"cmp"
+	"net/netip"
 	"regexp"
 	"slices"
 	"time"
@@ -42,9 +43,11 @@ type Event struct {
 	// Phase that the machine enters; empty for a measurement.
 	Phase  Phase  `json:"phase,omitempty"`
 	Reason string `json:"reason,omitempty"`
-	// What was measured, and how long it took.
+	// What was measured, and how long it took; with a phase, how long ago the boot began.
 	What string        `json:"what,omitempty"`
 	Took time.Duration `json:"took,omitempty"`
+	// Address that the machine was leased.
+	Address netip.Addr `json:"address,omitzero"`
 	// Bytes that have come since the last such event, of all machines.
 	Bytes int64 `json:"bytes,omitempty"`
 	// Repeats counts messages that were sent again: by the firmware over UDP.

@@ -2,18 +2,15 @@ package rehearse
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"time"
 
 	"coldrack.dev/internal/manifest"
-	"coldrack.dev/internal/netns"
 )
 
 // Options of a rehearsal.
@@ -95,15 +92,15 @@ func Rehearse(ctx context.Context, o Options) (r *Result, err error) {
 		}
 		o.TrustedKeys = []string{key}
 	}
-	stage, err := openStage(plan.server, o.Loss > 0)
+	stage, err := OpenStage(plan.server, o.Loss > 0)
 	if err != nil {
 		return nil, err
 	}
-	defer stage.close()
+	defer stage.Close()
 
 	o.Progress(Snapshot{Doing: "starting the server"})
 	args := []string{"--config", os.DevNull, "--data-dir", filepath.Join(dir, "data"), "--api-address", "127.0.0.1:0", "--log-level", "info",
-		"--boot-netns", stage.serverPath(), "--interfaces", serverLink, "--bundles", o.Bundle}
+		"--boot-netns", stage.ServerPath(), "--interfaces", ServerLink, "--bundles", o.Bundle}
 	if o.Heartbeat > 0 {
 		args = append(args, "--heartbeat-interval", o.Heartbeat.String())
 	}
@@ -113,13 +110,13 @@ func Rehearse(ctx context.Context, o Options) (r *Result, err error) {
 	for _, file := range files {
 		args = append(args, "--manifests", file)
 	}
-	server, err := startServer(ctx, o.Program, dir, args)
+	server, err := StartServer(ctx, ServerOptions{Program: o.Program, Args: args, Log: filepath.Join(dir, "server.log")})
 	if err != nil {
 		return nil, err
 	}
-	defer server.stop(20 * time.Second)
+	defer server.Stop(20 * time.Second)
 	o.Progress(Snapshot{Doing: "importing the bundle"})
-	if err := server.awaitBundle(ctx, dir, stage.serverPath(), plan.server.Addr()); err != nil {
+	if err := server.AwaitBundle(ctx, stage.ServerPath(), plan.server.Addr()); err != nil {
 		return nil, err
 	}
 	return o.run(ctx, stage, server, plan)
@@ -168,54 +165,19 @@ func (o Options) prepare(dir string) (files []string, p plan, machines int, err 
 }
 
 // run lets the machines live, and watches.
-func (o Options) run(ctx context.Context, stage *stage, server *child, plan plan) (*Result, error) {
-	config := RackConfig{Link: rackLink, ServerNS: stage.serverPath(), Port: serverLink, Loss: o.Loss,
+func (o Options) run(ctx context.Context, stage *Stage, server *Process, plan plan) (*Result, error) {
+	config := RackConfig{Link: RackLink, ServerNS: stage.ServerPath(), Port: ServerLink, Loss: o.Loss,
 		Machines: Fleet(FleetOptions{Machines: o.Machines, Seed: o.Seed, Ramp: o.Ramp, SlowShare: o.SlowShare, SlowRate: o.SlowRate, Rate: o.Rate, Known: plan.known})}
-	text, err := json.Marshal(config)
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.Command(o.Program, "rehearse", "machines")
-	cmd.Env, cmd.Stderr = withoutSettings(os.Environ()), os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	events := make(chan Event, 4096)
-	base := server.usage()
-	rack, err := start("machines", cmd, func(fn func() error) error { return netns.Do(stage.rackPath(), fn) })
-	if err != nil {
-		return nil, err
-	}
-	defer rack.stop(10 * time.Second)
+	base := server.Usage()
 	began := time.Now()
-	go func() {
-		defer close(events)
-		decoder := json.NewDecoder(out)
-		for {
-			var e Event
-			if decoder.Decode(&e) != nil {
-				return
-			}
-			events <- e
-		}
-	}()
-	// Whoever leaves lets the reader end.
-	defer func() {
-		in.Close()
-		for range events {
-		}
-	}()
-	if _, err := in.Write(text); err != nil {
-		return nil, fmt.Errorf("tell the machines: %w", err)
+	rack, err := StartRack(o.Program, stage, config)
+	if err != nil {
+		return nil, err
 	}
+	defer rack.Stop()
 
 	record := NewRecord(o.Machines, max(o.Ramp/40, 250*time.Millisecond))
-	watch := &watch{stage: stage, server: server, rack: rack, base: base, began: began}
+	watch := &watch{stage: stage, server: server, rack: rack.Process, base: base, began: began}
 	watch.sample()
 	ticker := time.NewTicker(500 * time.Millisecond)
 	defer ticker.Stop()
@@ -226,11 +188,10 @@ func (o Options) run(ctx context.Context, stage *stage, server *child, plan plan
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-server.ended:
-			return nil, fmt.Errorf("the server ended in the middle of the rehearsal: %w", errors.Join(server.err, errors.New(server.cmd.ProcessState.String())))
-		case e, ok := <-events:
+			return nil, fmt.Errorf("the server ended in the middle of the rehearsal: %w", server.Err())
+		case e, ok := <-rack.Events():
 			if !ok {
-				<-rack.ended
-				return nil, fmt.Errorf("the process of the machines ended: %w", errors.Join(rack.err, errors.New(rack.cmd.ProcessState.String())))
+				return nil, fmt.Errorf("the process of the machines ended: %w", rack.Process.Err())
 			}
 			record.Add(e)
 			continue
@@ -259,9 +220,9 @@ func (o Options) run(ctx context.Context, stage *stage, server *child, plan plan
 
 // watch measures processes and cable over time.
 type watch struct {
-	stage        *stage
-	server, rack *child
-	base         usage // of the server, before the first machine
+	stage        *Stage
+	server, rack *Process
+	base         Usage // of the server, before the first machine
 	began        time.Time
 	samples      []Sample
 	hold         int // index of the sample with which holding began, 0: never
@@ -277,8 +238,8 @@ type Sample struct {
 }
 
 func (w *watch) sample() {
-	s, r := w.server.usage(), w.rack.usage()
-	w.samples = append(w.samples, Sample{At: time.Since(w.began), CPU: s.cpu - w.base.cpu, Rack: r.cpu, Memory: s.memory, Sent: w.stage.sent()})
+	s, r := w.server.Usage(), w.rack.Usage()
+	w.samples = append(w.samples, Sample{At: time.Since(w.began), CPU: s.CPU - w.base.CPU, Rack: r.CPU, Memory: s.Memory, Sent: w.stage.sent()})
 }
 
 func (w *watch) holdFrom() { w.hold = len(w.samples) - 1 }

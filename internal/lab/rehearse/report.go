@@ -79,13 +79,13 @@ func summarize(o Options, p plan, r *Record, w *watch, why string) *Result {
 }
 
 func serverUse(w *watch, finished time.Duration) ServerUse {
-	u := ServerUse{Cores: cores(), StartMemory: w.base.memory, RackMemory: w.rack.usage().peak}
+	u := ServerUse{Cores: cores(), StartMemory: w.base.Memory, RackMemory: w.rack.Usage().Peak}
 	if len(w.samples) < 2 {
 		return u
 	}
 	last := w.samples[len(w.samples)-1]
 	u.CPUSeconds, u.EndMemory, u.SentBytes = last.CPU.Seconds(), last.Memory, last.Sent
-	u.PeakMemory = w.server.usage().peak
+	u.PeakMemory = w.server.Usage().Peak
 	busy := w.samples[len(w.samples)-1]
 	for i := len(w.samples) - 1; i > 0 && w.samples[i].At >= finished; i-- {
 		busy = w.samples[i]

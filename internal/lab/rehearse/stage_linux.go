@@ -16,29 +16,32 @@ import (
 
 // Interfaces of a rehearsal, each in its own namespace.
 const (
-	serverLink = "boot0"
-	rackLink   = "rack0"
+	ServerLink = "boot0"
+	RackLink   = "rack0"
 )
 
-// stage is the rehearsal's network: one namespace with the server's sockets, one with the machines, and a cable
+// Stage is the rehearsal's network: one namespace with the server's sockets, one with the machines, and a cable
 // between the two. The namespaces have no names; they are open files of this process and vanish with it, even
 // when it is killed.
-type stage struct {
+type Stage struct {
 	server, rack *os.File
 	link         netlink.Link // the server's end
 }
 
 func path(file *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), file.Fd()) }
 
-func (s *stage) serverPath() string { return path(s.server) }
-func (s *stage) rackPath() string   { return path(s.rack) }
+// ServerPath and RackPath name the namespaces, as package netns takes them.
+func (s *Stage) ServerPath() string { return path(s.server) }
 
-// openStage gives the server an address of the subnet, and the machines a way to it.
-func openStage(server netip.Prefix, lossy bool) (s *stage, err error) {
-	s = &stage{}
+// RackPath see ServerPath.
+func (s *Stage) RackPath() string { return path(s.rack) }
+
+// OpenStage gives the server an address of the subnet, and the machines a way to it.
+func OpenStage(server netip.Prefix, lossy bool) (s *Stage, err error) {
+	s = &Stage{}
 	defer func() {
 		if err != nil {
-			s.close()
+			s.Close()
 		}
 		if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
 			err = fmt.Errorf("%w (a rehearsal makes network namespaces, which needs root: use sudo)", err)
@@ -50,14 +53,14 @@ func openStage(server netip.Prefix, lossy bool) (s *stage, err error) {
 	if s.rack, err = newNamespace(); err != nil {
 		return nil, fmt.Errorf("network namespace of the rack: %w", err)
 	}
-	err = netns.Do(s.serverPath(), func() error {
+	err = netns.Do(s.ServerPath(), func() error {
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.TxQLen = serverLink, 10000
-		pair := &netlink.Veth{LinkAttrs: attrs, PeerName: rackLink, PeerNamespace: netlink.NsFd(int(s.rack.Fd()))}
+		attrs.Name, attrs.TxQLen = ServerLink, 10000
+		pair := &netlink.Veth{LinkAttrs: attrs, PeerName: RackLink, PeerNamespace: netlink.NsFd(int(s.rack.Fd()))}
 		if err := netlink.LinkAdd(pair); err != nil {
 			return fmt.Errorf("create the cable: %w", err)
 		}
-		link, err := up(serverLink, lossy)
+		link, err := up(ServerLink, lossy)
 		if err != nil {
 			return err
 		}
@@ -70,11 +73,11 @@ func openStage(server netip.Prefix, lossy bool) (s *stage, err error) {
 	if err != nil {
 		return nil, err
 	}
-	err = netns.Do(s.rackPath(), func() error {
+	err = netns.Do(s.RackPath(), func() error {
 		if _, err := up("lo", false); err != nil {
 			return err
 		}
-		link, err := up(rackLink, lossy)
+		link, err := up(RackLink, lossy)
 		if err != nil {
 			return err
 		}
@@ -104,9 +107,9 @@ func up(name string, lossy bool) (netlink.Link, error) {
 }
 
 // sent is how many bytes the server has put on the cable.
-func (s *stage) sent() (bytes uint64) {
-	_ = netns.Do(s.serverPath(), func() error {
-		link, err := netlink.LinkByName(serverLink)
+func (s *Stage) sent() (bytes uint64) {
+	_ = netns.Do(s.ServerPath(), func() error {
+		link, err := netlink.LinkByName(ServerLink)
 		if err != nil || link.Attrs().Statistics == nil {
 			return err
 		}
@@ -116,7 +119,8 @@ func (s *stage) sent() (bytes uint64) {
 	return bytes
 }
 
-func (s *stage) close() {
+// Close lets the namespaces go; they vanish with their last process.
+func (s *Stage) Close() {
 	for _, file := range []*os.File{s.server, s.rack} {
 		if file != nil {
 			file.Close()
