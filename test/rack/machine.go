@@ -60,20 +60,6 @@ func (m *Machine) Address() string { return m.address }
 // Disk is the folder that it has as its disk.
 func (m *Machine) Disk() string { return m.disk }
 
-// NewDisk puts an empty disk into a machine without power: it is installed again when it boots, where the server wants that.
-func (m *Machine) NewDisk() {
-	m.r.t.Helper()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.ns != nil {
-		m.r.t.Fatalf("%s has power; take it first", m.name)
-	}
-	if err := errors.Join(os.RemoveAll(m.disk), os.MkdirAll(m.disk, 0o755)); err != nil {
-		m.r.t.Fatal(err)
-	}
-	m.installed = false
-}
-
 // port is the machine's socket at the switch.
 func (m *Machine) port() string { return m.name }
 
