@@ -4,7 +4,7 @@ SHELL       := /bin/bash
 MAKEFLAGS   += --no-print-directory
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X coldrack.dev/internal/version.Version=$(VERSION)
+LDFLAGS := -s -w -X coldrack.dev/internal/base/version.Version=$(VERSION)
 # The product is pure Go and static. Builds, vet, staticcheck and tests have the same flags: with others each of them would
 # compile all of Kubernetes' libraries once more. Only the race detector needs a C compiler, and a build of its own.
 export CGO_ENABLED := 0

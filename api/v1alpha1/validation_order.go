@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"slices"
 
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/contract/validate"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )

@@ -20,7 +20,7 @@ import (
 	"coldrack.dev/internal/agent/inventory"
 	"coldrack.dev/internal/agent/node"
 	"coldrack.dev/internal/agent/pid1"
-	"coldrack.dev/internal/version"
+	"coldrack.dev/internal/base/version"
 )
 
 const usage = `coldrack-agent is a machine's side of Coldrack.

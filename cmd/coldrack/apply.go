@@ -11,7 +11,7 @@ import (
 
 	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/objects"
-	"coldrack.dev/internal/manifest"
+	"coldrack.dev/internal/contract/manifest"
 )
 
 func (a *app) applyCommand() *cobra.Command {

@@ -18,9 +18,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/version"
 	"coldrack.dev/internal/cli/objects"
 	"coldrack.dev/internal/server/daemon"
-	"coldrack.dev/internal/version"
 )
 
 // addConnectionFlag gives a command, and the commands below it, --kubeconfig.

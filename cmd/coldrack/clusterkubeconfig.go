@@ -19,9 +19,9 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"coldrack.dev/internal/base/durable"
 	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/request"
-	"coldrack.dev/internal/durable"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 

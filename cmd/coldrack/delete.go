@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/dynamic"
 
 	"coldrack.dev/internal/cli/exit"
-	"coldrack.dev/internal/manifest"
+	"coldrack.dev/internal/contract/manifest"
 )
 
 func (a *app) deleteCommand() *cobra.Command {

@@ -11,9 +11,9 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"coldrack.dev/internal/base/durable"
 	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/settings"
-	"coldrack.dev/internal/durable"
 	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/daemon"

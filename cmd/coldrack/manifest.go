@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/cli/exit"
-	"coldrack.dev/internal/manifest"
+	"coldrack.dev/internal/contract/manifest"
 )
 
 // readManifests reads every object that -f names; naming none at all is a mistake.

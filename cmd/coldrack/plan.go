@@ -16,7 +16,7 @@ import (
 	"coldrack.dev/internal/cli/follow"
 	"coldrack.dev/internal/cli/objects"
 	"coldrack.dev/internal/cli/request"
-	"coldrack.dev/internal/manifest"
+	"coldrack.dev/internal/contract/manifest"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 

@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
 
+	"coldrack.dev/internal/base/version"
 	"coldrack.dev/internal/cli/exit"
-	"coldrack.dev/internal/version"
 )
 
 // app is what the verbs share: the streams, the clock and the connection to the server.

@@ -9,9 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"coldrack.dev/internal/base/liblog"
 	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/settings"
-	"coldrack.dev/internal/liblog"
 	"coldrack.dev/internal/server/daemon"
 )
 

@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"coldrack.dev/internal/version"
+	"coldrack.dev/internal/base/version"
 )
 
 func (a *app) versionCommand() *cobra.Command {

@@ -6,9 +6,9 @@ import (
 	"slices"
 	"strings"
 
+	"coldrack.dev/internal/base/termtext"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
-	"coldrack.dev/internal/termtext"
 )
 
 // Plan is what RenderPlan prints.

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"coldrack.dev/internal/termtext"
+	"coldrack.dev/internal/base/termtext"
 )
 
 // Table is rows of cells under a header.

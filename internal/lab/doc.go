@@ -3,7 +3,7 @@
 //
 // A lab is a network namespace with one bridge in it and QEMU machines on that bridge. Nothing connects
 // the namespace to the host: no veth, no route, no firewall rule. A server reaches the machines by opening
-// its boot sockets inside the namespace (`coldrack serve --boot-netns`), see coldrack.dev/internal/netns.
+// its boot sockets inside the namespace (`coldrack serve --boot-netns`), see coldrack.dev/internal/base/netns.
 //
 // Machines are ordinary processes that outlive the program that started them. All that is known of a lab
 // is in its folder, so that the next program finds it:

@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/lab"
-	"coldrack.dev/internal/netns"
 	"coldrack.dev/test/require"
 )
 

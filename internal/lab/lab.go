@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/durable"
-	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/base/durable"
+	"coldrack.dev/internal/base/netns"
 )
 
 // ErrNotFound is returned for a lab, or a machine of it, that does not exist.

@@ -12,7 +12,7 @@ import (
 	"strconv"
 	"time"
 
-	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/base/netns"
 )
 
 // State is whether a machine has power.

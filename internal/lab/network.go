@@ -13,7 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/base/netns"
 )
 
 // bridgeName is the only way between machines and server. It exists inside the lab's namespace.

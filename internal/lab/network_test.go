@@ -17,8 +17,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/lab"
-	"coldrack.dev/internal/netns"
 	"coldrack.dev/test/require"
 )
 

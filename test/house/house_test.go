@@ -129,6 +129,24 @@ func TestImports(t *testing.T) {
 	t.Logf("%d rooms, %d arrows beside those to open packages", len(rooms), arrows)
 }
 
+// mostArrows is how many pairs of wings there are of which one imports the other, commands included. A new pair is a decision:
+// raise it with a reason in the commit.
+const mostArrows = 46
+
+func TestFewArrowsBetweenWings(t *testing.T) {
+	table, pairs := byName(), map[string]bool{}
+	for _, p := range packages(t) {
+		for _, dep := range p.Imports {
+			if from, to := table[p.name()].wing, table[nameOf(dep)].wing; from != "" && to != "" && from != to {
+				pairs[from+" -> "+to] = true
+			}
+		}
+	}
+	if len(pairs) > mostArrows {
+		t.Errorf("%d arrows between wings, at most %d are wanted:\n%s", len(pairs), mostArrows, strings.Join(slices.Sorted(maps.Keys(pairs)), "\n"))
+	}
+}
+
 // TestNoArrowGoesUp looks at the table alone.
 func TestNoArrowGoesUp(t *testing.T) {
 	table := byName()

@@ -18,7 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/base/netns"
 	"coldrack.dev/test/require"
 )
 
@@ -64,11 +64,11 @@ func New(t testing.TB) *NS {
 // Close lets go of the namespace: it is gone when no process is in it any more. The end of the test does the same.
 func (ns *NS) Close() { ns.file.Close() }
 
-// Path names the namespace for coldrack.dev/internal/netns and for iproute2. It is good in any process
+// Path names the namespace for coldrack.dev/internal/base/netns and for iproute2. It is good in any process
 // as long as the test runs.
 func (ns *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.file.Fd()) }
 
-// Do runs fn inside the namespace; see coldrack.dev/internal/netns.Do for what fn may do.
+// Do runs fn inside the namespace; see coldrack.dev/internal/base/netns.Do for what fn may do.
 func (ns *NS) Do(fn func() error) error { return netns.Do(ns.Path(), fn) }
 
 // Run runs a program inside the namespace, fails the test when the program fails, and returns what

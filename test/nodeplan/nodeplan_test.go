@@ -29,10 +29,10 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/agent/bringup"
 	"coldrack.dev/internal/agent/systemd"
+	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/members"
-	"coldrack.dev/internal/pki"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/require"
 )
 

@@ -5,8 +5,8 @@ import (
 	"math/rand/v2"
 	"strings"
 
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/digest"
 )
 
 // Image has chunks of chunkSize bytes each, stored in least to least+spread bytes of noise, and the blob that

@@ -8,9 +8,9 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/digest"
 	"coldrack.dev/internal/lab/rehearse"
 )
 

@@ -17,10 +17,10 @@ import (
 	"coldrack.dev/internal/agent/discovery"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/target"
-	"coldrack.dev/internal/machine/nodeconfig"
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/validate"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/retry"
+	"coldrack.dev/internal/contract/nodeconfig"
+	"coldrack.dev/internal/contract/validate"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // agentName is what the rack's installer says that it is.

@@ -22,8 +22,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/lab/rehearse"
-	"coldrack.dev/internal/netns"
 )
 
 // operator is a person with the administrator's kubeconfig. It remembers what the server has acknowledged.

@@ -26,8 +26,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/lab/rehearse"
-	"coldrack.dev/internal/netns"
 )
 
 // options of a soak.

@@ -28,7 +28,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Addresses of those who are no machines. They are in the subnet, outside of its ranges.

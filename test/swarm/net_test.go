@@ -22,11 +22,11 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	innetns "coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/peer"
-	innetns "coldrack.dev/internal/netns"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/ca"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"

@@ -16,7 +16,7 @@ import (
 	"syscall"
 	"time"
 
-	innetns "coldrack.dev/internal/netns"
+	innetns "coldrack.dev/internal/base/netns"
 	"coldrack.dev/test/netns"
 )
 

@@ -21,7 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // health of a backend, from worst to best. Connections go to the best there is.

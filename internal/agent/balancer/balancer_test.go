@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/ca"
 )
 

@@ -23,7 +23,7 @@ import (
 
 	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/agent/systemd"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Server is the machine API as bring-up uses it.

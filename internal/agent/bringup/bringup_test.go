@@ -15,7 +15,7 @@ import (
 	"coldrack.dev/internal/agent/nodecert"
 	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/agent/systemd"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 func TestABlankMachineBecomesANode(t *testing.T) {

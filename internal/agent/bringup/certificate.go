@@ -7,7 +7,7 @@ import (
 	"os"
 
 	"coldrack.dev/internal/agent/nodecert"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // certificate makes sure that the node has one of the plan's certificates. It reports whether it changed.

@@ -21,7 +21,7 @@ import (
 
 	"coldrack.dev/internal/agent/nodecert"
 	"coldrack.dev/internal/agent/nodefile"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/ca"
 	"coldrack.dev/test/require"
 )

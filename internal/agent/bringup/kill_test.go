@@ -16,7 +16,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/nodecert"
 	"coldrack.dev/internal/agent/nodefile"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 const (

@@ -13,7 +13,7 @@ import (
 
 	"coldrack.dev/internal/agent/nodecert"
 	"coldrack.dev/internal/agent/nodefile"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // manifestsDir is where the kubelet finds static pods; a pod NAME is in NAME.yaml.

@@ -15,7 +15,7 @@ import (
 
 	"coldrack.dev/internal/agent/nodecert"
 	"coldrack.dev/internal/agent/systemd"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // pass is one walk through all phases of a plan. It compares what the plan wants with what is there and makes up

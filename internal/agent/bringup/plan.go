@@ -10,7 +10,7 @@ import (
 
 	"coldrack.dev/internal/agent/nodecert"
 	"coldrack.dev/internal/agent/systemd"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Validate refuses a plan that cannot be carried out whatever happens: a name that leads nowhere, a circle of

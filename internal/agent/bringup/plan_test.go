@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"coldrack.dev/internal/agent/nodefile"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 const etcdManifest = `apiVersion: v1

@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/agent/systemd"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 const (

@@ -18,7 +18,7 @@ import (
 
 	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/content/fetch"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 const (

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/require"
 )
 

@@ -32,7 +32,7 @@ import (
 	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/agent/systemd"
 	"coldrack.dev/internal/content/fetch"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/ca"
 )
 

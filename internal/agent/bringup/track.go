@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // track is how far the phases are. It tells whenever that changes.

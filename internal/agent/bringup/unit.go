@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // units runs the phase's units.

@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/content/swarm/kit"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // maxAnswer bounds an answer's body; a plan with its files is the largest.

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/retry"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/ca"
 )
 

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // Pin is the SHA-256 of the SubjectPublicKeyInfo of the one CA that may vouch for the server, written

@@ -4,7 +4,7 @@ import (
 	"context"
 	"net/http"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Swarm says what this machine has of a blob and asks for peers.

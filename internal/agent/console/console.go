@@ -15,8 +15,8 @@ import (
 
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/probe"
-	"coldrack.dev/internal/termtext"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/termtext"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // progressEvery is the least time between two lines about the same running step.

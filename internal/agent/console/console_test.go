@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 func TestADeviceThatBlocksHoldsUpNobody(t *testing.T) {

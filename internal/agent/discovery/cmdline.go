@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Arguments are what the boot script told this machine on its kernel command line.

@@ -20,8 +20,8 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/console"
 	"coldrack.dev/internal/agent/install"
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/retry"
+	"coldrack.dev/internal/contract/wire"
 )
 
 const (

@@ -19,7 +19,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/console"
 	"coldrack.dev/internal/agent/install"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // story is a server that speaks wire over plain HTTP inside the test; package client has the tests of TLS.

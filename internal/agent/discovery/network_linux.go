@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/agent/console"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Patience is how long the network is waited for.

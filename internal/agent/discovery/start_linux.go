@@ -23,10 +23,10 @@ import (
 	"coldrack.dev/internal/agent/install"
 	"coldrack.dev/internal/agent/inventory"
 	"coldrack.dev/internal/agent/lldp"
+	"coldrack.dev/internal/base/retry"
 	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 const workDir = "/run/coldrack"

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/base/digest"
+	"coldrack.dev/internal/base/durable"
 )
 
 // Paths on an installed node.

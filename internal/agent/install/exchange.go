@@ -9,10 +9,10 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/agent/probe"
+	"coldrack.dev/internal/content/diskboot"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/machine/diskboot"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 const (

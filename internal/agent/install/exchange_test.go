@@ -18,7 +18,7 @@ import (
 	"coldrack.dev/internal/agent/probe"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/ca"
 )
 

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/agent/target"
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/contract/validate"
 )
 
 // findKernel prefers the links that Debian keeps at the newest kernel, so that the node boots what an

@@ -24,12 +24,12 @@ import (
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/target"
+	"coldrack.dev/internal/base/retry"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/machine/nodeconfig"
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/nodeconfig"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Server is the part of the machine API that an operation uses.

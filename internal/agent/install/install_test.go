@@ -29,8 +29,8 @@ import (
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/fetch"
-	"coldrack.dev/internal/machine/nodeconfig"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/nodeconfig"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/ca"
 	"coldrack.dev/test/require"
 )

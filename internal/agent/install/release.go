@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"strings"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // release wipes the disks that carry a marker of this machine's own installs, and no others.

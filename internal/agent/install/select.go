@@ -6,9 +6,9 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/agent/probe"
-	"coldrack.dev/internal/machine/pattern"
-	"coldrack.dev/internal/validate"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/pattern"
+	"coldrack.dev/internal/contract/validate"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // SelectDisk finds the one disk that all hints describe. None or several are refused: an install must

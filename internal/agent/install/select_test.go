@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 func TestSelectDisk(t *testing.T) {

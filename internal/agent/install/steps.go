@@ -21,11 +21,11 @@ import (
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/probe"
 	"coldrack.dev/internal/agent/target"
+	"coldrack.dev/internal/base/retry"
+	"coldrack.dev/internal/content/diskboot"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/machine/diskboot"
-	"coldrack.dev/internal/machine/nodeconfig"
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/nodeconfig"
+	"coldrack.dev/internal/contract/wire"
 )
 
 const (

@@ -6,8 +6,8 @@ import (
 	"sync"
 	"time"
 
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/retry"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // ErrCancelled says that the server no longer wants the operation that was running.

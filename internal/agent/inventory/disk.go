@@ -8,8 +8,8 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/agent/probe"
-	"coldrack.dev/internal/termtext"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/termtext"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // sectorSize of the kernel's own counting in sysfs, whatever the disk's.

@@ -13,8 +13,8 @@ import (
 	"strconv"
 	"strings"
 
-	"coldrack.dev/internal/termtext"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/termtext"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Collector reads the inventory below a root folder.

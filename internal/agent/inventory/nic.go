@@ -6,7 +6,7 @@ import (
 	"regexp"
 	"strings"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // NICs lists interfaces with hardware behind them.

@@ -9,7 +9,7 @@ import (
 
 	"github.com/mdlayher/packet"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/netns"
 )
 

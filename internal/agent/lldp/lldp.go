@@ -10,8 +10,8 @@ import (
 	"net"
 	"net/netip"
 
-	"coldrack.dev/internal/termtext"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/termtext"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // TLV types (802.1AB-2016, table 8-1).

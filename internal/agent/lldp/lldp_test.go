@@ -5,8 +5,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"coldrack.dev/internal/termtext"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/termtext"
+	"coldrack.dev/internal/contract/wire"
 )
 
 func tlv(kind int, value ...byte) []byte {

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/retry"
+	"coldrack.dev/internal/contract/wire"
 )
 
 const (

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/agent/client"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // plans answers questions in turn; when there are no more answers, the test ends.

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // failedUnitsEvery is the least time between two looks at all units of the system, which cost more than the rest of a

@@ -18,8 +18,8 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/retry"
+	"coldrack.dev/internal/contract/wire"
 )
 
 const (

@@ -18,7 +18,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/ca"
 )
 

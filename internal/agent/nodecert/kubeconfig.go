@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"coldrack.dev/internal/agent/nodefile"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // kubeconfig is the file format of kubectl, as JSON, which is YAML. Byte slices are base64 in it, as the format

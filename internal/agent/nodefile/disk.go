@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Disk is the file system below Root, "/" on a node. Paths are absolute within it.

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 func TestAFileIsWholeOrNotThere(t *testing.T) {

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )

@@ -14,7 +14,7 @@ import (
 	"strconv"
 	"strings"
 
-	"coldrack.dev/internal/machine/nodeconfig"
+	"coldrack.dev/internal/contract/nodeconfig"
 )
 
 // Target is a mounted root file system.

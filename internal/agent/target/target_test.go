@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"coldrack.dev/internal/machine/nodeconfig"
+	"coldrack.dev/internal/contract/nodeconfig"
 	"coldrack.dev/test/require"
 )
 

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"coldrack.dev/internal/machine/nodeconfig"
+	"coldrack.dev/internal/contract/nodeconfig"
 )
 
 // db is one of passwd(5), group(5), shadow(5) or gshadow(5).

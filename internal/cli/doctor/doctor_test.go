@@ -17,8 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	product "coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/lab"
-	product "coldrack.dev/internal/netns"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )

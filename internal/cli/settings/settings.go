@@ -18,7 +18,7 @@ import (
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 
-	"coldrack.dev/internal/manifest/yamlerr"
+	"coldrack.dev/internal/contract/manifest/yamlerr"
 )
 
 // Option describes one field to Bind.

@@ -20,8 +20,8 @@ import (
 	"k8s.io/client-go/metadata"
 	"sigs.k8s.io/yaml"
 
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/cluster/kube"
-	"coldrack.dev/internal/digest"
 )
 
 const (

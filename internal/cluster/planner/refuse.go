@@ -5,7 +5,7 @@ import (
 	"slices"
 	"time"
 
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/contract/validate"
 )
 
 // Refuse says what of the wanted state can never be reached from what is observed: wrong orders. A cluster that has no node

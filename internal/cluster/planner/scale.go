@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/contract/validate"
 )
 
 // surge is how many nodes more than wanted a group may have as long as it has nodes to change.

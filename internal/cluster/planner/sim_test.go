@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/contract/validate"
 )
 
 // simulation carries steps out, as an executor would: they take time, fail, and machines break between them.

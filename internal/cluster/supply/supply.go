@@ -20,8 +20,8 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/manifest"
-	"coldrack.dev/internal/manifest/yamlerr"
+	"coldrack.dev/internal/contract/manifest"
+	"coldrack.dev/internal/contract/manifest/yamlerr"
 )
 
 // ProbeImage is what `coldrack cluster verify` runs in a cluster.

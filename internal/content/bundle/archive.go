@@ -12,9 +12,9 @@ import (
 	"strings"
 	"time"
 
+	"coldrack.dev/internal/base/digest"
+	"coldrack.dev/internal/base/durable"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/durable"
 )
 
 const (

@@ -24,9 +24,9 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/machine/nodeconfig"
+	"coldrack.dev/internal/contract/nodeconfig"
 )
 
 // Kind says what an artifact is for.
@@ -53,10 +53,10 @@ const (
 	FileUndionly = "undionly.kpxe" // bootloaders: iPXE for BIOS, by TFTP
 	FileIPXE     = "ipxe.efi"      // bootloaders: iPXE for UEFI x64 with its own drivers
 	FileSNPOnly  = "snponly.efi"   // bootloaders: iPXE for UEFI x64 on the firmware's driver
-	FileLocal    = "local.efi"     // bootloaders: GRUB that starts an installed disk on UEFI, see internal/machine/diskboot
+	FileLocal    = "local.efi"     // bootloaders: GRUB that starts an installed disk on UEFI, see internal/content/diskboot
 	FileLocalPC  = "local.lkrn"    // bootloaders: the same for BIOS
-	FileBootImg  = "boot.img"      // bootloaders: GRUB's first sector, see internal/machine/diskboot
-	FileCoreImg  = "core.img"      // bootloaders: GRUB for the BIOS boot partition, see internal/machine/diskboot
+	FileBootImg  = "boot.img"      // bootloaders: GRUB's first sector, see internal/content/diskboot
+	FileCoreImg  = "core.img"      // bootloaders: GRUB for the BIOS boot partition, see internal/content/diskboot
 	FileShim     = "shimx64.efi"   // bootloaders: signed shim, EFI/BOOT/BOOTX64.EFI on the disk
 	FileGRUB     = "grubx64.efi"   // bootloaders: signed GRUB; reads /EFI/debian/grub.cfg on the same file system
 

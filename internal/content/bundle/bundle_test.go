@@ -22,8 +22,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/digest"
 	"coldrack.dev/test/require"
 )
 

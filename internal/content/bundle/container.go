@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // isImageManifest says whether a manifest of this type can be a container image: OCI's, or Docker's, which

@@ -14,7 +14,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // Spec says what a bundle is to contain.

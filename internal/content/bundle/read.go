@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"io"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // ReadFile returns a file of an artifact from an archive, verified, at most limit bytes of it.

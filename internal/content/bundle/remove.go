@@ -13,8 +13,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/base/digest"
+	"coldrack.dev/internal/base/durable"
 )
 
 // Removal is what Remove has done.

@@ -19,8 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/base/digest"
+	"coldrack.dev/internal/base/durable"
 )
 
 // Annotations of the store's own index, which lists one nested index for each imported bundle.

@@ -11,7 +11,7 @@ package diskimage
 import (
 	"fmt"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // DefaultChunkSize is the raw length of every chunk that Encode makes, save the last of an image.

@@ -11,7 +11,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // Encode reads exactly size bytes of a raw image and writes its stored chunks to blob. The same

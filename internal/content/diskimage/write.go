@@ -9,7 +9,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // Source hands out stored chunks: from one URL, from peers, from a file. It may be called by

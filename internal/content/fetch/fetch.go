@@ -13,10 +13,10 @@ import (
 	"strings"
 	"time"
 
+	"coldrack.dev/internal/base/digest"
+	"coldrack.dev/internal/base/retry"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Source is one listener that has blobs.

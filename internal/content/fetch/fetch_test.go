@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 func digestOf(s string) string { return digest.Of([]byte(s)).String() }

@@ -12,8 +12,8 @@ import (
 	"sync"
 	"time"
 
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/base/digest"
+	"coldrack.dev/internal/base/durable"
 )
 
 // cache is a folder of blobs from upstreams, bounded by evicting what was used longest ago:

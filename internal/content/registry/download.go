@@ -9,7 +9,7 @@ import (
 	"os"
 	"sync"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // download is a blob on its way from an upstream into the cache. Any number of clients follow it: they get what

@@ -5,7 +5,7 @@ import (
 	"net/http"
 	"strings"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 type kind int

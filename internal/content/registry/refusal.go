@@ -6,7 +6,7 @@ import (
 	"net/http"
 	"strconv"
 
-	"coldrack.dev/internal/termtext"
+	"coldrack.dev/internal/base/termtext"
 )
 
 // Codes of the distribution specification, "Error Codes". The last three are those that registries in the field use

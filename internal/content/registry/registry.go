@@ -25,7 +25,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // Image is a container image of the content: its manifest, and the full name with tag that it is pulled by,

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // An upstream that stalls, breaks off, knows no ranges or says nothing: what was begun goes on, or ends with the reason.

@@ -25,7 +25,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/base/netns"
 )
 
 // cable is the one interface that all simulated machines share. DHCP goes over a packet socket under each

@@ -16,7 +16,7 @@ import (
 	"fmt"
 	"time"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // schedule is how long a client waits for an answer after each time it asks. When it has run out, the client

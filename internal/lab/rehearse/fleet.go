@@ -7,7 +7,7 @@ import (
 	"net"
 	"time"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Machine is one simulated machine.

@@ -19,9 +19,9 @@ import (
 
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/discovery"
+	"coldrack.dev/internal/base/retry"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // simulatedMachine behaves like one machine from power-on to its running node agent.

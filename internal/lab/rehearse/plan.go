@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/manifest"
+	"coldrack.dev/internal/contract/manifest"
 )
 
 // plan is what the rehearsal must know of the operator's manifests.

@@ -11,8 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/netns"
 )
 
 // RackConfig is what the process of the machines is told, as JSON on its standard input. It runs until that

@@ -10,7 +10,7 @@ import (
 	"runtime"
 	"time"
 
-	"coldrack.dev/internal/manifest"
+	"coldrack.dev/internal/contract/manifest"
 )
 
 // Options of a rehearsal.

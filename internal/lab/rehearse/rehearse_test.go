@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/manifest"
+	"coldrack.dev/internal/contract/manifest"
 	"coldrack.dev/internal/netboot/boot"
 )
 

@@ -16,7 +16,7 @@ import (
 	"syscall"
 	"time"
 
-	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/base/netns"
 )
 
 // Process is one that the rehearsal started. It dies with the rehearsal.

@@ -11,7 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/base/netns"
 )
 
 // Interfaces of a rehearsal, each in its own namespace.

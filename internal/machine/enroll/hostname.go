@@ -7,8 +7,8 @@ import (
 	"strings"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/contract/validate"
 	"coldrack.dev/internal/machine/identify"
-	"coldrack.dev/internal/validate"
 )
 
 // maxHostname is the length of a label of DNS (RFC 1035, section 2.3.4).

@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/machine/pattern"
+	"coldrack.dev/internal/contract/pattern"
 )
 
 // choose returns the policy that decides about the machine: of those that match and are not exhausted the

@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/termtext"
+	"coldrack.dev/internal/base/termtext"
 )
 
 // comparison is how all policies stand to one machine.

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 func version(m *v1alpha1.Machine, uid, resourceVersion string) *v1alpha1.Machine {

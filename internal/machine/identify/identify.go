@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/termtext"
+	"coldrack.dev/internal/base/termtext"
 )
 
 // Query is what a machine says of itself.

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/contract/validate"
 )
 
 // Mode says what the server does in a subnet.

@@ -22,7 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/base/durable"
 )
 
 // record is a change of a lease as it is kept on disk.

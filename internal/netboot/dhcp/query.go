@@ -15,7 +15,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/iana"
 
-	"coldrack.dev/internal/termtext"
+	"coldrack.dev/internal/base/termtext"
 )
 
 // Options that the library has no name for.

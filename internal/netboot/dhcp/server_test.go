@@ -20,7 +20,7 @@ import (
 	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
 
-	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/base/netns"
 	netnstest "coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )

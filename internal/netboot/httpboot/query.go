@@ -11,7 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
-	"coldrack.dev/internal/termtext"
+	"coldrack.dev/internal/base/termtext"
 )
 
 // Query is what a boot loader tells of the machine it runs on. Anyone on the segment can send one, so

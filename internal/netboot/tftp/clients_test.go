@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/base/netns"
 	netnstest "coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )

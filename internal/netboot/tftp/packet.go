@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"coldrack.dev/internal/termtext"
+	"coldrack.dev/internal/base/termtext"
 )
 
 // Operation codes, RFC 1350 section 5 and RFC 2347.

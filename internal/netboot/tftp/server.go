@@ -18,7 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"coldrack.dev/internal/termtext"
+	"coldrack.dev/internal/base/termtext"
 )
 
 // Port is TFTP's well-known UDP port.

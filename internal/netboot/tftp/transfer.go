@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/base/termtext"
 	"coldrack.dev/internal/netboot/filename"
-	"coldrack.dev/internal/termtext"
 )
 
 // Transfer tells how one request ended.

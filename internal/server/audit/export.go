@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"coldrack.dev/internal/retry"
+	"coldrack.dev/internal/base/retry"
 )
 
 // Export says where records are sent beside the file.

@@ -21,7 +21,7 @@ import (
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/kubeapi"
 	"coldrack.dev/internal/cluster/members"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 var errNoNode = errors.New("there is no node behind this test")

@@ -40,8 +40,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/liblog"
 	"coldrack.dev/internal/cluster/members"
-	"coldrack.dev/internal/liblog"
 	"coldrack.dev/internal/machine/fleet"
 )
 

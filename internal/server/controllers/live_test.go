@@ -25,12 +25,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/cluster/members"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
-	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/server/controlplane"
-	"coldrack.dev/internal/wire"
 )
 
 // liveWorld is a real API with the parts of this package running against it.

@@ -12,7 +12,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"k8s.io/klog/v2"
 
-	"coldrack.dev/internal/liblog"
+	"coldrack.dev/internal/base/liblog"
 )
 
 // SendKlogTo makes the Kubernetes libraries, which log through one logger per process, write to log: what they

@@ -10,7 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"coldrack.dev/internal/liblog"
+	"coldrack.dev/internal/base/liblog"
 )
 
 func TestLibrariesAreQuiet(t *testing.T) {

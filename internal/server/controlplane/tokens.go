@@ -22,7 +22,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
 
-	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/base/durable"
 )
 
 // Token is a bearer token that people or programs authenticate with. The secret itself is shown once, when

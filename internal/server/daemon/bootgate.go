@@ -8,9 +8,9 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/gate"
-	"coldrack.dev/internal/wire"
 )
 
 // bootGate tells the gate of boots what the boot services see. A machine is known by the hardware address that it boots with.

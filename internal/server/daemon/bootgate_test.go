@@ -11,10 +11,10 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/gate"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
-	"coldrack.dev/internal/wire"
 )
 
 // One place: the second firmware waits until the first machine is in the discovery system.

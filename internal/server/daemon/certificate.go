@@ -7,7 +7,7 @@ import (
 	"os"
 	"time"
 
-	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/server/peopleapi/credentials"
 )
 

@@ -6,10 +6,10 @@ import (
 	"net/netip"
 	"strconv"
 
+	"coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/members"
-	"coldrack.dev/internal/netns"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Programs implements members.Programs.

@@ -15,9 +15,9 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/machine/nodeconfig"
+	"coldrack.dev/internal/contract/nodeconfig"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/netboot/tftp"
-	"coldrack.dev/internal/wire"
 )
 
 // content answers from the store of imported bundles what the boot services, the machine API and the

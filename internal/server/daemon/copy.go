@@ -14,7 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/base/durable"
 	"coldrack.dev/internal/machine/fleet"
 )
 

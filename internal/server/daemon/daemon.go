@@ -20,13 +20,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/liblog"
+	"coldrack.dev/internal/base/pki"
+	"coldrack.dev/internal/base/version"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/liblog"
+	"coldrack.dev/internal/contract/manifest"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
-	"coldrack.dev/internal/manifest"
-	"coldrack.dev/internal/pki"
 	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/controllers"
 	"coldrack.dev/internal/server/controlplane"
@@ -34,7 +35,6 @@ import (
 	"coldrack.dev/internal/server/peopleapi"
 	"coldrack.dev/internal/server/peopleapi/credentials"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
-	"coldrack.dev/internal/version"
 )
 
 // TakeLibraryLogs makes the libraries that log through one logger per process write to log. A process calls it

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/server/machineapi"
 )
 

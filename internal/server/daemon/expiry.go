@@ -13,7 +13,7 @@ import (
 	"slices"
 	"time"
 
-	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/peopleapi/credentials"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"

@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"coldrack.dev/internal/durable"
-	"coldrack.dev/internal/manifest"
+	"coldrack.dev/internal/base/durable"
+	"coldrack.dev/internal/contract/manifest"
 	"coldrack.dev/internal/server/controlplane"
 )
 

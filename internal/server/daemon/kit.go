@@ -13,7 +13,7 @@ import (
 
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/swarm/kit"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // kits makes what nodes exchange of what the bundles hold; it implements machineapi.Kits.

@@ -4,7 +4,7 @@ import (
 	"slices"
 	"testing"
 
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/require"
 )
 

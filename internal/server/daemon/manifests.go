@@ -12,7 +12,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/manifest"
+	"coldrack.dev/internal/contract/manifest"
 )
 
 // readManifests reads the set-up of this server. It reports every broken document, not only the first.

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/version"
 	"coldrack.dev/internal/content/registry"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/connlimit"
@@ -18,7 +19,6 @@ import (
 	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
-	"coldrack.dev/internal/version"
 )
 
 const metricsPath = "/coldrack/v1/metrics"

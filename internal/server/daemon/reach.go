@@ -14,7 +14,7 @@ import (
 	"slices"
 	"sync"
 
-	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/base/durable"
 	"coldrack.dev/internal/netboot/netif"
 )
 

@@ -12,13 +12,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/server/machineapi"
-	"coldrack.dev/internal/wire"
 )
 
 // errStarting is answered until every Machine has been read: a known machine must not be taken for a

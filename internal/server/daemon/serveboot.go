@@ -9,10 +9,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/tftp"
-	"coldrack.dev/internal/netns"
 	"coldrack.dev/internal/server/machineapi"
 )
 

@@ -13,10 +13,10 @@ import (
 	"syscall"
 	"time"
 
+	"coldrack.dev/internal/base/netns"
+	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/netboot/netif"
 	"coldrack.dev/internal/netboot/sntp"
-	"coldrack.dev/internal/netns"
-	"coldrack.dev/internal/pki"
 )
 
 // bootSockets are what machines talk to, DHCP apart, all in the boot network namespace: on one interface, or on all.

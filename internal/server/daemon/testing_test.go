@@ -26,7 +26,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/machine/nodeconfig"
+	"coldrack.dev/internal/contract/nodeconfig"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/test/netns"
 )

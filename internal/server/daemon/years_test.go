@@ -38,10 +38,10 @@ import (
 	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/members"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/server/machineapi"
 	"coldrack.dev/internal/server/peopleapi/credentials"
-	"coldrack.dev/internal/wire"
 )
 
 // A server, the agent of a node in a cluster, and a machine that waits for its approval run for two years without a restart. The

@@ -11,10 +11,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/pki"
+	"coldrack.dev/internal/base/termtext"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/fleet"
-	"coldrack.dev/internal/pki"
-	"coldrack.dev/internal/termtext"
-	"coldrack.dev/internal/wire"
 )
 
 // errNotWanted says that the intent which a machine carries out is no longer the open one.

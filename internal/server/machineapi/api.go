@@ -30,12 +30,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/termtext"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
+	"coldrack.dev/internal/contract/nodeconfig"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/fleet"
-	"coldrack.dev/internal/machine/nodeconfig"
-	"coldrack.dev/internal/termtext"
-	"coldrack.dev/internal/wire"
 )
 
 // Store holds the Machines. Its answers are durable, and later ones than any cache's.

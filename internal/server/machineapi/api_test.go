@@ -16,10 +16,10 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/contract/nodeconfig"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/lifecycle"
-	"coldrack.dev/internal/machine/nodeconfig"
-	"coldrack.dev/internal/wire"
 )
 
 var (

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"coldrack.dev/internal/pki"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/base/pki"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // What certificates of machines say. These texts are part of the contract with nodes in the field.

@@ -9,10 +9,10 @@ import (
 	"net/netip"
 	"time"
 
+	"coldrack.dev/internal/base/pki"
+	"coldrack.dev/internal/base/termtext"
 	"coldrack.dev/internal/cluster/members"
-	"coldrack.dev/internal/pki"
-	"coldrack.dev/internal/termtext"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // nodeAssignment answers as soon as what the node must have for its cluster is another than it knows, or when

@@ -9,12 +9,12 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
-	"coldrack.dev/internal/pki"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 type noPrograms struct{}

@@ -12,10 +12,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/pki"
+	"coldrack.dev/internal/base/termtext"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/identify"
-	"coldrack.dev/internal/pki"
-	"coldrack.dev/internal/termtext"
-	"coldrack.dev/internal/wire"
 )
 
 // enroll exchanges the nonce of this boot for a session certificate.

@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // FuzzRequest sends bytes to every route of the API, in the name of whom the route is for. Whatever they are, the answer says what is

@@ -13,10 +13,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/termtext"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
-	"coldrack.dev/internal/termtext"
-	"coldrack.dev/internal/wire"
 )
 
 // Limits of a reported inventory: large enough for any server, small enough for an object.

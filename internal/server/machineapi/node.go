@@ -11,9 +11,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/pki"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/fleet"
-	"coldrack.dev/internal/pki"
-	"coldrack.dev/internal/wire"
 )
 
 // Limits of what a heartbeat may carry.

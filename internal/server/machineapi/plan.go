@@ -11,9 +11,9 @@ import (
 	"strings"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/contract/nodeconfig"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/fleet"
-	"coldrack.dev/internal/machine/nodeconfig"
-	"coldrack.dev/internal/wire"
 )
 
 // ingredients are everything that an assignment depends on. What could not be found is nil or empty, with

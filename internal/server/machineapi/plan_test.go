@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"coldrack.dev/api/v1alpha1"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 func TestAssign(t *testing.T) {

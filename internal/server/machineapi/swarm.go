@@ -10,10 +10,10 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/digest"
+	"coldrack.dev/internal/base/termtext"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/termtext"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 const (

@@ -7,7 +7,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 var someBlob = "sha256:" + strings.Repeat("ab", 32)

@@ -31,9 +31,9 @@ import (
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/content/bundle"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
-	"coldrack.dev/internal/wire"
 	"coldrack.dev/test/ca"
 )
 

@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/machine/diskboot"
+	"coldrack.dev/internal/content/diskboot"
 )
 
 // loaderFiles says where Debian's packages have the boot loaders. core.img is made here.

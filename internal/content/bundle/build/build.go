@@ -25,8 +25,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/digest"
 )
 
 // Options say what to build, from what, and where to.

@@ -26,7 +26,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
 
-	"coldrack.dev/internal/machine/diskboot"
+	"coldrack.dev/internal/content/diskboot"
 )
 
 const recipes = "../../../../recipes"

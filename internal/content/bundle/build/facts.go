@@ -12,9 +12,9 @@ import (
 	"strconv"
 	"strings"
 
-	"coldrack.dev/internal/machine/nodeconfig"
-	"coldrack.dev/internal/rootfs"
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/base/rootfs"
+	"coldrack.dev/internal/contract/nodeconfig"
+	"coldrack.dev/internal/contract/validate"
 )
 
 // maxFacts keeps the facts far below what a reader takes for an image's config, in bytes of JSON. Those of a Debian image

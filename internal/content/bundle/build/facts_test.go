@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"coldrack.dev/internal/machine/nodeconfig"
+	"coldrack.dev/internal/contract/nodeconfig"
 )
 
 // smallImage makes the little of an image that its facts are read from.

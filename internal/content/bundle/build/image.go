@@ -17,10 +17,10 @@ import (
 	"syscall"
 	"time"
 
+	"coldrack.dev/internal/base/rootfs"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/machine/nodeconfig"
-	"coldrack.dev/internal/rootfs"
+	"coldrack.dev/internal/contract/nodeconfig"
 )
 
 //go:embed customize.sh

@@ -10,8 +10,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/content/bundle"
-	"coldrack.dev/internal/digest"
 )
 
 // GoRecipe is a folder with a go.mod of its own, which pins what its programs are built from.

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // The parts of SPDX 2.3 that a bill of materials of packages needs.

@@ -19,7 +19,7 @@ import (
 	"slices"
 	"strings"
 
-	"coldrack.dev/internal/rootfs"
+	"coldrack.dev/internal/base/rootfs"
 )
 
 // tree is a folder that package files were unpacked into without running their scripts. Paths in it

@@ -12,8 +12,8 @@ import (
 	"hash"
 	"io"
 
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/content/diskimage"
-	"coldrack.dev/internal/digest"
 )
 
 // ChunkSize of a kit, save its last chunk. Kits are of some hundred MiB.

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/digest"
+	"coldrack.dev/internal/base/digest"
 )
 
 // blobs by digest.

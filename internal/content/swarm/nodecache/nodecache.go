@@ -22,13 +22,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/base/digest"
+	"coldrack.dev/internal/base/durable"
+	"coldrack.dev/internal/base/retry"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/durable"
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Dir is where a node keeps its kit.

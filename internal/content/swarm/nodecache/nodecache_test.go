@@ -27,12 +27,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coldrack.dev/internal/agent/client"
+	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/content/swarm/kit"
 	"coldrack.dev/internal/content/swarm/peer"
-	"coldrack.dev/internal/pki"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 func check(t testing.TB, err error) {

@@ -4,9 +4,9 @@ import (
 	"context"
 	"time"
 
+	"coldrack.dev/internal/base/retry"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/retry"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // announce tells the server what is here, as often as it wants to hear it and whenever the origin's help is wanted.

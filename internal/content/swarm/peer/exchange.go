@@ -27,7 +27,7 @@ import (
 
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // Server brings machines together.

@@ -21,7 +21,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/test/ca"
 	"coldrack.dev/test/noise"
 )

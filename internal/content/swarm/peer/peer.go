@@ -13,9 +13,9 @@ import (
 	"strings"
 	"time"
 
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // peer is another machine as this one sees it.

@@ -16,9 +16,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/content/swarm"
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/wire"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // longestHave is how long the answer to what is there may be held back.

@@ -13,8 +13,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
-	"coldrack.dev/internal/durable"
-	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/base/durable"
+	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/server/controlplane"
 )
 

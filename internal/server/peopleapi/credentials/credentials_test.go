@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/pki"
+	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/test/require"
 )
 

@@ -9,7 +9,7 @@ import (
 
 // Version and Commit are set by the linker and by nothing else:
 //
-//	-ldflags "-X coldrack.dev/internal/version.Version=v0.1.0 -X coldrack.dev/internal/version.Commit=0123abcd"
+//	-ldflags "-X coldrack.dev/internal/base/version.Version=v0.1.0 -X coldrack.dev/internal/base/version.Commit=0123abcd"
 //
 // A build without them falls back to what the Go toolchain recorded. Readers use Get.
 var (

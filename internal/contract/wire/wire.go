@@ -9,7 +9,7 @@ package wire
 import (
 	"time"
 
-	"coldrack.dev/internal/machine/nodeconfig"
+	"coldrack.dev/internal/contract/nodeconfig"
 )
 
 // Paths of the machine API. Enroll and Time need no client certificate; the session certificate that

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/contract/validate"
 )
 
 func TestRules(t *testing.T) {

@@ -5,7 +5,7 @@ import (
 	"net/netip"
 	"strings"
 
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/contract/validate"
 )
 
 // Problem is one fault of a Config.

@@ -24,8 +24,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"coldrack.dev/internal/digest"
-	"coldrack.dev/internal/durable"
+	"coldrack.dev/internal/base/digest"
+	"coldrack.dev/internal/base/durable"
 )
 
 const (

@@ -4,7 +4,7 @@ import (
 	"path"
 	"strings"
 
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/contract/validate"
 )
 
 // UnitFile is the name of the file that defines a unit: that of an instance is its template's.

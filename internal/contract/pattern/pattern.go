@@ -5,7 +5,7 @@ package pattern
 import (
 	"strings"
 
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/contract/validate"
 )
 
 // Match says whether all of s is what the pattern describes, by validate.ParsePattern. One that cannot be parsed matches

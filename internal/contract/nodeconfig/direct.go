@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"coldrack.dev/internal/validate"
+	"coldrack.dev/internal/contract/validate"
 )
 
 // Kind of an operation.

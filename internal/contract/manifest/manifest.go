@@ -20,7 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	kjson "k8s.io/apimachinery/pkg/util/json"
 
-	"coldrack.dev/internal/manifest/yamlerr"
+	"coldrack.dev/internal/contract/manifest/yamlerr"
 )
 
 // Document is one object of a YAML stream and the place it came from.

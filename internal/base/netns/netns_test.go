@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/netns"
+	"coldrack.dev/internal/base/netns"
 	netnstest "coldrack.dev/test/netns"
 )
 

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/machine/diskboot"
+	"coldrack.dev/internal/content/diskboot"
 )
 
 // fakeBoot and fakeCore have what the package looks at, and recognisable bytes elsewhere. That the

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/rootfs"
+	"coldrack.dev/internal/base/rootfs"
 )
 
 // system is a root file system; a value that begins with "->" is a link.

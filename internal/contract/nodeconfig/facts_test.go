@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"coldrack.dev/internal/machine/nodeconfig"
+	"coldrack.dev/internal/contract/nodeconfig"
 )
 
 func debian() *nodeconfig.ImageFacts {
