@@ -134,6 +134,17 @@ func addressAttr(key string, a netip.Addr) slog.Attr {
 	return slog.String(key, a.String())
 }
 
+// admitDHCP says whether a DISCOVER is answered now. Before the machines have been read, only machines are that have an address in the
+// copy: any other may have got one since that was written, and would be given a second one.
+func (s *server) admitDHCP(client dhcp.Query) bool {
+	if !s.fleet.IsSynced() {
+		if known, _ := s.fleet.ByMAC(client.MAC); !known.Address.IsValid() {
+			return false
+		}
+	}
+	return s.bootGate.admit(client)
+}
+
 // dhcpSubnets passes valid IP plans on to the DHCP server; it implements controllers.SubnetSink.
 type dhcpSubnets struct {
 	server *dhcp.Server
@@ -279,7 +290,7 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 	var sink *dhcpSubnets
 	server, err := dhcp.New(dhcp.Options{
 		Changed: func() { sink.wake() },
-		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, replaced: &replacedIPXEs{now: time.Now}, bootGate: s.bootGate}, Admit: s.bootGate.admit, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
+		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, replaced: &replacedIPXEs{now: time.Now}, bootGate: s.bootGate}, Admit: s.admitDHCP, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
 		Beside: func(ctx context.Context, device string) {
 			// Without it machines boot too, only later.
 			if err := radv.Serve(ctx, radv.Options{Interface: device, Inside: s.inside, Wanted: ipxes.has, Log: log}); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -24,10 +25,12 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )
@@ -384,5 +387,33 @@ func TestTheCopyOfMachines(t *testing.T) {
 	check(t, os.WriteFile(keeper.file, []byte(`{"machines": 7}`), 0o600))
 	if (&copyKeeper{file: keeper.file, fleet: again, subnets: next, log: discard()}).restore() {
 		t.Error("a damaged copy was taken")
+	}
+}
+
+// A machine that was installed after the copy was written has an address that the copy does not know.
+func TestWithoutTheStoreOnlyKnownAddressesAreGiven(t *testing.T) {
+	machine := func(name, mac, address string) *v1alpha1.Machine {
+		m := &v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name)}, Spec: v1alpha1.MachineSpec{Approved: true, Identifiers: v1alpha1.Identifiers{MACs: []string{mac}}}}
+		if address != "" {
+			m.Spec.Network = &v1alpha1.MachineNetwork{Subnet: "rack", Address: address}
+		}
+		return m
+	}
+	machines := fleet.New(fleet.Options{Log: slog.New(slog.DiscardHandler)})
+	s := &server{fleet: machines, bootGate: newBootGate(10, func() bool { return true })}
+	answered := func(mac string) bool {
+		return s.admitDHCP(dhcp.Query{MAC: mac})
+	}
+	machines.Restore([]*v1alpha1.Machine{machine("installed", "02:00:00:00:00:01", "10.0.0.1"), machine("since", "02:00:00:00:00:02", "")})
+	for mac, want := range map[string]bool{"02:00:00:00:00:01": true, "02:00:00:00:00:02": false, "02:00:00:00:00:03": false} {
+		if got := answered(mac); got != want {
+			t.Errorf("%s is answered: %v", mac, got)
+		}
+	}
+	machines.MarkSynced()
+	for _, mac := range []string{"02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"} {
+		if !answered(mac) {
+			t.Errorf("%s is not answered although the store is there", mac)
+		}
 	}
 }
