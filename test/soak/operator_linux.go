@@ -165,11 +165,12 @@ func (s *soak) checkAcknowledged(ctx context.Context) {
 	var profile v1alpha1.Profile
 	list := v1alpha1.MachineList{}
 	var err error
-	for range 5 { // whatever else this host does may keep the answer for longer than the time limit of a call
+	// Machines are answered before the store is there; and whatever else this host does may keep an answer for longer than the limit of a call.
+	for began := time.Now(); ; pause(ctx, time.Second) {
 		if err = s.operator.client.Get(ctx, client.ObjectKey{Name: "soak"}, &profile); err == nil {
 			err = s.operator.client.List(ctx, &list)
 		}
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || time.Since(began) > 3*time.Minute {
 			break
 		}
 	}

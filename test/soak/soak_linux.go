@@ -81,6 +81,10 @@ type soak struct {
 	machines *machines
 	operator *operator
 	watched  *watched
+	host     host
+
+	rack      *rehearse.Process
+	strangers int // their process
 
 	mu     sync.Mutex
 	server *rehearse.Process
@@ -225,7 +229,7 @@ func (s *soak) startServer(ctx context.Context) error {
 
 func (s *soak) takeClock(pid int) error {
 	// The shell that sets the limit of open files becomes the server.
-	for range 500 {
+	for range 3000 {
 		if target, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && filepath.Base(target) == filepath.Base(s.Program) {
 			break
 		}
@@ -268,11 +272,13 @@ func (s *soak) attack(ctx context.Context, fleet []rehearse.Machine) (*report, e
 	if err := s.takeClock(rack.PID()); err != nil {
 		return nil, err
 	}
+	s.rack = rack.Process
 	strangers, told, err := s.startStrangers(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer strangers.Stop()
+	s.strangers = strangers.cmd.Process.Pid
 	s.machines.installed = func(v victim) { _ = told.Encode(v) }
 
 	var running sync.WaitGroup
@@ -476,11 +482,11 @@ func (s *soak) wasDown(from, to time.Duration) bool {
 	return false
 }
 
-// up is for how long of a span the server ran.
+// up is for how long of a span the server ran, and was not starved.
 func (s *soak) up(from, to time.Duration) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sum := to - from
+	sum := to - from - s.host.starvedFor(from, to)
 	for _, d := range s.down {
 		end := d.to
 		if end == 0 {
@@ -489,6 +495,27 @@ func (s *soak) up(from, to time.Duration) time.Duration {
 		sum -= max(0, min(end, to)-max(d.from, from))
 	}
 	return sum
+}
+
+// ours is the time that the soak's processes have had.
+func (s *soak) ours() time.Duration {
+	var self unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &self)
+	sum := time.Duration(self.Utime.Nano() + self.Stime.Nano())
+	return sum + s.process().Usage().CPU + s.rack.Usage().CPU + rehearse.UsageOf(s.strangers).CPU
+}
+
+// excused says why a failure says nothing of the server; empty: nothing does.
+func (s *soak) excused(f failure) string {
+	switch {
+	case f.from < 0:
+		return ""
+	case s.wasDown(f.from, f.to):
+		return "the server was down"
+	case s.host.starvedFor(f.from, f.to) > (f.to-f.from)/3:
+		return "others had the processors"
+	}
+	return ""
 }
 
 // settle waits until every machine is ready and the store takes writes, for as long as machines may need.

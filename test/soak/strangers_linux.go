@@ -232,11 +232,15 @@ func peer(from netip.Addr, cert *tls.Certificate) *http.Client {
 
 // ask sends a request and reads the answer; status is 0 when there was none.
 func ask(ctx context.Context, c *http.Client, method, url string, body any) (status int, answer []byte) {
-	text, err := json.Marshal(body)
-	if err != nil {
-		return 0, nil
+	var content io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			return 0, nil
+		}
+		content = bytes.NewReader(text)
 	}
-	request, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(text))
+	request, err := http.NewRequestWithContext(ctx, method, url, content)
 	if err != nil {
 		return 0, nil
 	}

@@ -1,9 +1,11 @@
 package soak
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -35,7 +37,8 @@ type figures struct {
 	bootConns, machineConns, unproven    int
 	evicted, refusedBoot, refusedMachine float64
 	storeFull, reserveGone               bool
-	failuresForgiven                     int
+	// Boots that came to nothing because the server was down, or had no processor.
+	duringDown, duringStarvation int
 }
 
 type watched struct {
@@ -78,6 +81,7 @@ func (s *soak) watch(ctx context.Context) {
 		case <-tick.C:
 		}
 		s.watchServer(ctx)
+		s.host.observe(sample{s.time(), busyTime(), s.ours()}, runtime.NumCPU())
 		info, err := os.Stat(s.LogFile)
 		if err == nil {
 			logs = append(logs, info.Size())
@@ -88,8 +92,12 @@ func (s *soak) watch(ctx context.Context) {
 			s.watchInside(ctx)
 		}
 		for _, f := range s.machines.takeFailures(s.up) {
-			if f.from >= 0 && s.wasDown(f.from, f.to) {
-				s.watched.saw(func(f *figures) { f.failuresForgiven++ })
+			switch s.excused(f) {
+			case "the server was down":
+				s.watched.saw(func(f *figures) { f.duringDown++ })
+				continue
+			case "others had the processors":
+				s.watched.saw(func(f *figures) { f.duringStarvation++ })
 				continue
 			}
 			s.watched.breach("no known machine is refused, lost or given another address", fmt.Sprintf("at %s: %s", f.to.Round(time.Second), f.text))
@@ -237,8 +245,17 @@ func (s *soak) sumUp() *report {
 	add := func(attack, bound string, broken bool, seen string, args ...any) {
 		r.rows = append(r.rows, row{attack, bound, fmt.Sprintf(seen, args...), broken})
 	}
+	var idle []string
+	for _, attack := range []string{"enrolmentsForged", "bootsForged", "strangersEnrolled", "inventoriesTaken", "tftpForged", "tftpAnswers", "tftpSilent", "informs", "informAnswers", "informsForeign",
+		"dhcpForged", "dhcpMadeUp", "connections", "junk"} {
+		if c[attack] == 0 {
+			idle = append(idle, attack)
+		}
+	}
+	add("", "every attack took place", len(idle) > 0, "without effect: %s", cmp.Or(strings.Join(idle, ", "), "none"))
 	add("everything at once", "no known machine is refused, lost or given another address", broken("no known machine is refused, lost or given another address"),
-		"%d machines, %d boots after the install, %d heartbeats", m.all, m.boots, m.heartbeats)
+		"%d machines, %d boots after the install, %d heartbeats; %d boots were repeated because the server was down, %d because others had this host's processors (%s in all)",
+		m.all, m.boots, m.heartbeats, f.duringDown, f.duringStarvation, s.host.starvedFor(0, s.time()).Round(time.Second))
 	add("", "every known machine is ready in the end", m.ready < m.all, "%d of %d ready %s", m.ready, m.all, strings.Join(s.machines.unfinished(), "; "))
 	add("enrolments that list an installed machine's MACs, UUID and serial", "no session in its name", c["sessionsTaken"] > 0, "%d enrolments, %d sessions in its name", c["enrolmentsForged"], c["sessionsTaken"])
 	add("boot requests with an installed machine's MACs", "no nonce", c["noncesTaken"] > 0, "%d requests, %d nonces", c["bootsForged"], c["noncesTaken"])

@@ -75,9 +75,11 @@ type Usage struct {
 }
 
 // Usage reads what the process has taken; it is zero for one that has ended.
-func (p *Process) Usage() Usage {
+func (p *Process) Usage() Usage { return UsageOf(p.PID()) }
+
+// UsageOf reads what any process has taken.
+func UsageOf(pid int) Usage {
 	var u Usage
-	pid := p.PID()
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	for line := range strings.Lines(string(status)) {
 		fields := strings.Fields(line)
