@@ -36,7 +36,6 @@ type operator struct {
 	number   int  // that was acknowledged last
 	taken    bool // the last write was acknowledged
 	recorded []string
-	refused  int // writes while nothing was wrong that we know of
 }
 
 func newOperator(s *soak) (*operator, error) {

@@ -323,6 +323,9 @@ type strangersProcess struct {
 	read sync.WaitGroup
 }
 
+// strangersVariable makes this program the strangers.
+const strangersVariable = "COLDRACK_SOAK_STRANGERS"
+
 func (s *soak) startStrangers(context.Context) (*strangersProcess, *json.Encoder, error) {
 	cmd := exec.Command(s.Self)
 	cmd.Env = append(os.Environ(), strangersVariable+"=1")

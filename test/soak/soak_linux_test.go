@@ -16,9 +16,6 @@ import (
 	"coldrack.dev/test/require"
 )
 
-// strangersVariable makes this program the strangers.
-const strangersVariable = "COLDRACK_SOAK_STRANGERS"
-
 func TestMain(m *testing.M) {
 	if os.Getenv(strangersVariable) != "" {
 		if err := runStrangers(context.Background(), os.Stdin, os.Stdout); err != nil {

@@ -32,11 +32,10 @@ type breach struct{ bound, what string }
 
 // figures are what was seen at most.
 type figures struct {
-	memory, disk, log, logMinute         int64
-	files, strangers, checks             int
-	bootConns, machineConns, unproven    int
-	evicted, refusedBoot, refusedMachine float64
-	storeFull, reserveGone               bool
+	memory, disk, log, logMinute      int64
+	files, strangers, checks          int
+	bootConns, machineConns, unproven int
+	storeFull, reserveGone            bool
 	// Boots that came to nothing because the server was down, or had no processor.
 	duringDown, duringStarvation int
 }
@@ -45,7 +44,6 @@ type watched struct {
 	mu       sync.Mutex
 	breaches []breach
 	figures  figures
-	peak     int64 // of memory, in processes that have ended
 }
 
 func (w *watched) breach(bound, what string) {

@@ -460,7 +460,7 @@ const rebootStatus = 3
 func systemctl(args []string) error {
 	args = slices.DeleteFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "-") })
 	if len(args) == 0 {
-		return errors.New("systemctl VERB UNIT...")
+		return errors.New("usage: systemctl VERB UNIT")
 	}
 	if args[0] == "set-property" {
 		return nil // there are no control groups
