@@ -162,12 +162,12 @@ func (s *soak) checkAcknowledged(ctx context.Context) {
 	before := s.acknowledged()
 	const bound = "what was acknowledged is there"
 	var profile v1alpha1.Profile
-	list := v1alpha1.MachineList{}
+	var list v1alpha1.MachineList
 	var err error
 	// Machines are answered before the store is there; and whatever else this host does may keep an answer for longer than the limit of a call.
 	for began := time.Now(); ; pause(ctx, time.Second) {
 		if err = s.operator.client.Get(ctx, client.ObjectKey{Name: "soak"}, &profile); err == nil {
-			err = s.operator.client.List(ctx, &list)
+			list, err = s.operator.list(ctx)
 		}
 		if err == nil || ctx.Err() != nil || time.Since(began) > 3*time.Minute {
 			break
@@ -205,6 +205,20 @@ func (s *soak) checkAcknowledged(ctx context.Context) {
 			s.watched.breach(bound, fmt.Sprintf("machine %s was installed and has no identity", name))
 		case m.Spec.Network == nil || m.Spec.Network.Address != address.String():
 			s.watched.breach("a known machine keeps its address", fmt.Sprintf("machine %s uses %s and its record says %+v", name, address, m.Spec.Network))
+		}
+	}
+}
+
+// list reads all machines, in parts: those of strangers are large.
+func (o *operator) list(ctx context.Context) (all v1alpha1.MachineList, err error) {
+	for next := ""; ; {
+		var part v1alpha1.MachineList
+		if err := o.client.List(ctx, &part, client.Limit(100), client.Continue(next)); err != nil {
+			return all, err
+		}
+		all.Items = append(all.Items, part.Items...)
+		if next = part.Continue; next == "" {
+			return all, nil
 		}
 	}
 }
