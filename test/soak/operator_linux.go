@@ -125,6 +125,7 @@ func (o *operator) fillStore(ctx context.Context, within time.Duration) {
 			Spec: v1alpha1.ProfileSpec{Image: "debian-12", Files: []v1alpha1.File{{Path: "/etc/filler", Content: content}}}})
 		if err != nil && strings.Contains(err.Error(), "space exceeded") {
 			o.soak.Log("the store took %d objects of a MiB, then: %v", i, err)
+			o.soak.happened("store full")
 			return
 		}
 	}

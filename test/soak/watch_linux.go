@@ -35,7 +35,7 @@ type figures struct {
 	memory, disk, log, logMinute      int64
 	files, strangers, checks          int
 	bootConns, machineConns, unproven int
-	storeFull, reserveGone            bool
+	reserveGone                       bool
 	// Boots that came to nothing because the server was down, or had no processor.
 	duringDown, duringStarvation int
 }
@@ -156,7 +156,6 @@ func (s *soak) watchInside(ctx context.Context) {
 		f.machineConns = max(f.machineConns, int(m["coldrack_machine_api_connections"]))
 		f.unproven = max(f.unproven, int(m["coldrack_machine_api_unproven_connections"]))
 		f.strangers = max(f.strangers, int(m["coldrack_machines"])-s.Machines-len(s.acknowledged().recorded))
-		f.storeFull = f.storeFull || m["coldrack_store_full"] > 0
 		f.reserveGone = f.reserveGone || m["coldrack_disk_reserve_bytes"] == 0
 	})
 }
@@ -272,7 +271,7 @@ func (s *soak) sumUp() *report {
 	add("", fmt.Sprintf("%d of %d descriptors", s.Files*7/8, s.Files), broken("open descriptors"), "%d", f.files)
 	add("", fmt.Sprintf("the data folder %d MiB", s.diskBound()>>20), broken("the data folder"), "%d MiB", f.disk>>20)
 	add("the disk is filled", "the server goes on", broken("the server goes on"), "%d times; the reserve was given up: %v", did["disk filled"], f.reserveGone)
-	add(fmt.Sprintf("the store of %d MiB is filled", s.StoreMiB), "it takes writes again when it was emptied", !s.operator.writes(), "%d times; it was full: %v", did["store filled"], f.storeFull)
+	add(fmt.Sprintf("the store of %d MiB is filled", s.StoreMiB), "it takes writes again when it was emptied", !s.operator.writes() || did["store full"] == 0, "%d times, of which it was full %d times", did["store filled"], did["store full"])
 	add("the server is killed", "it starts, and what was acknowledged is there", broken("what was acknowledged is there") || broken("the server starts again"),
 		"%d times, ready again after %s at most; %d writes, %d records and %d installs compared", did["server killed"], slowest.Round(time.Millisecond), acked.number, len(acked.recorded), m.installed)
 	add(fmt.Sprintf("the clock jumps by %s", jump), "no known machine is refused, lost or given another address", false, "%d times forward and back, %d times back and forward",
