@@ -62,7 +62,9 @@ func (s *server) expiry(now time.Time) []peoplewire.Expiry {
 	list := []peoplewire.Expiry{authorityEnd(machineAuthority, s.keys.machines.Certificate().NotAfter, now)}
 	if s.cfg.Kubeconfig == "" {
 		list = append(list, peopleExpiry(s.cfg, s.keys.people, now)...)
-		list = append(list, leafEnd(expiryPeopleAPI, "", "", s.served(), now, servingTTL, "the server's log says why"))
+		if s.servingUntil.Load() != 0 { // else people's API has not started yet
+			list = append(list, leafEnd(expiryPeopleAPI, "", "", s.served(), now, servingTTL, "the server's log says why"))
+		}
 	}
 	list = append(list, s.nodeExpiry(now)...)
 	ends := s.clusters.AuthorityEnds()

@@ -60,6 +60,15 @@ func runConfig(text string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	fill := make(chan os.Signal, 1)
+	signal.Notify(fill, syscall.SIGUSR1)
+	go func() {
+		for range fill {
+			if err := fillLogOfStore(cfg.DataDir); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+			}
+		}
+	}()
 	return Run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 }
 
