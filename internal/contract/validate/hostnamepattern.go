@@ -9,9 +9,8 @@ import (
 )
 
 var (
-	anyPlaceholder   = regexp.MustCompile(`\{[^{}]*\}`)
-	placeholder      = regexp.MustCompile(`^\{(?:(serial|uuid|mac)|index(?::0?([1-9]))?)\}$`)
-	placeholderNames = "{serial}, {uuid}, {mac}, {index} and {index:03}"
+	anyPlaceholder = regexp.MustCompile(`\{[^{}]*\}`)
+	placeholder    = regexp.MustCompile(`^\{(?:(serial|uuid|mac)|index(?::0?([1-9]))?)\}$`)
 )
 
 // HostnamePattern is a host name with placeholders: {serial}, {uuid}, {mac}, and {index} or {index:03} for a number.
@@ -31,7 +30,7 @@ func ParseHostnamePattern(s string) (HostnamePattern, error) {
 		match := placeholder.FindStringSubmatch(found)
 		switch {
 		case match == nil:
-			return p, fmt.Errorf("%s is unknown; there are %s", found, placeholderNames)
+			return p, fmt.Errorf("%s is unknown; there are {serial}, {uuid}, {mac}, {index} and {index:03}", found)
 		case match[1] != "":
 			p.Values = append(p.Values, match[1])
 		default:
@@ -61,21 +60,4 @@ func (p HostnamePattern) Fill(values map[string]string, index int) string {
 		width, _ := strconv.Atoi(match[2])
 		return fmt.Sprintf("%0*d", width, index)
 	})
-}
-
-// FilesBelow tells which of these paths lie below another one of them, which would have to be a file and a folder: by index, the
-// path that is in the way.
-func FilesBelow(paths []string) map[int]string {
-	files, found := map[string]bool{}, map[int]string{}
-	for _, p := range paths {
-		files[p] = true
-	}
-	for i, p := range paths {
-		for end := strings.LastIndexByte(p, '/'); end > 0; end = strings.LastIndexByte(p[:end], '/') {
-			if files[p[:end]] {
-				found[i] = p[:end]
-			}
-		}
-	}
-	return found
 }

@@ -269,6 +269,23 @@ func FileMode(mode uint32) error {
 	return nil
 }
 
+// FilesBelow tells which of these paths lie below another one of them, which would have to be a file and a folder: by index, the
+// path that is in the way.
+func FilesBelow(paths []string) map[int]string {
+	files, found := map[string]bool{}, map[int]string{}
+	for _, p := range paths {
+		files[p] = true
+	}
+	for i, p := range paths {
+		for end := strings.LastIndexByte(p, '/'); end > 0; end = strings.LastIndexByte(p[:end], '/') {
+			if files[p[:end]] {
+				found[i] = p[:end]
+			}
+		}
+	}
+	return found
+}
+
 // FileOwner is the rule for user:group. Whether an image has them, nodeconfig.ImageFacts tells.
 func FileOwner(s string) error {
 	user, group, ok := strings.Cut(s, ":")

@@ -12,7 +12,8 @@ import (
 	"coldrack.dev/test/require"
 )
 
-// A real receiver reads what we send: rsyslog, by each of the ways, takes header and record apart.
+// A real receiver reads what we send: rsyslog, by each of the ways, takes header and record apart. It runs where rsyslogd is
+// installed; `make setup` does not install it, because it would begin to keep that machine's log.
 func TestRsyslogReadsOurMessages(t *testing.T) {
 	require.Need(t, "rsyslogd")
 	for _, network := range []string{"udp", "tcp", "unix"} {
