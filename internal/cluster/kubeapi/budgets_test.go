@@ -17,9 +17,8 @@ import (
 // writes what its controllers would.
 func (c *testCluster) testBudgets(t *testing.T) {
 	ctx, admin := context.Background(), c.as("admin", kube.GroupBreakGlass)
-	_, err := admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}, metav1.CreateOptions{})
-	check(t, err)
-	_, err = admin.CoreV1().ServiceAccounts("shop").Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
+	c.namespace(t, "budgeted", nil)
+	_, err := admin.CoreV1().ServiceAccounts("budgeted").Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
 	check(t, err)
 	pod := func(name, node string, change func(*corev1.Pod)) {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": strings.Split(name, "-")[0]}},
@@ -27,16 +26,16 @@ func (c *testCluster) testBudgets(t *testing.T) {
 		if change != nil {
 			change(p)
 		}
-		_, err := admin.CoreV1().Pods("shop").Create(ctx, p, metav1.CreateOptions{})
+		_, err := admin.CoreV1().Pods("budgeted").Create(ctx, p, metav1.CreateOptions{})
 		check(t, err)
 	}
 	budget := func(name string, allowed, desired, expected int32, apps ...string) {
-		b, err := admin.PolicyV1().PodDisruptionBudgets("shop").Create(ctx, &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Name: name},
+		b, err := admin.PolicyV1().PodDisruptionBudgets("budgeted").Create(ctx, &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Name: name},
 			Spec: policyv1.PodDisruptionBudgetSpec{Selector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: metav1.LabelSelectorOpIn, Values: apps}}}}},
 			metav1.CreateOptions{})
 		check(t, err)
 		b.Status = policyv1.PodDisruptionBudgetStatus{DisruptionsAllowed: allowed, DesiredHealthy: desired, ExpectedPods: expected, ObservedGeneration: b.Generation}
-		_, err = admin.PolicyV1().PodDisruptionBudgets("shop").UpdateStatus(ctx, b, metav1.UpdateOptions{})
+		_, err = admin.PolicyV1().PodDisruptionBudgets("budgeted").UpdateStatus(ctx, b, metav1.UpdateOptions{})
 		check(t, err)
 	}
 	pod("db-0", "node-01", nil)
@@ -49,21 +48,21 @@ func (c *testCluster) testBudgets(t *testing.T) {
 		p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "DaemonSet", Name: "d", UID: "1", Controller: new(true)}}
 	})
 	pod("web-done", "node-01", nil)
-	done, err := admin.CoreV1().Pods("shop").Get(ctx, "web-done", metav1.GetOptions{})
+	done, err := admin.CoreV1().Pods("budgeted").Get(ctx, "web-done", metav1.GetOptions{})
 	check(t, err)
 	done.Status.Phase = corev1.PodSucceeded
-	_, err = admin.CoreV1().Pods("shop").UpdateStatus(ctx, done, metav1.UpdateOptions{})
+	_, err = admin.CoreV1().Pods("budgeted").UpdateStatus(ctx, done, metav1.UpdateOptions{})
 	check(t, err)
 	budget("db", 0, 2, 2, "db", "both")
 	budget("web", 1, 1, 2, "web", "both")
 
 	budgets, pods, err := c.connect().Budgets(ctx)
 	check(t, err)
-	if got, want := fmt.Sprint(budgets), "[{shop/db 0 true} {shop/db and shop/web 0 true} {shop/web 1 false}]"; got != want {
+	if got, want := fmt.Sprint(budgets), "[{budgeted/db 0 true} {budgeted/db and budgeted/web 0 true} {budgeted/web 1 false}]"; got != want {
 		t.Errorf("budgets %s, want %s", got, want)
 	}
-	if got, want := fmt.Sprint(pods), "[{shop/both-0 node-02 shop/db and shop/web} {shop/db-0 node-01 shop/db} {shop/db-1 node-02 shop/db} {shop/web-0 node-01 shop/web}]"; got != want {
+	if got, want := fmt.Sprint(pods), "[{budgeted/both-0 node-02 budgeted/db and budgeted/web} {budgeted/db-0 node-01 budgeted/db} {budgeted/db-1 node-02 budgeted/db} {budgeted/web-0 node-01 budgeted/web}]"; got != want {
 		t.Errorf("pods %s, want %s", got, want)
 	}
-	check(t, admin.CoreV1().Namespaces().Delete(ctx, "shop", metav1.DeleteOptions{}))
+	check(t, admin.CoreV1().Namespaces().Delete(ctx, "budgeted", metav1.DeleteOptions{}))
 }

@@ -146,6 +146,7 @@ func (c *testCluster) testBindingsFollowNamespaces(t *testing.T) {
 	c.awaitBinding(t, "shop", true)
 }
 
+// namespace makes one. No other test may have its name: nothing here removes a namespace that was deleted.
 func (c *testCluster) namespace(t *testing.T, name string, labels map[string]string) {
 	t.Helper()
 	_, err := c.as("admin", kube.GroupBreakGlass).CoreV1().Namespaces().Create(context.Background(),
