@@ -419,10 +419,20 @@ type ClusterStatus struct {
 	// +listType=map
 	// +listMapKey=name
 	ForeignNodes []ForeignNode `json:"foreignNodes,omitempty"`
-	// Steps of the running or last operation, in order.
+	// Steps of the first bring-up, in order.
 	// +optional
 	// +listType=atomic
 	Steps []Step `json:"steps,omitempty"`
+	// Work is what is done to the cluster now, after its first bring-up.
+	// +optional
+	Work *ClusterWork `json:"work,omitempty"`
+	// History are the last steps that have ended, the newest last.
+	// +optional
+	// +listType=atomic
+	History []ClusterWorkStep `json:"history,omitempty"`
+	// Failure has stopped all changes.
+	// +optional
+	Failure *ClusterFailure `json:"failure,omitempty"`
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -444,6 +454,9 @@ type ClusterNode struct {
 	// Version of Kubernetes that the machine is to run.
 	// +optional
 	Version string `json:"version,omitempty"`
+	// EtcdVersion that its member is to run. Default: the one that belongs to Version.
+	// +optional
+	EtcdVersion string `json:"etcdVersion,omitempty"`
 	// PodCIDRs of the node, one of each family.
 	// +optional
 	// +listType=atomic
@@ -451,6 +464,15 @@ type ClusterNode struct {
 	// Etcd is set on machines with an etcd member.
 	// +optional
 	Etcd *EtcdMember `json:"etcd,omitempty"`
+	// Hand is set while the node is taken for an operation.
+	// +optional
+	Hand *NodeHand `json:"hand,omitempty"`
+	// Leaving is why the node is to leave the cluster, where that was decided for it by name.
+	// +optional
+	Leaving string `json:"leaving,omitempty"`
+	// LearnerFailures is how often its member was added to etcd and had to be removed again.
+	// +optional
+	LearnerFailures int32 `json:"learnerFailures,omitempty"`
 
 	// Ready is what the cluster's own API says of the node.
 	// +optional

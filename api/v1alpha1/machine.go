@@ -450,6 +450,12 @@ type KubernetesStatus struct {
 	// Done is true when every phase has succeeded for what the machine is to have now.
 	// +optional
 	Done bool `json:"done,omitempty"`
+	// Config stands for the configuration that the node carries out, or has carried out.
+	// +optional
+	Config *ConfigDigests `json:"config,omitempty"`
+	// FormerConfig stands for the one before, which the node keeps for a roll-back.
+	// +optional
+	FormerConfig *ConfigDigests `json:"formerConfig,omitempty"`
 	// Message says why a machine that belongs to a cluster is not told what to do, or why a phase failed.
 	// +optional
 	Message string `json:"message,omitempty"`
