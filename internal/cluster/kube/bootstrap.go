@@ -201,7 +201,7 @@ func (r *renderer) kubeadmConfig() ([]byte, error) {
 		"leader-elect-lease-duration", "leader-elect-renew-deadline", "leader-elect-retry-period", "terminated-pod-gc-threshold", "tls-min-version", "tls-cipher-suites")
 	config.Scheduler.ExtraArgs = ours(r.schedulerFlags(n), spec.Scheduler.ExtraArgs, "profiling",
 		"leader-elect-lease-duration", "leader-elect-renew-deadline", "leader-elect-retry-period", "tls-min-version", "tls-cipher-suites")
-	if n.has(v1alpha1.RoleEtcd) {
+	if n.runs(v1alpha1.RoleEtcd) {
 		config.Etcd.Local = &kubeadmLocalEtcd{DataDir: etcdDataDir,
 			ExtraArgs: ours(r.etcdFlags(n), spec.Etcd.ExtraArgs, "cipher-suites", "initial-cluster-token", "quota-backend-bytes")}
 	} else {

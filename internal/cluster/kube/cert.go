@@ -150,7 +150,7 @@ func (r *renderer) certificateTable() []certificateSpec {
 func (r *renderer) certificates(n *node) []CertificateRequest {
 	var requests []CertificateRequest
 	for _, spec := range r.certificateTable() {
-		if !n.hasAny(spec.roles...) {
+		if !n.runsAny(spec.roles...) {
 			continue
 		}
 		request := CertificateRequest{
@@ -236,10 +236,10 @@ func (r *renderer) authorityFiles(n *node) ([]File, error) {
 		path      string
 	}
 	places := []place{{AuthorityKubernetes, pkiDir + "/ca.crt"}}
-	if n.has(v1alpha1.RoleControlPlane) {
+	if n.runs(v1alpha1.RoleControlPlane) {
 		places = append(places, place{AuthorityFrontProxy, pkiDir + "/front-proxy-ca.crt"})
 	}
-	if n.hasAny(v1alpha1.RoleControlPlane, v1alpha1.RoleEtcd) {
+	if n.runsAny(v1alpha1.RoleControlPlane, v1alpha1.RoleEtcd) {
 		places = append(places, place{AuthorityEtcd, pkiDir + "/etcd/ca.crt"})
 	}
 	var files []File

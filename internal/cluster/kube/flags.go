@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -27,7 +28,20 @@ func (f flagSet) withExtra(extra map[string]string) flagSet {
 	return all
 }
 
-// checkExtraArgs refuses flags that nobody may set, and those that this release has not got.
+// lacks says why a release that the cluster or one of its machines runs has not got a flag, or "".
+func (r *renderer) lacks(c component, flag string) string {
+	why := r.release.lacks(c, flag)
+	for _, n := range r.nodes {
+		release := &n.release
+		if c == componentEtcd {
+			release = &n.etcd
+		}
+		why = cmp.Or(why, release.lacks(c, flag))
+	}
+	return why
+}
+
+// checkExtraArgs refuses flags that nobody may set, and those that a release that runs has not got.
 func (r *renderer) checkExtraArgs() error {
 	spec := &r.cluster.Spec
 	for _, c := range []struct {
@@ -42,7 +56,7 @@ func (r *renderer) checkExtraArgs() error {
 	} {
 		for _, flag := range slices.Sorted(maps.Keys(c.extra)) {
 			at := fmt.Sprintf("%s[%s]", c.field, flag)
-			if why := r.release.lacks(c.name, flag); why != "" {
+			if why := r.lacks(c.name, flag); why != "" {
 				return fmt.Errorf("%s: %s of %s %s", at, flag, c.name, why)
 			}
 			if right, why := v1alpha1.RightOfFlag(c.name, flag); right == v1alpha1.FlagRefused {

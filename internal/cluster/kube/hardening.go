@@ -29,10 +29,10 @@ const clusterInfoPath = "/api/v1/namespaces/kube-public/configmaps/cluster-info"
 // controlPlaneFiles are the files of API servers and etcd that are not certificates.
 func (r *renderer) controlPlaneFiles(n *node) ([]File, error) {
 	var files []File
-	if n.has(v1alpha1.RoleEtcd) {
+	if n.runs(v1alpha1.RoleEtcd) {
 		files = append(files, File{Path: etcdDataDir, Mode: modeDir | fs.ModeDir})
 	}
-	if !n.has(v1alpha1.RoleControlPlane) {
+	if !n.runs(v1alpha1.RoleControlPlane) {
 		return files, nil
 	}
 	authentication, err := r.authentication()

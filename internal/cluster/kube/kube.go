@@ -69,6 +69,8 @@ type File struct {
 	Link string
 	// Once: written only where there is nothing; the node changes it by itself afterwards.
 	Once bool
+	// Soft: a change of it interrupts nothing, and it may follow other nodes. It changes on all nodes at once.
+	Soft bool
 }
 
 // Unit is a systemd unit that is enabled and started. Content is empty where the unit comes with a package.
@@ -159,13 +161,16 @@ type Machine struct {
 	Interface string
 	// Version that the machine is to run. Default: the cluster's. It differs during an upgrade.
 	Version string
+	// EtcdVersion that its member is to run. Default: the one that belongs to Version. It differs during an upgrade, too.
+	EtcdVersion string
 	// Memory in bytes, 0 when unknown. What the kubelet reserves depends on it.
 	Memory int64
 	// Labels of the Node object in addition to the group's, for example its rack.
 	Labels map[string]string
 	// RegistryURL is where this machine reaches Registry. Default: Registry.URL.
 	RegistryURL string
-	// PodCIDRs and Etcd were decided when the machine came into the cluster; see Assign.
+	// PodCIDRs and Etcd were decided when the machine came into the cluster; see Assign. A machine with role etcd that has no Etcd
+	// yet joins as a node first: without etcd and control plane, until its member was added to those that run.
 	PodCIDRs []netip.Prefix
 	Etcd     *v1alpha1.EtcdMember
 }

@@ -34,7 +34,7 @@ func (r *renderer) kubeconfigs(n *node) []Kubeconfig {
 	// reach an older one that it is not compatible with.
 	kubelet := kubeconfig("kubelet.conf", r.localURL(), nodeUserPrefix+n.Hostname, "kubelet-client")
 	kubelet.Embed = false
-	if !n.has(v1alpha1.RoleControlPlane) {
+	if !n.runs(v1alpha1.RoleControlPlane) {
 		return []Kubeconfig{kubelet}
 	}
 	kubelet.Server = local

@@ -117,7 +117,7 @@ func (r *renderer) phases(n *node, plan *NodePlan) ([]Phase, error) {
 	var phases []Phase
 	written, started := map[string]int{}, map[string]int{}
 	for _, spec := range phaseTable() {
-		if spec.roles != nil && !n.hasAny(spec.roles...) || spec.name == PhaseVirtualIP && !r.carriesVirtualIP(n) {
+		if spec.roles != nil && !n.runsAny(spec.roles...) || spec.name == PhaseVirtualIP && !r.carriesVirtualIP(n) {
 			continue
 		}
 		phase := Phase{Name: spec.name, After: slices.Clone(spec.after), Reason: spec.reason,
@@ -145,13 +145,13 @@ func (r *renderer) phases(n *node, plan *NodePlan) ([]Phase, error) {
 			}
 		case PhaseKubelet:
 			phase.Probes = []string{"http://127.0.0.1:10248/healthz"}
-			if !n.has(v1alpha1.RoleEtcd) {
+			if !n.runs(v1alpha1.RoleEtcd) {
 				phase.After = append(phase.After, PhaseCluster)
 			}
 		case PhaseCluster:
 			phase.AwaitAPI = true
 			switch {
-			case !n.has(v1alpha1.RoleControlPlane):
+			case !n.runs(v1alpha1.RoleControlPlane):
 				phase.Reason = "wait for the cluster's first API server"
 			case r.with(v1alpha1.RoleControlPlane)[0] != n:
 				// See docs/adr/0009-control-planes-take-turns.md.

@@ -32,11 +32,24 @@ type node struct {
 	group   *v1alpha1.MachineGroup
 	version string
 	release release
+	// etcd is the release whose etcd the machine's member runs.
+	etcd release
 }
 
+// has says that the machine's group has a role. Whether the machine plays it yet is for runs to say.
 func (n *node) has(role v1alpha1.Role) bool { return n.group.HasRole(role) }
 
 func (n *node) hasAny(roles ...v1alpha1.Role) bool { return slices.ContainsFunc(roles, n.has) }
+
+// coming says that the machine's member of etcd has not been added yet. Until it is, the machine is a node like a worker, so that
+// it can be seen before a majority depends on it. Its API server would talk to that member, and waits for it.
+func (n *node) coming() bool { return n.has(v1alpha1.RoleEtcd) && n.Etcd == nil }
+
+func (n *node) runs(role v1alpha1.Role) bool {
+	return n.has(role) && (role == v1alpha1.RoleWorker || !n.coming())
+}
+
+func (n *node) runsAny(roles ...v1alpha1.Role) bool { return slices.ContainsFunc(roles, n.runs) }
 
 // primary is the address that the node is known by.
 func (n *node) primary() netip.Addr { return n.Addresses[0] }
@@ -141,17 +154,20 @@ func (r *renderer) sortMachines() error {
 		if err := r.checkFamilies(m); err != nil {
 			return err
 		}
-		if n.has(v1alpha1.RoleEtcd) && m.Etcd == nil {
-			return fmt.Errorf("machine %s has role etcd but no decision how its member comes into being; Assign makes it", m.Name)
+		if n.etcd, err = n.release.etcdOf(m.EtcdVersion); err != nil {
+			return fmt.Errorf("machine %s: %w", m.Name, err)
 		}
 		r.nodes = append(r.nodes, n)
 	}
 	slices.SortFunc(r.nodes, func(a, b *node) int { return cmp.Compare(a.Name, b.Name) })
-	if len(r.with(v1alpha1.RoleControlPlane)) == 0 {
+	if !slices.ContainsFunc(r.nodes, func(n *node) bool { return n.has(v1alpha1.RoleControlPlane) }) {
 		return errors.New("no machine has role control-plane")
 	}
 	if len(r.with(v1alpha1.RoleEtcd)) == 0 {
-		return errors.New("no machine has role etcd")
+		return errors.New("no machine has a member of etcd; Assign decides how the first ones come into being")
+	}
+	if len(r.with(v1alpha1.RoleControlPlane)) == 0 {
+		return errors.New("no machine runs a control plane: all that have the role wait for their member of etcd")
 	}
 	return nil
 }
@@ -173,11 +189,11 @@ func (r *renderer) checkFamilies(m Machine) error {
 	return nil
 }
 
-// with returns the nodes of one role, by name.
+// with returns the nodes that play a role, by name.
 func (r *renderer) with(role v1alpha1.Role) []*node {
 	var nodes []*node
 	for _, n := range r.nodes {
-		if n.has(role) {
+		if n.runs(role) {
 			nodes = append(nodes, n)
 		}
 	}

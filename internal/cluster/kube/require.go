@@ -32,6 +32,9 @@ func (r *renderer) requirements() Requirements {
 	versions := map[string]release{r.cluster.Spec.Version: r.release}
 	for _, n := range r.nodes {
 		versions[n.version] = n.release
+		if n.has(v1alpha1.RoleEtcd) {
+			images[n.etcd.etcdImage] = true
+		}
 	}
 	var programs []Program
 	for _, version := range slices.Sorted(maps.Keys(versions)) {

@@ -74,7 +74,7 @@ func (r *renderer) etcdToken() string {
 
 // etcdServers are the members that an API server talks to: its own machine's, or all where it has none.
 func (r *renderer) etcdServers(n *node) string {
-	if n.has(v1alpha1.RoleEtcd) {
+	if n.runs(v1alpha1.RoleEtcd) {
 		return urlOf(loopback(n.primary()), etcdClientPort)
 	}
 	var urls []string
@@ -189,9 +189,9 @@ func (r *renderer) staticPods(n *node, files []File) ([]StaticPod, error) {
 		return mount{"kubeconfig", kubernetesDir + "/" + file, true, corev1.HostPathFileOrCreate}
 	}
 	local := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	if n.has(v1alpha1.RoleEtcd) {
+	if n.runs(v1alpha1.RoleEtcd) {
 		specs = append(specs, podSpec{
-			name: componentEtcd, image: n.release.etcdImage, flags: r.etcdFlags(n).withExtra(spec.Etcd.ExtraArgs),
+			name: componentEtcd, image: n.etcd.etcdImage, flags: r.etcdFlags(n).withExtra(spec.Etcd.ExtraArgs),
 			cpu: "100m", memory: "100Mi",
 			mounts: []mount{
 				{"etcd-data", etcdDataDir, false, corev1.HostPathDirectoryOrCreate},
@@ -202,7 +202,7 @@ func (r *renderer) staticPods(n *node, files []File) ([]StaticPod, error) {
 			live: "/livez", ready: "/readyz", started: "/readyz",
 		})
 	}
-	if n.has(v1alpha1.RoleControlPlane) {
+	if n.runs(v1alpha1.RoleControlPlane) {
 		specs = append(specs, podSpec{
 			name: componentAPIServer, image: kubernetesImage(componentAPIServer, n.version),
 			flags: r.apiServerFlags(n).withExtra(spec.APIServer.ExtraArgs), cpu: "250m",

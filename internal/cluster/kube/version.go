@@ -157,9 +157,35 @@ func EtcdVersion(kubernetes string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return r.etcdVersion(), nil
+}
+
+// etcdOf is a release with the given version of etcd, "" standing for this one with its own. A version that no table names, as
+// an earlier Coldrack recorded it, runs like the other patch releases of its minor.
+func (r *release) etcdOf(version string) (release, error) {
+	if version == "" || version == r.etcdVersion() {
+		return *r, nil
+	}
+	minorOf := func(version string) string { return version[:max(0, strings.LastIndex(version, "."))] }
+	table := releases()
+	var known []string
+	for _, minor := range slices.Sorted(maps.Keys(table)) {
+		other := table[minor]
+		if minorOf(other.etcdVersion()) == minorOf(version) {
+			if other.etcdVersion() != version {
+				other.etcdImage = imageRepository + "/etcd:" + version + "-0"
+			}
+			return other, nil
+		}
+		known = append(known, other.etcdVersion())
+	}
+	return release{}, fmt.Errorf("unknown version of etcd %q: this Coldrack can render %s and other patch releases of the same minors", version, strings.Join(known, ", "))
+}
+
+func (r *release) etcdVersion() string {
 	_, tag, _ := strings.Cut(r.etcdImage, ":")
 	version, _, _ := strings.Cut(tag, "-")
-	return version, nil
+	return version
 }
 
 // Names of static pods, as NodeChange.Restarts has them.

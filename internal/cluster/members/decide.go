@@ -299,7 +299,7 @@ func older(a, b string) bool {
 
 // kubeMachine is a recorded node as the renderer takes it. m may be nil: what was recorded is enough.
 func kubeMachine(n v1alpha1.ClusterNode, m *v1alpha1.Machine) kube.Machine {
-	out := kube.Machine{Name: n.Machine, Hostname: n.NodeName, Group: n.Group, Version: n.Version, Etcd: n.Etcd}
+	out := kube.Machine{Name: n.Machine, Hostname: n.NodeName, Group: n.Group, Version: n.Version, EtcdVersion: n.EtcdVersion, Etcd: n.Etcd}
 	for _, text := range n.Addresses {
 		if a, err := netip.ParseAddr(text); err == nil {
 			out.Addresses = append(out.Addresses, a)
