@@ -74,6 +74,9 @@ func (r *renderer) containerdFiles(n *node) ([]File, error) {
 		{Path: certsDir, Mode: 0o755 | fs.ModeDir},
 	}
 	mirrors, err := r.mirrors(n)
+	for i := range mirrors {
+		mirrors[i].Soft = true // read at each pull
+	}
 	return append(files, mirrors...), err
 }
 

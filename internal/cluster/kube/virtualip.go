@@ -12,12 +12,13 @@ import (
 const keepalivedConfig = "/etc/keepalived/keepalived.conf"
 
 func (r *renderer) carriesVirtualIP(n *node) bool {
-	return r.cluster.Spec.Endpoint.VirtualIP != nil && n.has(v1alpha1.RoleControlPlane)
+	return r.cluster.Spec.Endpoint.VirtualIP != nil && n.runs(v1alpha1.RoleControlPlane)
 }
 
 // virtualIPFiles configure keepalived. It asks the machine's own API server alone, so that the address is there
 // while the cluster's API as a whole is not. All machines start as backups and do not preempt: the address
-// moves only when it must.
+// moves only when it must. What follows the other control planes is the same everywhere at once: one that its peers do not know
+// would take the address as well. keepalived reads it again without giving the address up.
 func (r *renderer) virtualIPFiles(n *node) ([]File, error) {
 	if !r.carriesVirtualIP(n) {
 		return nil, nil
@@ -45,5 +46,5 @@ func (r *renderer) virtualIPFiles(n *node) ([]File, error) {
 	}
 	fmt.Fprintf(&b, "\t}\n\tvirtual_ipaddress {\n\t\t%s\n\t}\n\ttrack_script {\n\t\tapi_server\n\t}\n}\n",
 		netip.PrefixFrom(address, address.BitLen()))
-	return []File{{Path: keepalivedConfig, Mode: modePublic, Content: b.Bytes()}}, nil
+	return []File{{Path: keepalivedConfig, Mode: modePublic, Content: b.Bytes(), Soft: true}}, nil
 }

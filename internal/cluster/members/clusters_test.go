@@ -32,10 +32,13 @@ func check(t testing.TB, err error) {
 	}
 }
 
-type programs struct{ err error }
+type programs struct {
+	err    error
+	digest string
+}
 
 func (p programs) Programs(version string) ([]wire.Program, error) {
-	return []wire.Program{{Name: "kubelet", Path: "/usr/bin/kubelet", Version: version}}, p.err
+	return []wire.Program{{Name: "kubelet", Path: "/usr/bin/kubelet", Version: version, Digest: p.digest}}, p.err
 }
 
 // rack is a cluster of a preset, with as many machines as it wants, all installed.
@@ -345,7 +348,7 @@ func TestOnlyWhatIsRecordedIsHandedOut(t *testing.T) {
 	if a, _ := set.Node("a-001"); a.Plan != nil {
 		t.Error("a removed cluster's plan is handed out")
 	}
-	set.Options.Programs = programs{errors.New("no bundle has it")}
+	set.Options.Programs = programs{err: errors.New("no bundle has it")}
 	set.Put(r)
 	if a, _ := set.Node("a-001"); a.Plan != nil || a.Message != "no bundle has it" {
 		t.Errorf("without programs: %+v", a.Message)

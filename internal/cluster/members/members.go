@@ -26,6 +26,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/contract/wire"
+	"k8s.io/apimachinery/pkg/api/meta"
 )
 
 // Programs knows what nodes run.
@@ -66,6 +67,7 @@ type cluster struct {
 	material *Material
 	plan     *kube.Plan
 	nodes    map[string]v1alpha1.ClusterNode
+	turns    map[string]turn
 	paused   bool
 	// problem is why the newest input has no plan.
 	problem string
@@ -170,16 +172,18 @@ func (s *Set) wake() {
 
 // take returns was itself when nothing has changed for anybody.
 func (s *Set) take(r Record, was *cluster) *cluster {
-	next := &cluster{paused: r.Cluster.Spec.Paused, nodes: map[string]v1alpha1.ClusterNode{}, assignments: map[string]wire.NodeAssignment{}}
+	next := &cluster{paused: r.Cluster.Spec.Paused, nodes: map[string]v1alpha1.ClusterNode{}, turns: map[string]turn{}, assignments: map[string]wire.NodeAssignment{}}
+	broughtUp := meta.IsStatusConditionTrue(r.Cluster.Status.Conditions, v1alpha1.ConditionBroughtUp)
 	for _, n := range r.Cluster.Status.Nodes {
 		next.nodes[n.Machine] = decided(n)
+		next.turns[n.Machine] = turnOf(n, broughtUp)
 	}
 	if was != nil {
 		next.input, next.secret, next.material, next.plan = was.input, was.secret, was.material, was.plan
 	}
 	next.problem = s.fill(next, r)
 	if was != nil && was.plan == next.plan && was.material == next.material && was.paused == next.paused && was.problem == next.problem &&
-		reflect.DeepEqual(was.nodes, next.nodes) {
+		reflect.DeepEqual(was.nodes, next.nodes) && maps.Equal(was.turns, next.turns) {
 		return was
 	}
 	if next.problem != "" && (was == nil || was.problem != next.problem) {
@@ -188,9 +192,9 @@ func (s *Set) take(r Record, was *cluster) *cluster {
 	return next
 }
 
-// decided is a node without what changes by itself.
+// decided is a node without what changes by itself and what others work with.
 func decided(n v1alpha1.ClusterNode) v1alpha1.ClusterNode {
-	n.Ready, n.ReadyChangedAt, n.Message = false, nil, ""
+	n.Ready, n.ReadyChangedAt, n.Message, n.Hand, n.LearnerFailures, n.Leaving = false, nil, "", nil, 0, ""
 	return n
 }
 

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"slices"
+	"time"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kube"
@@ -42,7 +43,8 @@ func (s *Set) Node(machine string) (wire.NodeAssignment, <-chan struct{}) {
 }
 
 func (s *Set) assignment(name string, c *cluster, machine string) wire.NodeAssignment {
-	out := wire.NodeAssignment{Paused: c.paused}
+	turn := c.turns[machine]
+	out := wire.NodeAssignment{Paused: c.paused, Operation: turn.operation, Hold: turn.hold, RollBack: turn.rollBack}
 	wait := func(reason string) wire.NodeAssignment {
 		out.Message = reason
 		return out
@@ -63,13 +65,19 @@ func (s *Set) assignment(name string, c *cluster, machine string) wire.NodeAssig
 		s.Log.Error("cannot serve a machine's plan", "cluster", name, "machine", machine, "err", err)
 		return wait(err.Error())
 	}
+	digester, err := kube.NewDigester(node, c.material.secret)
+	if err != nil {
+		return wait(err.Error())
+	}
 	for _, p := range programs {
 		phase, wanted := kube.ProgramPhase(p.Name, node.Roles)
 		if wanted {
 			p.Phase = string(phase)
 			plan.Programs = append(plan.Programs, p)
+			digester.Add(kube.PartNode, "program", p.Path, p.Digest, p.Version)
 		}
 	}
+	plan.Digests = wire.ConfigDigests(digester.Digests())
 	if r := c.input.Registry; r != nil && r.Local != "" {
 		plan.Kit = &wire.NodeKit{Listen: kitListen}
 	}
@@ -78,6 +86,34 @@ func (s *Set) assignment(name string, c *cluster, machine string) wire.NodeAssig
 		out.Message = fmt.Sprintf("cluster %s is paused: spec.paused", name)
 	}
 	return out
+}
+
+// turn is whether a node may take its newest configuration.
+type turn struct {
+	operation      string
+	hold, rollBack bool
+}
+
+// turnOf is read off a node's record. Nodes of a cluster that runs wait until they are told; those that have never been ready
+// interrupt nothing.
+func turnOf(n v1alpha1.ClusterNode, broughtUp bool) turn {
+	t := turn{hold: broughtUp && n.ReadyChangedAt != nil}
+	if h := n.Hand; h != nil {
+		t.operation = h.Operation + " " + h.Since.UTC().Format(time.RFC3339)
+		t.hold = t.hold && !h.Changed
+		t.rollBack = h.RolledBack
+	}
+	return t
+}
+
+// Config is what stands for the newest configuration of a machine, which it has once its status shows the same. why says what
+// hinders where there is none.
+func (s *Set) Config(machine string) (digests v1alpha1.ConfigDigests, why string) {
+	assignment, _ := s.Node(machine)
+	if assignment.Plan == nil {
+		return v1alpha1.ConfigDigests{}, assignment.Message
+	}
+	return v1alpha1.ConfigDigests(assignment.Plan.Digests), ""
 }
 
 // kitListen is where a node's agent serves containerd on that node.
@@ -183,7 +219,7 @@ func nodePlan(cluster string, n kube.NodePlan, m *Material) (*wire.NodePlan, err
 
 func nodeFile(f kube.File, n kube.NodePlan, m *Material) (wire.NodeFile, error) {
 	out := wire.NodeFile{
-		Path: f.Path, Mode: uint32(f.Mode.Perm()), Dir: f.Mode&fs.ModeDir != 0, Link: f.Link, Content: f.Content, Once: f.Once,
+		Path: f.Path, Mode: uint32(f.Mode.Perm()), Dir: f.Mode&fs.ModeDir != 0, Link: f.Link, Content: f.Content, Once: f.Once, Soft: f.Soft,
 	}
 	if f.Secret == "" {
 		return out, nil

@@ -18,6 +18,14 @@ type NodeAssignment struct {
 	Message string `json:"message,omitempty"`
 	// Paused: finish the phase that is running and begin no other.
 	Paused bool `json:"paused,omitempty"`
+	// Operation names what the node is taken for, and is "" while it is taken for nothing. A node remembers with which operation it
+	// took its plan, and goes back from no other one.
+	Operation string `json:"operation,omitempty"`
+	// Hold: of Plan, take only what interrupts nothing (routes, load-balancer backends, kit, soft files), and keep everything else as
+	// it is. A node that has no plan of this cluster, or none for its new member of etcd, takes the whole.
+	Hold bool `json:"hold,omitempty"`
+	// RollBack: go back to the plan that was there before Operation, and otherwise as with Hold.
+	RollBack bool `json:"rollBack,omitempty"`
 	// Plan is absent on a machine that belongs to no cluster. A node that has one already keeps running what
 	// it has: leaving a cluster is an intent of its own.
 	Plan *NodePlan `json:"plan,omitempty"`
@@ -48,6 +56,15 @@ type NodePlan struct {
 	// Kit says that nodes give each other what they fetch: PathKit has it.
 	Kit    *NodeKit `json:"kit,omitempty"`
 	Phases []Phase  `json:"phases"`
+	// Digests stand for all of the plan that a held node does not take. Equal digests: what interrupts is the same.
+	Digests ConfigDigests `json:"digests,omitzero"`
+}
+
+// ConfigDigests stand for what a node is configured with; v1alpha1 says what belongs to each.
+type ConfigDigests struct {
+	Etcd         string `json:"etcd,omitempty"`
+	ControlPlane string `json:"controlPlane,omitempty"`
+	Node         string `json:"node,omitempty"`
 }
 
 // NodeKit is how a node passes on what came by its kit.
@@ -82,6 +99,8 @@ type NodeFile struct {
 	Secret bool `json:"secret,omitempty"`
 	// Once: written only where there is nothing; the node changes it by itself afterwards.
 	Once bool `json:"once,omitempty"`
+	// Soft: a change of it interrupts nothing, and a held node takes it, too.
+	Soft bool `json:"soft,omitempty"`
 }
 
 // NodeUnit is a systemd unit that is enabled and running. Content is empty where a package brings the unit.
@@ -184,6 +203,11 @@ type PhaseReport struct {
 	Done bool `json:"done,omitempty"`
 	// KubernetesVersion of the kubelet that is installed.
 	KubernetesVersion string `json:"kubernetesVersion,omitempty"`
+	// Config are the digests of the plan that is carried out, FormerConfig those of the one before, which is kept for a roll-back.
+	Config       ConfigDigests  `json:"config,omitzero"`
+	FormerConfig *ConfigDigests `json:"formerConfig,omitempty"`
+	// Message says why something that was asked for is not done, for example a roll-back without a former plan.
+	Message string `json:"message,omitempty"`
 }
 
 // CertificateRequest asks for one of the plan's certificates.
