@@ -59,6 +59,8 @@ type Config struct {
 	// (GET and HEAD), operators and admins may do the rest; to viewerPostPaths, viewers may also post, and what is below debugPaths is for admins. A key that ends in "/" stands for everything
 	// below it. Keys must not begin with /api, /openapi, /healthz, /livez, /readyz, /metrics or /version.
 	Handlers map[string]http.Handler `json:"-"`
+	// Front, if any, is given each request before the API authenticates it, and answers it or hands it on; see WithPerson.
+	Front func(api http.Handler) http.Handler `json:"-"`
 	// Normalize returns a machine's identifiers in the form in which equal ones are equal, those that vendors
 	// put on many machines emptied in their place, so that two Machines cannot claim the same one. Nil: they
 	// are compared as they are written.

@@ -214,7 +214,11 @@ func (c *ControlPlane) buildServer(cfg Config, listener net.Listener, transport 
 		if !plane.auditContinue {
 			api = plane.onlyRecorded(api, c.Serializer)
 		}
-		return genericapiserver.DefaultBuildHandlerChain(api, c)
+		api = genericapiserver.DefaultBuildHandlerChain(api, c)
+		if cfg.Front != nil {
+			api = cfg.Front(api)
+		}
+		return api
 	}
 	// What is served beside the API, such as an upload or a log that is followed, takes as long as it takes;
 	// the API's own requests are cut off after a minute.
@@ -366,10 +370,11 @@ func (c *ControlPlane) secure(cfg Config, config *genericapiserver.RecommendedCo
 		health = append(health, apiserver.AnonymousAuthCondition{Path: path})
 	}
 	// A wrong credential fails; only a request without one is anonymous.
+	tokens := OpenTokens(TokensPath(cfg.DataDir))
 	config.Authentication.Authenticator = union.NewFailOnError(
-		group.NewAuthenticatedGroupAdder(union.New(
-			x509request.NewDynamic(clientCA.VerifyOptions, x509request.CommonNameUserConversion),
-			bearertoken.New(OpenTokens(TokensPath(cfg.DataDir))),
+		group.NewAuthenticatedGroupAdder(union.NewFailOnError(
+			vouched{tokens: tokens, now: time.Now},
+			union.New(x509request.NewDynamic(clientCA.VerifyOptions, certificateHolder), bearertoken.New(tokens)),
 		)),
 		anonymous.NewAuthenticator(health),
 	)

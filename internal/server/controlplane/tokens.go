@@ -138,7 +138,27 @@ func (t *Tokens) AuthenticateToken(_ context.Context, secret string) (*authentic
 	if token.Expired(t.now()) {
 		return nil, false, fmt.Errorf("token %s expired at %s", token.Name, token.Expires.Format(time.RFC3339))
 	}
-	return &authenticator.Response{User: &user.DefaultInfo{Name: token.Name, Groups: token.Groups}}, true, nil
+	return &authenticator.Response{User: token.user()}, true, nil
+}
+
+// credentialToken begins the id of a credential that is a token, as X509SHA256= does for certificates.
+const credentialToken = "TOKENSHA256="
+
+func (t Token) user() *user.DefaultInfo {
+	return &user.DefaultInfo{Name: t.Name, Groups: t.Groups, Extra: extraOf(credentialToken+t.SHA256, t.Expires)}
+}
+
+// stands is an error when the token with this hash is gone or has expired.
+func (t *Tokens) stands(hash string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.reload(); err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(t.tokens, func(token Token) bool { return token.SHA256 == hash && !token.Expired(t.now()) }) {
+		return errors.New("the token that this session was opened with was revoked or has expired")
+	}
+	return nil
 }
 
 // reload reads the file when it is another than the one read last. Requires mu.

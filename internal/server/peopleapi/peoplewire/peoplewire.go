@@ -20,6 +20,9 @@ const (
 	PathExpiry       = "/coldrack/v1/expiry"        // GET -> []Expiry
 	PathBoots        = "/coldrack/v1/boots"         // GET -> gate.Counts
 	PathBundles      = "/coldrack/v1/bundles"       // HEAD, POST and PUT: the upload of a bundle; DELETE
+	PathUISession    = "/coldrack/v1/ui/session"    // GET -> UISession; POST: open one for who asks, as a cookie -> UISession
+	PathUILogout     = "/coldrack/v1/ui/logout"     // POST: end the session
+	PathUILinks      = "/coldrack/v1/ui/links"      // POST -> UILink
 )
 
 // Expiry is when certificates of one sort end.
@@ -152,4 +155,22 @@ type Check struct {
 	// Detail says what was found, and for a failure where to look.
 	Detail   string        `json:"detail"`
 	Duration time.Duration `json:"duration"`
+}
+
+// UISession is who looks at the web pages.
+type UISession struct {
+	User string `json:"user"`
+	// Role is viewer, operator or admin.
+	Role string `json:"role"`
+	// Until is when the session ends, or the certificate where there is none; zero: never.
+	Until time.Time `json:"until,omitzero"`
+	// Session is true for a session that can be ended, false for a browser that shows a certificate each time.
+	Session bool `json:"session"`
+}
+
+// UILink opens one session of the person who asked for it.
+type UILink struct {
+	// Path below the server's address. What is behind its # never reaches a log.
+	Path  string    `json:"path"`
+	Until time.Time `json:"until"`
 }
