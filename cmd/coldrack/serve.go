@@ -25,6 +25,7 @@ func serveOptions() map[string]settings.Option {
 		"dataDir":       usage("folder that holds all state: store, keys, leases, content, audit log"),
 		"apiAddress":    usage("where people's API listens, host:port"),
 		"apiNames":      usage("extra DNS names and addresses of the API's certificate"),
+		"ui":            usage("serve the web pages on the address of people's API; false: only the API"),
 		"interfaces":    usage("the only interfaces on which machines are answered; none: DHCP on every one with an address in a Subnet, the other services on all"),
 		"bootAddress":   usage("address of this server as machines reach it; none: the first one of the first interface"),
 		"bootPort":      usage("port of scripts, kernels and images over plain HTTP"),

@@ -30,6 +30,9 @@ type Config struct {
 	// APINames are extra DNS names and addresses of the API's certificate.
 	APINames []string `json:"apiNames,omitempty"`
 
+	// UI serves the web pages of people's API.
+	UI bool `json:"ui"`
+
 	// Interfaces on which machines are answered, and no others: also those that do not exist yet. Empty: DHCP on every interface
 	// that has an address in a Subnet, the other services on all.
 	Interfaces []string `json:"interfaces,omitempty"`
@@ -117,6 +120,7 @@ func DefaultConfig() Config {
 	return Config{
 		DataDir:           "/var/lib/coldrack",
 		APIAddress:        "127.0.0.1:7443",
+		UI:                true,
 		BootPort:          7080,
 		MachinePort:       7444,
 		TFTPPort:          69,

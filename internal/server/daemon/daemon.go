@@ -35,6 +35,7 @@ import (
 	"coldrack.dev/internal/server/peopleapi"
 	"coldrack.dev/internal/server/peopleapi/credentials"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
+	"coldrack.dev/internal/server/ui"
 )
 
 // TakeLibraryLogs makes the libraries that log through one logger per process write to log. A process calls it
@@ -98,6 +99,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	if !cfg.NoBoot {
 		if s.reach, err = newReach(cfg, s.inside, log.With("part", "boot")); err != nil {
+			return err
+		}
+	}
+	if cfg.UI && cfg.Kubeconfig == "" {
+		if s.ui, err = ui.New(cfg.path("ui-sessions.json"), log.With("part", "ui")); err != nil {
 			return err
 		}
 	}
@@ -173,6 +179,7 @@ type server struct {
 	fleet        *fleet.Fleet
 	clusters     *members.Set
 	clusterAPI   *peopleapi.ClusterAPI
+	ui           *ui.UI // nil without web pages
 	metrics      *metrics
 	bootGate     *bootGate
 	reach        *reach     // nil without boot services
@@ -228,11 +235,17 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		profilesPath:                  peopleapi.Limit{AtOnce: 2}.Around(profiles()),
 	}
 	maps.Copy(handlers, s.clusterAPI.Handlers())
+	var front func(http.Handler) http.Handler
+	if s.ui != nil {
+		maps.Copy(handlers, s.ui.Handlers())
+		front = s.ui.Front
+	}
 	return controlplane.Start(ctx, controlplane.Config{
 		Logger: s.log.With("part", "controlplane"), DataDir: cfg.DataDir, Address: cfg.APIAddress,
 		ServingCert: certPEM, ServingKey: keyPEM, ClientCAs: s.keys.people.CertPEM(),
 		EncryptionKey: encryptionKey,
 		Handlers:      handlers,
+		Front:         front,
 		Normalize:     identify.Normalize,
 		Audit:         s.audit, AuditContinue: cfg.AuditFailure == AuditContinue,
 		Version:       version.Get().Version,
