@@ -447,7 +447,7 @@ type KubernetesStatus struct {
 	// +optional
 	// +listType=atomic
 	Phases []Step `json:"phases,omitempty"`
-	// Done is true when every phase has succeeded for what the machine is to have now.
+	// Done is true when every phase has succeeded for the configuration that Config stands for.
 	// +optional
 	Done bool `json:"done,omitempty"`
 	// Config stands for the configuration that the node carries out, or has carried out.
@@ -456,7 +456,8 @@ type KubernetesStatus struct {
 	// FormerConfig stands for the one before, which the node keeps for a roll-back.
 	// +optional
 	FormerConfig *ConfigDigests `json:"formerConfig,omitempty"`
-	// Message says why a machine that belongs to a cluster is not told what to do, or why a phase failed.
+	// Message says why a machine that belongs to a cluster is not told what to do, why a phase failed, or why the node cannot go back
+	// to its former configuration.
 	// +optional
 	Message string `json:"message,omitempty"`
 	// CertificatesExpireAt is when the first of the node's certificates expires.

@@ -10,8 +10,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -116,8 +114,8 @@ type Executor struct {
 	wake    chan struct{} // of capacity one
 
 	mu sync.Mutex
-	// begun is the assignment that is carried out, next one that shall be. They have plans.
-	begun, next *wire.NodeAssignment
+	// begun is what is carried out, next what shall be.
+	begun, next *state
 	paused      bool
 	message     string
 	content     string // URL
@@ -140,7 +138,7 @@ func New(o Options) (*Executor, error) {
 	}
 	e.ledger = nodefile.OpenLedger(e.disk, ledgerFile, o.Log)
 	e.ledger.CleanUp(assignmentFile, digestsFile)
-	saved, err := loadAssignment(e.disk)
+	saved, err := loadState(e.disk)
 	if err != nil {
 		o.Log.Error("cannot read the saved plan; waiting for one from the server", "err", err)
 		return e, nil
@@ -186,16 +184,7 @@ func (e *Executor) Assign(a wire.NodeAssignment) {
 	}
 	e.orphan = false
 	e.content = a.Plan.ContentURL
-	switch {
-	case e.begun != nil && e.begun.Version == a.Version, e.next != nil && e.next.Version == a.Version, e.refused == a.Version:
-	case e.begun != nil && samePlan(e.begun.Plan, a.Plan):
-		// What was done for the last version is done for this one.
-		e.begun.Version, e.next = a.Version, nil
-		e.track.rename(a.Version)
-		e.save()
-	default:
-		e.next, e.refused = &a, ""
-	}
+	e.take(a)
 	resumed := e.paused && !a.Paused
 	if a.Paused != e.paused {
 		e.paused = a.Paused
@@ -218,6 +207,32 @@ func (e *Executor) Assign(a wire.NodeAssignment) {
 	}
 }
 
+// take makes of an assignment with a plan what is to be carried out next. The caller holds mu.
+func (e *Executor) take(a wire.NodeAssignment) {
+	switch {
+	case e.begun != nil && e.begun.Version == a.Version:
+		e.next = nil
+		return
+	case e.next != nil && e.next.Version == a.Version, e.refused == a.Version:
+		return
+	}
+	next, message := decide(e.begun, a)
+	if message != "" {
+		e.Log.Warn("cannot do what the server asks for", "operation", a.Operation, "because", message)
+	}
+	e.track.note(message)
+	if e.begun == nil || !samePlan(e.begun.Plan, next.Plan) {
+		e.next, e.refused = next, ""
+		return
+	}
+	// What was done for the last version is done for this one.
+	paused := e.begun.Paused
+	e.begun, e.next = next, nil
+	e.begun.Paused = paused
+	e.track.rename(next)
+	e.save()
+}
+
 // samePlan ignores where content is, which changes nothing on a node.
 func samePlan(a, b *wire.NodePlan) bool {
 	x, y := *a, *b
@@ -225,7 +240,7 @@ func samePlan(a, b *wire.NodePlan) bool {
 	return reflect.DeepEqual(x, y)
 }
 
-// save keeps the assignment that is carried out for a start without the server. The caller holds mu.
+// save keeps what is carried out, for a start without the server and for a roll-back. The caller holds mu.
 func (e *Executor) save() {
 	b, err := json.Marshal(e.begun)
 	if err == nil {
@@ -295,7 +310,7 @@ func (e *Executor) start(ctx context.Context) (p *pass, end func()) {
 	if e.next != nil {
 		if err := Validate(e.next.Plan); err != nil {
 			e.Log.Error("invalid plan", "version", e.next.Version, "err", err)
-			e.track.follow(e.next.Version, e.next.Plan)
+			e.track.follow(e.next)
 			for _, ph := range e.next.Plan.Phases {
 				e.track.fail(ph.Name, err.Error())
 			}
@@ -307,7 +322,7 @@ func (e *Executor) start(ctx context.Context) (p *pass, end func()) {
 		return nil, nil
 	case e.paused:
 		if e.begun == nil && e.next != nil {
-			e.track.follow(e.next.Version, e.next.Plan)
+			e.track.follow(e.next)
 			for _, ph := range e.next.Plan.Phases {
 				e.track.hold(ph.Name, pausedText)
 			}
@@ -319,14 +334,14 @@ func (e *Executor) start(ctx context.Context) (p *pass, end func()) {
 	case e.begun == nil:
 		return nil, nil
 	}
-	e.track.follow(e.begun.Version, e.begun.Plan)
+	e.track.follow(e.begun)
 	if e.Kit != nil {
 		e.Kit.Set(e.begun.Plan.Kit, e.content, e.begun.Plan.KubernetesVersion)
 	}
 	soft, interrupt := context.WithCancelCause(ctx)
 	open, hold := context.WithCancelCause(soft)
 	e.interrupt, e.hold = interrupt, hold
-	p = e.newPass(ctx, soft, open, e.begun.Plan)
+	p = e.newPass(ctx, soft, open, e.begun)
 	// Everything is looked at again after a while, even if something is still waited for, but nothing that is
 	// being done is cut off for it. A tenth of jitter spreads the nodes of a rack.
 	var timer *time.Timer
@@ -406,18 +421,4 @@ func (e *Executor) report(ctx context.Context) error {
 		failures = 0
 	}
 	return nil
-}
-
-// loadAssignment returns the last assignment that was begun, nil if there is none.
-func loadAssignment(d nodefile.Disk) (*wire.NodeAssignment, error) {
-	var a wire.NodeAssignment
-	if err := nodefile.ReadJSON(d, assignmentFile, &a); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	} else if err != nil {
-		return nil, err
-	}
-	if a.Plan == nil {
-		return nil, fmt.Errorf("%s has no plan", assignmentFile)
-	}
-	return &a, nil
 }

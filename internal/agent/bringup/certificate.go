@@ -20,11 +20,26 @@ func (p *pass) certificate(ctx context.Context, c wire.NodeCertificate) (bool, e
 	if err != nil {
 		return false, err
 	}
+	var certificate, key []byte
+	ask := p.asSigned(c)
+	if was.Why != "" {
+		certificate, key = p.keptPair(c)
+		// One that the server signed for its newer plan does as well: there is no other to be had.
+		newer, err := nodecert.Look(d, p.plan, ask, p.Now())
+		if err != nil {
+			return false, err
+		}
+		if certificate == nil && newer.Usable {
+			was = newer
+		}
+	}
 	p.track.expiry(c.Name, was.Leaf)
 	if was.Why == "" {
 		return false, p.certificateModes(c)
 	}
-	certificate, key, err := nodecert.Request(ctx, p.Server, p.plan.Cluster, c, p.Now)
+	if certificate == nil {
+		certificate, key, err = nodecert.Request(ctx, p.Server, p.plan.Cluster, ask, p.Now)
+	}
 	if err != nil {
 		if was.Usable && ctx.Err() == nil {
 			p.Log.Warn("certificate renewal failed; the current certificate is still valid", "certificate", c.Name, "expires", was.Leaf.NotAfter, "err", err)
@@ -37,6 +52,9 @@ func (p *pass) certificate(ctx context.Context, c wire.NodeCertificate) (bool, e
 		paths = append(paths, c.KeyPath, nodecert.Fresh(c))
 	}
 	if err := p.prepare(paths); err != nil {
+		return false, err
+	}
+	if err := p.keepCertificate(c.Name); err != nil {
 		return false, err
 	}
 	if err := nodecert.WritePair(d, c, certificate, key); err != nil {
@@ -60,6 +78,15 @@ func (p *pass) certificate(ctx context.Context, c wire.NodeCertificate) (bool, e
 	p.track.expiry(c.Name, list[0])
 	p.Log.Info("certificate written", "certificate", c.Name, "path", c.CertPath, "because", was.Why, "expires", list[0].NotAfter)
 	return true, nil
+}
+
+// asSigned is a certificate as the server signs it now.
+func (p *pass) asSigned(c wire.NodeCertificate) wire.NodeCertificate {
+	now := find(p.signed, func(s wire.NodeCertificate) bool { return s.Name == c.Name })
+	if now.CertPath != c.CertPath || now.KeyPath != c.KeyPath || now.Rotated != c.Rotated {
+		return c
+	}
+	return now
 }
 
 // certificateModes corrects the modes of files whose content is right.

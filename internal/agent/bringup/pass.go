@@ -23,6 +23,10 @@ import (
 type pass struct {
 	*Executor
 	plan *wire.NodePlan
+	// former is the plan that a roll-back would lead to, nil for none.
+	former *wire.NodePlan
+	// signed are the certificates as the server signs them now; empty: as the plan has them.
+	signed []wire.NodeCertificate
 	// hard ends with the agent. What must not be cut in two runs under it.
 	hard context.Context
 	// soft ends when this plan is no longer the one to carry out: waiting is pointless from then on.
@@ -48,8 +52,9 @@ type part struct {
 	name string
 }
 
-func (e *Executor) newPass(hard, soft, open context.Context, plan *wire.NodePlan) *pass {
-	p := &pass{Executor: e, plan: plan, hard: hard, soft: soft, open: open, done: map[string]chan struct{}{}}
+func (e *Executor) newPass(hard, soft, open context.Context, s *state) *pass {
+	plan := s.Plan
+	p := &pass{Executor: e, plan: plan, former: s.Former, signed: s.Signed, hard: hard, soft: soft, open: open, done: map[string]chan struct{}{}}
 	for _, ph := range plan.Phases {
 		p.done[ph.Name] = make(chan struct{})
 		if worksOn(plan, ph) {
@@ -248,7 +253,13 @@ func (p *pass) prepare(paths []string) error {
 			note = append(note, file)
 		}
 		note = append(note, p.disk.MissingParents(file)...)
-		units = append(units, readers(p.plan, file)...)
+		f := fileAt(p.plan, file)
+		for _, unit := range readers(p.plan, file) {
+			if f != nil && f.Soft {
+				unit = reloadOf(unit)
+			}
+			units = append(units, unit)
+		}
 	}
 	slices.Sort(units)
 	return p.ledger.Prepare(note, slices.Compact(units))
@@ -268,7 +279,7 @@ func (p *part) changed(what string, args ...any) {
 func (p *part) tidy() error {
 	p.tidying.Lock()
 	defer p.tidying.Unlock()
-	gone := stale(p.plan, p.ledger.Paths())
+	gone := stale(p.plan, p.former, p.ledger.Paths())
 	if len(gone) == 0 {
 		return nil
 	}
@@ -350,6 +361,11 @@ func (p *part) remove(file string) (bool, error) {
 					return false, err
 				}
 			}
+		}
+	}
+	if former := p.formerProgram(file); former.Path != "" {
+		if err := p.keepProgram(file, former.Digest); err != nil { // putting it back looks at what it is
+			return false, err
 		}
 	}
 	if err := os.Remove(p.disk.At(file)); err != nil {

@@ -212,11 +212,15 @@ func belongings(plan *wire.NodePlan) map[string]bool {
 	return wanted
 }
 
-// stale are the paths that were written for an earlier plan and that plan has no use for, what is deepest
-// first. Static pods come before all: they run until their manifest is gone.
-func stale(plan *wire.NodePlan, written []string) []string {
+// stale are the paths that were written for an earlier plan and that neither plan nor a roll-back to former has a use for, what is
+// deepest first. Static pods come before all: they run until their manifest is gone.
+func stale(plan, former *wire.NodePlan, written []string) []string {
 	keep := map[string]bool{}
-	for p := range belongings(plan) {
+	wanted := belongings(plan)
+	for _, p := range keepsakes(former) {
+		wanted[p] = true
+	}
+	for p := range wanted {
 		for ; p != "/"; p = path.Dir(p) {
 			keep[p] = true
 		}

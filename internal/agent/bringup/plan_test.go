@@ -205,7 +205,7 @@ func TestWhoReadsAFileWhenItStarts(t *testing.T) {
 
 func TestWhatAnEarlierPlanLeft(t *testing.T) {
 	r := newRig(t)
-	got := stale(r.controlPlane(), []string{
+	got := stale(r.controlPlane(), nil, []string{
 		"/etc/kubernetes", "/etc/kubernetes/pki/ca.crt", "/etc/keepalived", "/etc/keepalived/keepalived.conf", "/opt/cni/bin", "/opt/cni/bin/flannel",
 		"/etc/kubernetes/manifests/kube-scheduler.yaml", "/var/lib/coldrack/kubernetes/scheduler.key",
 	})
@@ -224,7 +224,7 @@ func TestKernelParametersAreReadAsSysctlReadsThem(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p := r.executor().newPass(t.Context(), t.Context(), t.Context(), r.controlPlane())
+	p := r.executor().newPass(t.Context(), t.Context(), t.Context(), &state{NodeAssignment: wire.NodeAssignment{Plan: r.controlPlane()}})
 	for line, wrong := range map[string]bool{
 		"net.ipv4.tcp_rmem = 4096 131072 6291456":  false,
 		"net.ipv4.tcp_rmem=4096 131072 1":          true,

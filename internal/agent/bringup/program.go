@@ -84,7 +84,7 @@ func (p *part) programs(ctx context.Context, programs []wire.Program) error {
 	for _, program := range missing {
 		p.say("fetches %s %s", program.Name, program.Version)
 		p.track.bytes(p.name, done, total)
-		if err := p.fetch(ctx, program, func(n int64) { p.track.bytes(p.name, done+n, total) }); err != nil {
+		if err := p.fetch(ctx, program, digests[program.Path].Digest, func(n int64) { p.track.bytes(p.name, done+n, total) }); err != nil {
 			return err
 		}
 		done += program.Content.Size
@@ -176,8 +176,15 @@ func (c contextReader) Read(b []byte) (int, error) {
 
 func digestOf(h hash.Hash) string { return "sha256:" + hex.EncodeToString(h.Sum(nil)) }
 
-// fetch unpacks a program while it arrives. One that is running goes on with the old file.
-func (p *part) fetch(ctx context.Context, program wire.Program, progress func(int64)) error {
+// fetch brings a program to where one with the digest has may be: the one that was kept, or else from the server, unpacked while
+// it arrives. One that is running goes on with the old file.
+func (p *part) fetch(ctx context.Context, program wire.Program, has string, progress func(int64)) error {
+	if err := p.keepProgram(program.Path, has); err != nil {
+		return err
+	}
+	if restored, err := p.restoreProgram(ctx, program); restored || err != nil {
+		return err
+	}
 	if free, total := p.disk.Space(path.Dir(program.Path)); total > 0 && free < program.Size+spare {
 		return fmt.Errorf("program %s: %s needs %s and has %s free of %s on its file system: remove what is not needed there",
 			program.Name, program.Path, nodefile.Size(program.Size+spare), nodefile.Size(free), nodefile.Size(total))

@@ -188,11 +188,16 @@ func (s *fakeServer) authority(name string) string {
 
 // give makes plan what the server assigns, and returns that assignment.
 func (s *fakeServer) give(version string, plan *wire.NodePlan) wire.NodeAssignment {
+	return s.order(wire.NodeAssignment{Version: version, Plan: plan})
+}
+
+// order is give with more than a plan.
+func (s *fakeServer) order(a wire.NodeAssignment) wire.NodeAssignment {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	plan.ContentURL = s.boot.URL
-	s.assign = wire.NodeAssignment{Version: version, Plan: plan}
-	return copyOf(s.assign)
+	a.Plan.ContentURL = s.boot.URL
+	s.assign = a
+	return copyOf(a)
 }
 
 // copyOf goes through JSON, as everything does that an agent gets.
@@ -305,7 +310,7 @@ func (w *twin) Do(_ context.Context, verb string, units ...string) error {
 	}
 	for _, unit := range units {
 		u := w.load(unit)
-		if err := w.broken[unit]; err != nil && (verb == "start" || verb == "restart") {
+		if err := w.broken[unit]; err != nil && (verb == "start" || verb == "restart" || verb == "reload-or-restart") {
 			u.Active = "failed"
 			w.store(unit, u)
 			return err
@@ -326,6 +331,8 @@ func (w *twin) Do(_ context.Context, verb string, units ...string) error {
 			if err := w.apply(unit); err != nil {
 				return err
 			}
+		case "reload-or-restart":
+			u.Read = w.digests(append(w.own(unit), w.reads[unit]...))
 		default:
 			return fmt.Errorf("unknown verb %s", verb)
 		}

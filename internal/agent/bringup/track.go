@@ -37,13 +37,15 @@ func (t *track) retell() {
 	t.tell()
 }
 
-// follow starts over when version is another one than before.
-func (t *track) follow(version string, plan *wire.NodePlan) {
+// follow starts over when the version is another one than before.
+func (t *track) follow(s *state) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	version, plan := s.Version, s.Plan
 	if t.report.Version == version && t.report.Cluster == plan.Cluster {
 		return
 	}
+	t.digests(s)
 	t.report.Version, t.report.Cluster, t.report.Done, t.report.Phases = version, plan.Cluster, false, nil
 	for _, ph := range plan.Phases {
 		t.report.Phases = append(t.report.Phases, wire.Step{Name: ph.Name, State: wire.StatePending, Reason: ph.Reason})
@@ -56,12 +58,31 @@ func (t *track) follow(version string, plan *wire.NodePlan) {
 	t.tell()
 }
 
-// rename takes what was done for a version as done for another one.
-func (t *track) rename(version string) {
+// rename takes what was done for the version before as done for another one.
+func (t *track) rename(s *state) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.report.Version != "" && t.report.Version != version {
-		t.report.Version = version
+	if t.report.Version != "" && t.report.Version != s.Version {
+		t.report.Version = s.Version
+		t.digests(s)
+		t.tell()
+	}
+}
+
+// digests needs t.mu.
+func (t *track) digests(s *state) {
+	t.report.Config, t.report.FormerConfig = s.Plan.Digests, nil
+	if s.Former != nil {
+		t.report.FormerConfig = &s.Former.Digests
+	}
+}
+
+// note says what the server asked for and cannot be done; "" for nothing.
+func (t *track) note(message string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.report.Message != message {
+		t.report.Message = message
 		t.tell()
 	}
 }

@@ -2,6 +2,7 @@ package bringup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -78,7 +79,7 @@ func (p *part) introduce(ctx context.Context) error {
 
 // unit makes sure that a unit runs, with what it reads as it is now.
 func (p *part) unit(ctx context.Context, name string) error {
-	due := p.ledger.Pending(name)
+	due, reload := p.ledger.Pending(name), p.ledger.Pending(reloadOf(name))
 	state, err := p.Systemd.State(ctx, name)
 	if err != nil {
 		return err
@@ -92,12 +93,14 @@ func (p *part) unit(ctx context.Context, name string) error {
 	default:
 		return fmt.Errorf("systemd cannot load %s: %s; see systemctl status %s", name, state.Load, name)
 	}
-	verb := "start"
+	verb, says := "start", "starts"
 	switch {
 	case due != 0:
-		verb = "restart"
-	case state.Active == "active":
+		verb, says = "restart", "restarts"
+	case state.Active == "active" && reload == 0:
 		return nil
+	case state.Active == "active":
+		verb, says = "reload-or-restart", "reloads"
 	}
 	if state.Active == "failed" {
 		// systemd gives up on a unit that failed often; what made it fail may be mended now.
@@ -105,13 +108,16 @@ func (p *part) unit(ctx context.Context, name string) error {
 			return err
 		}
 	}
-	p.say("%ss %s", verb, name)
+	p.say("%s %s", says, name)
 	if err := p.Systemd.Do(ctx, verb, name); err != nil {
 		return p.withLog(ctx, err, name)
 	}
 	p.changed("unit runs", "unit", name, "by", verb)
-	return p.ledger.Restarted(name, due)
+	return errors.Join(p.ledger.Restarted(name, due), p.ledger.Restarted(reloadOf(name), reload))
 }
+
+// reloadOf is under what the ledger notes that a unit is to read its files again without an interruption.
+func reloadOf(unit string) string { return unit + " reload" }
 
 func (p *part) withLog(ctx context.Context, err error, unit string) error {
 	if lines := p.Systemd.Log(ctx, unit, logLines); len(lines) > 0 {

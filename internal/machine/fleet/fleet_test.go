@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -151,6 +152,41 @@ func TestHeartbeatsThatSayNothingNewAreQuiet(t *testing.T) {
 	}
 	if at := f.Live("a").ReadyAt; !at.Equal(now) {
 		t.Errorf("ready since %v, want since the last reboot %v", at, now)
+	}
+}
+
+// Whoever rolls a change through a cluster waits for what a node says that it has.
+func TestAnotherConfigurationIsNews(t *testing.T) {
+	f := New(Options{})
+	f.Put(expected("a", v1alpha1.Identifiers{}))
+	f.NextDirty(t.Context())
+	report := wire.PhaseReport{Cluster: "rack", Done: true}
+	for _, step := range []struct {
+		name   string
+		change func()
+		news   bool
+	}{
+		{"the first report", func() {}, true},
+		{"the same again", func() { report.Version = "v2" }, false},
+		{"other digests", func() { report.Config = wire.ConfigDigests{Etcd: "e", ControlPlane: "c", Node: "n"} }, true},
+		{"a former configuration", func() { report.FormerConfig = &wire.ConfigDigests{Node: "m"} }, true},
+		{"the same former configuration", func() { report.FormerConfig = &wire.ConfigDigests{Node: "m"} }, false},
+		{"none any more", func() { report.FormerConfig = nil }, true},
+		{"a message", func() { report.Message = "cannot\x1b[2J go back" }, true},
+	} {
+		step.change()
+		f.BroughtUp("a", report)
+		f.dirty.mu.Lock()
+		news := f.dirty.names["a"]
+		delete(f.dirty.names, "a")
+		f.dirty.mu.Unlock()
+		if news != step.news {
+			t.Errorf("%s: news %v", step.name, news)
+		}
+	}
+	up := f.Live("a").Bringup
+	if up.Config != (v1alpha1.ConfigDigests{Etcd: "e", ControlPlane: "c", Node: "n"}) || strings.Contains(up.Message, "\x1b") {
+		t.Errorf("known is %+v", up)
 	}
 }
 

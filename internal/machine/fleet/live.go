@@ -3,6 +3,7 @@ package fleet
 import (
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -380,13 +381,25 @@ type Bringup struct {
 	KubernetesVersion string
 	// CertificatesExpireAt is when the first of the certificates expires; zero when there is none.
 	CertificatesExpireAt time.Time
+	// Config stands for what is carried out, FormerConfig for what a roll-back would lead to, nil for nothing.
+	Config       v1alpha1.ConfigDigests
+	FormerConfig *v1alpha1.ConfigDigests
+	// Message says why something that was asked for is not done.
+	Message string
+}
+
+func digestsOf(c wire.ConfigDigests) v1alpha1.ConfigDigests {
+	return v1alpha1.ConfigDigests{Etcd: termtext.Line(c.Etcd, 64), ControlPlane: termtext.Line(c.ControlPlane, 64), Node: termtext.Line(c.Node, 64)}
 }
 
 // BroughtUp records how far a node is. Only what a person would see makes the machine dirty.
 func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
 	next := &Bringup{
 		Cluster: termtext.Line(report.Cluster, 64), Version: termtext.Line(report.Version, 64), Phases: Steps(report.Phases), Done: report.Done,
-		KubernetesVersion: termtext.Line(report.KubernetesVersion, 64),
+		KubernetesVersion: termtext.Line(report.KubernetesVersion, 64), Config: digestsOf(report.Config), Message: termtext.Line(report.Message, 256),
+	}
+	if report.FormerConfig != nil {
+		next.FormerConfig = new(digestsOf(*report.FormerConfig))
 	}
 	for _, at := range report.Certificates {
 		if next.CertificatesExpireAt.IsZero() || at.Before(next.CertificatesExpireAt) {
@@ -397,6 +410,7 @@ func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
 		old := l.Bringup
 		l.Bringup, l.BringupAt = next, f.now()
 		return old == nil || old.Cluster != next.Cluster || old.Done != next.Done || old.KubernetesVersion != next.KubernetesVersion ||
+			old.Config != next.Config || !reflect.DeepEqual(old.FormerConfig, next.FormerConfig) || old.Message != next.Message ||
 			!old.CertificatesExpireAt.Equal(next.CertificatesExpireAt) || !slices.EqualFunc(old.Phases, next.Phases, equalSteps)
 	})
 }

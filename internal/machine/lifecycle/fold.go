@@ -130,7 +130,10 @@ func foldKubernetes(m *v1alpha1.Machine, live fleet.Live) {
 	if up == nil || live.BringupAt.Before(m.Status.Installed.At.Time) {
 		return
 	}
-	next := &v1alpha1.KubernetesStatus{Cluster: up.Cluster, Version: up.KubernetesVersion, Phases: up.Phases, Done: up.Done}
+	next := &v1alpha1.KubernetesStatus{Cluster: up.Cluster, Version: up.KubernetesVersion, Phases: up.Phases, Done: up.Done, FormerConfig: up.FormerConfig, Message: up.Message}
+	if up.Config != (v1alpha1.ConfigDigests{}) {
+		next.Config = new(up.Config)
+	}
 	if was := m.Status.Kubernetes; was != nil && was.Cluster == next.Cluster {
 		next.Node, next.Roles = was.Node, was.Roles
 	}
@@ -138,7 +141,7 @@ func foldKubernetes(m *v1alpha1.Machine, live fleet.Live) {
 		next.CertificatesExpireAt = new(metav1.NewTime(up.CertificatesExpireAt.UTC().Truncate(time.Second)))
 	}
 	if !next.Done {
-		next.Message = RunningPhase(next)
+		next.Message = cmp.Or(next.Message, RunningPhase(next))
 	}
 	m.Status.Kubernetes = next
 }

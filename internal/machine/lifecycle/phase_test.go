@@ -197,6 +197,32 @@ func TestFoldSaysTheSameTwice(t *testing.T) {
 	}
 }
 
+func TestStatusSaysWhichConfigurationANodeHas(t *testing.T) {
+	s := newScene(approved, inventory, installed(time.Hour), beat(0), booted(time.Hour, v1alpha1.BootLocalDisk))
+	l := LimitsFor(90*time.Second, s.now.Add(-time.Hour))
+	has, had := v1alpha1.ConfigDigests{Node: "n2"}, v1alpha1.ConfigDigests{Node: "n1"}
+	s.live.Bringup, s.live.BringupAt = &fleet.Bringup{Cluster: "rack", Done: true, Config: has, FormerConfig: &had, Message: "cannot go back"}, s.now
+	Fold(s.m, s.live, nil, s.now, l)
+	k := s.m.Status.Kubernetes
+	if k == nil || k.Config == nil || *k.Config != has || k.FormerConfig == nil || *k.FormerConfig != had || k.Message != "cannot go back" {
+		t.Fatalf("status is %+v", k)
+	}
+	before := s.m.DeepCopy()
+	s.live.Bringup = &fleet.Bringup{Cluster: "rack", Done: true, Config: had}
+	Fold(s.m, s.live, nil, s.now, l)
+	if k := s.m.Status.Kubernetes; *k.Config != had || k.FormerConfig != nil || k.Message != "" {
+		t.Errorf("back, status is %+v", k)
+	}
+	if u := UrgencyOf(before.Status, s.m.Status); u != Immediate {
+		t.Errorf("another configuration is written with urgency %d", u)
+	}
+	s.live.Bringup = &fleet.Bringup{Cluster: "rack"} // an agent of before
+	Fold(s.m, s.live, nil, s.now, l)
+	if k := s.m.Status.Kubernetes; k.Config != nil {
+		t.Errorf("of an agent that says nothing, status says %+v", k.Config)
+	}
+}
+
 func TestConditions(t *testing.T) {
 	s := newScene(inventory)
 	s.live.Conflict, s.live.ConflictAt = "it has a MAC of machine a", s.now

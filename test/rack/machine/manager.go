@@ -300,6 +300,29 @@ func openLog(name string) (*os.File, error) {
 	return os.OpenFile(filepath.Join(unitLogs, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 }
 
+// reloadUnit has a unit that runs read its files again; it is false for one that cannot.
+func (m *manager) reloadUnit(name string) (reloads bool, err error) {
+	m.mu.Lock()
+	s := m.services[name]
+	if s == nil || s.process == nil || s.unit == nil || len(s.unit.reload) == 0 {
+		m.mu.Unlock()
+		return false, nil
+	}
+	lines, pid := s.unit.reload, s.process.Pid
+	m.mu.Unlock()
+	for _, line := range lines {
+		words := strings.Fields(strings.ReplaceAll(line, "$MAINPID", strconv.Itoa(pid)))
+		cmd := exec.Command(strings.TrimLeft(words[0], "-@:+!"), words[1:]...)
+		if err = m.run(cmd); err == nil {
+			err = m.wait(cmd)
+		}
+		if err != nil {
+			return true, fmt.Errorf("reload %s: %w", name, err)
+		}
+	}
+	return true, nil
+}
+
 // do carries out one of systemctl's verbs.
 func (m *manager) do(verb string, units []string) (out string, err error) {
 	for _, name := range units {
@@ -314,6 +337,11 @@ func (m *manager) do(verb string, units []string) (out string, err error) {
 			}
 		case "try-restart":
 			if m.state(name) == "active" {
+				_, err = m.do("restart", []string{name})
+			}
+		case "reload-or-restart":
+			var reloads bool
+			if reloads, err = m.reloadUnit(name); !reloads && err == nil {
 				_, err = m.do("restart", []string{name})
 			}
 		case "reset-failed":

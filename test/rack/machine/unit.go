@@ -23,13 +23,13 @@ type unit struct {
 	before []string
 	after  []string
 
-	oneshot, remain bool
-	pre, exec       []string // command lines
-	environment     []string
-	files           []string // EnvironmentFile
-	restart         bool
-	restartAfter    time.Duration
-	unlimited       bool // StartLimitIntervalSec=0
+	oneshot, remain   bool
+	pre, exec, reload []string // command lines
+	environment       []string
+	files             []string // EnvironmentFile
+	restart           bool
+	restartAfter      time.Duration
+	unlimited         bool // StartLimitIntervalSec=0
 
 	// text of all its files, by which a change is seen.
 	text string
@@ -100,6 +100,8 @@ func (u *unit) read(text string) {
 			list(&u.pre, value, value)
 		case "ExecStart":
 			list(&u.exec, value, value)
+		case "ExecReload":
+			list(&u.reload, value, value)
 		case "Environment":
 			list(&u.environment, value, unquote(value))
 		case "EnvironmentFile":
