@@ -26,7 +26,7 @@ import (
 )
 
 // TestEtcd runs real etcd with the flags and certificates of a plan: the members start in any order and become one
-// cluster, one loses power and comes back, and a further one joins.
+// cluster, one loses power and comes back, and a further one joins: as a node, as a learner, and with a vote.
 func TestEtcd(t *testing.T) {
 	require.Need(t, "netns", "etcd")
 	t.Parallel()
@@ -63,10 +63,31 @@ func TestEtcd(t *testing.T) {
 		t.Fatalf("after the power cut the machine answers %s", reply)
 	}
 
-	// A fourth machine, for which somebody has announced a member.
+	// A fourth machine, which is a node before it has a member.
 	in.Cluster.Spec.Etcd.AllowEvenMembers = true
 	in.Machines = append(in.Machines, Machine{Name: "machine-04", Hostname: "node-04", Group: in.Machines[0].Group,
-		Addresses: []netip.Addr{netip.MustParseAddr("10.20.0.14")}})
+		Addresses: []netip.Addr{netip.MustParseAddr("10.20.0.14")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.9.0/24")}})
+	coming, err := Render(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if command := etcdCommand(coming.Nodes["machine-04"]); command != nil {
+		t.Fatalf("before its member was added it would start %v", command)
+	}
+	// etcd refuses until its members have seen each other for five seconds.
+	var added struct{ Member struct{ ID string } }
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		reply, err := first.try("/v3/cluster/member/add", map[string]any{"peerURLs": []string{"https://10.20.0.14:2380"}, "isLearner": true})
+		if err == nil {
+			if err := json.Unmarshal([]byte(reply), &added); err != nil {
+				t.Fatal(err)
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("announce the fourth member: %v %s", err, reply)
+		}
+	}
 	if in.Machines, err = Assign(in.Cluster, in.Groups, in.Machines, in.Machines[0].Etcd.InitialCluster); err != nil {
 		t.Fatal(err)
 	}
@@ -79,18 +100,30 @@ func TestEtcd(t *testing.T) {
 			t.Errorf("%s would be restarted because another machine came", name)
 		}
 	}
-	// etcd refuses until its members have seen each other for five seconds.
+	fourth := newEtcdMachine(t, rack, 3, grown.Nodes["machine-04"], authority)
+	fourth.start(t)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		reply, err := fourth.try("/v3/maintenance/status", map[string]any{})
+		if err == nil && strings.Contains(reply, `"isLearner":true`) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the learner does not start: %v %s", err, reply)
+		}
+	}
+	// The phase is not done while the member has no vote.
+	if err := fourth.probe(); err == nil {
+		t.Error("a learner counts as ready")
+	}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		reply, err := first.try("/v3/cluster/member/add", map[string]any{"peerURLs": []string{"https://10.20.0.14:2380"}})
+		reply, err := first.try("/v3/cluster/member/promote", map[string]any{"ID": added.Member.ID})
 		if err == nil {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("announce the fourth member: %v %s", err, reply)
+			t.Fatalf("promote the fourth member: %v %s", err, reply)
 		}
 	}
-	fourth := newEtcdMachine(t, rack, 3, grown.Nodes["machine-04"], authority)
-	fourth.start(t)
 	fourth.awaitReady(t)
 	if reply := fourth.call(t, "/v3/kv/range", map[string]any{"key": []byte("question")}); !strings.Contains(reply, `"count":"1"`) {
 		t.Errorf("the machine that joined answers %s", reply)
@@ -180,26 +213,31 @@ func (m *etcdMachine) kill() {
 	}
 }
 
-// awaitReady asks as the plan's phase does.
+// probe asks as the plan's phase does.
+func (m *etcdMachine) probe() error {
+	i := slices.IndexFunc(m.plan.Phases, func(p Phase) bool { return p.Name == PhaseEtcd })
+	response, err := m.client.Get(m.plan.Phases[i].Probes[0])
+	if err != nil {
+		return err
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s", response.Status)
+	}
+	return nil
+}
+
 func (m *etcdMachine) awaitReady(t *testing.T) {
 	t.Helper()
-	i := slices.IndexFunc(m.plan.Phases, func(p Phase) bool { return p.Name == PhaseEtcd })
-	probe := m.plan.Phases[i].Probes[0]
-	deadline := time.Now().Add(time.Minute)
-	for {
-		response, err := m.client.Get(probe)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		err := m.probe()
 		if err == nil {
-			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
-				return
-			}
-			err = fmt.Errorf("%s", response.Status)
+			return
 		}
 		if time.Now().After(deadline) {
 			log, _ := os.ReadFile(m.log)
 			t.Fatalf("%s is not ready after a minute: %v\n%s", m.plan.Machine, err, log[max(0, len(log)-4000):])
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 }
 
