@@ -237,7 +237,10 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 	maps.Copy(handlers, s.clusterAPI.Handlers())
 	var front func(http.Handler) http.Handler
 	if s.ui != nil {
-		maps.Copy(handlers, s.ui.Handlers())
+		for path, handler := range s.ui.Handlers() {
+			// Each page asks four times a minute whether its session goes on.
+			handlers[path] = peopleapi.Limit{AtOnce: 32, Each: 8, PerMinute: 240}.Around(handler)
+		}
 		front = s.ui.Front
 	}
 	return controlplane.Start(ctx, controlplane.Config{

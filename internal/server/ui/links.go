@@ -65,7 +65,7 @@ func (l *links) take(secret string) (controlplane.Person, bool) {
 // Failed log-ins in a minute, of one address and of all, before further ones wait for the next.
 const (
 	failuresOfOne = 10
-	failuresOfAll = 100
+	failuresOfAll = 1000
 )
 
 // failures counts failed log-ins.

@@ -69,7 +69,7 @@ func (u *UI) Handlers() map[string]http.Handler {
 func (u *UI) Front(api http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		harden(w.Header())
-		if err := u.origin.Check(r); err != nil {
+		if u.foreign(r) {
 			http.Error(w, "refused: a page of another site sent this request", http.StatusForbidden)
 			return
 		}
@@ -85,6 +85,16 @@ func (u *UI) Front(api http.Handler) http.Handler {
 			api.ServeHTTP(w, u.known(r))
 		}
 	})
+}
+
+// foreign says that a page of another site sent a request that changes something, or whose answer that page could read: browsers keep
+// the answers to other requests from it, but not what comes through a WebSocket, which the API offers for its watches.
+func (u *UI) foreign(r *http.Request) bool {
+	if r.Header.Get("Upgrade") != "" {
+		r = r.Clone(r.Context())
+		r.Method = http.MethodPost // which the check looks at
+	}
+	return u.origin.Check(r) != nil
 }
 
 // harden says what browsers must not do with anything that this listener gives.

@@ -204,6 +204,9 @@ func TestSessions(t *testing.T) {
 		certified.wants(403, "POST", machines, fmt.Sprintf(machine, "forged"), "Sec-Fetch-Site: same-site")
 		certified.wants(201, "POST", machines, fmt.Sprintf(machine, "m2"), "Sec-Fetch-Site: same-origin")
 		b.wants(404, "GET", machines+"/forged", "")
+		if pages := a.ui; !pages.foreign(upgrade("https://evil.example")) || pages.foreign(upgrade("https://127.0.0.1")) {
+			t.Error("a WebSocket of another site is open, or one of ours is not")
+		}
 	})
 	part("a session ends with its token", func(t testing.TB) {
 		gone, err := tokens.Create("bert", []string{controlplane.GroupViewer}, time.Hour)
@@ -286,6 +289,14 @@ func TestSessions(t *testing.T) {
 			t.Errorf("got %s", got)
 		}
 	})
+}
+
+// upgrade is what a browser sends when a page of an origin opens a WebSocket.
+func upgrade(origin string) *http.Request {
+	r := httptest.NewRequest("GET", "https://127.0.0.1"+machines+"?watch=1", nil)
+	r.Header.Set("Upgrade", "websocket")
+	r.Header.Set("Origin", origin)
+	return r
 }
 
 func TestHeaders(t *testing.T) {

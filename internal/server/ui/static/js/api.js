@@ -74,24 +74,31 @@ export function pause(ms, signal) {
 const pageSize = 500;
 
 /**
- * follow keeps a sink up to date with all objects of a path until signal aborts: it lists in parts, watches from there, and begins anew
- * when that ends. sink: put(object), drop(name), listed(names) after each whole list, state("live" | "trouble", why), page() after each part.
+ * follow keeps a sink up to date with all objects of a path until signal aborts: it lists, watches from there, and begins anew when that ends.
+ * sink: put(object), drop(name), listed(names) after each whole list, state("live" | "trouble", why), page() after each part of a list.
+ * list(path, query, sink, signal, again) returns the version to watch from; again: what it returned before is forgotten there.
  */
-export async function follow(path, query, sink, signal) {
-	let wait = 500;
+export async function follow(path, query, sink, signal, list = listParts) {
+	let wait = 500, again = false;
 	while (!signal.aborted) {
 		try {
-			let version = await list(path, query, sink, signal);
-			sink.state("live");
-			wait = 500;
-			for (;;) {
-				version = await watch(path, query, version, sink, signal);
+			let version = await list(path, query, sink, signal, again);
+			again = false;
+			for (let live = false; ;) {
+				version = await watch(path, query, version, sink, signal, () => {
+					if (!live) sink.state("live");
+					live = true;
+					wait = 500;
+				});
 				if (signal.aborted) return;
 			}
 		} catch (err) {
 			if (signal.aborted) return;
 			if (err.status === 401) return;
-			if (err.status === 410) continue; // what was watched is forgotten there; list again
+			if (err.status === 410 && !again) {
+				again = true;
+				continue;
+			}
 			sink.state("trouble", err.message);
 			await pause(wait, signal);
 			wait = Math.min(wait * 2, 8000);
@@ -99,7 +106,7 @@ export async function follow(path, query, sink, signal) {
 	}
 }
 
-async function list(path, query, sink, signal) {
+async function listParts(path, query, sink, signal) {
 	const names = new Set();
 	for (let next = "";;) {
 		const part = await get(path + "?" + new URLSearchParams({ ...query, limit: pageSize, ...(next ? { continue: next } : {}) }), { signal });
@@ -116,8 +123,35 @@ async function list(path, query, sink, signal) {
 	}
 }
 
-async function watch(path, query, version, sink, signal) {
+/**
+ * listMemory lists machines from the server's memory, which takes a thirtieth of the time, and returns the newest version among them: all
+ * that happened up to it is in the list. Where nothing has happened for long, that version is forgotten (again). Then the store's present
+ * version is asked for first, and the memory is read when it has surely come so far.
+ */
+export async function listMemory(path, query, sink, signal, again) {
+	let version = "";
+	const read = async () => {
+		const names = new Set();
+		let newest = 0;
+		for (const object of (await get("/coldrack/v1/machines", { signal })).items) {
+			names.add(object.metadata.name);
+			newest = Math.max(newest, Number(object.metadata.resourceVersion));
+			sink.put(object);
+		}
+		sink.listed(names);
+		return newest ? String(newest) : "";
+	};
+	if (!again) version = await read();
+	if (version) return version;
+	version = (await get(path + "?limit=1", { signal })).metadata.resourceVersion;
+	await pause(2000, signal);
+	await read();
+	return version;
+}
+
+async function watch(path, query, version, sink, signal, began) {
 	const response = await send("GET", path + "?" + new URLSearchParams({ ...query, watch: 1, resourceVersion: version, allowWatchBookmarks: true }), { signal });
+	began();
 	for await (const line of lines(response)) {
 		if (!line) continue;
 		const { type, object } = JSON.parse(line);

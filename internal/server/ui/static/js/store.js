@@ -1,6 +1,6 @@
 // The objects that the pages show, followed as long as somebody is logged in. Machines are kept as rows (see model.js), others whole.
 
-import { follow, kindPath } from "./api.js";
+import { follow, kindPath, listMemory } from "./api.js";
 import { order, rowOf, stuck } from "./model.js";
 
 const kinds = ["machines", "clusters", "machinegroups", "subnets", "images", "profiles", "enrollmentpolicies", "bundles"];
@@ -60,7 +60,7 @@ class Store {
 				else if (!this.trouble.has(kind)) this.trouble.set(kind, { why, since: Date.now() });
 				this.#tell("connection");
 			},
-		}, signal);
+		}, signal, machines ? listMemory : undefined);
 	}
 
 	#tell(kind) {
