@@ -23,7 +23,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack e2e e2e-laptop e2e-production bench generate clean
+.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack e2e e2e-laptop e2e-production bench ui-test screenshots generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -118,7 +118,7 @@ unit: build bin/gotest bin/kubectl bin/etcd bin/containerd bin/ctr
 	@echo "tests of the command line"
 	@gotest -timeout 15m ./cmd/coldrack
 	@echo "unit tests with the race detector"
-	@CGO_ENABLED=1 gotest -race -timeout 15m $$(go list ./... | grep -vE '/(test/e2e|test/rack|test/soak|cmd/coldrack)$$')
+	@CGO_ENABLED=1 gotest -race -timeout 15m $$(go list ./... | grep -vE '/(test/browser|test/e2e|test/rack|test/soak|cmd/coldrack)$$')
 
 ## fuzz       a few seconds of fuzzing for every parser of foreign bytes
 fuzz:
@@ -164,6 +164,16 @@ bench: build
 	@hack/setup.sh test/bench/HOST-PACKAGES
 	@mkdir -p bin && go build -o bin/bench ./test/bench && go test -c -o bin/swarm.test ./test/swarm
 	@bin/bench
+
+## ui-test    the web pages in a real browser: every page, keys, live changes, hostile machines (root; installs test/browser/HOST-PACKAGES)
+ui-test: bin/gotest
+	@hack/setup.sh --only test/browser/HOST-PACKAGES
+	@COLDRACK_REQUIRE=chromium gotest -count=1 -v -timeout 30m ./test/browser
+
+## screenshots  pictures of the web pages, into docs/images (root; installs test/browser/HOST-PACKAGES)
+screenshots:
+	@hack/setup.sh --only test/browser/HOST-PACKAGES
+	@go run ./test/browser -screenshots docs/images
 
 ## generate   CRDs, deep copies and reference documentation from the types
 generate:

@@ -1,0 +1,444 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/pki"
+	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/server/controlplane"
+	"coldrack.dev/internal/server/daemon"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
+	"coldrack.dev/test/require"
+)
+
+func TestMain(m *testing.M) {
+	if serveIfAsked() {
+		return
+	}
+	daemon.TakeLibraryLogs(slog.New(slog.DiscardHandler))
+	os.Exit(m.Run())
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// bench is a server with machines, and a browser that is logged in.
+type bench struct {
+	*server
+	*chromium
+	t testing.TB
+}
+
+func newBench(t testing.TB, machines []v1alpha1.Machine) *bench {
+	t.Helper()
+	require.Need(t, program)
+	ctx := t.Context()
+	s, err := startServer(ctx, t.TempDir())
+	check(t, err)
+	t.Cleanup(s.stop)
+	check(t, seed(ctx, s.client, machines))
+	return &bench{server: s, t: t, chromium: newBrowser(t, s)}
+}
+
+// newBrowser starts a browser whose page must do nothing that no page of ours may do.
+func newBrowser(t testing.TB, s *server) *chromium {
+	t.Helper()
+	b, end, err := startChromium(context.WithoutCancel(t.Context()), s.cfg.APIAddress)
+	check(t, err)
+	t.Cleanup(func() {
+		for _, problem := range b.trouble() {
+			t.Error("the page: " + problem)
+		}
+		if path := os.Getenv("COLDRACK_BROWSER_PICTURE"); t.Failed() && path != "" {
+			if picture, err := act(b, chromedp.CaptureScreenshot()); err == nil {
+				_ = os.WriteFile(path, picture, 0o644)
+			}
+		}
+		end()
+	})
+	check(t, b.look(look{width: 1400, height: 900}))
+	return b
+}
+
+// login opens the pages by a one-time link.
+func (b *bench) login() {
+	b.t.Helper()
+	link, err := b.link(b.t.Context())
+	check(b.t, err)
+	check(b.t, b.open(link))
+	b.waits(`document.querySelector("header.top")`)
+}
+
+// goes to a place.
+func (b *bench) goes(path string) {
+	b.t.Helper()
+	check(b.t, b.open("https://"+b.cfg.APIAddress+path))
+}
+
+func (b *bench) waits(expression string) {
+	b.t.Helper()
+	check(b.t, b.wait(expression))
+}
+
+// says waits until the page shows a text.
+func (b *bench) says(text string) {
+	b.t.Helper()
+	b.waits(`document.body.innerText.includes(` + quoted(text) + `)`)
+}
+
+func (b *bench) presses(keys ...string) {
+	b.t.Helper()
+	check(b.t, b.press(keys...))
+}
+
+func (b *bench) machine(name string) *v1alpha1.Machine {
+	b.t.Helper()
+	m := &v1alpha1.Machine{}
+	check(b.t, b.client.Get(b.t.Context(), client.ObjectKey{Name: name}, m))
+	return m
+}
+
+// TestScreens looks at every page with few and with many machines, on a wide screen and on a phone, dark and light.
+func TestScreens(t *testing.T) {
+	for _, n := range []int{0, 3, 400} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			b := newBench(t, madeUp(n, time.Now()))
+			b.login()
+			for _, l := range []look{{width: 1400, height: 900}, {width: 390, height: 844, dark: true}} {
+				check(t, b.look(l))
+				b.goes("/ui/racks")
+				b.waits(`document.querySelector(".live").textContent === "live"`)
+				if n == 0 {
+					b.says("No machines yet")
+				} else {
+					b.waits(fmt.Sprintf(`document.querySelectorAll(".tile").length === %d`, n))
+				}
+				stuck := stuckOf(n)
+				if stuck > 0 {
+					b.says(fmt.Sprintf("%d stuck", stuck))
+				}
+				b.waits(fmt.Sprintf(`document.querySelectorAll(".tile.bad").length === %d`, stuck))
+				b.goes("/ui/machines")
+				if n > 0 {
+					b.waits(`document.querySelectorAll(".tbody .tr").length > 0 && document.querySelectorAll(".tbody .tr").length < 60`)
+					b.waits(fmt.Sprintf(`document.querySelector("[role=grid]").getAttribute("aria-rowcount") === "%d"`, n))
+					b.goes("/ui/machines/node-00000")
+					b.says("What was asked of it")
+				}
+				b.waits(`document.documentElement.scrollWidth <= innerWidth`) // nothing sticks out at the side
+			}
+		})
+	}
+}
+
+// TestKeyboardOnly approves and installs a machine without a mouse.
+func TestKeyboardOnly(t *testing.T) {
+	machines := []v1alpha1.Machine{bare(0), bare(1), bare(2)}
+	for i := range machines {
+		waiting(&machines[i], time.Now())
+	}
+	b := newBench(t, machines)
+	check(t, b.client.Create(t.Context(), &v1alpha1.Profile{ObjectMeta: metav1.ObjectMeta{Name: "worker"}, Spec: v1alpha1.ProfileSpec{Image: "debian-13"}}))
+	b.login()
+	b.waits(`document.querySelectorAll(".tile").length === 3`)
+	b.presses("2")
+	b.waits(`document.activeElement.getAttribute("role") === "grid" && document.querySelectorAll(".tbody .tr").length === 3`)
+	b.presses("ArrowDown")
+	b.waits(`document.querySelector(".tr.at")?.dataset.machine === "node-00001"`)
+	b.presses("a")
+	b.waits(`document.querySelector("dialog[open]") && [...document.querySelectorAll("dialog option")].some((o) => o.value === "worker")`)
+	b.presses("Enter")
+	b.says("1 of 1 done")
+	if m := b.machine("node-00001"); !m.Spec.Approved {
+		t.Fatal("it was not approved")
+	}
+	b.presses("Enter") // closes the report
+	b.waits(`!document.querySelector("dialog")`)
+	b.presses("i")
+	b.waits(`document.querySelector("dialog[open]")`)
+	b.presses("Enter")
+	b.says("1 of 1 done")
+	intent := b.machine("node-00001").Spec.Intent
+	if intent == nil || intent.Action != v1alpha1.ActionInstall || intent.RequestedBy != "admin" || intent.ID == "" {
+		t.Fatalf("intent %+v", intent)
+	}
+	for _, other := range []string{"node-00000", "node-00002"} {
+		if m := b.machine(other); m.Spec.Approved || m.Spec.Intent != nil {
+			t.Errorf("%s: approved %v, intent %v", other, m.Spec.Approved, m.Spec.Intent)
+		}
+	}
+	b.presses("Enter")
+	b.waits(`!document.querySelector("dialog")`)
+	b.presses("Enter")
+	b.waits(`location.pathname === "/ui/machines/node-00001"`)
+}
+
+// TestMany chooses all machines that match and sees what became of each; data is destroyed only for who types how many they are.
+func TestMany(t *testing.T) {
+	machines := []v1alpha1.Machine{bare(0), bare(1), bare(2), bare(3)}
+	ready(&machines[0], time.Now().Add(-time.Hour))
+	ready(&machines[1], time.Now().Add(-time.Hour))
+	waiting(&machines[2], time.Now())
+	waiting(&machines[3], time.Now())
+	b := newBench(t, machines)
+	b.login()
+	b.goes("/ui/machines")
+	b.waits(`document.querySelectorAll(".tbody .tr").length === 4`)
+	b.presses("*")
+	b.says("4 chosen")
+	b.presses("r")
+	b.waits(`document.activeElement.name === "confirm"`)
+	b.presses("5", "Enter")
+	b.says("What you typed is not 4. Nothing was done.")
+	if m := b.machine("node-00000"); m.Spec.Intent.Action != v1alpha1.ActionInstall {
+		t.Fatalf("a wrong number was enough: %+v", m.Spec.Intent)
+	}
+	check(t, b.write("[name=confirm]", "4"))
+	b.presses("Enter")
+	b.says("4 of 4 done")
+	b.says("2 refused")
+	b.says("node-00002: it is not approved")
+	for _, name := range []string{"node-00000", "node-00001"} {
+		if m := b.machine(name); m.Spec.Intent.Action != v1alpha1.ActionReinstall {
+			t.Errorf("%s: %+v", name, m.Spec.Intent)
+		}
+	}
+}
+
+// TestLive sees changes without asking, also after the server was killed and started again.
+func TestLive(t *testing.T) {
+	b := newBench(t, madeUp(3, time.Now()))
+	b.login()
+	b.waits(`document.querySelectorAll(".tile").length === 3`)
+	m := bare(77)
+	check(t, b.client.Create(t.Context(), &m))
+	b.waits(`document.querySelector('.tile.s-Expected[data-machine="node-00077"]')`)
+
+	// What the browser says of a server that is gone is no fault of the page.
+	b.expect("net::ERR_")
+	b.kill()
+	b.says("not live since")
+	check(t, b.start(t.Context()))
+	b.waits(`document.querySelector(".live").textContent === "live"`)
+	seen := b.machine("node-00077")
+	bare := seen.DeepCopy()
+	waiting(seen, time.Now())
+	check(t, b.client.Status().Patch(t.Context(), seen, client.MergeFrom(bare)))
+	b.waits(`document.querySelector('.tile.s-Waiting[data-machine="node-00077"]')`)
+	check(t, b.client.Delete(t.Context(), seen))
+	b.waits(`!document.querySelector('.tile[data-machine="node-00077"]')`)
+}
+
+// TestViewer may look, and is told why there is nothing to press.
+func TestViewer(t *testing.T) {
+	b := newBench(t, madeUp(3, time.Now()))
+	tokens := controlplane.OpenTokens(controlplane.TokensPath(b.cfg.DataDir))
+	secret, err := tokens.Create("guest", []string{controlplane.GroupViewer}, time.Hour)
+	check(t, err)
+	b.goes("/ui/racks?m=node-00000")
+	b.waits(`document.getElementById("token")`)
+	check(t, b.write("#token", "coldrack-wrong"))
+	b.presses("Enter")
+	b.says("The server does not accept this token.")
+	check(t, b.write("#token", secret))
+	b.presses("Enter")
+	b.says("To change machines needs role operator; you have role viewer.")
+	b.waits(`!document.querySelector("[data-action]")`)
+	b.presses("a")
+	b.waits(`!document.querySelector("dialog")`)
+	check(t, tokens.Revoke("guest"))
+	b.goes("/ui/racks")
+	b.waits(`document.getElementById("token")`)
+	if got, err := value[string](b.chromium, `document.cookie`); err != nil || got != "" {
+		t.Errorf("scripts see the cookie %q, %v", got, err)
+	}
+}
+
+// TestHostileMachines puts what would do something into every field that a machine can set. Nothing of it does.
+func TestHostileMachines(t *testing.T) {
+	const (
+		markup = `<img src=x onerror="document.title='owned'"><script>document.title='owned'</script>`
+		escape = "\x1b]0;owned\x07\x1b[31mred"
+		turned = "abc\u202egpj.exe\u2066\u200b"
+		quote  = `"'><svg/onload=document.title='owned'>`
+	)
+	all := markup + escape + turned + quote
+	m := bare(0)
+	inventory(&m, time.Now())
+	i := m.Status.Inventory
+	i.System = v1alpha1.SystemInfo{Vendor: all, Product: all, Serial: all, UUID: all, AssetTag: all, ChassisSerial: all, BIOSVersion: all}
+	i.CPU.Model, i.Firmware, i.TPM, i.BMC = all, all, all, &v1alpha1.BMCInfo{Address: all, MAC: all}
+	i.Disks = []v1alpha1.Disk{{Name: all, ByID: all, Model: all, Vendor: all, Serial: all, WWN: all, Transport: all, Size: resource.MustParse("1Gi"), Contents: []string{all}}}
+	i.NICs = []v1alpha1.NIC{{Name: all, MAC: all, Driver: all, Bus: all, LLDP: &v1alpha1.LLDPNeighbour{ChassisID: all, SystemName: all, PortID: all, PortDesc: all}}}
+	m.Status.Boots = []v1alpha1.BootRecord{{At: metav1.Now(), Action: v1alpha1.BootAction(all), Reason: all, MAC: all, Address: all, Firmware: all}}
+	m.Status.Address, m.Status.Lease = all, &v1alpha1.LeaseStatus{Address: all, Subnet: all, MAC: all}
+	intended(&m, v1alpha1.IntentFailed, time.Now(), []v1alpha1.Step{{Name: all, State: v1alpha1.StepFailed, StartedAt: new(metav1.NowMicro()), FinishedAt: new(metav1.NowMicro()), Message: all}})
+	m.Spec.Intent.RequestedBy, m.Status.Intent.Message = all, all
+	m.Status.Node = &v1alpha1.NodeStatus{AgentVersion: all, OS: all, Kernel: all, BootID: all, Addresses: []string{all}, Interface: all, FailedUnits: []string{all}}
+	m.Status.Kubernetes = &v1alpha1.KubernetesStatus{Cluster: all, Node: all, Version: all, Message: all, Phases: []v1alpha1.Step{{Name: all, State: v1alpha1.StepRunning, Message: all}}}
+	since(&m, v1alpha1.PhaseFailed, time.Now())
+	b := newBench(t, []v1alpha1.Machine{m})
+	b.login()
+	for _, path := range []string{"/ui/racks?m=node-00000", "/ui/machines", "/ui/machines/node-00000"} {
+		b.goes(path)
+		b.waits(`document.body.innerText.includes("onerror") && document.querySelector("main").innerText.length > 100`)
+		b.waits(`document.title !== "owned" && !document.querySelector("main img, main script, main svg, header img")`)
+		found, err := value[string](b.chromium, `(() => { const walk = document.createTreeWalker(document.documentElement, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT); let bad = "";
+			for (let n = walk.currentNode; n; n = walk.nextNode()) for (const text of n.nodeType === 3 ? [n.data] : [...n.attributes].map((a) => a.value))
+				if (/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069]/.test(text)) bad += text; return bad; })()`)
+		check(t, err)
+		if found != "" {
+			t.Errorf("%s: hidden characters in %.200q", path, found)
+		}
+	}
+	b.waits(`document.body.innerText.includes("\u241b]0;owned") && document.body.innerText.includes("\u27e8U+202E\u27e9")`)
+}
+
+// TestSameRules compares what the pages say of machines with what the command line says.
+func TestSameRules(t *testing.T) {
+	now := time.Now().Truncate(time.Second)
+	machines := madeUp(170, now)
+	for i, phase := range cli.Phases() {
+		m := bare(1000 + i)
+		since(&m, phase, now.Add(-2*time.Hour))
+		m.Status.Message = "because"
+		machines = append(machines, m)
+	}
+	conflict := bare(2000)
+	conflict.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionIdentityConflict, Status: metav1.ConditionTrue, Message: "same serial as another"}}
+	machines = append(machines, conflict)
+	b := newBench(t, nil)
+	b.login()
+	type verdict struct {
+		Stuck, Step, Address string
+		Overall              float64
+	}
+	content, err := json.Marshal(machines)
+	check(t, err)
+	got, err := value[[]verdict](b.chromium, fmt.Sprintf(`(async () => { const m = await import("/ui/js/model.js"); return (%s).map((one) => { const r = m.rowOf(one); const p = m.progressOf(one.status?.steps);
+		return { Stuck: m.stuck(r, %d), Step: p ? m.progressText(p) : "", Address: m.addressOf(one), Overall: m.overall(one.status?.steps) }; }); })()`, content, now.UnixMilli()))
+	check(t, err)
+	for i := range machines {
+		m := &machines[i]
+		want := verdict{Stuck: cli.Stuck(m, now), Address: cli.AddressOf(m), Overall: cli.Overall(m)}
+		if p, ok := cli.ProgressOf(m); ok {
+			want.Step = p.String()
+		}
+		if got[i] != want {
+			t.Errorf("%s: the page says %+v, the command line %+v", m.Name, got[i], want)
+		}
+	}
+	for _, d := range []time.Duration{0, 59 * time.Second, 61 * time.Second, 9*time.Minute + 59*time.Second, time.Hour - time.Second, 5*time.Hour + 12*time.Minute, 200 * time.Hour} {
+		text, err := value[string](b.chromium, fmt.Sprintf(`import("/ui/js/model.js").then((m) => m.age(%d))`, d.Milliseconds()))
+		if err != nil || text != cli.Age(d) {
+			t.Errorf("%s: the page says %q, the command line %q (%v)", d, text, cli.Age(d), err)
+		}
+	}
+}
+
+// TestCluster looks at a cluster of which one member of etcd does not answer, and gets a kubeconfig refused for want of keys.
+func TestCluster(t *testing.T) {
+	require.Need(t, program)
+	s, err := startServing(t.Context(), t.TempDir(), true)
+	check(t, err)
+	t.Cleanup(s.stop)
+	check(t, seedCluster(t.Context(), s.client, time.Now()))
+	b := &bench{server: s, t: t, chromium: newBrowser(t, s)}
+	b.login()
+	for _, l := range []look{{width: 1400, height: 900}, {width: 390, height: 844, dark: true}} {
+		check(t, b.look(l))
+		b.goes("/ui/clusters")
+		b.says("member node-00002 of etcd does not answer")
+		b.goes("/ui/clusters/prod")
+		b.waits(`document.querySelectorAll(".member.up").length === 2 && document.querySelectorAll(".member.down").length === 1`)
+		for _, text := range []string{"2 of 3 are ready; one more that fails ends the quorum", "taken for upgrade: drain", "node-00007 and node-00008 follow", "move-leader", "cluster-authority"} {
+			b.says(text)
+		}
+		b.waits(`document.documentElement.scrollWidth <= innerWidth`)
+	}
+}
+
+// TestKubeconfigRequest makes a certificate request in the browser and reads it as the server does.
+func TestKubeconfigRequest(t *testing.T) {
+	b := newBench(t, nil)
+	b.login()
+	_, err := value[bool](b.chromium, `(async () => { const send = window.fetch; window.fetch = async (path, options) => { window.asked = options.body; throw new Error("seen"); };
+		const { make } = await import("/ui/js/kubeconfig.js"); try { await make("prod", "anna 安娜"); } catch {} window.fetch = send; return true; })()`)
+	check(t, err)
+	asked, err := value[string](b.chromium, `window.asked`)
+	check(t, err)
+	var request peoplewire.CertificateRequest
+	check(t, json.Unmarshal([]byte(asked), &request))
+	if _, err := pki.ParseCSR([]byte(request.CSR)); err != nil {
+		t.Fatalf("%v\n%s", err, request.CSR)
+	}
+	block, _ := pem.Decode([]byte(request.CSR))
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	check(t, err)
+	if csr.CheckSignature() != nil || csr.Subject.CommonName != "anna 安娜" {
+		t.Errorf("%+v, %v", csr.Subject, csr.CheckSignature())
+	}
+}
+
+// TestOtherPages opens the pages about content, network, health, power and the first steps, with and without something to show.
+func TestOtherPages(t *testing.T) {
+	b := newBench(t, madeUp(3, time.Now()))
+	b.login()
+	pages := map[string]string{"/ui/network": "No Subnet yet", "/ui/content": "No bundle yet", "/ui/health": "people-api", "/ui/power": "since the beginning", "/ui/start": "Bring the content in", "/ui/clusters": "No clusters yet"}
+	for path, text := range pages {
+		b.goes(path)
+		b.says(text)
+	}
+	check(t, b.client.Create(t.Context(), &v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: "rack"}, Spec: v1alpha1.SubnetSpec{CIDR: "10.20.0.0/16", DHCP: v1alpha1.DHCPServer, Discovery: "10.20.200.1-10.20.203.254"}}))
+	check(t, b.client.Create(t.Context(), &v1alpha1.Profile{ObjectMeta: metav1.ObjectMeta{Name: "worker"}, Spec: v1alpha1.ProfileSpec{Image: "debian-13"}}))
+	check(t, b.client.Create(t.Context(), &v1alpha1.EnrollmentPolicy{ObjectMeta: metav1.ObjectMeta{Name: "ours"}, Spec: v1alpha1.EnrollmentPolicySpec{Match: v1alpha1.MachineMatch{Vendor: "dell*"}, Approve: true}}))
+	check(t, b.look(look{width: 390, height: 844, dark: true}))
+	for path, text := range map[string]string{"/ui/network": "10.20.200.1-10.20.203.254", "/ui/content": "vendor: dell*", "/ui/start": "Say how machines are installed \u2713"} {
+		b.goes(path)
+		b.says(text)
+		b.waits(`document.documentElement.scrollWidth <= innerWidth`)
+	}
+}
+
+// TestChinese changes the language and back.
+func TestChinese(t *testing.T) {
+	b := newBench(t, madeUp(3, time.Now()))
+	b.login()
+	b.says("2 stuck")
+	_, err := value[bool](b.chromium, `(() => { const s = document.querySelector(".menu select"); s.value = "zh"; s.dispatchEvent(new Event("change")); return true; })()`)
+	check(t, err)
+	b.says("2 台卡住")
+	b.waits(`document.documentElement.lang === "zh-CN"`)
+	b.goes("/ui/machines")
+	b.says("进度和消息")
+	missing, err := value[[]string](b.chromium, `(async () => {
+		const { words } = await import("/ui/js/zh.js"), missing = new Set();
+		for (const e of performance.getEntriesByType("resource").filter((e) => e.name.endsWith(".js")).map((e) => e.name)) {
+			const text = await (await fetch(e)).text();
+			for (const [, word] of text.matchAll(/\bt\("((?:[^"\\]|\\.)+)"[,)]/g)) if (!(JSON.parse('"' + word + '"') in words)) missing.add(word);
+		}
+		return [...missing]; })()`)
+	check(t, err)
+	if len(missing) > 0 {
+		t.Errorf("not in Chinese: %s", strings.Join(missing, "; "))
+	}
+}
