@@ -210,7 +210,7 @@ func (s *server) bringUp(name string) *machine {
 	log := &bytes.Buffer{}
 	e, err := bringup.New(bringup.Options{Log: slog.New(slog.NewTextHandler(log, nil)), Root: m.root, Server: m, Systemd: m, Router: routes{}, Balancer: balancer{},
 		Content: func(string, func(string, error, time.Duration)) bringup.Fetcher { return programs{} },
-		Pace: bringup.Pace{Probe: time.Millisecond, ProbeLimit: 5 * time.Second, Explain: time.Second, Retry: 10 * time.Millisecond, MaxRetry: time.Second,
+		Pace: bringup.Pace{Probe: time.Millisecond, ProbeLimit: 5 * time.Second, Restart: time.Second, Explain: time.Second, Retry: 10 * time.Millisecond, MaxRetry: time.Second,
 			Again: time.Hour, ReportDelay: time.Millisecond, ReportAgain: time.Hour},
 		Now: time.Now, Sleep: func(ctx context.Context, d time.Duration) {
 			select {

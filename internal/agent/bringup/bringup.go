@@ -54,6 +54,7 @@ type Kit interface {
 type Pace struct {
 	Probe       time.Duration // between two looks at something that is waited for
 	ProbeLimit  time.Duration // for one answer
+	Restart     time.Duration // for a static pod to be started anew
 	Explain     time.Duration // after which a wait is explained by what logs say
 	Retry       time.Duration // of a failed phase, doubling
 	MaxRetry    time.Duration
@@ -64,7 +65,7 @@ type Pace struct {
 
 // UsualPace suits real nodes.
 func UsualPace() Pace {
-	return Pace{Probe: 2 * time.Second, ProbeLimit: 10 * time.Second, Explain: time.Minute, Retry: time.Second, MaxRetry: time.Minute,
+	return Pace{Probe: 2 * time.Second, ProbeLimit: 10 * time.Second, Restart: 2 * time.Minute, Explain: time.Minute, Retry: time.Second, MaxRetry: time.Minute,
 		Again: 10 * time.Minute, ReportDelay: time.Second, ReportAgain: 5 * time.Minute}
 }
 
@@ -92,6 +93,7 @@ const (
 	assignmentFile = StateDir + "/assignment.json"
 	ledgerFile     = StateDir + "/ledger.json"
 	digestsFile    = StateDir + "/digests.json"
+	podsFile       = StateDir + "/pods.json"
 )
 
 // Why a pass ends before all phases are done.
@@ -111,6 +113,7 @@ type Executor struct {
 	ledger  *nodefile.Ledger
 	prober  *http.Client
 	tidying sync.Mutex
+	podsMu  sync.Mutex    // of podsFile
 	wake    chan struct{} // of capacity one
 
 	mu sync.Mutex
@@ -137,7 +140,7 @@ func New(o Options) (*Executor, error) {
 		return nil, err
 	}
 	e.ledger = nodefile.OpenLedger(e.disk, ledgerFile, o.Log)
-	e.ledger.CleanUp(assignmentFile, digestsFile)
+	e.ledger.CleanUp(assignmentFile, digestsFile, podsFile)
 	saved, err := loadState(e.disk)
 	if err != nil {
 		o.Log.Error("cannot read the saved plan; waiting for one from the server", "err", err)

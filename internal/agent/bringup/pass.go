@@ -1,6 +1,7 @@
 package bringup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -142,6 +143,9 @@ func (p *part) carryOut(ph wire.Phase, counted *bool) error {
 			return err
 		}
 	}
+	if err := p.awaitReplaced(p.soft, ph.Files); err != nil {
+		return err
+	}
 	for _, target := range ph.Probes {
 		if err := p.probe(p.soft, target); err != nil {
 			return err
@@ -217,7 +221,7 @@ func (p *part) write(files []wire.NodeFile) error {
 		content []byte
 	}
 	var changes []change
-	var paths []string
+	var paths, pods []string
 	for _, f := range files {
 		content, err := fileContent(p.disk, p.plan, f)
 		if err != nil {
@@ -226,13 +230,16 @@ func (p *part) write(files []wire.NodeFile) error {
 		if !p.disk.Holds(f, content) {
 			changes = append(changes, change{f, content})
 			paths = append(paths, f.Path)
+			if was, err := p.disk.Read(f.Path); err == nil && path.Dir(f.Path) == manifestsDir && !bytes.Equal(was, content) {
+				pods = append(pods, podOf(f.Path))
+			}
 		}
 	}
 	if len(changes) == 0 {
 		return nil
 	}
 	p.track.working(p.name)
-	if err := p.prepare(paths); err != nil {
+	if err := errors.Join(p.prepare(paths), p.replacing(pods)); err != nil {
 		return err
 	}
 	for _, c := range changes {

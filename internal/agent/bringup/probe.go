@@ -205,7 +205,7 @@ func podAt(plan *wire.NodePlan, target string) string {
 }
 
 func (p *pass) newestLog(pod string) string {
-	files, _ := filepath.Glob(p.disk.At(podLogs) + "/kube-system_" + pod + "-" + p.plan.NodeName + "_*/*/*.log")
+	files := p.logsOf(pod)
 	if len(files) == 0 {
 		return ""
 	}

@@ -277,7 +277,8 @@ func (p *staticPod) start(pod *corev1.Pod, hash string, restarts int) (*ran, err
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.MkdirAll(podState, 0o755)); err != nil {
 		return nil, err
 	}
-	log, err := os.OpenFile(filepath.Join(dir, fmt.Sprintf("%d.log", restarts)), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	earlier, _ := filepath.Glob(filepath.Join(dir, "*.log")) // a kubelet goes on with the number where a pod comes back
+	log, err := os.OpenFile(filepath.Join(dir, fmt.Sprintf("%d.log", len(earlier))), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
 	}
