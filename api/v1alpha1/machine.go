@@ -15,6 +15,7 @@ import (
 // +kubebuilder:printcolumn:name="Step",type=string,JSONPath=`.status.currentStep`
 // +kubebuilder:printcolumn:name="Address",type=string,JSONPath=`.status.address`
 // +kubebuilder:printcolumn:name="Profile",type=string,JSONPath=`.spec.profile`
+// +kubebuilder:printcolumn:name="Power",type=string,JSONPath=`.status.power.state`,priority=1
 // +kubebuilder:printcolumn:name="Rack",type=string,JSONPath=`.spec.location.rack`,priority=1
 // +kubebuilder:printcolumn:name="Unit",type=integer,JSONPath=`.spec.location.unit`,priority=1
 // +kubebuilder:printcolumn:name="Serial",type=string,JSONPath=`.status.inventory.system.serial`,priority=1
@@ -130,9 +131,38 @@ type BMC struct {
 	// +kubebuilder:default=redfish
 	// +optional
 	Protocol string `json:"protocol,omitempty"`
-	// CredentialsSecret names a Secret with keys username and password.
+	// CredentialsSecret names a Secret of type bmc-credentials with the keys username, password and addresses, which
+	// "coldrack bmc set-password" writes. The password is sent only to addresses that the Secret names.
 	// +optional
 	CredentialsSecret string `json:"credentialsSecret,omitempty"`
+	// System chooses the machine where a Redfish service has several: the last part of its path, such as System.Embedded.1.
+	// +optional
+	// +kubebuilder:validation:MaxLength=128
+	System string `json:"system,omitempty"`
+	// Certificate is the only one that a Redfish service is accepted with: sha256: and the hexadecimal digest of its DER
+	// bytes. "coldrack bmc trust" records it. Without it and authority, the server's system authorities decide.
+	// +optional
+	Certificate string `json:"certificate,omitempty"`
+	// Authority is the PEM certificate of the authority that signs the certificates of BMCs.
+	// +optional
+	Authority string `json:"authority,omitempty"`
+}
+
+// PowerState is whether a machine has power, as its BMC says.
+// +kubebuilder:validation:Enum=On;Off;PoweringOn;PoweringOff;Unknown
+type PowerState string
+
+// PowerStatus is what is known of a machine's power by its BMC.
+type PowerStatus struct {
+	State PowerState `json:"state"`
+	// SeenAt is when the BMC said so. It is written when the state changes, and about every half an hour.
+	// +optional
+	SeenAt *metav1.Time `json:"seenAt,omitempty"`
+	// Problem says why the BMC cannot be asked now, and what to do; State is then the last one known. Reason is the kind of problem.
+	// +optional
+	Problem string `json:"problem,omitempty"`
+	// +optional
+	Reason string `json:"reason,omitempty"`
 }
 
 // MachineNetwork is the installed node's static network.
@@ -290,6 +320,9 @@ type MachineStatus struct {
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=10
 	Boots []BootRecord `json:"boots,omitempty"`
+	// Power is what the BMC says; it is there while spec.bmc is.
+	// +optional
+	Power *PowerStatus `json:"power,omitempty"`
 	// Lease is the address that DHCP or a plan gave the machine for booting.
 	// +optional
 	Lease *LeaseStatus `json:"lease,omitempty"`
@@ -316,8 +349,8 @@ const (
 	ConditionBlocked = "Blocked"
 	// ConditionKeyRefused: a node shows a key for this machine that is not its recorded identity. It is there only while that is so.
 	ConditionKeyRefused = "KeyRefused"
-	// ConditionBMCUnused: spec.bmc is set, and this version has no use for it. It is there only while that is so.
-	ConditionBMCUnused = "BMCUnused"
+	// ConditionBMCReachable: the BMC answers, and accepts the credentials. It is there while spec.bmc is.
+	ConditionBMCReachable = "BMCReachable"
 )
 
 // Reasons of the condition Blocked.

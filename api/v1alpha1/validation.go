@@ -10,6 +10,7 @@ import (
 	"time"
 	_ "time/tzdata" // the same zones on every server
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -138,6 +139,9 @@ func ValidateMachine(m, old *Machine) field.ErrorList {
 	spec := field.NewPath("spec")
 	errs = append(errs, rules(spec.Child("identifiers", "macs"), m.Spec.Identifiers.MACs, validate.MAC)...)
 	errs = append(errs, rule(spec.Child("identifiers", "bmcMAC"), m.Spec.Identifiers.BMCMAC, validate.MAC)...)
+	if old == nil || !equality.Semantic.DeepEqual(m.Spec.BMC, old.Spec.BMC) { // earlier versions took any text
+		errs = append(errs, validateBMC(spec.Child("bmc"), m.Spec.BMC)...)
+	}
 	errs = append(errs, rule(spec.Child("hostname"), m.Spec.Hostname, validate.Hostname)...)
 	if n := m.Spec.Network; n != nil {
 		errs = append(errs, rule(spec.Child("network", "mac"), n.MAC, validate.MAC)...)

@@ -51,6 +51,7 @@ func runScripts(t *testing.T, dir string) {
 			"halfupload": halfUpload,
 
 			"packkubernetes": packKubernetes,
+			"startbmc":       startBMC,
 		},
 	})
 }

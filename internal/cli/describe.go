@@ -76,6 +76,17 @@ func (d *description) summary(m *v1alpha1.Machine) {
 	d.field("UUID", "%s", id.UUID)
 	d.field("Serial", "%s", id.Serial)
 	d.field("BMC MAC", "%s", id.BMCMAC)
+	if b := m.Spec.BMC; b != nil {
+		d.field("BMC", "%s (%s)", b.Address, orElse(b.Protocol, "redfish"))
+	}
+	if p := m.Status.Power; p != nil {
+		text := string(p.State)
+		if p.SeenAt != nil {
+			text += ", seen " + ago(p.SeenAt.Time, d.now)
+		}
+		d.field("Power", "%s", text)
+		d.field("BMC problem", "%s", p.Problem)
+	}
 }
 
 func (d *description) wanted(m *v1alpha1.Machine) {
@@ -236,6 +247,9 @@ func took(step v1alpha1.Step, now time.Time) string {
 	}
 	return ""
 }
+
+// PlaceOf is where a machine stands, for a person.
+func PlaceOf(m *v1alpha1.Machine) string { return place(m.Spec.Location) }
 
 func place(l v1alpha1.Location) string {
 	var parts []string

@@ -142,3 +142,33 @@ func (m *Meter) End() {
 		fmt.Fprintln(m.out)
 	}
 }
+
+// AskPassword reads a line that the terminal does not show; it is empty when ctx ends before.
+func AskPassword(ctx context.Context, in io.Reader, out io.Writer, prompt string) (string, error) {
+	if !CanAsk(in, out) {
+		return "", exit.Usagef("there is no terminal to ask for the password: give it with --password-stdin")
+	}
+	terminal := int(in.(*os.File).Fd())
+	before, err := term.GetState(terminal)
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprint(out, prompt)
+	defer fmt.Fprintln(out)
+	type result struct {
+		line []byte
+		err  error
+	}
+	answer := make(chan result, 1)
+	go func() { // ends with its line or with the process
+		line, err := term.ReadPassword(terminal)
+		answer <- result{line, err}
+	}()
+	select {
+	case <-ctx.Done():
+		_ = term.Restore(terminal, before) // a terminal that shows nothing must not be left behind
+		return "", context.Cause(ctx)
+	case r := <-answer:
+		return string(r.line), r.err
+	}
+}

@@ -199,11 +199,24 @@ func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin,
 			key.From, key.KeyFingerprint, key.IssuedAt.UTC().Format(time.RFC3339), s.Identity.KeyFingerprint, m.Name, key.KeyFingerprint)
 	}
 	only(v1alpha1.ConditionKeyRefused, reason, message)
-	reason, message = "", ""
-	if m.Spec.BMC != nil {
-		reason, message = "NotSupported", "spec.bmc is kept, but nothing uses it yet; power the machine and choose its boot device yourself"
+	foldBMC(m, set)
+}
+
+// foldBMC tells whether the BMC can be asked. What it said is recorded by whoever asks it.
+func foldBMC(m *v1alpha1.Machine, set func(kind string, holds bool, reason, message string)) {
+	s := &m.Status
+	meta.RemoveStatusCondition(&s.Conditions, "BMCUnused") // of versions that had no use for it
+	switch {
+	case m.Spec.BMC == nil:
+		s.Power = nil
+		meta.RemoveStatusCondition(&s.Conditions, v1alpha1.ConditionBMCReachable)
+	case s.Power == nil:
+		set(v1alpha1.ConditionBMCReachable, false, "NotAsked", "the BMC has not been asked yet")
+	case s.Power.Problem != "":
+		set(v1alpha1.ConditionBMCReachable, false, cmp.Or(s.Power.Reason, "Failed"), s.Power.Problem)
+	default:
+		set(v1alpha1.ConditionBMCReachable, true, "Answers", "")
 	}
-	only(v1alpha1.ConditionBMCUnused, reason, message)
 }
 
 // conflictOf says what other machine has identifiers of this one.

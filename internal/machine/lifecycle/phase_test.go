@@ -261,19 +261,32 @@ func TestBlockedIsACondition(t *testing.T) {
 	}
 }
 
-// What is accepted and has no effect says so, until it is taken out.
-func TestAnUnusedBMCIsACondition(t *testing.T) {
+// What a BMC said is shown while the machine has one.
+func TestBMCReachable(t *testing.T) {
 	l := LimitsFor(90*time.Second, time.Unix(1e9, 0))
 	s := newScene(inventory)
-	s.m.Spec.BMC = &v1alpha1.BMC{Address: "10.20.0.9"}
-	Fold(s.m, s.live, nil, s.now, l)
-	if c := conditionOf(s.m, v1alpha1.ConditionBMCUnused); c == nil || c.Status != metav1.ConditionTrue || !strings.Contains(c.Message, "spec.bmc is kept, but nothing uses it yet") {
-		t.Errorf("with a BMC: %+v", c)
-	}
-	s.m.Spec.BMC = nil
-	Fold(s.m, s.live, nil, s.now, l)
-	if c := conditionOf(s.m, v1alpha1.ConditionBMCUnused); c != nil {
-		t.Errorf("without one: %+v", c)
+	for name, c := range map[string]struct {
+		bmc    *v1alpha1.BMC
+		power  *v1alpha1.PowerStatus
+		status metav1.ConditionStatus
+		reason string
+	}{
+		"no BMC":             {nil, &v1alpha1.PowerStatus{State: "On"}, "", ""},
+		"not asked yet":      {&v1alpha1.BMC{Address: "10.20.0.9"}, nil, metav1.ConditionFalse, "NotAsked"},
+		"it answers":         {&v1alpha1.BMC{Address: "10.20.0.9"}, &v1alpha1.PowerStatus{State: "Off"}, metav1.ConditionTrue, "Answers"},
+		"a wrong password":   {&v1alpha1.BMC{Address: "10.20.0.9"}, &v1alpha1.PowerStatus{State: "On", Reason: "CredentialsRefused", Problem: "BMC 10.20.0.9: no"}, metav1.ConditionFalse, "CredentialsRefused"},
+		"an unknown problem": {&v1alpha1.BMC{Address: "10.20.0.9"}, &v1alpha1.PowerStatus{State: "On", Problem: "x"}, metav1.ConditionFalse, "Failed"},
+	} {
+		s.m.Spec.BMC, s.m.Status.Power = c.bmc, c.power
+		s.m.Status.Conditions = append(s.m.Status.Conditions, metav1.Condition{Type: "BMCUnused", Status: metav1.ConditionTrue})
+		Fold(s.m, s.live, nil, s.now, l)
+		got := conditionOf(s.m, v1alpha1.ConditionBMCReachable)
+		if (got == nil) != (c.status == "") || got != nil && (got.Status != c.status || got.Reason != c.reason) {
+			t.Errorf("%s: %+v", name, got)
+		}
+		if conditionOf(s.m, "BMCUnused") != nil || c.bmc == nil && s.m.Status.Power != nil {
+			t.Errorf("%s: what is past stays: %+v", name, s.m.Status)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@
 //	Subnet   conditions                                               subnet.go
 //	Image, Bundle                                                     catalog.go
 //	EnrollmentPolicy status                                           enrollment.go
+//	Machine  power                                                    package power
 //	Machine  spec.profile, where it is empty and a group has one      cluster.go
 //	Cluster  status but foreignNodes; MachineGroup status             cluster.go
 //	Cluster  status.foreignNodes                                      clusterapi.go
@@ -91,6 +92,15 @@ type Catalog interface {
 	Changed() <-chan struct{}
 }
 
+// Power switches machines by their BMCs.
+type Power interface {
+	// Run reads the power of all machines into their status, slowly, until ctx ends.
+	Run(ctx context.Context) error
+	// PowerCycle cuts a machine's power and gives it back, and returns when the machine is on, or with an error that says whether
+	// it may have happened. It waits while another visitor talks to the BMC.
+	PowerCycle(ctx context.Context, machine string) error
+}
+
 // Deps are what the parts of this package need.
 type Deps struct {
 	// Client reads from the API itself and writes to it.
@@ -106,6 +116,8 @@ type Deps struct {
 	Clusters *members.Set
 	// DialNode connects to a node; nil is an ordinary net.Dialer.
 	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
+	// Power may be nil where no BMC is reached.
+	Power Power
 	// Own are this server's addresses, which no machine may get. nil: none.
 	Own OwnAddresses
 	// LostAfter is how long a node may be silent before it counts as lost. Default 90 s, three heartbeats.
@@ -157,6 +169,9 @@ func Lead(ctx context.Context, d Deps) error {
 	group, ctx := errgroup.WithContext(ctx)
 	apis := newClusterAPIs(d)
 	group.Go(func() error { return apis.run(ctx) })
+	if d.Power != nil {
+		group.Go(func() error { return d.Power.Run(ctx) })
+	}
 	for _, part := range []reconciler{
 		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis),
 	} {

@@ -266,8 +266,8 @@ func (r *rules) checkMachine(ctx context.Context, a admission.Attributes, m, old
 	if person && (old == nil || m.Spec.Image != old.Spec.Image) {
 		r.warnUnknown(ctx, "spec.image", "images", m.Spec.Image)
 	}
-	if person && m.Spec.BMC != nil && (old == nil || old.Spec.BMC == nil) {
-		warning.AddWarning(ctx, "", "spec.bmc: is kept, but nothing uses it yet; power the machine and choose its boot device yourself")
+	if person && m.Spec.BMC != nil && m.Spec.BMC.CredentialsSecret == "" && (old == nil || old.Spec.BMC == nil) {
+		warning.AddWarning(ctx, "", "spec.bmc.credentialsSecret: is empty, so the machine cannot be switched yet: coldrack bmc set-password "+m.Name)
 	}
 	if i := m.Spec.Intent; i != nil && m.OpenIntent() == nil && (old == nil || old.Spec.Intent == nil || old.Spec.Intent.ID != i.ID) {
 		warning.AddWarning(ctx, "", fmt.Sprintf("spec.intent: %s was carried out before and will not be again; a new act needs a new id", i.ID))

@@ -243,7 +243,7 @@ spec: {hostname: trip-2}
 		k.fails("{apiVersion: coldrack.dev/v1alpha1, kind: EnrollmentPolicy, metadata: {name: e}, spec: {match: {product: 'R[67'}}}", apply, "spec.match.product", "bracket is not closed")
 		k.ok(machine("b", "profile: nothing"), apply, `Warning: spec.profile: there is no profile "nothing" yet`, "created")
 		bmc := "bmc: {address: 10.20.0.9}"
-		k.ok(machine("b", bmc), apply, "Warning: spec.bmc: is kept, but nothing uses it yet", "configured")
+		k.ok(machine("b", bmc), apply, "Warning: spec.bmc.credentialsSecret: is empty, so the machine cannot be switched yet: coldrack bmc set-password b", "configured")
 		if out := k.ok(machine("b", bmc+", hostname: b"), apply, "configured"); strings.Contains(out, "Warning") {
 			t.Errorf("a machine whose BMC was there before is warned of again:\n%s", out)
 		}

@@ -26,6 +26,7 @@ import (
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/contract/manifest"
+	"coldrack.dev/internal/machine/bmc"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/server/audit"
@@ -35,6 +36,7 @@ import (
 	"coldrack.dev/internal/server/peopleapi"
 	"coldrack.dev/internal/server/peopleapi/credentials"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
+	"coldrack.dev/internal/server/power"
 	"coldrack.dev/internal/server/ui"
 )
 
@@ -96,6 +98,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		cfg: cfg, log: log, keys: keys, sockets: sockets,
 		content: loaded, importer: imports,
 		fleet: machines, metrics: newMetrics(machines), bootGate: admission, clusterAPI: peopleapi.NewClusterAPI(log),
+		powerAPI: peopleapi.NewPowerAPI(log), bmcs: bmc.NewPool(bmc.PoolOptions{}),
 	}
 	if !cfg.NoBoot {
 		if s.reach, err = newReach(cfg, s.inside, log.With("part", "boot")); err != nil {
@@ -180,6 +183,8 @@ type server struct {
 	clusters     *members.Set
 	clusterAPI   *peopleapi.ClusterAPI
 	ui           *ui.UI // nil without web pages
+	powerAPI     *peopleapi.PowerAPI
+	bmcs         *bmc.Pool
 	metrics      *metrics
 	bootGate     *bootGate
 	reach        *reach     // nil without boot services
@@ -235,6 +240,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		profilesPath:                  peopleapi.Limit{AtOnce: 2}.Around(profiles()),
 	}
 	maps.Copy(handlers, s.clusterAPI.Handlers())
+	maps.Copy(handlers, s.powerAPI.Handlers())
 	var front func(http.Handler) http.Handler
 	if s.ui != nil {
 		for path, handler := range s.ui.Handlers() {
@@ -296,9 +302,14 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 			return controllers.ServerCertificate(s.clusters, cluster)
 		},
 	})
+	switched := power.New(power.Options{
+		Client: direct, Statuses: controllers.NewStore(direct, s.fleet), Machines: s.fleet, Pool: s.bmcs, Log: s.log.With("part", "power"),
+	})
+	s.powerAPI.Open(switched)
 	deps := controllers.Deps{
 		Client: direct, Cache: cached, Fleet: s.fleet, Log: s.log.With("part", "controllers"),
 		Catalog: s.catalog, LostAfter: s.cfg.lostAfter(), Clusters: s.clusters, DialNode: s.dialNode,
+		Power: switched,
 	}
 	if err := controllers.FeedClusters(ctx, deps); err != nil {
 		return err

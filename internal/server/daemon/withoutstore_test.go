@@ -342,7 +342,7 @@ func TestTheCopyOfMachines(t *testing.T) {
 	put := func(version string, change func(*v1alpha1.Machine)) {
 		m := &v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: "node1", UID: "1", ResourceVersion: version}}
 		m.Spec.Identifiers.MACs = []string{installedMAC}
-		m.Spec.BMC = &v1alpha1.BMC{Address: "https://bmc.example.org"}
+		m.Spec.BMC = &v1alpha1.BMC{Address: "bmc.example.org"}
 		m.Status.Installed = &v1alpha1.InstalledStatus{Image: "debian-12", Disk: "d"}
 		m.Status.Inventory = &v1alpha1.Inventory{NICs: []v1alpha1.NIC{{Name: "eth1", MAC: "52:54:00:00:01:0a"}}}
 		change(m)
