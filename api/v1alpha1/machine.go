@@ -489,6 +489,11 @@ type KubernetesStatus struct {
 	// FormerConfig stands for the one before, which the node keeps for a roll-back.
 	// +optional
 	FormerConfig *ConfigDigests `json:"formerConfig,omitempty"`
+	// Drift are files of the configuration that somebody else had changed or removed on the node. It has put them right; they stand
+	// here until its next configuration, or until its agent starts anew.
+	// +optional
+	// +listType=atomic
+	Drift []string `json:"drift,omitempty"`
 	// Message says why a machine that belongs to a cluster is not told what to do, why a phase failed, or why the node cannot go back
 	// to its former configuration.
 	// +optional

@@ -1116,6 +1116,11 @@ func (in *KubernetesStatus) DeepCopyInto(out *KubernetesStatus) {
 		*out = new(ConfigDigests)
 		**out = **in
 	}
+	if in.Drift != nil {
+		in, out := &in.Drift, &out.Drift
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.CertificatesExpireAt != nil {
 		in, out := &in.CertificatesExpireAt, &out.CertificatesExpireAt
 		*out = (*in).DeepCopy()

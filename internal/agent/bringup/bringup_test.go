@@ -103,6 +103,37 @@ func mustJSON(v any) string {
 	return string(b)
 }
 
+func TestDriftIsTold(t *testing.T) {
+	r := newRig(t)
+	a := r.order(wire.NodeAssignment{Version: "v1", Plan: r.rollable()})
+	e := r.executor(func(o *Options) { o.Pace.Again = 20 * time.Millisecond })
+	r.start(e)
+	e.Assign(a)
+	if report := r.done("v1"); len(report.Drift) > 0 {
+		t.Errorf("nobody has touched %q", report.Drift)
+	}
+	const soft, unit = "/etc/containerd/certs.d/_default/hosts.toml", systemd.UnitDir + "/kubelet.service"
+	for _, p := range []string{soft, "/etc/containerd/config.toml", unit} {
+		if err := os.WriteFile(filepath.Join(r.root, p), []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Chmod(filepath.Join(r.root, "/etc/kubernetes/pki/sa.key"), 0o644), os.Remove(filepath.Join(r.root, "/etc/kubernetes/manifests/etcd.yaml"))); err != nil {
+		t.Fatal(err)
+	}
+	report := r.until("all is told", func(p wire.PhaseReport) bool { return p.Done && len(p.Drift) >= 4 })
+	want := []string{"/etc/containerd/config.toml", "/etc/kubernetes/manifests/etcd.yaml", "/etc/kubernetes/pki/sa.key", unit}
+	if !slices.Equal(report.Drift, want) || r.read(soft) == "x" {
+		t.Errorf("told is %q, want %q", report.Drift, want)
+	}
+	next := copyOf(a).Plan
+	fileAt(next, "/etc/containerd/config.toml").Content = []byte("new")
+	e.Assign(r.order(wire.NodeAssignment{Version: "v2", Plan: next}))
+	if report := r.done("v2"); len(report.Drift) > 0 {
+		t.Errorf("of another configuration %q is told", report.Drift)
+	}
+}
+
 func TestDriftIsMended(t *testing.T) {
 	harm := map[string]func(*rig) error{
 		"a file with other content": func(r *rig) error {

@@ -51,6 +51,8 @@ type pass struct {
 type part struct {
 	*pass
 	name string
+	// again: the phase had succeeded before for this version of the plan.
+	again bool
 }
 
 func (e *Executor) newPass(hard, soft, open context.Context, s *state) *pass {
@@ -71,7 +73,7 @@ func (p *pass) run() (complete bool) {
 	var failed atomic.Bool
 	for _, ph := range p.plan.Phases {
 		wg.Go(func() {
-			if !(&part{p, ph.Name}).phase(ph) {
+			if !(&part{pass: p, name: ph.Name, again: p.track.succeeded(ph.Name)}).phase(ph) {
 				failed.Store(true)
 			}
 		})
@@ -246,10 +248,19 @@ func (p *part) write(files []wire.NodeFile) error {
 		if err := p.disk.Put(c.file, c.content); err != nil {
 			return err
 		}
+		if p.again && p.untouched(c.file, c.content) {
+			p.track.drift(c.file.Path)
+		}
 		// Never the content: it may be a secret.
 		p.Log.Info("file written", "phase", p.name, "path", c.file.Path, "bytes", len(c.content))
 	}
 	return nil
+}
+
+// untouched says that only somebody else can have changed a file: what it contains follows from the plan alone, and it is not soft.
+func (p *pass) untouched(f wire.NodeFile, content []byte) bool {
+	ours := fileAt(p.plan, f.Path) != nil || strings.HasPrefix(f.Path, systemd.UnitDir+"/")
+	return ours && !f.Soft && bytes.Equal(f.Content, content)
 }
 
 // prepare notes what is about to be changed. Folders that were there before us are not ours.

@@ -46,6 +46,7 @@ func (t *track) follow(s *state) {
 		return
 	}
 	t.digests(s)
+	t.report.Drift = nil
 	t.report.Version, t.report.Cluster, t.report.Done, t.report.Phases = version, plan.Cluster, false, nil
 	for _, ph := range plan.Phases {
 		t.report.Phases = append(t.report.Phases, wire.Step{Name: ph.Name, State: wire.StatePending, Reason: ph.Reason})
@@ -183,6 +184,25 @@ func (t *track) kubelet(version string) {
 	defer t.mu.Unlock()
 	if t.report.KubernetesVersion != version {
 		t.report.KubernetesVersion = version
+		t.tell()
+	}
+}
+
+// succeeded says whether a phase has succeeded.
+func (t *track) succeeded(name string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.ContainsFunc(t.report.Phases, func(s wire.Step) bool { return s.Name == name && s.State == wire.StateSucceeded })
+}
+
+// maxDrift is how many files are named that somebody else has changed.
+const maxDrift = 32
+
+func (t *track) drift(path string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !slices.Contains(t.report.Drift, path) && len(t.report.Drift) < maxDrift {
+		t.report.Drift = slices.Sorted(slices.Values(append(t.report.Drift, path)))
 		t.tell()
 	}
 }

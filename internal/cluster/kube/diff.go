@@ -164,7 +164,7 @@ func (d *differ) added(n *NodePlan) NodeChange {
 	for _, p := range n.Phases {
 		change.Phases = append(change.Phases, PhaseChange{p.Name, p.After, p.Reason})
 	}
-	members := d.count(d.old, v1alpha1.RoleEtcd)
+	members := d.count(d.old, componentEtcd)
 	if members > 0 && slices.Contains(n.Roles, v1alpha1.RoleEtcd) {
 		change.Disruptions = append(change.Disruptions, Disruption{
 			What:   "etcd gets a further member",

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"coldrack.dev/api/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -26,7 +25,7 @@ func (d *differ) disruptions(change *NodeChange, after *NodePlan) []Disruption {
 	for _, pod := range change.Restarts {
 		switch component(pod) {
 		case componentEtcd:
-			members := d.count(d.plan, v1alpha1.RoleEtcd)
+			members := d.count(d.plan, componentEtcd)
 			switch others := members - 1; {
 			case others == 0:
 				add(true, "etcd restarts", "it is the only member: the API answers no request that needs the store until it is back")
@@ -36,7 +35,7 @@ func (d *differ) disruptions(change *NodeChange, after *NodePlan) []Disruption {
 				add(false, "etcd restarts", "%d other members keep the majority%s", others, d.unlessTogether(change.Machine, componentEtcd))
 			}
 		case componentAPIServer:
-			others := d.count(d.plan, v1alpha1.RoleControlPlane) - 1
+			others := d.count(d.plan, componentAPIServer) - 1
 			if others == 0 {
 				add(true, "the API server restarts", "it is the only one: the API does not answer until it is back; pods keep running")
 			} else {
@@ -111,11 +110,11 @@ func manifestOf(n *NodePlan, name component) string {
 	return ""
 }
 
-// count is how many machines of a plan have a role.
-func (d *differ) count(plan *Plan, role v1alpha1.Role) int {
+// count is how many machines of a plan run a component.
+func (d *differ) count(plan *Plan, name component) int {
 	total := 0
 	for _, n := range plan.Nodes {
-		if slices.Contains(n.Roles, role) {
+		if manifestOf(&n, name) != "" {
 			total++
 		}
 	}

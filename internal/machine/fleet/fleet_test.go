@@ -172,6 +172,8 @@ func TestAnotherConfigurationIsNews(t *testing.T) {
 		{"a former configuration", func() { report.FormerConfig = &wire.ConfigDigests{Node: "m"} }, true},
 		{"the same former configuration", func() { report.FormerConfig = &wire.ConfigDigests{Node: "m"} }, false},
 		{"none any more", func() { report.FormerConfig = nil }, true},
+		{"a file that somebody changed", func() { report.Drift = []string{"/etc/a\x07"} }, true},
+		{"the same file", func() { report.Drift = []string{"/etc/a\x07"} }, false},
 		{"a message", func() { report.Message = "cannot\x1b[2J go back" }, true},
 	} {
 		step.change()

@@ -384,6 +384,8 @@ type Bringup struct {
 	// Config stands for what is carried out, FormerConfig for what a roll-back would lead to, nil for nothing.
 	Config       v1alpha1.ConfigDigests
 	FormerConfig *v1alpha1.ConfigDigests
+	// Drift are files that somebody else had changed.
+	Drift []string
 	// Message says why something that was asked for is not done.
 	Message string
 }
@@ -398,6 +400,9 @@ func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
 		Cluster: termtext.Line(report.Cluster, 64), Version: termtext.Line(report.Version, 64), Phases: Steps(report.Phases), Done: report.Done,
 		KubernetesVersion: termtext.Line(report.KubernetesVersion, 64), Config: digestsOf(report.Config), Message: termtext.Line(report.Message, 256),
 	}
+	for _, path := range report.Drift[:min(len(report.Drift), maxSteps)] {
+		next.Drift = append(next.Drift, termtext.Line(path, 256))
+	}
 	if report.FormerConfig != nil {
 		next.FormerConfig = new(digestsOf(*report.FormerConfig))
 	}
@@ -410,7 +415,7 @@ func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
 		old := l.Bringup
 		l.Bringup, l.BringupAt = next, f.now()
 		return old == nil || old.Cluster != next.Cluster || old.Done != next.Done || old.KubernetesVersion != next.KubernetesVersion ||
-			old.Config != next.Config || !reflect.DeepEqual(old.FormerConfig, next.FormerConfig) || old.Message != next.Message ||
+			old.Config != next.Config || !reflect.DeepEqual(old.FormerConfig, next.FormerConfig) || old.Message != next.Message || !slices.Equal(old.Drift, next.Drift) ||
 			!old.CertificatesExpireAt.Equal(next.CertificatesExpireAt) || !slices.EqualFunc(old.Phases, next.Phases, equalSteps)
 	})
 }

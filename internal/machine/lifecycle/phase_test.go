@@ -201,10 +201,10 @@ func TestStatusSaysWhichConfigurationANodeHas(t *testing.T) {
 	s := newScene(approved, inventory, installed(time.Hour), beat(0), booted(time.Hour, v1alpha1.BootLocalDisk))
 	l := LimitsFor(90*time.Second, s.now.Add(-time.Hour))
 	has, had := v1alpha1.ConfigDigests{Node: "n2"}, v1alpha1.ConfigDigests{Node: "n1"}
-	s.live.Bringup, s.live.BringupAt = &fleet.Bringup{Cluster: "rack", Done: true, Config: has, FormerConfig: &had, Message: "cannot go back"}, s.now
+	s.live.Bringup, s.live.BringupAt = &fleet.Bringup{Cluster: "rack", Done: true, Config: has, FormerConfig: &had, Drift: []string{"/etc/a"}, Message: "cannot go back"}, s.now
 	Fold(s.m, s.live, nil, s.now, l)
 	k := s.m.Status.Kubernetes
-	if k == nil || k.Config == nil || *k.Config != has || k.FormerConfig == nil || *k.FormerConfig != had || k.Message != "cannot go back" {
+	if k == nil || k.Config == nil || *k.Config != has || k.FormerConfig == nil || *k.FormerConfig != had || len(k.Drift) != 1 || k.Message != "cannot go back" {
 		t.Fatalf("status is %+v", k)
 	}
 	before := s.m.DeepCopy()
