@@ -636,20 +636,23 @@ func ValidateClusterChange(c, old *Cluster) field.ErrorList {
 	is, was := c.DeepCopy(), old.DeepCopy()
 	is.Default()
 	was.Default()
-	at := field.NewPath("spec", "network")
+	network, endpoint := field.NewPath("spec", "network"), field.NewPath("spec", "endpoint")
 	var errs field.ErrorList
 	for _, f := range []struct {
-		name, why string
-		is, was   any
+		at      *field.Path
+		why     string
+		is, was any
 	}{
-		{"podCIDRs", "every running pod has an address of it", strings.Join(is.Spec.Network.PodCIDRs, ","), strings.Join(was.Spec.Network.PodCIDRs, ",")},
-		{"serviceCIDRs", "every service has an address of it", strings.Join(is.Spec.Network.ServiceCIDRs, ","), strings.Join(was.Spec.Network.ServiceCIDRs, ",")},
-		{"dnsDomain", "certificates and running pods contain it", is.Spec.Network.DNSDomain, was.Spec.Network.DNSDomain},
-		{"nodeMaskIPv4", "every node has a network of that size", is.Spec.Network.NodeMaskIPv4, was.Spec.Network.NodeMaskIPv4},
-		{"nodeMaskIPv6", "every node has a network of that size", is.Spec.Network.NodeMaskIPv6, was.Spec.Network.NodeMaskIPv6},
+		{network.Child("podCIDRs"), "every running pod has an address of it", strings.Join(is.Spec.Network.PodCIDRs, ","), strings.Join(was.Spec.Network.PodCIDRs, ",")},
+		{network.Child("serviceCIDRs"), "every service has an address of it", strings.Join(is.Spec.Network.ServiceCIDRs, ","), strings.Join(was.Spec.Network.ServiceCIDRs, ",")},
+		{network.Child("dnsDomain"), "certificates and running pods contain it", is.Spec.Network.DNSDomain, was.Spec.Network.DNSDomain},
+		{network.Child("nodeMaskIPv4"), "every node has a network of that size", is.Spec.Network.NodeMaskIPv4, was.Spec.Network.NodeMaskIPv4},
+		{network.Child("nodeMaskIPv6"), "every node has a network of that size", is.Spec.Network.NodeMaskIPv6, was.Spec.Network.NodeMaskIPv6},
+		{endpoint.Child("port"), "nodes change one by one, and those that wait would look for the API servers in vain", is.Spec.Endpoint.Port, was.Spec.Endpoint.Port},
+		{endpoint.Child("localPort"), "nodes change one by one, and kube-proxy is configured alike on all of them", is.Spec.Endpoint.LocalPort, was.Spec.Endpoint.LocalPort},
 	} {
 		if f.is != f.was {
-			errs = append(errs, field.Invalid(at.Child(f.name), f.is, fmt.Sprintf("cannot be changed from %v while the cluster has nodes: %s", f.was, f.why)))
+			errs = append(errs, field.Invalid(f.at, f.is, fmt.Sprintf("cannot be changed from %v while the cluster has nodes: %s", f.was, f.why)))
 		}
 	}
 	if is.Spec.Version != was.Spec.Version {

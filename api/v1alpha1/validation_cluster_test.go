@@ -281,6 +281,7 @@ func TestValidateClusterChange(t *testing.T) {
 	open := &Cluster{}
 	written := &Cluster{Spec: ClusterSpec{Network: ClusterNetwork{PodCIDRs: []string{"10.244.0.0/16"}}}}
 	other := &Cluster{Spec: ClusterSpec{Network: ClusterNetwork{PodCIDRs: []string{"10.40.0.0/16"}, NodeMaskIPv4: 25}}}
+	ports := &Cluster{Spec: ClusterSpec{Endpoint: ClusterEndpoint{Port: 8443, LocalPort: 8445}}}
 	for _, test := range []struct {
 		name    string
 		is, was *Cluster
@@ -289,6 +290,7 @@ func TestValidateClusterChange(t *testing.T) {
 	}{
 		{"what was left open may be written down", written, open, 1, nil},
 		{"what was left open counts as its default", other, open, 1, []string{"spec.network.podCIDRs", "spec.network.nodeMaskIPv4"}},
+		{"nodes that wait for their turn need the ports that they know", ports, open, 1, []string{"spec.endpoint.port", "spec.endpoint.localPort"}},
 		{"before there are nodes, everything may change", other, written, 0, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
