@@ -355,6 +355,44 @@ func TestSameRules(t *testing.T) {
 	}
 }
 
+// TestTenThousand shows as many machines as there may be: all are counted, few are drawn, and changes arrive as with three.
+func TestTenThousand(t *testing.T) {
+	const n = 10_000
+	b := newBench(t, madeUp(n, time.Now()))
+	b.login()
+	b.goes("/ui/racks")
+	b.waits(fmt.Sprintf(`document.querySelectorAll(".tile").length === %d`, n))
+	b.says("3 stuck")
+	// How long the page was busy while a person scrolls is told, not judged: it depends on the machine.
+	scroll := func(selector string) string {
+		busy, err := value[string](b.chromium, `(async () => {
+			const tasks = [], seen = new PerformanceObserver((list) => tasks.push(...list.getEntries().map((e) => Math.round(e.duration))));
+			seen.observe({ type: "longtask" });
+			const e = document.querySelector(`+quoted(selector)+`), frame = () => new Promise(requestAnimationFrame);
+			let frames = 0;
+			for (let y = 0; y < e.scrollHeight && frames < 300; y += e.clientHeight / 2, frames++) { e.scrollTop = y; await frame(); }
+			e.scrollTop = e.scrollHeight;
+			await frame(); await frame();
+			seen.disconnect();
+			return frames + " frames, tasks of more than 50 ms: " + JSON.stringify(tasks); })()`)
+		check(t, err)
+		return busy
+	}
+	t.Log("racks: " + scroll("html"))
+	b.goes("/ui/machines")
+	b.waits(fmt.Sprintf(`document.querySelector("[role=grid]")?.getAttribute("aria-rowcount") === "%d" && document.querySelectorAll(".tbody .tr").length > 0`, n))
+	t.Log("table: " + scroll("[role=grid]"))
+	b.waits(`document.querySelectorAll(".tbody .tr").length < 100 && document.querySelector('.tbody .tr[aria-rowindex="10000"]')`)
+	check(t, b.write("input[type=search]", "node-07777"))
+	b.waits(`document.querySelectorAll(".tbody .tr").length === 1`)
+	seen := b.machine("node-07777")
+	bare := seen.DeepCopy()
+	seen.Spec.Hostname = "renamed"
+	check(t, b.client.Patch(t.Context(), seen, client.MergeFrom(bare)))
+	check(t, b.write("input[type=search]", "renamed"))
+	b.waits(`document.querySelector('.tbody .tr[data-machine="node-07777"]')`)
+}
+
 // TestCluster looks at a cluster of which one member of etcd does not answer, and gets a kubeconfig refused for want of keys.
 func TestCluster(t *testing.T) {
 	require.Need(t, program)

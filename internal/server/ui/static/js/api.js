@@ -1,7 +1,7 @@
 // Requests to the API that kubectl and the command line use, too.
 
 /** Failure is an answer that is no success, or none. status is 0 when the server was not reached. */
-export class Failure extends Error {
+class Failure extends Error {
 	constructor(status, text, body) {
 		super(text);
 		this.status = status;

@@ -5,7 +5,7 @@ import { data, fill, h, oneLine, ref, setText } from "./dom.js";
 import { t } from "./i18n.js";
 import { age, messageOf, order, placeOf, stuck, urgency } from "./model.js";
 import { phaseMark, searchTools } from "./racks.js";
-import { go, keys, may, query, setQuery } from "./shell.js";
+import { go, keys, may, query, seldom, setQuery } from "./shell.js";
 import { store } from "./store.js";
 
 const narrow = matchMedia("(max-width: 800px)");
@@ -176,7 +176,8 @@ export function mount(main) {
 		} : {}),
 		Escape: [t("choose none, show all"), () => (picked.size ? (picked.clear(), draw()) : tools.set(""))],
 	});
-	const stop = store.on((changed) => { if (changed.has("machines")) draw(false); });
+	const redraw = seldom(() => draw(false), 400);
+	const stop = store.on((changed) => { if (changed.has("machines")) redraw(); });
 	const clock = setInterval(() => draw(false), 5e3);
 	const resized = () => draw(true);
 	addEventListener("resize", resized);

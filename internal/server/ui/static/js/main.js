@@ -5,7 +5,7 @@ import { data, fill, h, oneLine, ref, setText } from "./dom.js";
 import { all as languages, choose, current, t } from "./i18n.js";
 import { messageOf, placeOf } from "./model.js";
 import { store } from "./store.js";
-import { currentKeys, go, onGo, openDialog, session } from "./shell.js";
+import { currentKeys, go, onGo, openDialog, seldom, session } from "./shell.js";
 import * as racks from "./racks.js";
 
 const app = document.getElementById("app");
@@ -60,6 +60,7 @@ function login(why) {
 		on: {
 			submit: async (event) => {
 				event.preventDefault();
+				if (!/^[\x21-\x7e]+$/.test(field.value.trim())) return setText(error, t("The server does not accept this token."));
 				button.disabled = true;
 				try {
 					session.me = await post("/coldrack/v1/ui/session", undefined, { headers: { Authorization: "Bearer " + field.value.trim() } });
@@ -149,7 +150,7 @@ function frame() {
 	stopListening();
 	stopListening = store.on((changed) => {
 		if (changed.has("connection")) connection();
-		if (changed.has("machines")) alarms();
+		if (changed.has("machines")) watchStuck();
 	});
 	connection();
 	alarms();
@@ -165,7 +166,7 @@ async function beat(mine) {
 		const signal = AbortSignal.timeout(10e3);
 		try {
 			await get("/coldrack/v1/ui/session", { signal });
-			store.trouble.delete("server");
+			if (store.trouble.delete("server")) store.again();
 		} catch (err) {
 			if (err.status === 401) return;
 			if (!store.trouble.has("server")) store.trouble.set("server", { why: t("the server does not answer"), since: Date.now() });
@@ -191,11 +192,12 @@ function connection() {
 // What one must see from three metres: how many are stuck, and which.
 const named = 6;
 let alarmShown = "";
+const watchStuck = seldom(() => { if (session.me) alarms(); }, 500);
 
 function alarms() {
 	const now = Date.now(), found = store.stuck(now);
 	const key = found.map((r) => r.name + "\n" + placeOf(r) + "\n" + messageOf(r, now)).join("\n") + current();
-	if (key === alarmShown && alarm.childElementCount > 0 === found.length > 0) return;
+	if (key === alarmShown && (alarm.childElementCount > 0) === (found.length > 0)) return;
 	alarmShown = key;
 	document.title = (found.length ? "(" + found.length + ") " : "") + "Coldrack";
 	alarm.classList.toggle("on", found.length > 0);

@@ -22,7 +22,7 @@ export const advice = {
 	Released: "It was wiped. Approve and install it again, or delete it.",
 };
 
-export const phaseOf = (m) => m.status?.phase || "Expected";
+const phaseOf = (m) => m.status?.phase || "Expected";
 
 /** stuck says why a machine will not get on without a person, or "". row is one of rowOf. */
 export function stuck(row, now) {
@@ -101,7 +101,7 @@ const time = (text) => (text ? Date.parse(text) : 0);
 export const condition = (object, type) => (object.status?.conditions ?? []).find((c) => c.type === type);
 
 /** openIntent is the intent that has yet to be carried out, or null. */
-export function openIntent(m) {
+function openIntent(m) {
 	const intent = m.spec?.intent, status = m.status?.intent;
 	if (!intent) return null;
 	if (status?.id === intent.id) return status.state === "Succeeded" || status.state === "Failed" ? null : intent;
@@ -127,7 +127,7 @@ export function rowOf(m) {
 		address: addressOf(m), lease: s.lease?.address ?? "", subnet: s.lease?.subnet ?? m.spec?.network?.subnet ?? "", mac: s.lease?.mac ?? m.spec?.identifiers?.macs?.[0] ?? "", site: at.site ?? "", room: at.room ?? "", rack: at.rack ?? "", unit: at.unit ?? 0,
 		serial: system.serial || m.spec?.identifiers?.serial || "", model: ((system.vendor ?? "") + " " + (system.product ?? "")).trim(),
 		hostname: m.spec?.hostname ?? "", approved: !!m.spec?.approved, profile: m.spec?.profile ?? "", image: s.installed?.image ?? "",
-		cluster: k?.cluster ?? "", roles: (k?.roles ?? []).join(" "), ready: s.node?.readyAt ? time(s.node.readyAt) : 0,
+		cluster: k?.cluster ?? "", roles: (k?.roles ?? []).join(" "),
 	};
 	row.text = [row.name, row.hostname, row.address, row.serial, row.model, row.rack, row.room, row.site, row.cluster, row.message].join("\n").toLowerCase();
 	return row;

@@ -4,7 +4,7 @@ import { ask, buttons, list as actions } from "./actions.js";
 import { data, fill, h, oneLine, ref, setText } from "./dom.js";
 import { t } from "./i18n.js";
 import { advice, age, filter, messageOf, order, phases, placeOf, stuck } from "./model.js";
-import { keys, may, query, setQuery } from "./shell.js";
+import { keys, may, query, seldom, setQuery } from "./shell.js";
 import { store } from "./store.js";
 
 const defaultHeight = 42;
@@ -59,9 +59,9 @@ export function searchTools(changed) {
 }
 
 export function mount(main) {
-	const tools = searchTools(() => draw(true));
+	const tools = searchTools(() => draw());
 	let size = query("size");
-	const sizes = h("select", { "aria-label": t("Size"), on: { change: () => { size = sizes.value; setQuery({ size }); draw(true); } } },
+	const sizes = h("select", { "aria-label": t("Size"), on: { change: () => { size = sizes.value; setQuery({ size }); draw(); } } },
 		[["", t("size by number")], ["l", t("large")], ["m", t("medium")], ["s", t("small")]].map(([v, text]) => h("option", { value: v, selected: v === size }, text)));
 	tools.element.append(sizes);
 	const racks = h("div", { class: "racks" }), panel = h("aside", { class: "panel card", hidden: true, "aria-label": t("Machine") });
@@ -73,53 +73,62 @@ export function mount(main) {
 	/** place of a machine: which rack, and where in it. */
 	const rackKey = (row) => (row.rack ? [row.site, row.room, row.rack].join("\u0000") : "");
 
-	function draw(all) {
-		const now = Date.now(), count = store.objects.machines.size;
-		tools.count(now);
-		const step = size || (count > small ? "s" : count > medium ? "m" : "l");
-		racks.className = "racks size-" + step;
-		const filtered = tools.text !== "";
-		// Where machines stand decides the layout; that seldom changes.
-		const byRack = new Map();
-		let signature = step;
-		for (const row of store.rows()) {
-			const key = rackKey(row);
-			if (!byRack.has(key)) byRack.set(key, []);
-			byRack.get(key).push(row);
-			signature += "\n" + row.name + "\u0000" + key + "\u0000" + row.unit;
-		}
-		if (signature !== layout) {
-			layout = signature;
-			build(byRack);
-			all = true;
-		}
-		for (const [key, rows] of byRack) {
-			let bad = 0, shown = 0;
-			for (const row of rows) {
-				const trouble = stuck(row, now) !== "", matches = !filtered || tools.matches(row, now);
-				if (trouble) bad++;
-				if (matches) shown++;
-				paint(tiles.get(row.name), row, trouble, matches, now, all);
+	let byRack = new Map(); // names
+	const count = seldom(() => tools.count(Date.now()), 500);
+
+	/** draw shows all machines, or only those that changed. */
+	function draw(names) {
+		const now = Date.now(), number = store.objects.machines.size;
+		count();
+		if (names) {
+			const touched = new Set();
+			for (const name of names) touched.add(rackKey(store.objects.machines.get(name)));
+			for (const key of touched) drawRack(key, now);
+		} else {
+			const step = size || (number > small ? "s" : number > medium ? "m" : "l");
+			racks.className = "racks size-" + step;
+			// Where machines stand decides the layout; that seldom changes.
+			byRack = new Map();
+			const signature = [step];
+			for (const row of store.rows()) {
+				const key = rackKey(row);
+				if (!byRack.has(key)) byRack.set(key, []);
+				byRack.get(key).push(row.name);
+				signature.push(row.name, key, row.unit);
 			}
-			const box = boxes.get(key);
-			box.element.hidden = filtered && shown === 0;
-			if (!key) {
-				setText(box.count, t("{0} without a rack", rows.length));
-				continue;
+			const places = signature.join("\n");
+			if (places !== layout) {
+				layout = places;
+				build();
 			}
-			box.element.classList.toggle("stuck", bad > 0);
-			setText(box.count, bad ? "\u2715 " + bad : String(rows.length));
+			for (const key of byRack.keys()) drawRack(key, now);
+			for (const box of boxes.values()) if (box.site) box.site.hidden = box.racks.every((r) => r.hidden);
 		}
-		for (const box of boxes.values()) if (box.site) box.site.hidden = box.racks.every((r) => r.hidden);
-		empty.hidden = count > 0 || !store.complete.has("machines");
-		nothing.hidden = !filtered || count === 0 || [...boxes.values()].some((b) => b.element && !b.element.hidden);
+		empty.hidden = number > 0 || !store.complete.has("machines");
+		nothing.hidden = tools.text === "" || number === 0 || [...boxes.values()].some((b) => b.element && !b.element.hidden);
 		drawPanel(now);
+	}
+
+	function drawRack(key, now) {
+		const filtered = tools.text !== "", names = byRack.get(key);
+		let bad = 0, shown = 0;
+		for (const name of names) {
+			const row = store.objects.machines.get(name), trouble = stuck(row, now) !== "", matches = !filtered || tools.matches(row, now);
+			if (trouble) bad++;
+			if (matches) shown++;
+			paint(tiles.get(name), row, trouble, matches, now);
+		}
+		const box = boxes.get(key);
+		box.element.hidden = filtered && shown === 0;
+		if (!key) return setText(box.count, t("{0} without a rack", names.length));
+		box.element.classList.toggle("stuck", bad > 0);
+		setText(box.count, bad ? "\u2715 " + bad : String(names.length));
 	}
 
 	const empty = h("p", { class: "empty wide" }, t("No machines yet. Power one on in a Subnet, or write one with coldrack apply."), " ", ref("/ui/start", {}, t("First steps")));
 	const nothing = h("p", { class: "empty wide" }, t("Nothing matches. "), h("button", { on: { click: () => tools.set("") } }, t("Show all")));
 
-	function build(byRack) {
+	function build() {
 		const focused = racks.contains(document.activeElement) ? document.activeElement.dataset.machine : "";
 		tiles.clear();
 		boxes.clear();
@@ -129,7 +138,7 @@ export function mount(main) {
 		const sites = new Set(keys.filter(Boolean).map((k) => k.split("\u0000").slice(0, 2).join("\u0000")));
 		let site = null;
 		for (const key of keys) {
-			const rows = byRack.get(key);
+			const rows = byRack.get(key).map((name) => store.objects.machines.get(name));
 			if (key === "") {
 				const count = h("span", {});
 				const element = h("section", { class: "tray" }, h("h2", {}, count), h("div", { class: "tiles" }, rows.map((row) => tile(row))));
@@ -177,9 +186,9 @@ export function mount(main) {
 		return element;
 	}
 
-	function paint(one, row, trouble, matches, now, all) {
-		const key = row.phase + trouble + matches + (row.fraction < 0 ? "" : row.fraction.toFixed(2)) + (row.name === chosen);
-		if (!all && one.key === key) return;
+	function paint(one, row, trouble, matches, now) {
+		const key = row.version + trouble + matches + (row.name === chosen);
+		if (one.key === key) return;
 		one.key = key;
 		one.element.className = "tile s-" + row.phase + (trouble ? " bad" : "") + (matches ? "" : " off") + (row.name === chosen ? " on" : "");
 		one.mark.className = "sign s-" + (trouble && row.phase !== "Lost" ? "Failed" : row.phase);
@@ -198,7 +207,7 @@ export function mount(main) {
 		panelKey = "";
 		for (const n of [before, name]) {
 			const one = tiles.get(n), row = store.objects.machines.get(n);
-			if (one && row) paint(one, row, stuck(row, Date.now()) !== "", !tools.text || tools.matches(row, Date.now()), Date.now(), true);
+			if (one && row) paint(one, row, stuck(row, Date.now()) !== "", !tools.text || tools.matches(row, Date.now()), Date.now());
 		}
 		drawPanel(Date.now());
 		if (!name) tiles.get(before)?.element.focus();
@@ -245,9 +254,9 @@ export function mount(main) {
 		s: [t("only those that are stuck"), () => tools.set(tools.text === "is:stuck" ? "" : "is:stuck")],
 		...Object.fromEntries(actions.map((a) => [a.key, [t(a.title), () => target() && ask(a.name, [target()])]])),
 	});
-	const stop = store.on((changed) => { if (changed.has("machines")) draw(false); });
-	const clock = setInterval(() => draw(false), 10e3);
-	draw(true);
+	const stop = store.on((changed, names) => { if (changed.has("machines")) draw(names); });
+	const clock = setInterval(() => draw(), 10e3); // time makes machines stuck, too
+	draw();
 	if (chosen) tiles.get(chosen)?.element.scrollIntoView({ block: "center" });
 	return () => { stop(); endKeys(); clearInterval(clock); };
 }

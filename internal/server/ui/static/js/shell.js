@@ -28,6 +28,22 @@ export function setQuery(values) {
 	history.replaceState(null, "", url.pathname + url.search);
 }
 
+/** seldom calls f at once, and then at most once in so many milliseconds, however often it is called itself. */
+export function seldom(f, ms) {
+	let next = 0, timer = 0;
+	return () => {
+		if (timer) return;
+		const wait = next - Date.now();
+		const now = () => {
+			timer = 0;
+			next = Date.now() + ms;
+			f();
+		};
+		if (wait > 0) timer = setTimeout(now, wait);
+		else now();
+	};
+}
+
 let pageKeys = {};
 
 /** keys says what keys do on the page that is shown: { key: [text, function] }. It returns a function that ends that. */

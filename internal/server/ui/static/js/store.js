@@ -15,15 +15,22 @@ class Store {
 	trouble = new Map();
 	#listeners = new Set();
 	#changed = new Set();
+	#names = new Set();
+	#moved = false;
 	#timer = 0;
 	#abort = null;
 	#sorted = null;
 
 	start() {
 		this.stop();
+		this.again();
+	}
+
+	/** again follows everything anew and keeps what is shown: connections that are dead without saying so are given up. */
+	again() {
+		this.#abort?.abort();
 		this.#abort = new AbortController();
-		const signal = this.#abort.signal;
-		for (const kind of kinds) this.#follow(kind, signal);
+		for (const kind of kinds) this.#follow(kind, this.#abort.signal);
 	}
 
 	stop() {
@@ -39,19 +46,19 @@ class Store {
 		follow(kindPath(kind), {}, {
 			put: (object) => {
 				const name = object.metadata.name;
-				if (machines && !map.has(name)) this.#sorted = null;
-				map.set(name, machines ? rowOf(object) : object);
+				if (machines) this.#putRow(name, rowOf(object));
+				else map.set(name, object);
 				this.#tell(kind);
 			},
 			drop: (name) => {
 				map.delete(name);
-				if (machines) this.#sorted = null;
+				if (machines) this.#structure();
 				this.#tell(kind);
 			},
 			page: () => this.#tell(kind),
 			listed: (names) => {
 				for (const name of map.keys()) if (!names.has(name)) map.delete(name);
-				if (machines) this.#sorted = null;
+				if (machines) this.#structure();
 				this.complete.add(kind);
 				this.#tell(kind);
 			},
@@ -63,17 +70,35 @@ class Store {
 		}, signal, machines ? listMemory : undefined);
 	}
 
+	#putRow(name, row) {
+		const map = this.objects.machines, before = map.get(name);
+		if (!before || before.rack !== row.rack || before.unit !== row.unit || before.site !== row.site || before.room !== row.room) this.#structure();
+		map.set(name, row);
+		this.#names.add(name);
+	}
+
+	/** structure notes that machines came, went or moved. */
+	#structure() {
+		this.#sorted = null;
+		this.#moved = true;
+	}
+
 	#tell(kind) {
 		this.#changed.add(kind);
 		this.#timer ||= setTimeout(() => {
-			const changed = this.#changed;
+			const changed = this.#changed, names = this.#moved ? null : this.#names;
 			this.#changed = new Set();
+			this.#names = new Set();
+			this.#moved = false;
 			this.#timer = 0;
-			for (const f of [...this.#listeners]) f(changed);
+			for (const f of [...this.#listeners]) f(changed, names);
 		}, burst);
 	}
 
-	/** on calls f with the set of changed kinds after each burst, until the function that it returns is called. */
+	/**
+	 * on calls f after each burst with the set of changed kinds, and the names of machines that changed, or null when some came, went or moved;
+	 * until the function that it returns is called.
+	 */
 	on(f) {
 		this.#listeners.add(f);
 		return () => this.#listeners.delete(f);
