@@ -28,7 +28,7 @@ export function mount(main, name) {
 		const focus = body.contains(document.activeElement) ? document.activeElement.dataset.action : "";
 		const i = s.inventory, spec = m.spec ?? {}, k = s.kubernetes;
 		fill(body,
-			h("section", { class: "card wide" }, summary(rowOf(m), now), h("div", { class: "row" }, buttons(() => [name]))),
+			h("section", { class: "card wide" }, summary(rowOf(m), now, buttons(() => [name]))),
 			(s.steps ?? []).length ? card(t("Steps"), { class: "wide" }, h("p", { class: "quiet" }, spec.intent && s.intent ? [t(s.intent.action), " · ", t(s.intent.state)] : null), timeline(s.steps, now)) : null,
 			k ? card(t("In its cluster"), { class: "wide" }, facts([t("Cluster"), ref("/ui/clusters/" + encodeURIComponent(k.cluster), {}, data(k.cluster))], [t("Node"), k.node], [t("Roles"), (k.roles ?? []).join(", ")], [t("Version"), k.version],
 				[t("Message"), k.message], [t("First certificate ends"), when(k.certificatesExpireAt, now)]), (k.phases ?? []).length ? timeline(k.phases, now) : null) : null,

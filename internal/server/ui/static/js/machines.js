@@ -47,7 +47,8 @@ export function mount(main) {
 
 	function header() {
 		const cells = used();
-		scroller.style.setProperty("--columns", (may() ? "1.4rem " : "") + (narrow.matches ? "minmax(0, 1fr) 7.5rem minmax(0, 1.4fr)" : cells.map((c) => c.width).join(" ")));
+		rowHeight = narrow.matches ? 64 : 40;
+		scroller.style.setProperty("--columns", (may() ? "1.4rem " : "") + (narrow.matches ? "minmax(0, 1fr) 8.5rem" : cells.map((c) => c.width).join(" ")));
 		fill(head, may() ? h("input", { type: "checkbox", "aria-label": t("Choose all that match"), on: { change: (e) => all(e.target.checked) } }) : null,
 			cells.map((c) => h("button", {
 				class: "plain", role: "columnheader", "aria-sort": sort === c.id ? (reversed ? "descending" : "ascending") : "none",

@@ -73,7 +73,7 @@ export function mount(main) {
 	/** place of a machine: which rack, and where in it. */
 	const rackKey = (row) => (row.rack ? [row.site, row.room, row.rack].join("\u0000") : "");
 
-	let byRack = new Map(); // names
+	let byRack = new Map(), dense = false; // names of machines by rack
 	const count = seldom(() => tools.count(Date.now()), 500);
 
 	/** draw shows all machines, or only those that changed. */
@@ -87,6 +87,7 @@ export function mount(main) {
 		} else {
 			const step = size || (number > small ? "s" : number > medium ? "m" : "l");
 			racks.className = "racks size-" + step;
+			dense = step === "s";
 			// Where machines stand decides the layout; that seldom changes.
 			byRack = new Map();
 			const signature = [step];
@@ -158,7 +159,7 @@ export function mount(main) {
 			for (const row of rows) at.set(row.unit, [...(at.get(row.unit) ?? []), row]);
 			const slots = Math.max(1, ...[...at].filter(([unit]) => unit > 0).map(([, r]) => r.length));
 			const units = h("div", { class: "units", style: { "--slots": String(slots) } });
-			for (let u = height; u >= 1; u--) units.append(h("span", { class: "u", "aria-hidden": "true", style: { "grid-row": String(height - u + 1) } }, u % 2 || slots > 1 ? u : ""));
+			for (let u = height; u >= 1 && !dense; u--) units.append(h("span", { class: "u", "aria-hidden": "true", style: { "grid-row": String(height - u + 1) } }, u % 2 || slots > 1 ? u : ""));
 			let below = height;
 			for (const [unit, there] of [...at].sort((a, b) => b[0] - a[0])) {
 				there.forEach((row, i) => {
@@ -180,8 +181,15 @@ export function mount(main) {
 	}
 
 	function tile(row) {
+		const press = { class: "tile", data: { machine: row.name }, on: { click: () => choose(row.name === chosen ? "" : row.name) } };
+		// Of thousands, each is one element: its shape is drawn by the style sheet.
+		if (dense) {
+			const element = h("button", press);
+			tiles.set(row.name, { element, key: "" });
+			return element;
+		}
 		const name = data(""), bar = h("span", { class: "bar" }), mark = h("span", { class: "sign" });
-		const element = h("button", { class: "tile", data: { machine: row.name }, on: { click: () => choose(row.name === chosen ? "" : row.name) } }, mark, name, bar);
+		const element = h("button", press, mark, name, bar);
 		tiles.set(row.name, { element, name, bar, mark, key: "" });
 		return element;
 	}
@@ -190,11 +198,14 @@ export function mount(main) {
 		const key = row.version + trouble + matches + (row.name === chosen);
 		if (one.key === key) return;
 		one.key = key;
-		one.element.className = "tile s-" + row.phase + (trouble ? " bad" : "") + (matches ? "" : " off") + (row.name === chosen ? " on" : "");
-		one.mark.className = "sign s-" + (trouble && row.phase !== "Lost" ? "Failed" : row.phase);
-		one.bar.style.width = row.fraction > 0 && row.fraction < 1 ? 100 * row.fraction + "%" : "0";
+		const shape = trouble && row.phase !== "Lost" ? "Failed" : row.phase;
+		one.element.className = "tile s-" + (dense ? shape : row.phase) + (trouble ? " bad" : "") + (matches ? "" : " off") + (row.name === chosen ? " on" : "");
+		if (!dense) {
+			one.mark.className = "sign s-" + shape;
+			one.bar.style.width = row.fraction > 0 && row.fraction < 1 ? 100 * row.fraction + "%" : "0";
+			setText(one.name, row.hostname || row.name);
+		}
 		const title = row.name + " · " + t(row.phase) + (row.step ? " · " + row.step : "") + (trouble ? " · " + oneLine(messageOf(row, now)) : "");
-		setText(one.name, row.hostname || row.name);
 		one.element.title = oneLine(title);
 		one.element.setAttribute("aria-label", oneLine(title));
 		one.element.setAttribute("aria-pressed", String(row.name === chosen));
@@ -225,7 +236,7 @@ export function mount(main) {
 			return;
 		}
 		panelKey = key;
-		fill(panel, summary(row, now), h("div", { class: "row" }, buttons(() => [row.name])),
+		fill(panel, summary(row, now, buttons(() => [row.name])),
 			h("p", {}, ref("/ui/machines/" + encodeURIComponent(row.name), {}, t("All about it"))),
 			h("button", { class: "plain close", "aria-label": t("Close"), on: { click: () => choose("") } }, "\u2715"));
 	}
@@ -262,7 +273,7 @@ export function mount(main) {
 }
 
 /** summary is what there is to say of a machine in a few lines. */
-export function summary(row, now) {
+export function summary(row, now, doing) {
 	const why = stuck(row, now), fact = (name, value) => (value ? [h("dt", {}, name), h("dd", {}, data(oneLine(value)))] : null);
 	return [
 		h("h2", {}, data(row.name)),
@@ -270,6 +281,7 @@ export function summary(row, now) {
 		h("div", { class: "verdict" + (why ? " bad" : "") },
 			why || row.message || row.bringUp ? h("p", { class: "what" }, data(oneLine(messageOf(row, now), 1000))) : null,
 			h("p", {}, t(advice[row.phase]))),
+		h("div", { class: "row doing" }, doing),
 		h("dl", { class: "facts" }, fact(t("Place"), [row.site, row.room, placeOf(row)].filter(Boolean).join(" / ")), fact(t("Address"), row.address), fact(t("Host name"), row.hostname),
 			fact(t("Model"), row.model), fact(t("Serial"), row.serial), fact(t("Cluster"), [row.cluster, row.roles].filter(Boolean).join(" · ")), fact(t("Image"), row.image), fact(t("Profile"), row.profile)),
 	];
