@@ -80,6 +80,7 @@ var rooms = []room{
 	{"cluster/kubeapi", "cluster", engines, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi/pkcs10")},
 	{"cluster/kubeapi/pkcs10", "cluster", engines, nil},
 	{"cluster/planner", "cluster", engines, nil},
+	{"cluster/etcd", "cluster", engines, nil},
 	{"cluster/supply", "cluster", engines, may("api/v1alpha1", "cluster/kube", "content/bundle", "contract/manifest", "contract/manifest/yamlerr")},
 	{"cluster/members", "cluster", engines, may("api/v1alpha1", "cluster/kube", "cluster/planner", "contract/wire")},
 
@@ -105,7 +106,7 @@ var rooms = []room{
 	{"agent/target", "agent", parties, may("contract/nodeconfig")},
 
 	{"server/audit", "server", parties, nil},
-	{"server/controllers", "server", parties, may("api/v1alpha1", "cluster/kube", "cluster/kubeapi", "cluster/members", "machine/enroll", "machine/fleet", "machine/identify", "machine/lifecycle")},
+	{"server/controllers", "server", parties, may("api/v1alpha1", "cluster/etcd", "cluster/kube", "cluster/kubeapi", "cluster/members", "cluster/planner", "machine/enroll", "machine/fleet", "machine/identify", "machine/lifecycle")},
 	{"server/controlplane", "server", parties, may("api/v1alpha1", "server/audit")},
 	{"server/machineapi", "server", parties, may("api/v1alpha1", "cluster/members", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "contract/nodeconfig", "base/pki", "contract/wire")},
 	{"server/power", "server", parties, may("api/v1alpha1", "machine/bmc")},
