@@ -185,18 +185,37 @@ func (p Parts) and(o Parts) Parts {
 		p.Config && o.Config, p.Certificates && o.Certificates, p.Reboot && o.Reboot}
 }
 
-func (p Parts) String() string {
+func (p Parts) String() string { return strings.Join(p.Names(), ", ") }
+
+// parts are all, with their names.
+func (p *Parts) parts() []partName {
+	return []partName{{&p.Etcd, "etcd"}, {&p.ControlPlane, "control plane"}, {&p.Kubelet, "kubelet"}, {&p.System, "operating system"}, {&p.Config, "configuration"},
+		{&p.Certificates, "certificates"}, {&p.Reboot, "reboot"}}
+}
+
+type partName struct {
+	is   *bool
+	name string
+}
+
+// Names of the parts, for people and records.
+func (p Parts) Names() []string {
 	var names []string
-	for _, part := range []struct {
-		is   bool
-		name string
-	}{{p.Etcd, "etcd"}, {p.ControlPlane, "control plane"}, {p.Kubelet, "kubelet"}, {p.System, "operating system"}, {p.Config, "configuration"},
-		{p.Certificates, "certificates"}, {p.Reboot, "reboot"}} {
-		if part.is {
+	for _, part := range p.parts() {
+		if *part.is {
 			names = append(names, part.name)
 		}
 	}
-	return strings.Join(names, ", ")
+	return names
+}
+
+// PartsOf is the opposite of Names. Names that it does not know are left out.
+func PartsOf(names []string) Parts {
+	var p Parts
+	for _, part := range p.parts() {
+		*part.is = slices.Contains(names, part.name)
+	}
+	return p
 }
 
 // operation that parts belong to, the weightiest first.

@@ -105,6 +105,15 @@ func TestNext(t *testing.T) {
 		{"without a spare it says so", func(in *Input) { in.group("worker").Replicas = 4 }, "", "lower its replicas to 3"},
 		{"workers shrink from the end, one by one", func(in *Input) { in.group("worker").Replicas = 1 }, "take worker-3, take worker-2", ""},
 		{"a broken worker goes first", func(in *Input) { in.group("worker").Replicas = 2; in.die("worker-1") }, "take worker-1", ""},
+		{"a member leaves when API servers know those that stay", func(in *Input) {
+			in.group("etcd").Replicas = 1
+			in.group("control").State.Config = "others"
+		}, "take control-2", "leaves when the API server of control-1 has its present configuration"},
+		{"a dead one need not wait", func(in *Input) {
+			in.group("etcd").Replicas = 1
+			in.group("control").State.Config = "others"
+			in.die("etcd-3")
+		}, "take etcd-3", ""},
 		{"what leaves is drained", func(in *Input) {
 			in.group("worker").Replicas = 2
 			in.node("worker-2").Hand = &Hand{Operation: OperationLeave}

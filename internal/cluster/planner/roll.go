@@ -188,6 +188,10 @@ func (p *planner) mayTake(n *Node, only Parts) bool {
 	m := p.member[n.Name]
 	if parts.System && g.ReinstallSystem && m != nil {
 		// The member goes first and comes back as a new one.
+		if o := p.uninformed(n); o != "" {
+			p.wait(n.Name, fmt.Sprintf("is installed anew when the API server of %s has its present configuration, which names the members that stay", o))
+			return false
+		}
 		if reason, remedy := p.quorum.remove(m); reason != "" {
 			p.block(&Block{op, n.Name, "installing it anew loses the data of its member of etcd: " + reason, remedy})
 			return false

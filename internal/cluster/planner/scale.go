@@ -172,6 +172,15 @@ func (p *planner) takeToLeave(n *Node, why string) {
 			p.block(b)
 			return
 		}
+		if o := p.uninformed(n); o != "" {
+			reason := fmt.Sprintf("its member of etcd leaves when the API server of %s has its present configuration, which names the members that stay", o)
+			if p.stopped() {
+				p.block(&Block{OperationLeave, n.Name, reason, "go on with the change that failed: coldrack cluster resume"})
+			} else {
+				p.wait(n.Name, reason)
+			}
+			return
+		}
 	}
 	if !dead {
 		if b := p.mayDrain(n, OperationLeave); b != nil {
@@ -216,6 +225,21 @@ func (p *planner) mayServerLeave(n *Node, roles Roles, dead bool) *Block {
 		return &Block{OperationLeave, n.Name, fmt.Sprintf("%d control planes would be left and %d are wanted", others, wanted), "give its group a spare machine, which takes its place first"}
 	}
 	return nil
+}
+
+// uninformed is a control plane whose configuration is not the present one, while a healthy member is to go: its API server may
+// know of no other member. One with a member of its own asks that alone. Empty: there is none.
+func (p *planner) uninformed(n *Node) string {
+	if m := p.member[n.Name]; m == nil || m.Learner || !m.Healthy {
+		return ""
+	}
+	for i := range p.Observed.Nodes {
+		o := &p.Observed.Nodes[i]
+		if r := p.rolesOf(o); o != n && r.ControlPlane && !r.Etcd && !p.going(o) && p.differs(o).Config {
+			return o.Name
+		}
+	}
+	return ""
 }
 
 // take proposes to take a node.
