@@ -327,7 +327,7 @@ type UpgradeStrategy string
 const (
 	// UpgradeRolling rolls by itself, control plane first, within each group's budget.
 	UpgradeRolling UpgradeStrategy = "Rolling"
-	// UpgradeManual waits until a person starts each operation.
+	// UpgradeManual changes no node that runs until it is Rolling. Nodes join and leave all the same.
 	UpgradeManual UpgradeStrategy = "Manual"
 )
 
@@ -351,6 +351,12 @@ const ClusterFinalizer = "coldrack.dev/cluster"
 
 // AnnotationAbandon with value "true" lets a deleted Cluster go although machines of it may still run.
 const AnnotationAbandon = "coldrack.dev/abandon"
+
+// AnnotationAbort with value "true" on a Cluster takes no further node, and brings nodes in hand back to what they had.
+const AnnotationAbort = "coldrack.dev/abort"
+
+// AnnotationRetry on a Cluster, with another value than before, has a change tried again that failed.
+const AnnotationRetry = "coldrack.dev/retry"
 
 // Conditions of a Cluster.
 const (
@@ -500,6 +506,12 @@ type EtcdMember struct {
 	// Existing is true for a member that was added to a running etcd cluster.
 	// +optional
 	Existing bool `json:"existing,omitempty"`
+	// Coming is true until it has its vote. Until then its machine takes what it is to have without waiting for its turn.
+	// +optional
+	Coming bool `json:"coming,omitempty"`
+	// AddedAt is when it was added.
+	// +optional
+	AddedAt *metav1.Time `json:"addedAt,omitempty"`
 }
 
 // Role is what a machine does in a cluster.
@@ -582,6 +594,10 @@ type MachineGroupSpec struct {
 	// Rollout is the budget of changes.
 	// +optional
 	Rollout RolloutBudget `json:"rollout,omitempty"`
+	// WhenRemoved is what becomes of a machine that leaves because replicas was lowered. Both wipe it.
+	// +optional
+	// +kubebuilder:default=Release
+	WhenRemoved RemovedMachine `json:"whenRemoved,omitempty"`
 }
 
 // Taint keeps pods away that do not tolerate it.
@@ -602,10 +618,38 @@ type RolloutBudget struct {
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	MaxUnavailable *intstr.IntOrString `json:"maxUnavailable,omitempty"`
+	// MaxSurge spare machines, a number or a percentage, may be added while the group changes. Groups with etcd or the control
+	// plane have none.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	MaxSurge *intstr.IntOrString `json:"maxSurge,omitempty"`
 	// SkipCanary rolls without trying one machine first.
 	// +optional
 	SkipCanary bool `json:"skipCanary,omitempty"`
+	// HealthyFor is how long a changed machine must be healthy before it counts as done. Default 30s.
+	// +optional
+	HealthyFor *metav1.Duration `json:"healthyFor,omitempty"`
+	// ChangeTimeout is how long a machine may take for a change before it counts as failed. Default 10m.
+	// +optional
+	ChangeTimeout *metav1.Duration `json:"changeTimeout,omitempty"`
+	// PauseBetween two machines, from the end of one to the begin of the next. Default 0s.
+	// +optional
+	PauseBetween *metav1.Duration `json:"pauseBetween,omitempty"`
+	// RollBack brings a machine whose change failed back to what it had, by itself.
+	// +optional
+	RollBack bool `json:"rollBack,omitempty"`
 }
+
+// RemovedMachine is what becomes of a machine that its group has too many.
+// +kubebuilder:validation:Enum=Release;Spare
+type RemovedMachine string
+
+const (
+	// RemovedReleased wipes the machine; somebody has to approve it again.
+	RemovedReleased RemovedMachine = "Release"
+	// RemovedToSpare installs it anew; any group that it fits may take it.
+	RemovedToSpare RemovedMachine = "Spare"
+)
 
 // MachineGroupStatus is how far a group has come.
 type MachineGroupStatus struct {

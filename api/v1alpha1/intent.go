@@ -2,10 +2,10 @@ package v1alpha1
 
 import "slices"
 
-// OpenIntent returns the machine's intent when it has yet to be carried out, else nil. An intent whose id
+// WantedIntent returns the machine's intent when it has yet to be carried out, else nil. An intent whose id
 // status acknowledges as Succeeded or Failed, or acknowledged at any time before, is closed for ever: an
 // old manifest that is applied again must not wipe a machine again.
-func (m *Machine) OpenIntent() *Intent {
+func (m *Machine) WantedIntent() *Intent {
 	intent, status := m.Spec.Intent, m.Status.Intent
 	switch {
 	case intent == nil:
@@ -18,6 +18,16 @@ func (m *Machine) OpenIntent() *Intent {
 		return nil
 	}
 	return intent
+}
+
+// OpenIntent returns the intent that is to be carried out now, else nil. One that takes a machine away which has a system is
+// open when the server has acknowledged it, for which it waits until no cluster rests on the machine any more.
+func (m *Machine) OpenIntent() *Intent {
+	intent := m.WantedIntent()
+	if intent == nil || intent.Action == ActionInstall || m.Status.Installed == nil || m.Status.Intent != nil && m.Status.Intent.ID == intent.ID {
+		return intent
+	}
+	return nil
 }
 
 // AcknowledgedIntents are the ids of all intents that may have written this machine's disks, oldest
@@ -33,7 +43,7 @@ func (m *Machine) AcknowledgedIntents() []string {
 // AcknowledgeIntent makes spec.intent the one that status.intent speaks of, in state Pending, and keeps
 // the id of the one before. It reports whether that changed anything.
 func (m *Machine) AcknowledgeIntent() bool {
-	intent := m.OpenIntent()
+	intent := m.WantedIntent()
 	if intent == nil || (m.Status.Intent != nil && m.Status.Intent.ID == intent.ID) {
 		return false
 	}

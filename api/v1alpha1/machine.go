@@ -347,6 +347,9 @@ const (
 	ConditionIdentityConflict = "IdentityConflict"
 	// ConditionBlocked: what was asked for cannot begin. It is there only while that is so.
 	ConditionBlocked = "Blocked"
+	// ConditionHeld: what was asked for begins when the cluster that the machine belongs to has let it go. It is there only
+	// while that is so.
+	ConditionHeld = "Held"
 	// ConditionKeyRefused: a node shows a key for this machine that is not its recorded identity. It is there only while that is so.
 	ConditionKeyRefused = "KeyRefused"
 	// ConditionBMCReachable: the BMC answers, and accepts the credentials. It is there while spec.bmc is.

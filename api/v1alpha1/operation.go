@@ -56,6 +56,9 @@ type NodeVersions struct {
 	// Etcd of the node's member, for example 3.7.3.
 	// +optional
 	Etcd string `json:"etcd,omitempty"`
+	// Config that it reported.
+	// +optional
+	Config *ConfigDigests `json:"config,omitempty"`
 }
 
 // ConfigDigests stand for what a node is configured with, apart from what follows other nodes and interrupts nothing (routes, its
@@ -74,6 +77,9 @@ type ConfigDigests struct {
 
 // ClusterWork is what is done to a cluster now, and what hinders more.
 type ClusterWork struct {
+	// Message is what needs a person, in short.
+	// +optional
+	Message string `json:"message,omitempty"`
 	// Steps that run.
 	// +optional
 	// +listType=atomic
@@ -100,6 +106,9 @@ type ClusterWorkStep struct {
 	// Reason in words.
 	// +optional
 	Reason string `json:"reason,omitempty"`
+	// Message says how far it is.
+	// +optional
+	Message string `json:"message,omitempty"`
 	// +optional
 	StartedAt *metav1.Time `json:"startedAt,omitempty"`
 	// +optional

@@ -33,7 +33,7 @@ func CheckIntents(machines []v1alpha1.Machine, action v1alpha1.IntentAction, rep
 // checkIntent tells why an operation cannot be asked of a machine now. An operation that runs is never replaced while
 // its machine may be carrying it out.
 func checkIntent(m *v1alpha1.Machine, action v1alpha1.IntentAction, replace bool) error {
-	open := m.OpenIntent()
+	open := m.WantedIntent()
 	running := open != nil && cli.IntentStateOf(m) == v1alpha1.IntentRunning && m.Status.Phase != v1alpha1.PhaseLost
 	if open != nil && (running || !replace) {
 		state, hint := "has not begun", "; --replace gives it up"

@@ -15,7 +15,7 @@ import (
 //
 // While no machine has an etcd member, all of them start one cluster together. Once one has, a further one
 // joins what exists, which somebody must have announced to etcd: Assign takes running to be the members that
-// etcd itself names, as "name=peerURL"; the new machine's own is added.
+// etcd itself names, as "name=peerURL"; the new machine's own is added. Without running, it gets no member yet.
 func Assign(cluster *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, machines []Machine, running []string) ([]Machine, error) {
 	c := cluster.DeepCopy()
 	c.Default()
@@ -86,14 +86,14 @@ func Assign(cluster *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, machines 
 			m.Etcd = &v1alpha1.EtcdMember{InitialCluster: initial}
 			continue
 		}
+		if len(running) == 0 {
+			continue
+		}
 		members := slices.Clone(running)
 		if own := initialMember(*m); !slices.Contains(members, own) {
 			members = append(members, own)
 		}
 		slices.Sort(members)
-		if len(members) < 2 {
-			return nil, fmt.Errorf("machine %s is to join the etcd cluster, but its running members are not known", m.Name)
-		}
 		m.Etcd = &v1alpha1.EtcdMember{InitialCluster: members, Existing: true}
 	}
 	return out, nil

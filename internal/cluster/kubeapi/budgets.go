@@ -102,14 +102,5 @@ func (c *Connection) guardedPods(ctx context.Context, namespace string, guards [
 	return pods, several, nil
 }
 
-// evicted is true for pods that a drain evicts: those that run, and neither belong to a DaemonSet nor are static.
-func evicted(pod *corev1.Pod) bool {
-	if pod.Spec.NodeName == "" || pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
-		return false
-	}
-	if _, static := pod.Annotations[corev1.MirrorPodAnnotationKey]; static {
-		return false
-	}
-	owner := metav1.GetControllerOf(pod)
-	return owner == nil || owner.Kind != "DaemonSet"
-}
+// evicted is true for pods that a drain has yet to evict.
+func evicted(pod *corev1.Pod) bool { return evictable(pod) && pod.DeletionTimestamp == nil }

@@ -130,6 +130,23 @@ func (c *Connection) Check(ctx context.Context) (netip.AddrPort, error) {
 	return c.target.Servers[i], nil
 }
 
+// Servers asks all API servers whether they are ready, and says of those that are not why.
+func (c *Connection) Servers(ctx context.Context) map[netip.AddrPort]error {
+	problems := make([]error, len(c.target.Servers))
+	var asking sync.WaitGroup
+	for i := range c.target.Servers {
+		asking.Go(func() { problems[i] = c.ready(ctx, i) })
+	}
+	asking.Wait()
+	down := map[netip.AddrPort]error{}
+	for i, problem := range problems {
+		if problem != nil {
+			down[c.target.Servers[i]] = problem
+		}
+	}
+	return down
+}
+
 // choose returns an API server that was found ready no longer ago than age.
 func (c *Connection) choose(ctx context.Context, age time.Duration) (int, error) {
 	c.mu.Lock()

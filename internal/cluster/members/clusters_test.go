@@ -196,15 +196,21 @@ func TestDecide(t *testing.T) {
 			s.Machines = slices.Insert(s.Machines, 0, machine("a-000", "10.0.0.50"))
 			s.Groups[1].Spec.Replicas = new(int32(3))
 		}, "a-000 a-001 a-002 a-003", ""},
-		{"no member is added to an etcd cluster that runs", v1alpha1.TopologySmall, func(s *Situation) {
+		{"a machine with etcd that comes later is a node, before it has a member", v1alpha1.TopologySmall, func(s *Situation) {
 			recordInto(t, s)
 			s.Machines = append(s.Machines, machine("a-004", "10.0.0.50"))
 			s.Groups[0].Spec.Replicas = new(int32(4))
-		}, "a-001 a-002 a-003", "adds no members"},
-		{"a changed version is said not to be in effect", v1alpha1.TopologyDevelopment, func(s *Situation) {
+		}, "a-001 a-002 a-003 a-004", ""},
+		{"a released worker of a cluster that was up leaves by steps", v1alpha1.TopologyDevelopment, func(s *Situation) {
 			recordInto(t, s)
-			s.Cluster.Spec.Version = "v1.99.0"
-		}, "a-001 a-002 a-003", "does not upgrade"},
+			s.Cluster.Status.Conditions = []metav1.Condition{{Type: v1alpha1.ConditionBroughtUp, Status: metav1.ConditionTrue}}
+			s.Machines[2].Spec.Approved, s.Machines[2].Status.Installed = false, nil
+		}, "a-001 a-002 a-003", ""},
+		{"the place of a node that leaves is free", v1alpha1.TopologyDevelopment, func(s *Situation) {
+			recordInto(t, s)
+			s.Cluster.Status.Nodes[2].Leaving = "it is too hot"
+			s.Machines = append(s.Machines, machine("a-004", "10.0.0.50"))
+		}, "a-001 a-002 a-003 a-004", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := rack(t, "a", test.preset, -1)

@@ -9,6 +9,9 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/planner"
+	"coldrack.dev/internal/contract/validate"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
@@ -35,11 +38,12 @@ type Decision struct {
 	Waiting []string
 }
 
-// Decide chooses machines and decides what each of them keeps. It is pure. What was decided before stays, except
-// for machines that are gone: those that no longer exist, and those without an etcd member that were released.
+// Decide chooses machines and decides what each of them keeps. It is pure. What was decided before stays. Until the cluster was
+// brought up for the first time, machines are dropped that are gone and hold no member of etcd; afterwards a node leaves by
+// steps (see package planner), and the last of them drops it.
 //
 // Nothing at all is decided before every machine that is to hold etcd is there and has its address, because the
-// members of a new etcd cluster must all know each other.
+// members of a new etcd cluster must all know each other. One that comes later gets its member by a step, too.
 func Decide(s Situation) (Decision, error) {
 	own := ownGroups(s.Cluster.Name, s.Groups)
 	machines := map[string]*v1alpha1.Machine{}
@@ -65,9 +69,6 @@ func Decide(s Situation) (Decision, error) {
 		if len(names) < g.WantedReplicas() {
 			d.Waiting = append(d.Waiting, tooFew(s, g.Name, len(names)))
 		}
-	}
-	if runs := version(s.Cluster); runs != s.Cluster.Spec.Version {
-		d.Waiting = append(d.Waiting, fmt.Sprintf("spec.version is %s and the nodes run %s: this version of Coldrack does not upgrade clusters", s.Cluster.Spec.Version, runs))
 	}
 	d.Nodes = kept
 	added, err := newcomers(s.Cluster, own, placed, machines, kept, &d)
@@ -145,17 +146,26 @@ func ownGroups(cluster string, groups []v1alpha1.MachineGroup) []v1alpha1.Machin
 func keep(cluster *v1alpha1.Cluster, machines map[string]*v1alpha1.Machine, d *Decision) []v1alpha1.ClusterNode {
 	var kept []v1alpha1.ClusterNode
 	for _, n := range cluster.Status.Nodes {
-		m := machines[n.Machine]
-		switch {
-		case !Gone(m):
-		case n.Etcd == nil:
-			continue
-		default:
-			d.Waiting = append(d.Waiting, fmt.Sprintf("machine %s holds a member of etcd and was released or deleted: etcd still counts it, and no other machine takes its place by itself", n.Machine))
+		if Gone(machines[n.Machine]) && !BroughtUp(cluster) {
+			if n.Etcd == nil {
+				continue
+			}
+			d.Waiting = append(d.Waiting, fmt.Sprintf("machine %s holds a member of etcd and was released or deleted before the cluster was up: etcd counts it. "+
+				"Install it again, or delete Cluster %s and make it anew", n.Machine, cluster.Name))
 		}
 		kept = append(kept, *n.DeepCopy())
 	}
 	return kept
+}
+
+// BroughtUp says whether every node of a cluster was ready at one time.
+func BroughtUp(c *v1alpha1.Cluster) bool {
+	return meta.IsStatusConditionTrue(c.Status.Conditions, v1alpha1.ConditionBroughtUp)
+}
+
+// Leaves says whether a node has no place in its group any more.
+func Leaves(n *v1alpha1.ClusterNode) bool {
+	return n.Leaving != "" || n.Hand != nil && n.Hand.Operation == string(planner.OperationLeave)
 }
 
 // Gone says whether nothing of a node can run on its machine any more: it was released, was never installed and
@@ -170,7 +180,9 @@ func place(s Situation, kept []v1alpha1.ClusterNode) (map[string][]string, error
 	count := map[string]int{}
 	for _, n := range kept {
 		taken[n.Machine] = true
-		count[n.Group]++
+		if !Leaves(&n) {
+			count[n.Group]++
+		}
 	}
 	for i := range s.Clusters {
 		if s.Clusters[i].Name == s.Cluster.Name {
@@ -178,12 +190,16 @@ func place(s Situation, kept []v1alpha1.ClusterNode) (map[string][]string, error
 		}
 		for _, n := range s.Clusters[i].Status.Nodes {
 			taken[n.Machine] = true
-			count[n.Group]++
+			if !Leaves(&n) {
+				count[n.Group]++
+			}
 		}
 	}
 	var free []v1alpha1.Machine
 	for _, m := range s.Machines {
-		if !taken[m.Name] && m.DeletionTimestamp == nil {
+		// What is to be wiped, or installed anew, is no place for a node yet.
+		leaves := m.WantedIntent() != nil && m.Spec.Intent.Action != v1alpha1.ActionInstall
+		if !taken[m.Name] && m.DeletionTimestamp == nil && !leaves {
 			free = append(free, m)
 		}
 	}
@@ -231,8 +247,6 @@ func newcomers(cluster *v1alpha1.Cluster, own []v1alpha1.MachineGroup, placed ma
 			nodeName := cmp.Or(m.Spec.Hostname, m.Name)
 			switch {
 			case problem != "":
-			case born && g.HasRole(v1alpha1.RoleEtcd):
-				problem = fmt.Sprintf("machine %s cannot join: this version adds no members to an etcd cluster that runs already", name)
 			case names[nodeName] != "":
 				problem = fmt.Sprintf("machines %s and %s would both be node %s: set spec.hostname of one of them", names[nodeName], name, nodeName)
 			case addresses[address] != "":
@@ -244,7 +258,7 @@ func newcomers(cluster *v1alpha1.Cluster, own []v1alpha1.MachineGroup, placed ma
 			}
 			names[nodeName], addresses[address] = name, name
 			added = append(added, v1alpha1.ClusterNode{
-				Machine: name, Group: g.Name, NodeName: nodeName, Addresses: []string{address}, Version: version(cluster),
+				Machine: name, Group: g.Name, NodeName: nodeName, Addresses: []string{address}, Version: version(cluster), EtcdVersion: etcdVersion(cluster),
 			})
 			if g.HasRole(v1alpha1.RoleEtcd) {
 				etcd++
@@ -291,10 +305,22 @@ func version(cluster *v1alpha1.Cluster) string {
 	return cmp.Or(lowest, cluster.Spec.Version)
 }
 
+// etcdVersion that a member which comes runs: that of the oldest there is, or empty where all run what belongs to their version of
+// Kubernetes.
+func etcdVersion(cluster *v1alpha1.Cluster) string {
+	lowest := ""
+	for _, n := range cluster.Status.Nodes {
+		if n.EtcdVersion != "" && (lowest == "" || older(n.EtcdVersion, lowest)) {
+			lowest = n.EtcdVersion
+		}
+	}
+	return lowest
+}
+
 func older(a, b string) bool {
-	x, errA := kube.ParseVersion(a)
-	y, errB := kube.ParseVersion(b)
-	return errA == nil && errB == nil && cmp.Or(cmp.Compare(x.Minor, y.Minor), cmp.Compare(x.Patch, y.Patch)) < 0
+	x, errA := validate.ParseVersion(a)
+	y, errB := validate.ParseVersion(b)
+	return errA == nil && errB == nil && x.Compare(y) < 0
 }
 
 // kubeMachine is a recorded node as the renderer takes it. m may be nil: what was recorded is enough.

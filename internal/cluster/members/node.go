@@ -95,9 +95,9 @@ type turn struct {
 }
 
 // turnOf is read off a node's record. Nodes of a cluster that runs wait until they are told; those that have never been ready
-// interrupt nothing.
+// interrupt nothing, and a member of etcd that has no vote yet neither.
 func turnOf(n v1alpha1.ClusterNode, broughtUp bool) turn {
-	t := turn{hold: broughtUp && n.ReadyChangedAt != nil}
+	t := turn{hold: broughtUp && n.ReadyChangedAt != nil && (n.Etcd == nil || !n.Etcd.Coming)}
 	if h := n.Hand; h != nil {
 		t.operation = h.Operation + " " + h.Since.UTC().Format(time.RFC3339)
 		t.hold = t.hold && !h.Changed

@@ -2,70 +2,103 @@ package members
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/planner"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 const (
-	// healthyFor is how long a changed node must be healthy before the next one follows.
+	// healthyFor is how long a changed node must be healthy before the next one follows, where its group does not say.
 	healthyFor = 30 * time.Second
 	// configNow and configThen stand for the configuration that a node has, and another one that it is to get.
 	configNow, configThen = "now", "then"
+	// installed stands for the operating system that a node has while nobody wants it installed anew.
+	installed = "installed"
 )
 
-// Steps is what the planner is asked about a cluster that has nodes: what is recorded of it, and what c and its groups want
-// of it. changes are what rendering it anew makes of its nodes, without the version. What is not recorded is left open: who
-// leads etcd, who holds the virtual IP, and what pods and their budgets are in the cluster.
-func Steps(c *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, machines []v1alpha1.Machine, placed map[string][]string, changes kube.Changes, now time.Time) (planner.Input, error) {
-	in := planner.Input{Now: now}
-	in.Wanted = planner.Wanted{
-		Generation: c.Generation, AllowEvenMembers: c.Spec.Etcd.AllowEvenMembers, AllowDowntime: c.Spec.Upgrade.AllowDowntime,
-		Paused: c.Spec.Paused, PullFirst: true, Nodes: map[string]planner.State{},
+// Facts are what is recorded of a cluster that has nodes, and what it and its groups want.
+type Facts struct {
+	Cluster  *v1alpha1.Cluster
+	Groups   []v1alpha1.MachineGroup
+	Machines []v1alpha1.Machine
+	// Placed are the machines of each group, see Decision.
+	Placed map[string][]string
+	// Changed are the nodes whose configuration differs from what it is to be, the version aside, by machine, and what
+	// bringing it touches.
+	Changed map[string]planner.Touch
+	Now     time.Time
+}
+
+// ChangedBy is what rendering a cluster anew changes at its nodes.
+func ChangedBy(changes kube.Changes) map[string]planner.Touch {
+	changed := map[string]planner.Touch{}
+	for i := range changes.Nodes {
+		// Routes, labels and the local load balancer follow other nodes and interrupt nothing.
+		if n := &changes.Nodes[i]; n.Change == kube.Changed && len(n.Files)+len(n.Units)+len(n.Certificates) > 0 {
+			changed[n.Machine] = planner.Touch{Etcd: slices.Contains(n.Restarts, kube.PodEtcd), APIServer: slices.Contains(n.Restarts, kube.PodAPIServer)}
+		}
 	}
+	return changed
+}
+
+// Steps is what the planner is asked about a cluster. What is not recorded is left open: who leads etcd, who holds the virtual
+// IP, and what pods and their budgets are in the cluster.
+func Steps(f Facts) (planner.Input, error) {
+	c, in := f.Cluster, planner.Input{Now: f.Now}
 	etcd, err := kube.EtcdVersion(c.Spec.Version)
 	if err != nil {
 		return in, fmt.Errorf("spec.version: %w", err)
 	}
-	changed := map[string]*kube.NodeChange{}
-	for i := range changes.Nodes {
-		// Routes, labels and the local load balancer follow other nodes and interrupt nothing.
-		if n := &changes.Nodes[i]; n.Change == kube.Changed && len(n.Files)+len(n.Units)+len(n.Certificates) > 0 {
-			changed[n.Machine] = n
-		}
+	own := ownGroups(c.Name, f.Groups)
+	in.Wanted = planner.Wanted{
+		Generation: generation(c, own), AllowEvenMembers: c.Spec.Etcd.AllowEvenMembers, AllowDowntime: c.Spec.Upgrade.AllowDowntime,
+		Paused: c.Spec.Paused, Abort: c.Annotations[v1alpha1.AnnotationAbort] == "true", Nodes: map[string]planner.State{},
 	}
 	byName := map[string]*v1alpha1.Machine{}
-	for i := range machines {
-		byName[machines[i].Name] = &machines[i]
+	for i := range f.Machines {
+		byName[f.Machines[i].Name] = &f.Machines[i]
 	}
-	groupOf := map[string]*planner.Group{}
-	for _, g := range ownGroups(c.Name, groups) {
+	for i := range own {
+		g := &own[i]
 		roles := planner.Roles{Etcd: g.HasRole(v1alpha1.RoleEtcd), ControlPlane: g.HasRole(v1alpha1.RoleControlPlane), Worker: g.HasRole(v1alpha1.RoleWorker)}
 		in.Wanted.Groups = append(in.Wanted.Groups, planner.Group{
-			Name: g.Name, Roles: roles, Replicas: g.WantedReplicas(), State: stateOf(roles, c.Spec.Version, etcd, configNow), Rollout: rolloutOf(c, &g),
+			Name: g.Name, Roles: roles, Replicas: g.WantedReplicas(), State: stateOf(roles, c.Spec.Version, etcd, configNow), Rollout: rolloutOf(c, g),
+			KeepReleased: g.Spec.WhenRemoved == v1alpha1.RemovedToSpare, ReinstallSystem: true,
 		})
 	}
+	groupOf := map[string]*planner.Group{}
 	for i := range in.Wanted.Groups {
 		groupOf[in.Wanted.Groups[i].Name] = &in.Wanted.Groups[i]
 	}
 	has := map[string]bool{}
-	for _, n := range c.Status.Nodes {
+	for i := range c.Status.Nodes {
+		n := &c.Status.Nodes[i]
 		has[n.Machine] = true
-		node, member, err := observed(n, byName[n.Machine], groupOf[n.Group])
+		g, m := groupOf[n.Group], byName[n.Machine]
+		node, member, err := observed(n, m, g)
 		if err != nil {
 			return in, err
 		}
-		if g, change := groupOf[n.Group], changed[n.Machine]; g != nil {
+		if g != nil {
 			want := g.State
-			if change != nil {
+			if touch, ok := f.Changed[n.Machine]; ok {
 				want.Config = configThen
-				g.ConfigTouches.Etcd = g.ConfigTouches.Etcd || slices.Contains(change.Restarts, kube.PodEtcd)
-				g.ConfigTouches.APIServer = g.ConfigTouches.APIServer || slices.Contains(change.Restarts, kube.PodAPIServer)
+				g.ConfigTouches.Etcd = g.ConfigTouches.Etcd || touch.Etcd
+				g.ConfigTouches.APIServer = g.ConfigTouches.APIServer || touch.APIServer
+			}
+			if c.Spec.Upgrade.Strategy == v1alpha1.UpgradeManual && node.Hand == nil {
+				want = node.Has
+			}
+			if want.System = installed; reinstallWanted(m) {
+				want.System = m.Spec.Intent.ID
 			}
 			in.Wanted.Nodes[n.Machine] = want
 		}
@@ -75,17 +108,77 @@ func Steps(c *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, machines []v1alp
 		}
 	}
 	for _, g := range in.Wanted.Groups {
-		for _, name := range placed[g.Name] {
+		for _, name := range f.Placed[g.Name] {
 			if !has[name] {
 				in.Observed.Spares = append(in.Observed.Spares, planner.Spare{Name: name, Groups: []string{g.Name}})
 			}
 		}
 	}
+	if failure := c.Status.Failure; failure != nil {
+		in.Observed.Failure = &planner.Failure{Node: failure.Node, Reason: failure.Reason}
+		if failure.Spec == SpecOf(c, own) {
+			in.Observed.Failure.Generation = in.Wanted.Generation
+		}
+	}
+	in.Observed.Returned = returned(c)
 	return in, nil
 }
 
+// SpecOf stands for what is written of a cluster and its groups: it is another one as soon as somebody writes.
+func SpecOf(c *v1alpha1.Cluster, groups []v1alpha1.MachineGroup) string {
+	return fmt.Sprintf("%x", uint64(generation(c, ownGroups(c.Name, groups))))
+}
+
+func generation(c *v1alpha1.Cluster, groups []v1alpha1.MachineGroup) int64 {
+	hash := fnv.New64a()
+	add := func(name string, generation int64) {
+		hash.Write([]byte(name))
+		hash.Write(binary.BigEndian.AppendUint64(nil, uint64(generation)))
+	}
+	add(string(c.UID)+c.Annotations[v1alpha1.AnnotationRetry], c.Generation)
+	for i := range groups {
+		add(string(groups[i].UID), groups[i].Generation)
+	}
+	return int64(hash.Sum64())
+}
+
+// returned is when a node of each group was last given back.
+func returned(c *v1alpha1.Cluster) map[string]time.Time {
+	groupOf := map[string]string{}
+	for _, n := range c.Status.Nodes {
+		groupOf[n.Machine] = n.Group
+	}
+	at := map[string]time.Time{}
+	for _, step := range c.Status.History {
+		if g := groupOf[step.Node]; g != "" && step.Kind == string(planner.StepGiveBack) && step.FinishedAt != nil {
+			at[g] = step.FinishedAt.Time
+		}
+	}
+	return at
+}
+
+// reinstallWanted says whether a person wants a node's machine installed anew.
+func reinstallWanted(m *v1alpha1.Machine) bool {
+	return m != nil && m.WantedIntent() != nil && m.Spec.Intent.Action == v1alpha1.ActionReinstall
+}
+
+// leaving says why a node is to go although its group has room for it; empty when it is not.
+func leaving(n *v1alpha1.ClusterNode, m *v1alpha1.Machine) string {
+	switch {
+	case n.Leaving != "":
+		return n.Leaving
+	case m == nil:
+		return "its Machine does not exist any more"
+	case Gone(m):
+		return "its machine was released"
+	case m.WantedIntent() != nil && m.Spec.Intent.Action == v1alpha1.ActionRelease:
+		return "its release is wanted"
+	}
+	return ""
+}
+
 func stateOf(roles planner.Roles, kubernetes, etcd, config string) planner.State {
-	s := planner.State{Kubelet: kubernetes, Config: config}
+	s := planner.State{Kubelet: kubernetes, Config: config, System: installed}
 	if roles.Etcd {
 		s.Etcd = etcd
 	}
@@ -96,13 +189,13 @@ func stateOf(roles planner.Roles, kubernetes, etcd, config string) planner.State
 }
 
 // observed is a node as it is recorded. g is nil when its group is gone.
-func observed(n v1alpha1.ClusterNode, m *v1alpha1.Machine, g *planner.Group) (planner.Node, *planner.Member, error) {
+func observed(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, g *planner.Group) (planner.Node, *planner.Member, error) {
 	roles := planner.Roles{Etcd: n.Etcd != nil}
 	if g != nil {
 		roles = g.Roles
 	}
-	etcd := ""
-	if roles.Etcd {
+	etcd := n.EtcdVersion
+	if roles.Etcd && etcd == "" {
 		var err error
 		if etcd, err = kube.EtcdVersion(n.Version); err != nil {
 			return planner.Node{}, nil, fmt.Errorf("machine %s: %w", n.Machine, err)
@@ -111,29 +204,55 @@ func observed(n v1alpha1.ClusterNode, m *v1alpha1.Machine, g *planner.Group) (pl
 	node := planner.Node{
 		Name: n.Machine, Group: n.Group, Has: stateOf(roles, n.Version, etcd, configNow), Ready: n.Ready, Joining: n.ReadyChangedAt == nil,
 		Reachable: m != nil && m.Status.Installed != nil && m.Status.Phase != v1alpha1.PhaseLost,
-		APIServer: roles.ControlPlane && n.Ready,
-	}
-	if up := m; up != nil && up.Status.Kubernetes != nil {
-		node.Has.Kubelet = cmp.Or(up.Status.Kubernetes.Version, node.Has.Kubelet)
+		APIServer: roles.ControlPlane && n.Ready, Leaving: leaving(n, m), LearnerFailures: int(n.LearnerFailures),
 	}
 	if n.ReadyChangedAt != nil {
 		node.Since = n.ReadyChangedAt.Time
 	}
+	if h := n.Hand; h != nil {
+		node.Hand = &planner.Hand{Operation: planner.Operation(h.Operation), Parts: planner.PartsOf(h.Parts), Since: h.Since.Time, Running: planner.Kind(h.Step),
+			Failed: h.Failed, RolledBack: h.RolledBack}
+		node.Cordoned, node.Drained = h.Cordoned, h.Drained
+		if h.StepSince != nil && h.StepSince.After(node.Since) {
+			node.Since = h.StepSince.Time // it has to be healthy from then on
+		}
+		if h.Former != nil {
+			node.Former = new(stateOf(roles, h.Former.Kubernetes, cmp.Or(h.Former.Etcd, etcd), configNow))
+		}
+	}
 	if n.Etcd == nil {
 		return node, nil, nil
 	}
-	return node, &planner.Member{Name: n.Machine, Node: n.Machine, Healthy: n.Ready, Connected: n.Ready, InSync: n.Ready, Since: node.Since}, nil
+	member := &planner.Member{Name: n.Machine, Node: n.Machine, Learner: n.Etcd.Coming, Healthy: n.Ready, Connected: n.Ready, InSync: n.Ready, Since: node.Since}
+	if n.Etcd.AddedAt != nil {
+		member.Since = n.Etcd.AddedAt.Time
+	}
+	return node, member, nil
 }
 
 func rolloutOf(c *v1alpha1.Cluster, g *v1alpha1.MachineGroup) planner.Rollout {
-	r := planner.Rollout{MaxUnavailable: 1, HealthyFor: healthyFor, SkipCanary: g.Spec.Rollout.SkipCanary}
-	if most := g.Spec.Rollout.MaxUnavailable; most != nil {
-		if count, err := intstr.GetScaledValueFromIntOrPercent(most, g.WantedReplicas(), false); err == nil {
-			r.MaxUnavailable = max(1, count)
+	r := planner.Rollout{MaxUnavailable: 1, HealthyFor: healthyFor, SkipCanary: g.Spec.Rollout.SkipCanary, RollBack: g.Spec.Rollout.RollBack}
+	count := func(most *intstr.IntOrString) int {
+		if most == nil {
+			return 0
 		}
+		n, _ := intstr.GetScaledValueFromIntOrPercent(most, g.WantedReplicas(), false)
+		return n
 	}
-	if limit := c.Spec.Upgrade.DrainTimeout; limit != nil {
-		r.DrainTimeout = limit.Duration
+	r.MaxSurge = count(g.Spec.Rollout.MaxSurge)
+	if g.Spec.Rollout.MaxUnavailable != nil {
+		r.MaxUnavailable = count(g.Spec.Rollout.MaxUnavailable)
+	}
+	if r.MaxUnavailable == 0 && r.MaxSurge == 0 {
+		r.MaxUnavailable = 1
+	}
+	for _, set := range []struct {
+		from *metav1.Duration
+		to   *time.Duration
+	}{{g.Spec.Rollout.HealthyFor, &r.HealthyFor}, {g.Spec.Rollout.PauseBetween, &r.PauseBetween}, {c.Spec.Upgrade.DrainTimeout, &r.DrainTimeout}} {
+		if set.from != nil {
+			*set.to = set.from.Duration
+		}
 	}
 	return r
 }

@@ -2,8 +2,10 @@ package lifecycle
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
@@ -21,6 +23,26 @@ func Acknowledge(m *v1alpha1.Machine, now time.Time) bool {
 		return true
 	}
 	return changed
+}
+
+// Hold notes what the machine's intent waits for, or with an empty text that it waits no more. It reports whether it changed
+// anything.
+func Hold(m *v1alpha1.Machine, by string, now time.Time) bool {
+	if by == "" {
+		return meta.RemoveStatusCondition(&m.Status.Conditions, v1alpha1.ConditionHeld)
+	}
+	return meta.SetStatusCondition(&m.Status.Conditions, metav1.Condition{Type: v1alpha1.ConditionHeld, Status: metav1.ConditionTrue, Reason: "NodeOfACluster",
+		Message: by, LastTransitionTime: metav1.NewTime(now)})
+}
+
+// heldText is what Hold noted, for the machine's message.
+func heldText(m *v1alpha1.Machine) string {
+	intent := m.WantedIntent()
+	held := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionHeld)
+	if intent == nil || held == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s waits: %s", strings.ToLower(string(intent.Action)), held.Message)
 }
 
 // WasReleased says whether the machine's wish to be released was fulfilled and still stands.

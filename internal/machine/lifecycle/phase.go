@@ -153,6 +153,9 @@ func settled(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) view
 	}
 	v := view{phase: v1alpha1.PhaseReady, until: heard.Add(l.silent)}
 	var notes []string
+	if held := heldText(m); held != "" {
+		notes = append(notes, held)
+	}
 	if failed := failedUnits(m, live); len(failed) > 0 {
 		notes = append(notes, fmt.Sprintf("failed units: %s", strings.Join(failed, ", ")))
 	}

@@ -43,7 +43,12 @@ func inventory(s *scene) {
 		System: v1alpha1.SystemInfo{Vendor: "QEMU", Product: "PC", Serial: "SN-A", UUID: "a0a0a0a0-1111-4111-8111-0123456789ab"}}
 }
 func wants(id string, action v1alpha1.IntentAction) func(*scene) {
-	return func(s *scene) { s.m.Spec.Intent = &v1alpha1.Intent{ID: id, Action: action} }
+	return func(s *scene) {
+		s.m.Spec.Intent = &v1alpha1.Intent{ID: id, Action: action}
+		if action != v1alpha1.ActionInstall {
+			s.m.Status.Intent = &v1alpha1.IntentStatus{ID: id, Action: action, State: pending}
+		}
+	}
 }
 func acknowledged(id string, action v1alpha1.IntentAction, state v1alpha1.IntentState, ago time.Duration) func(*scene) {
 	return func(s *scene) {
@@ -135,6 +140,10 @@ func TestPhase(t *testing.T) {
 		{"a reinstall without approval leaves the node ready", newScene(inventory, installed(time.Hour), beat(0), wants("2", reinstall)), v1alpha1.PhaseReady, "not approved", ""},
 		{"a reinstall that failed before it touched the disk", newScene(inventory, approved, installed(time.Hour), wants("2", reinstall), acknowledged("2", reinstall, failed, time.Minute), beat(0)), v1alpha1.PhaseReady, "disk too small", ""},
 		{"a reinstall that failed in discovery", newScene(inventory, approved, installed(time.Hour), wants("2", reinstall), acknowledged("2", reinstall, failed, time.Minute), beat(10*time.Minute)), v1alpha1.PhaseFailed, "disk too small", ""},
+		{"a release is held back by the node's cluster", newScene(inventory, approved, installed(time.Hour), beat(0), func(s *scene) {
+			s.m.Spec.Intent = &v1alpha1.Intent{ID: "3", Action: v1alpha1.ActionRelease}
+			Hold(s.m, "cluster lab lets node a go first", s.now)
+		}), v1alpha1.PhaseReady, "release waits: cluster lab lets node a go first", ""},
 		{"a release is due", newScene(inventory, approved, installed(time.Hour), beat(0), wants("3", release)), v1alpha1.PhaseReleasing, "next heartbeat", ""},
 		{"being wiped", newScene(inventory, wants("1", release), acknowledged("1", release, running, 0), contact(0), progress(0, 0)), v1alpha1.PhaseReleasing, "", "image 0%"},
 		{"released, still wished", newScene(inventory, approved, wants("3", release), acknowledged("3", release, succeeded, 0)), v1alpha1.PhaseReleasing, "approval", ""},

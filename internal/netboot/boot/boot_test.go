@@ -20,7 +20,10 @@ func installed(m *v1alpha1.Machine) {
 	m.Status.Installed = &v1alpha1.InstalledStatus{Image: "debian-12", Disk: "virtio-1"}
 }
 func wants(id string, action v1alpha1.IntentAction) func(*v1alpha1.Machine) {
-	return func(m *v1alpha1.Machine) { m.Spec.Intent = &v1alpha1.Intent{ID: id, Action: action} }
+	return func(m *v1alpha1.Machine) {
+		m.Spec.Intent = &v1alpha1.Intent{ID: id, Action: action}
+		m.Status.Intent = &v1alpha1.IntentStatus{ID: id, Action: action, State: v1alpha1.IntentPending}
+	}
 }
 func acknowledged(id string, action v1alpha1.IntentAction, state v1alpha1.IntentState) func(*v1alpha1.Machine) {
 	return func(m *v1alpha1.Machine) {
@@ -46,7 +49,8 @@ func TestDecide(t *testing.T) {
 		{"a new intent after a failure tries again", machine(approved, wants("2", install), acknowledged("1", install, v1alpha1.IntentFailed)), v1alpha1.BootInstall, "intent 2"},
 		{"an installed machine boots its disk", machine(approved, installed, wants("1", install), acknowledged("1", install, v1alpha1.IntentSucceeded)), v1alpha1.BootLocalDisk, "debian-12"},
 		{"an installed machine boots its disk even when approval was withdrawn", machine(installed), v1alpha1.BootLocalDisk, "debian-12"},
-		{"a reinstall that was asked for comes before the disk", machine(approved, installed, wants("2", reinstall), acknowledged("1", install, v1alpha1.IntentSucceeded)), v1alpha1.BootInstall, "reinstall"},
+		{"a reinstall that was asked for comes before the disk", machine(approved, installed, wants("2", reinstall)), v1alpha1.BootInstall, "reinstall"},
+		{"a reinstall that its cluster holds back leaves the disk alone", machine(approved, installed, wants("2", reinstall), acknowledged("1", install, v1alpha1.IntentSucceeded)), v1alpha1.BootLocalDisk, "debian-12"},
 		{"a reinstall without approval leaves the disk alone", machine(installed, wants("2", reinstall)), v1alpha1.BootLocalDisk, "no longer approved"},
 		{"a reinstall that failed before it touched the disk leaves it bootable", machine(approved, installed, wants("2", reinstall), acknowledged("2", reinstall, v1alpha1.IntentFailed)), v1alpha1.BootLocalDisk, "debian-12"},
 		{"a release that was asked for comes before the disk", machine(installed, wants("3", release)), v1alpha1.BootRelease, "intent 3"},

@@ -422,7 +422,7 @@ func (r *clusterLeader) updateGroupStatus(ctx context.Context, g *v1alpha1.Machi
 			}
 		}
 		if extra := len(s.Machines) - g.WantedReplicas(); extra > 0 {
-			s.Message = fmt.Sprintf("has %d machines and wants %d: which of them shall go is for a person to say: coldrack release NAME", len(s.Machines), g.WantedReplicas())
+			s.Message = fmt.Sprintf("has %d machines and wants %d: the others leave one after another", len(s.Machines), g.WantedReplicas())
 		}
 	}
 	return r.writeGroup(ctx, g, next)

@@ -34,7 +34,7 @@ type clusterAPIs struct {
 
 	mu     sync.Mutex
 	states map[string]kubeapi.State
-	queue  workqueue.TypedRateLimitingInterface[reconcile.Request]
+	queues []workqueue.TypedRateLimitingInterface[reconcile.Request]
 }
 
 func newClusterAPIs(d Deps) *clusterAPIs {
@@ -56,7 +56,7 @@ func (a *clusterAPIs) source() source.Source {
 	return source.Func(func(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.queue = queue
+		a.queues = append(a.queues, queue)
 		return nil
 	})
 }
@@ -64,8 +64,8 @@ func (a *clusterAPIs) source() source.Source {
 func (a *clusterAPIs) wake(cluster string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.queue != nil {
-		a.queue.Add(requests(cluster)[0])
+	for _, queue := range a.queues {
+		queue.Add(requests(cluster)[0])
 	}
 }
 

@@ -74,6 +74,9 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 	if c.Spec.Paused {
 		messages = append(messages, "paused: nothing new is begun until spec.paused is false")
 	}
+	if s.Work != nil && s.Work.Message != "" {
+		messages = append(messages, s.Work.Message)
+	}
 	worse, others := troubles(s.Nodes, f)
 	messages = append(append(append(messages, worse...), f.decision.Waiting...), others...)
 	switch {
@@ -87,6 +90,9 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 	case !broughtUp:
 		s.Phase = v1alpha1.ClusterBringUp
 		messages = append(append(messages, bringingUp(s.Nodes, f)...), waitingAddons(f)...)
+	case slices.ContainsFunc(s.Nodes, func(n v1alpha1.ClusterNode) bool { return n.Hand != nil }):
+		s.Phase = v1alpha1.ClusterRolling
+		messages = append(messages, workInHand(s)...)
 	case len(worse) > 0:
 		s.Phase = v1alpha1.ClusterDegraded
 	default:
@@ -94,6 +100,25 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 		messages = append(append(messages, bringingUp(s.Nodes, f)...), waitingAddons(f)...)
 	}
 	s.Message = shortened(messages)
+}
+
+// workInHand says what is done to which node.
+func workInHand(s *v1alpha1.ClusterStatus) []string {
+	var messages []string
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
+		if n.Hand == nil {
+			continue
+		}
+		text := fmt.Sprintf("%s of node %s", n.Hand.Operation, n.NodeName)
+		for _, more := range []string{n.Hand.Step, n.Hand.Message} {
+			if more != "" {
+				text += ": " + more
+			}
+		}
+		messages = append(messages, text)
+	}
+	return messages
 }
 
 // shortened keeps a status readable with hundreds of machines in trouble.
@@ -269,6 +294,7 @@ func troubles(nodes []v1alpha1.ClusterNode, f clusterFacts) (worse, others []str
 		m := f.machines[n.Machine]
 		wasReady := n.ReadyChangedAt != nil
 		switch {
+		case n.Hand != nil && n.Hand.Failed == "": // workInHand tells of it
 		case m == nil:
 			worse = append(worse, fmt.Sprintf("machine %s does not exist any more", n.Machine))
 		case m.Status.Phase == v1alpha1.PhaseLost || m.Status.Phase == v1alpha1.PhaseFailed:

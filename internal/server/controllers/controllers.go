@@ -14,7 +14,9 @@
 //	EnrollmentPolicy status                                           enrollment.go
 //	Machine  power                                                    package power
 //	Machine  spec.profile, where it is empty and a group has one      cluster.go
-//	Cluster  status but foreignNodes; MachineGroup status             cluster.go
+//	Cluster  status but the next two; MachineGroup status             cluster.go
+//	Cluster  status.work, history, failure; of its nodes hand, the     operations.go
+//	         versions, the etcd member, and their end
 //	Cluster  status.foreignNodes                                      clusterapi.go
 //
 // Nothing here assumes that the API is in this process.
@@ -173,7 +175,7 @@ func Lead(ctx context.Context, d Deps) error {
 		group.Go(func() error { return d.Power.Run(ctx) })
 	}
 	for _, part := range []reconciler{
-		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis),
+		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis), operationReconciler(d, apis),
 	} {
 		group.Go(func() error { return run(ctx, d, part) })
 	}

@@ -269,10 +269,10 @@ func (r *rules) checkMachine(ctx context.Context, a admission.Attributes, m, old
 	if person && m.Spec.BMC != nil && m.Spec.BMC.CredentialsSecret == "" && (old == nil || old.Spec.BMC == nil) {
 		warning.AddWarning(ctx, "", "spec.bmc.credentialsSecret: is empty, so the machine cannot be switched yet: coldrack bmc set-password "+m.Name)
 	}
-	if i := m.Spec.Intent; i != nil && m.OpenIntent() == nil && (old == nil || old.Spec.Intent == nil || old.Spec.Intent.ID != i.ID) {
+	if i := m.Spec.Intent; i != nil && m.WantedIntent() == nil && (old == nil || old.Spec.Intent == nil || old.Spec.Intent.ID != i.ID) {
 		warning.AddWarning(ctx, "", fmt.Sprintf("spec.intent: %s was carried out before and will not be again; a new act needs a new id", i.ID))
 	}
-	if i := m.OpenIntent(); i != nil && i.Action != v1alpha1.ActionInstall && (old == nil || old.Spec.Intent == nil || old.Spec.Intent.ID != i.ID) {
+	if i := m.WantedIntent(); i != nil && i.Action != v1alpha1.ActionInstall && (old == nil || old.Spec.Intent == nil || old.Spec.Intent.ID != i.ID) {
 		var clusters v1alpha1.ClusterList
 		var groups v1alpha1.MachineGroupList
 		if err := r.list(ctx, map[string]runtime.Object{"clusters": &clusters, "machinegroups": &groups}); err != nil {

@@ -51,6 +51,7 @@ func TestAssign(t *testing.T) {
 		}, wire.ActionWait, "coldrack reinstall a"},
 		{"a reinstall of what is installed", func(in *ingredients) {
 			in.machine.Spec.Intent.Action = v1alpha1.ActionReinstall
+			in.machine.Status.Intent = &v1alpha1.IntentStatus{ID: "1", Action: v1alpha1.ActionReinstall, State: v1alpha1.IntentPending}
 			in.machine.Status.Installed = &v1alpha1.InstalledStatus{IntentID: "0"}
 		}, wire.ActionInstall, "install"},
 		{"a release needs neither approval nor profile", func(in *ingredients) {

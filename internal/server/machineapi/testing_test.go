@@ -227,6 +227,9 @@ func (s *server) spec(name string, change func(*v1alpha1.MachineSpec)) {
 	s.store.mu.Lock()
 	m := s.store.machines[name].DeepCopy()
 	change(&m.Spec)
+	if i := m.WantedIntent(); i != nil && i.Action != v1alpha1.ActionInstall {
+		m.AcknowledgeIntent() // as the reconciler of intents does, where no cluster rests on the machine
+	}
 	m = s.store.put(m)
 	s.store.mu.Unlock()
 	s.fleet.Put(m)

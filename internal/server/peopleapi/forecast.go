@@ -20,7 +20,8 @@ import (
 func (w *world) forecast(ctx context.Context, b *Backend, cluster, was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, outcome *members.Preview, changes kube.Changes) *peoplewire.Forecast {
 	proposed := cluster.DeepCopy()
 	proposed.Status, proposed.Spec.Paused = was.Status, false
-	in, err := members.Steps(proposed, groups, w.now.Machines, outcome.Placed, changes, time.Now())
+	in, err := members.Steps(members.Facts{
+		Cluster: proposed, Groups: groups, Machines: w.now.Machines, Placed: outcome.Placed, Changed: members.ChangedBy(changes), Now: time.Now()})
 	if err != nil {
 		return &peoplewire.Forecast{EndsAt: []peoplewire.ForecastBlock{{Reason: err.Error(), Remedy: "choose a version that this Coldrack can render"}}}
 	}
@@ -56,7 +57,7 @@ func (w *world) forecast(ctx context.Context, b *Backend, cluster, was *v1alpha1
 		out.Notes = append(out.Notes, "the cluster is paused: nothing begins before it is resumed")
 	}
 	if !carried {
-		out.Notes = append(out.Notes, "this version does not carry out the steps marked ?: it upgrades nothing, takes no node away by itself, and brings a changed configuration to all nodes at once")
+		out.Notes = append(out.Notes, "this version does not carry out the steps marked ?")
 	}
 	out.Notes = append(out.Notes, "it is computed from what is recorded; which member leads etcd and who holds the virtual IP is looked at when a step is due")
 	if asked != "" {
@@ -103,7 +104,11 @@ func (b *Backend) guard(ctx context.Context, cluster *v1alpha1.Cluster, o *plann
 	return nil
 }
 
-// carriedOut is true for what the server does by itself, in this way.
+// carriedOut is true for steps that the server does.
 func carriedOut(s *planner.Step) bool {
-	return s.Kind == planner.StepAdd && s.State.Etcd == ""
+	switch s.Kind {
+	case planner.StepBackup, planner.StepPull, planner.StepRestartMember, planner.StepMoveVirtualIP, planner.StepRestart, planner.StepPowerCycle, planner.StepReinstall, planner.StepReplace:
+		return false
+	}
+	return true
 }
