@@ -38,7 +38,8 @@ func (a *app) clusterCommand() *cobra.Command {
 		RunE: group,
 	}
 	cmd.AddCommand(a.clusterInitCommand(), a.planCommand(), a.clusterApplyCommand(), a.clusterListCommand(), a.clusterDescribeCommand(),
-		a.clusterWatchCommand(), a.clusterPauseCommand(), a.clusterResumeCommand(), a.clusterVerifyCommand())
+		a.clusterWatchCommand(), a.clusterScaleCommand(), a.clusterPauseCommand(), a.clusterResumeCommand(), a.clusterAbortCommand(),
+		a.clusterHistoryCommand(), a.clusterVerifyCommand())
 	return cmd
 }
 
@@ -300,44 +301,32 @@ func (a *app) clusterDescribeCommand() *cobra.Command {
 }
 
 func (a *app) clusterPauseCommand() *cobra.Command {
-	return a.setPaused(true, &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "pause NAME",
 		Short: "Pause Coldrack's changes to a cluster; workloads keep running",
-		Long: `Pause Coldrack's changes to a cluster: nodes finish their current phase and start no other, and the server applies
-nothing. Workloads keep running.`,
-	})
-}
-
-func (a *app) clusterResumeCommand() *cobra.Command {
-	return a.setPaused(false, &cobra.Command{Use: "resume NAME", Short: "Resume Coldrack's changes to a paused cluster"})
-}
-
-func (a *app) setPaused(paused bool, cmd *cobra.Command) *cobra.Command {
-	cmd.Args = cobra.ExactArgs(1)
-	cmd.ValidArgsFunction = a.completeClusters
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		cluster, err := getCluster(cmd.Context(), c, args[0])
-		if err != nil {
-			return err
-		}
-		did, was := "resumed", "was not paused"
-		if paused {
-			did, was = "paused", "was paused already"
-		}
-		if cluster.Spec.Paused == paused {
-			fmt.Fprintf(a.out, "%s: %s\n", cluster.Name, was)
+		Long: `Pause Coldrack's changes to a cluster: nodes finish their current phase and start no other, no further step begins, and the
+server applies nothing. Workloads keep running.`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeClusters,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			cluster, err := getCluster(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			if cluster.Spec.Paused {
+				fmt.Fprintf(a.out, "%s: was paused already\n", cluster.Name)
+				return nil
+			}
+			patch := client.RawPatch(types.MergePatchType, []byte(`{"spec":{"paused":true}}`))
+			if err := c.Patch(cmd.Context(), cluster, patch, client.FieldOwner(objects.FieldManager)); err != nil {
+				return fmt.Errorf("cluster %s: %w", cluster.Name, err)
+			}
+			fmt.Fprintf(a.out, "%s: paused\n", cluster.Name)
 			return nil
-		}
-		patch := client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"spec":{"paused":%t}}`, paused))
-		if err := c.Patch(cmd.Context(), cluster, patch, client.FieldOwner(objects.FieldManager)); err != nil {
-			return fmt.Errorf("cluster %s: %w", cluster.Name, err)
-		}
-		fmt.Fprintf(a.out, "%s: %s\n", cluster.Name, did)
-		return nil
+		},
 	}
 	return a.addConnectionFlag(cmd)
 }
