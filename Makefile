@@ -140,9 +140,9 @@ lint: bin/staticcheck bin/govulncheck
 oracle: bin/gotest bin/kubeadm bin/kube-apiserver bin/etcd bin/kubectl
 	@COLDRACK_REQUIRE=kubeadm,kube-apiserver,kubectl,netns,etcd gotest -count=1 ./internal/cluster/kube ./internal/cluster/kubeapi
 
-## rack       clusters of real programs on machines that are namespaces: bring-up, power cuts, at native speed (root)
+## rack       clusters of real programs on machines that are namespaces: bring-up, power cuts, scaling, rolled changes, at native speed (root)
 rack: setup bin/gotest bin/etcd bin/kubectl bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler
-	@COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),keepalived,kube-apiserver,kube-controller-manager,kube-scheduler gotest -count=1 -v -timeout 15m ./test/rack
+	@COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),keepalived,kube-apiserver,kube-controller-manager,kube-scheduler gotest -count=1 -v -timeout 40m ./test/rack
 
 # Tests that drive virtual machines, with their bundle.
 E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) gotest -count=1 -v

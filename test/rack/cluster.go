@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -95,7 +96,14 @@ func (r *Rack) AwaitCluster(what string, is func(*v1alpha1.Cluster) bool) {
 		if err := r.server.Get(r.cluster, c); err != nil {
 			return false, err.Error()
 		}
-		return is(c), strings.TrimSpace(fmt.Sprintf("%s %s %s", c.Status.Phase, c.Status.NodesReady, c.Status.Message))
+		seen := fmt.Sprintf("%s %s %s", c.Status.Phase, c.Status.NodesReady, c.Status.Message)
+		if w := c.Status.Work; w != nil {
+			for _, step := range w.Steps {
+				seen += fmt.Sprintf("; %s %s %s", step.Node, step.Kind, step.Message)
+			}
+			seen += "; waits: " + strings.Join(w.Waits, ", ")
+		}
+		return is(c), strings.TrimSpace(seen)
 	})
 }
 
@@ -192,3 +200,5 @@ func (r *Rack) ReadyNodes() ([]string, error) {
 	}
 	return ready, nil
 }
+
+func seconds(n int) metav1.Duration { return metav1.Duration{Duration: time.Duration(n) * time.Second} }

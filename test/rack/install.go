@@ -26,13 +26,35 @@ import (
 // agentName is what the rack's installer says that it is.
 const agentName = "coldrack-agent/rack"
 
-// install takes a machine from its first boot to an installed disk, over the real boot listener and machine API. The disk is a
-// folder, so there is nothing to partition and no image to write; the node's configuration and identity are real.
-func (m *Machine) install(ctx context.Context) error {
-	line, err := m.firstBoot(ctx)
-	if err != nil {
+// netboot boots a machine from the network, over the real boot listener and machine API, and returns when it is to boot from its disk: at
+// once when it is told so, and else when an install has ended. A release wipes the disk, and the machine goes on waiting. The disk is a folder,
+// so there is nothing to partition and no image to write; the node's configuration and identity are real.
+func (m *Machine) netboot(ctx context.Context) error {
+	line, err := m.askBoot(ctx)
+	if err != nil || line == "" {
 		return err
 	}
+	if err := m.readdress(m.discovery); err != nil {
+		return err
+	}
+	if err := m.session(ctx, line); err != nil {
+		return err
+	}
+	return m.readdress(m.address)
+}
+
+// readdress gives the machine's interface another address.
+func (m *Machine) readdress(address string) error {
+	for _, args := range [][]string{{"addr", "flush", "dev", "eth0"}, {"addr", "add", address + segmentBits, "dev", "eth0"}} {
+		if out, err := m.ns.Try(context.Background(), append([]string{"ip"}, args...)...); err != nil {
+			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	return nil
+}
+
+// session is what the discovery system does, until a system is installed.
+func (m *Machine) session(ctx context.Context, line string) error {
 	args, err := discovery.ParseArguments(line)
 	if err != nil {
 		return fmt.Errorf("kernel command line %q: %w", line, err)
@@ -63,11 +85,56 @@ func (m *Machine) install(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("report the inventory: %w", err)
 	}
-	plan, err := m.awaitPlan(ctx, server)
-	if err != nil {
-		return fmt.Errorf("ask what to do: %w", err)
+	version := ""
+	for {
+		next, err := again(ctx, func(ctx context.Context) (wire.Assignment, error) {
+			return server.Assignment(ctx, version, 10*time.Second)
+		})
+		switch {
+		case err != nil:
+			return fmt.Errorf("ask what to do: %w", err)
+		case next.Action == wire.ActionInstall && next.Plan != nil:
+			return m.carryOut(ctx, server, args, next.Plan)
+		case next.Action == wire.ActionRelease && next.Release != nil && next.Version != version:
+			if err := m.wipe(ctx, server, next.Release); err != nil {
+				return err
+			}
+		}
+		version = next.Version
+		pause(ctx, 100*time.Millisecond)
 	}
-	return m.carryOut(ctx, server, args, plan)
+}
+
+// wipe carries a release out.
+func (m *Machine) wipe(ctx context.Context, server *client.Client, plan *wire.ReleasePlan) error {
+	steps := stepsOf(wire.ReleaseSteps())
+	progress, err := again(ctx, func(ctx context.Context) (wire.ProgressResponse, error) {
+		return server.Progress(ctx, wire.Progress{IntentID: plan.IntentID, Steps: steps})
+	})
+	if err != nil || progress.Cancel {
+		return err
+	}
+	if err := m.emptyDisk(); err != nil {
+		return err
+	}
+	_, err = again(ctx, func(ctx context.Context) (wire.Empty, error) {
+		return wire.Empty{}, server.Complete(ctx, wire.Complete{IntentID: plan.IntentID, State: wire.StateSucceeded, Steps: steps})
+	})
+	return err
+}
+
+// emptyDisk leaves nothing of what was there.
+func (m *Machine) emptyDisk() error {
+	return errors.Join(os.RemoveAll(m.disk), os.MkdirAll(m.disk, 0o755))
+}
+
+func stepsOf(names []string) []wire.Step {
+	var steps []wire.Step
+	for _, name := range names {
+		now := time.Now().UTC()
+		steps = append(steps, wire.Step{Name: name, State: wire.StateSucceeded, StartedAt: &now, FinishedAt: &now})
+	}
+	return steps
 }
 
 // again calls the server until it answers, as an agent does.
@@ -79,8 +146,8 @@ func again[T any](ctx context.Context, call func(context.Context) (T, error)) (a
 	return answer, err
 }
 
-// firstBoot asks what to boot, as iPXE does, and returns the kernel's command line.
-func (m *Machine) firstBoot(ctx context.Context) (string, error) {
+// askBoot asks what to boot, as iPXE does, and returns the kernel's command line; empty when that is the machine's disk.
+func (m *Machine) askBoot(ctx context.Context) (string, error) {
 	ask := url.Values{"mac": {strings.ReplaceAll(m.mac, ":", "-")}, "uuid": {m.uuid}, "serial": {m.name}, "manufacturer": {"Coldrack"},
 		"product": {"rack"}, "arch": {"x86_64"}, "platform": {"efi"}, "ip": {m.discovery}}
 	from := &http.Client{Transport: &http.Transport{DialContext: dial(m.ns), DisableKeepAlives: true}, Timeout: 30 * time.Second}
@@ -92,6 +159,9 @@ func (m *Machine) firstBoot(ctx context.Context) (string, error) {
 		if answer, err := from.Do(request); err == nil {
 			text, _ := io.ReadAll(io.LimitReader(answer.Body, 1<<20))
 			answer.Body.Close()
+			if answer.StatusCode == http.StatusOK && strings.Contains(string(text), ": LocalDisk: ") {
+				return "", nil
+			}
 			for line := range strings.Lines(string(text)) {
 				if strings.HasPrefix(strings.TrimSpace(line), "kernel ") {
 					line, _, _ = strings.Cut(strings.TrimSpace(line), " ||")
@@ -119,30 +189,9 @@ func (m *Machine) inventory(ids wire.Identifiers) wire.Inventory {
 		NICs:  []wire.NIC{{Name: "eth0", MAC: m.mac, Link: true, Boot: true}}}
 }
 
-func (m *Machine) awaitPlan(ctx context.Context, server *client.Client) (*wire.InstallPlan, error) {
-	version := ""
-	for {
-		next, err := again(ctx, func(ctx context.Context) (wire.Assignment, error) {
-			return server.Assignment(ctx, version, 10*time.Second)
-		})
-		if err != nil {
-			return nil, err
-		}
-		if next.Action == wire.ActionInstall && next.Plan != nil {
-			return next.Plan, nil
-		}
-		version = next.Version
-		pause(ctx, 100*time.Millisecond)
-	}
-}
-
 // carryOut does what is left of an install when there is no disk: configuration, identity, and what is reported.
 func (m *Machine) carryOut(ctx context.Context, server *client.Client, args discovery.Arguments, plan *wire.InstallPlan) error {
-	var steps []wire.Step
-	for _, name := range wire.InstallSteps() {
-		now := time.Now().UTC()
-		steps = append(steps, wire.Step{Name: name, State: wire.StateSucceeded, StartedAt: &now, FinishedAt: &now})
-	}
+	steps := stepsOf(wire.InstallSteps())
 	last := &steps[len(steps)-1]
 	last.State, last.FinishedAt = wire.StateRunning, nil
 	progress, err := again(ctx, func(ctx context.Context) (wire.ProgressResponse, error) {
@@ -167,6 +216,9 @@ func (m *Machine) carryOut(ctx context.Context, server *client.Client, args disc
 	}
 	settings, err := identity.Settings{Machine: plan.Machine, Server: args.Server, Pin: args.Pin.String(), CA: answer.CA}.Encode()
 	if err != nil {
+		return err
+	}
+	if err := m.emptyDisk(); err != nil {
 		return err
 	}
 	if err := m.writeDisk(plan.Config, settings, pem); err != nil {

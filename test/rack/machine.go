@@ -37,6 +37,8 @@ type Machine struct {
 	process   *exec.Cmd
 	exited    chan struct{}
 	installed bool
+	// endBoot ends a boot from the network; nil when there was none.
+	endBoot context.CancelFunc
 }
 
 func (r *Rack) addMachine(name, pool string) *Machine {
@@ -87,14 +89,37 @@ func (m *Machine) powerOn() error {
 	if !m.installed {
 		ctx, cancel := context.WithTimeout(m.r.t.Context(), patience)
 		defer cancel()
-		if err := m.install(ctx); err != nil {
+		if err := m.netboot(ctx); err != nil {
 			return fmt.Errorf("install: %w", err)
 		}
 		m.installed = true
-		m.ns.Run("ip", "addr", "flush", "dev", "eth0")
-		m.ns.Address("eth0", m.address+segmentBits)
 	}
 	return m.start()
+}
+
+// reboot boots the machine from the network, as its firmware does, and then from its disk.
+func (m *Machine) reboot(cmd *exec.Cmd) {
+	m.mu.Lock()
+	ctx, cancel := context.WithCancel(m.r.t.Context())
+	defer cancel()
+	if m.process != cmd || m.ns == nil {
+		m.mu.Unlock()
+		return
+	}
+	m.process, m.endBoot = nil, cancel
+	m.mu.Unlock()
+	err := m.netboot(ctx)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if ctx.Err() != nil || m.ns == nil {
+		return // without power
+	}
+	if err == nil {
+		err = m.start()
+	}
+	if err != nil {
+		m.r.t.Errorf("%s: reboot: %v", m.name, err)
+	}
 }
 
 // start runs PID 1 of the machine.
@@ -112,11 +137,7 @@ func (m *Machine) start() error {
 		close(exited)
 		var status *exec.ExitError
 		if errors.As(err, &status) && status.ExitCode() == rebootStatus {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			if m.process == cmd {
-				_ = m.start() // what follows will miss the machine
-			}
+			m.reboot(cmd)
 		}
 	}()
 	return nil
@@ -130,6 +151,9 @@ func (m *Machine) PowerCut() {
 		return
 	}
 	_, _ = m.link("down")
+	if m.endBoot != nil {
+		m.endBoot()
+	}
 	if m.process != nil {
 		// The kernel ends every process of a namespace whose PID 1 is gone.
 		_ = m.process.Process.Kill()
