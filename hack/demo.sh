@@ -33,6 +33,7 @@ stop() {
 down() {
 	"$coldrack" lab down --name demo --state-dir $state/lab || true
 	stop $state/forward.pid
+	stop $state/bmc.pid
 	stop $state/server.pid
 	rm -rf $state
 }
@@ -104,6 +105,12 @@ up() {
 		echo $! >$state/forward.pid
 		disown
 	fi
+	# The machines are known now: from here on the server can switch them.
+	if ! alive $state/bmc.pid >/dev/null; then
+		setsid "$coldrack" lab bmc --attach --listen "${BMC_PORT:-16623}" --name demo --state-dir $state/lab >>$state/bmc.log 2>&1 </dev/null &
+		echo $! >$state/bmc.pid
+		disown
+	fi
 	rm -f $state/demo.kubeconfig
 	"$coldrack" kubeconfig demo --admin --server "https://127.0.0.1:$port" --write $state/demo.kubeconfig
 	echo
@@ -131,6 +138,7 @@ What made it, and what it can still do:
   coldrack cluster describe demo          # the cluster, its steps, its nodes
   coldrack plan -f $PWD/$cluster          # edit it, and see what would change
   coldrack explain-boot NAME              # what it was told to boot, and why
+  coldrack power cycle NAME               # by its virtual BMC, after a look at what that interrupts
   coldrack lab console NAME -f --name demo --state-dir $PWD/$state/lab
   make demo-down                          # stop and remove everything
 END

@@ -46,7 +46,7 @@ A lab needs root and QEMU (Debian: qemu-system-x86 ovmf ipxe-qemu). Machines go 
 	}
 	cmd.PersistentFlags().StringVar(&place.Name, "name", "lab", "name of the lab; its network namespace is coldrack-NAME")
 	cmd.PersistentFlags().StringVar(&place.StateDir, "state-dir", place.StateDir, "folder of all labs, one folder each [$COLDRACK_LAB_DIR]")
-	cmd.AddCommand(a.labUpCommand(&place), a.labPsCommand(&place), a.labConsoleCommand(&place), a.labPowerCommand(&place), a.labForwardCommand(&place), a.labDownCommand(&place))
+	cmd.AddCommand(a.labUpCommand(&place), a.labPsCommand(&place), a.labConsoleCommand(&place), a.labPowerCommand(&place), a.labForwardCommand(&place), a.labBMCCommand(&place), a.labDownCommand(&place))
 	return cmd
 }
 

@@ -147,7 +147,7 @@ func (a *app) switchPower(ctx context.Context, verb string, machines []v1alpha1.
 		body := peoplewire.PowerRequest{Action: action, Boot: o.boot, Firmware: firmwareOf(m), Reason: o.reason}
 		var answer peoplewire.PowerResponse
 		err := request.Post(ctx, config, "power "+verb, body, &answer, peoplewire.PathPower, url.PathEscape(m.Name))
-		outcome := power.Outcome{Machine: m.Name, Was: answer.Was, State: answer.State}
+		outcome := power.Outcome{Machine: m.Name, Action: action, Was: answer.Was, State: answer.State}
 		if err != nil {
 			outcome.Problem = err.Error()
 		}

@@ -9,6 +9,7 @@
 // is in its folder, so that the next program finds it:
 //
 //	DIR/lab.json                    name, network, accelerator
+//	DIR/bmc.pem, bmc.password       key and password of the virtual BMC, once there was one
 //	DIR/MACHINE/machine.json        what the machine is made of; never changes
 //	DIR/MACHINE/disk0.raw, ...      its disks, sparse
 //	DIR/MACHINE/vars.fd             UEFI variables

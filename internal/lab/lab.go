@@ -386,7 +386,7 @@ func down(ctx context.Context, dir, name string, keepDisks bool) error {
 	if err != nil {
 		return err
 	}
-	for _, file := range []string{stateFile, lockFile} {
+	for _, file := range []string{stateFile, bmcKeyFile, bmcPasswordFile, lockFile} {
 		if err := os.Remove(filepath.Join(dir, file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

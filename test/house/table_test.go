@@ -116,7 +116,7 @@ var rooms = []room{
 	{"server/daemon", "server", parties, may("api/v1alpha1", "machine/bmc", "server/power", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "contract/nodeconfig", "contract/manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "base/pki", "server/audit", "server/controllers", "server/controlplane", "server/machineapi", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "server/ui", "contract/wire")},
 	{"server/ui", "server", parties, may("server/controlplane", "server/peopleapi/peoplewire")},
 
-	{"lab", "lab", front, nil},
+	{"lab", "lab", front, may("lab/vbmc")},
 	{"lab/vbmc", "lab", front, nil},
 	{"lab/rehearse", "lab", front, may("agent/client", "agent/discovery", "api/v1alpha1", "content/bundle", "content/diskimage", "contract/manifest", "contract/wire")},
 	{"cli", "cli", front, may("api/v1alpha1", "cli/exit", "cluster/kube", "content/bundle", "content/bundle/build", "server/peopleapi/peoplewire")},

@@ -28,6 +28,21 @@ func SetBMC(ctx context.Context, c client.Client, m *v1alpha1.Machine, change fu
 	return err
 }
 
+// PutBMC gives a machine this BMC, in place of what it had.
+func PutBMC(ctx context.Context, c client.Client, m *v1alpha1.Machine, b v1alpha1.BMC) error {
+	_, err := update(ctx, c, m, func(m *v1alpha1.Machine) error {
+		m.Spec.BMC = &b
+		return nil
+	})
+	return err
+}
+
+// HasMAC says whether a machine has a NIC with this address, by what a person wrote or what it reported.
+func HasMAC(m *v1alpha1.Machine, mac string) bool {
+	return slices.Contains(m.Spec.Identifiers.MACs, mac) ||
+		m.Status.Inventory != nil && slices.ContainsFunc(m.Status.Inventory.NICs, func(n v1alpha1.NIC) bool { return n.MAC == mac })
+}
+
 // NoBMC says that a machine has none.
 func NoBMC(name string) error {
 	return exit.Refusedf("machine %s has no spec.bmc: write its address there first, for example\n  kubectl patch machine %s --type merge -p '{\"spec\":{\"bmc\":{\"address\":\"10.0.9.21\"}}}'", name, name)

@@ -76,6 +76,8 @@ func roles(list []v1alpha1.Role) string {
 // Outcome is what became of one machine.
 type Outcome struct {
 	Machine string `json:"machine"`
+	// Action that was asked for, in the words of peoplewire.PowerRequest; empty: only a look.
+	Action string `json:"action,omitempty"`
 	// Was and State are of the power, before and now.
 	Was     string `json:"was,omitempty"`
 	State   string `json:"state,omitempty"`
@@ -126,13 +128,20 @@ func Failed(outcomes []Outcome) int {
 
 // Line is one outcome for a person.
 func (o Outcome) Line() string {
+	what := o.State
 	switch {
 	case o.Problem != "":
 		return fmt.Sprintf("%s: FAILED: %s", o.Machine, o.Problem)
-	case o.Was == o.State:
-		return fmt.Sprintf("%s: %s", o.Machine, o.State)
+	case o.Was != o.State:
+		what += " (was " + o.Was + ")"
+	case o.Action == "cycle":
+		what += ", after a power cycle"
+	case o.Action == "reset":
+		what += ", after a reset"
+	case o.Action != "":
+		what += " already"
 	}
-	return fmt.Sprintf("%s: %s (was %s)", o.Machine, o.State, o.Was)
+	return o.Machine + ": " + what
 }
 
 // Table shows what is recorded of machines' power.

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"coldrack.dev/internal/base/termtext"
@@ -293,6 +294,8 @@ func (r *rest) failed(what string, err error) *Error {
 	case errors.As(err, &network) && network.Timeout(), errors.Is(err, context.DeadlineExceeded):
 		e.Kind = Unreachable
 		e.Remedy = "is the BMC's network reachable from the server, and does the BMC work? A BMC that hangs may need to be restarted"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		e.Kind, e.Remedy = Unreachable, "nothing listens there: is spec.bmc.address the BMC's, and is Redfish switched on in it?"
 	case errors.As(err, &operation), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, context.Canceled):
 		e.Kind = Unreachable
 	}
