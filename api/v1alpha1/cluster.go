@@ -429,6 +429,10 @@ type ClusterStatus struct {
 	// +optional
 	// +listType=atomic
 	Steps []Step `json:"steps,omitempty"`
+	// PlannedSpec stands for what was written of the cluster and its groups when Work was last planned. Until it is what is written
+	// now, Work speaks of what was written before.
+	// +optional
+	PlannedSpec string `json:"plannedSpec,omitempty"`
 	// Work is what is done to the cluster now, after its first bring-up.
 	// +optional
 	Work *ClusterWork `json:"work,omitempty"`

@@ -77,6 +77,9 @@ type ConfigDigests struct {
 
 // ClusterWork is what is done to a cluster now, and what hinders more.
 type ClusterWork struct {
+	// Pending: nodes have yet to be changed, or to leave.
+	// +optional
+	Pending bool `json:"pending,omitempty"`
 	// Message is what needs a person, in short.
 	// +optional
 	Message string `json:"message,omitempty"`

@@ -378,15 +378,11 @@ func inHand(c *v1alpha1.Cluster) string {
 // servers were in hand at the same time at most.
 func (r *Rack) awaitRolled(done func(machine string) bool) (most int) {
 	r.t.Helper()
-	begun := false
 	r.AwaitCluster("rolled", func(c *v1alpha1.Cluster) bool {
 		now := 0
 		for _, n := range c.Status.Nodes {
-			if n.Hand != nil {
-				begun = true
-				if !strings.HasPrefix(n.Machine, "worker-") {
-					now++
-				}
+			if n.Hand != nil && !strings.HasPrefix(n.Machine, "worker-") {
+				now++
 			}
 		}
 		most = max(most, now)
@@ -398,7 +394,7 @@ func (r *Rack) awaitRolled(done func(machine string) bool) (most int) {
 				return false
 			}
 		}
-		return begun || len(c.Status.History) > 0
+		return true
 	})
 	return most
 }

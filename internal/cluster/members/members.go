@@ -69,6 +69,8 @@ type cluster struct {
 	nodes    map[string]v1alpha1.ClusterNode
 	turns    map[string]turn
 	paused   bool
+	// spec is what was written when the plan was rendered, see SpecOf.
+	spec string
 	// problem is why the newest input has no plan.
 	problem string
 	// assignments by machine, made when they are asked for.
@@ -179,10 +181,10 @@ func (s *Set) take(r Record, was *cluster) *cluster {
 		next.turns[n.Machine] = turnOf(n, broughtUp)
 	}
 	if was != nil {
-		next.input, next.secret, next.material, next.plan = was.input, was.secret, was.material, was.plan
+		next.input, next.secret, next.material, next.plan, next.spec = was.input, was.secret, was.material, was.plan, was.spec
 	}
 	next.problem = s.fill(next, r)
-	if was != nil && was.plan == next.plan && was.material == next.material && was.paused == next.paused && was.problem == next.problem &&
+	if was != nil && was.plan == next.plan && was.material == next.material && was.paused == next.paused && was.problem == next.problem && was.spec == next.spec &&
 		reflect.DeepEqual(was.nodes, next.nodes) && maps.Equal(was.turns, next.turns) {
 		return was
 	}
@@ -223,7 +225,9 @@ func (s *Set) fill(c *cluster, r Record) (problem string) {
 	if err != nil {
 		return err.Error()
 	}
+	spec := SpecOf(r.Cluster, r.Groups)
 	if c.plan != nil && reflect.DeepEqual(c.input, input) {
+		c.spec = spec
 		return ""
 	}
 	began := s.Now()
@@ -231,7 +235,7 @@ func (s *Set) fill(c *cluster, r Record) (problem string) {
 	if err != nil {
 		return err.Error()
 	}
-	c.input, c.plan = input, plan
+	c.input, c.plan, c.spec = input, plan, spec
 	s.Log.Info("cluster plan rendered", "cluster", r.Cluster.Name, "nodes", len(plan.Nodes), "took", s.Now().Sub(began).Round(time.Millisecond))
 	return ""
 }
@@ -315,6 +319,8 @@ type View struct {
 	// APIServers are the addresses of the machines that run one.
 	APIServers []netip.AddrPort
 	Paused     bool
+	// Spec stands for what was written when the plan was rendered, see SpecOf.
+	Spec string
 	// Problem is why the newest record has no plan, or empty.
 	Problem string
 }
@@ -327,7 +333,7 @@ func (s *Set) View(name string) (View, bool, <-chan struct{}) {
 	if c == nil {
 		return View{}, false, s.changed
 	}
-	v := View{Plan: c.plan, Paused: c.paused, Problem: c.problem}
+	v := View{Plan: c.plan, Paused: c.paused, Spec: c.spec, Problem: c.problem}
 	if c.material != nil {
 		v.Authority = c.material.authorities[kube.AuthorityKubernetes].certPEM()
 	}

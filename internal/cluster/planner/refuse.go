@@ -88,6 +88,17 @@ func Begin(in Input) *Block {
 	return nil
 }
 
+// Pending is true while a node has yet to be changed, or to leave, whatever hinders that.
+func Pending(in Input) bool {
+	p := newPlanner(&in)
+	for i := range in.Observed.Nodes {
+		if n := &in.Observed.Nodes[i]; n.Hand != nil || p.going(n) || p.differs(n).any() {
+			return true
+		}
+	}
+	return slices.ContainsFunc(in.Wanted.Groups, func(g Group) bool { return len(p.surplus(&g)) > 0 })
+}
+
 // Snapshot is what is known of a snapshot of etcd.
 type Snapshot struct {
 	// Cluster is the UID of the Cluster that it was taken of.

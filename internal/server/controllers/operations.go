@@ -84,6 +84,9 @@ func (r *operator) reconcile(ctx context.Context, name string) (time.Duration, e
 	if !(members.Record{Cluster: o.was, Groups: o.groups}).Settled() {
 		return operateIdle, nil // it wakes this again
 	}
+	if view, _, _ := r.Clusters.View(name); view.Spec != members.SpecOf(o.was, o.groups) && view.Problem == "" {
+		return 100 * time.Millisecond, nil // what nodes are to have is not known yet
+	}
 	o.c = o.was.DeepCopy()
 	again, err := o.run(ctx)
 	if err != nil {
@@ -120,7 +123,7 @@ func (o *operation) write(ctx context.Context) error {
 
 // ownInto takes what the reconciler of operations owns from is. Nodes that were there and are not any more are dropped.
 func ownInto(into, was, is *v1alpha1.ClusterStatus) {
-	into.Work, into.History, into.Failure = is.Work, is.History, is.Failure
+	into.Work, into.History, into.Failure, into.PlannedSpec = is.Work, is.History, is.Failure, is.PlannedSpec
 	find := func(s *v1alpha1.ClusterStatus, machine string) *v1alpha1.ClusterNode {
 		for i := range s.Nodes {
 			if s.Nodes[i].Machine == machine {

@@ -257,8 +257,9 @@ func (o *operation) say(plan planner.Plan) {
 		w.Message = shortened(needed)
 	}
 	w.Waits, w.Blocks = few(w.Waits), few(w.Blocks)
-	o.c.Status.Work = &w
-	if len(w.Steps)+len(w.Waits)+len(w.Blocks) == 0 {
+	w.Pending = planner.Pending(o.in) || len(w.Steps) > 0
+	o.c.Status.Work, o.c.Status.PlannedSpec = &w, members.SpecOf(o.c, o.groups)
+	if len(w.Steps)+len(w.Waits)+len(w.Blocks) == 0 && !w.Pending {
 		o.c.Status.Work = nil
 	}
 	if f := o.c.Status.Failure; f != nil && f.Spec != members.SpecOf(o.c, o.groups) {
