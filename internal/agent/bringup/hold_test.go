@@ -239,3 +239,29 @@ func TestASoftFileIsReloaded(t *testing.T) {
 		t.Errorf("systemd did %q with one that did not run", did)
 	}
 }
+
+// What leads people to a pod stops before the pod is replaced, and runs again when that is done; it keeps running when nothing is replaced.
+func TestWhatLeadsToAPodStopsFirst(t *testing.T) {
+	r := newRig(t)
+	plan := r.rollable()
+	const manifest = manifestsDir + "/front.yaml"
+	plan.Files = append(plan.Files, wire.NodeFile{Path: manifest, Mode: 0o600, Content: []byte("one")}, wire.NodeFile{Path: "/etc/kubernetes/other", Mode: 0o600, Content: []byte("one")})
+	plan.Units = append(plan.Units, wire.NodeUnit{Name: "keepalived.service"})
+	plan.Phases = append(plan.Phases, wire.Phase{Name: "front", Files: []string{manifest, "/etc/kubernetes/other"}, StopFirst: []string{"keepalived.service"}},
+		wire.Phase{Name: "virtual-ip", After: []string{"front"}, Units: []string{"keepalived.service"}})
+	first := r.order(wire.NodeAssignment{Version: "v1", Plan: plan})
+	r.bringUp(first)
+	for version, change := range map[string]struct{ file, want string }{
+		"v2": {"/etc/kubernetes/other", ""},
+		"v3": {manifest, "stop keepalived.service, start keepalived.service"},
+	} {
+		next := copyOf(first).Plan
+		fileAt(next, change.file).Content = []byte("two")
+		r.twin.take()
+		r.bringUp(r.order(wire.NodeAssignment{Version: version, Plan: next}))
+		if did := strings.Join(r.twin.take(), ", "); did != change.want {
+			t.Errorf("%s changed: systemd did %q, want %q", change.file, did, change.want)
+		}
+		r.bringUp(r.order(wire.NodeAssignment{Version: version + " back", Plan: copyOf(first).Plan}))
+	}
+}

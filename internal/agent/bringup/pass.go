@@ -244,6 +244,11 @@ func (p *part) write(files []wire.NodeFile) error {
 	if err := errors.Join(p.prepare(paths), p.replacing(pods)); err != nil {
 		return err
 	}
+	if len(pods) > 0 {
+		if err := p.stopFirst(p.hard); err != nil {
+			return err
+		}
+	}
 	for _, c := range changes {
 		if err := p.disk.Put(c.file, c.content); err != nil {
 			return err

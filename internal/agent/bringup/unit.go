@@ -116,6 +116,26 @@ func (p *part) unit(ctx context.Context, name string) error {
 	return errors.Join(p.ledger.Restarted(name, due), p.ledger.Restarted(reloadOf(name), reload))
 }
 
+// stopFirst stops the units that lead others to what the phase is about to replace. Those that another phase starts are running again
+// when that is done.
+func (p *part) stopFirst(ctx context.Context) error {
+	for _, name := range find(p.plan.Phases, func(ph wire.Phase) bool { return ph.Name == p.name }).StopFirst {
+		state, err := p.Systemd.State(ctx, name)
+		if err != nil {
+			return err
+		}
+		if state.Active != "active" {
+			continue
+		}
+		p.say("stops %s", name)
+		if err := p.Systemd.Do(ctx, "stop", name); err != nil {
+			return p.withLog(ctx, err, name)
+		}
+		p.changed("unit stopped until what it leads to is replaced", "unit", name)
+	}
+	return nil
+}
+
 // reloadOf is under what the ledger notes that a unit is to read its files again without an interruption.
 func reloadOf(unit string) string { return unit + " reload" }
 

@@ -223,7 +223,7 @@ func (r *renderer) units(n *node) []Unit {
 		units = append(units, Unit{Name: masqueradeUnitName, Content: []byte(masqueradeUnit)})
 	}
 	if r.carriesVirtualIP(n) {
-		units = append(units, Unit{Name: "keepalived.service"})
+		units = append(units, Unit{Name: virtualIPUnit})
 	}
 	slices.SortFunc(units, func(a, b Unit) int { return strings.Compare(a.Name, b.Name) })
 	return units

@@ -46,6 +46,8 @@ type Phase struct {
 	Routes       bool
 	LoadBalancer bool
 	Probes       []string
+	// StopFirst are units that stop before a pod of the phase is replaced, because they lead people to it; a later phase starts them again.
+	StopFirst []string
 	// AwaitAPI: the phase waits until an API server answers through the load balancer, for as long as Patience says, 0
 	// being for ever.
 	AwaitAPI bool
@@ -107,7 +109,7 @@ func phaseTable() []phaseSpec {
 		{name: PhaseControllers, after: []PhaseName{PhaseAPIServer}, roles: controlPlane, pods: []component{componentManager, componentScheduler},
 			reason: "start the controller manager and the scheduler and wait until they answer"},
 		{name: PhaseVirtualIP, after: []PhaseName{PhaseAPIServer}, roles: controlPlane, reason: "take part in carrying the virtual IP",
-			paths: []string{"/etc/keepalived/"}, units: []string{"keepalived.service"}},
+			paths: []string{"/etc/keepalived/"}, units: []string{virtualIPUnit}},
 		{name: PhaseTools, after: []PhaseName{PhaseKubelet, PhaseEtcd, PhaseCluster, PhaseControllers}, reason: "fetch and verify what people use on this machine"},
 	}
 }
@@ -147,6 +149,10 @@ func (r *renderer) phases(n *node, plan *NodePlan) ([]Phase, error) {
 			phase.Probes = []string{"http://127.0.0.1:10248/healthz"}
 			if !n.runs(v1alpha1.RoleEtcd) {
 				phase.After = append(phase.After, PhaseCluster)
+			}
+		case PhaseAPIServer:
+			if r.carriesVirtualIP(n) {
+				phase.StopFirst = []string{virtualIPUnit}
 			}
 		case PhaseCluster:
 			phase.AwaitAPI = true

@@ -9,7 +9,10 @@ import (
 	"coldrack.dev/api/v1alpha1"
 )
 
-const keepalivedConfig = "/etc/keepalived/keepalived.conf"
+const (
+	keepalivedConfig = "/etc/keepalived/keepalived.conf"
+	virtualIPUnit    = "keepalived.service"
+)
 
 func (r *renderer) carriesVirtualIP(n *node) bool {
 	return r.cluster.Spec.Endpoint.VirtualIP != nil && n.runs(v1alpha1.RoleControlPlane)

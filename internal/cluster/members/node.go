@@ -207,7 +207,7 @@ func nodePlan(cluster string, n kube.NodePlan, m *Material) (*wire.NodePlan, err
 		phase := wire.Phase{
 			Name: string(p.Name), Reason: p.Reason, Files: p.Files, Certificates: p.Certificates, Kubeconfigs: p.Kubeconfigs,
 			Units: p.Units, Routes: p.Routes, LoadBalancer: p.LoadBalancer, Probes: p.Probes,
-			AwaitAPI: p.AwaitAPI, PatienceSeconds: int(p.Patience.Seconds()),
+			StopFirst: p.StopFirst, AwaitAPI: p.AwaitAPI, PatienceSeconds: int(p.Patience.Seconds()),
 		}
 		for _, name := range p.After {
 			phase.After = append(phase.After, string(name))

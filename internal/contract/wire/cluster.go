@@ -186,6 +186,8 @@ type Phase struct {
 	Probes []string `json:"probes,omitempty"`
 	// AwaitAPI: the phase is done when an API server answers through the load balancer.
 	AwaitAPI bool `json:"awaitAPI,omitempty"`
+	// StopFirst are units that stop before a pod of this phase is replaced; a later phase starts them again. They lead others to that pod.
+	StopFirst []string `json:"stopFirst,omitempty"`
 	// PatienceSeconds is after how long it counts as done without; 0: it waits for ever.
 	PatienceSeconds int `json:"patienceSeconds,omitempty"`
 }
