@@ -186,7 +186,9 @@ func TestMembersComeAndGo(t *testing.T) {
 			t.Errorf("two members: %v %s", err, out)
 		}
 		r.Server().Run("cluster", "scale", r.cluster, "etcd", "1")
-		r.AwaitCluster("a member less", func(c *v1alpha1.Cluster) bool { return !(memberOf(c, "etcd-1") && memberOf(c, "etcd-3") && memberOf(c, "etcd-4")) })
+		r.AwaitCluster("a member less", func(c *v1alpha1.Cluster) bool {
+			return !(memberOf(c, "etcd-1") && memberOf(c, "etcd-3") && memberOf(c, "etcd-4"))
+		})
 		r.Server().Restart()
 		r.AwaitCluster("of one member", func(c *v1alpha1.Cluster) bool {
 			members := 0
