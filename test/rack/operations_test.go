@@ -315,13 +315,17 @@ func TestAChangeRolls(t *testing.T) {
 	r.tellHistory()
 }
 
-// nothingLost ends clients, which must not have noticed anything but a second try.
+// nothingLost ends clients. Who goes through a balancer must not have noticed anything but a second try. The virtual IP moves at each
+// control plane: a request that is on its way then may be cut off, and no more than that.
 func (r *Rack) nothingLost(balancer, virtual *Client) {
 	r.t.Helper()
 	r.t.Logf("through the balancer: %s", balancer.Stop())
 	r.t.Logf("through the virtual IP: %s", virtual.Stop())
-	if lost := balancer.Loss().Lost + virtual.Loss().Lost; lost > 0 {
-		r.t.Errorf("%d requests were lost", lost)
+	if lost := balancer.Loss().Lost; lost > 0 {
+		r.t.Errorf("%d requests through the balancer were lost", lost)
+	}
+	if lost := virtual.Loss().Lost; lost > 4 {
+		r.t.Errorf("%d requests through the virtual IP were lost", lost)
 	}
 }
 
