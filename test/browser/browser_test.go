@@ -450,7 +450,7 @@ func TestKubeconfigRequest(t *testing.T) {
 func TestOtherPages(t *testing.T) {
 	b := newBench(t, madeUp(3, time.Now()))
 	b.login()
-	pages := map[string]string{"/ui/network": "No Subnet yet", "/ui/content": "No bundle yet", "/ui/health": "people-api", "/ui/power": "since the beginning", "/ui/start": "Bring the content in", "/ui/clusters": "No clusters yet"}
+	pages := map[string]string{"/ui/network": "No Subnet yet", "/ui/content": "No bundle yet", "/ui/health": "people-api", "/ui/power": "all machines", "/ui/start": "Bring the content in", "/ui/clusters": "No clusters yet"}
 	for path, text := range pages {
 		b.goes(path)
 		b.says(text)

@@ -22,7 +22,7 @@ let history = [], kept = null;
 export function mount(main) {
 	const end = new AbortController(), figures = h("div", { class: "figures" }), canvas = h("canvas", { role: "img" }), late = h("div", {});
 	const choice = h("select", { "aria-label": t("Rack"), on: { change: () => { setQuery({ rack: choice.value }); restart(); } } });
-	let boots = null, offered = "";
+	let boots = null, offered = null;
 	fill(main, h("h1", {}, t("Power-on")), h("div", { class: "tools" }, choice, h("button", { on: { click: () => restart() } }, t("Begin anew"))),
 		h("section", { class: "card" }, figures, canvas, h("p", { class: "row" }, lines.map((l) => h("span", { class: "phase" }, h("span", { class: "sign", style: { background: "var(" + l.color + ")", height: "4px" } }), t(l.name))))),
 		h("section", { class: "card below" }, h("h2", {}, t("The last ones")), late));
