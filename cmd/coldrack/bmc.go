@@ -168,15 +168,18 @@ nobody else gets the password. Compare the fingerprint with what the BMC's own p
 			if err != nil {
 				return err
 			}
-			if m.Spec.BMC == nil {
+			switch b := m.Spec.BMC; {
+			case b == nil:
 				return machine.NoBMC(m.Name)
+			case b.Protocol == "ipmi":
+				return exit.Refusedf("the BMC of machine %s is asked by IPMI, which has no certificates", m.Name)
 			}
 			found, err := a.probe(ctx, peoplewire.ProbeRequest{Machine: m.Name, AnyCertificate: true})
 			switch {
 			case err != nil:
 				return err
 			case found.Certificate == "":
-				return exit.Refusedf("the BMC of machine %s shows no certificate: it is asked by %s", m.Name, found.Protocol)
+				return exit.Refusedf("the BMC of machine %s shows no certificate", m.Name)
 			case fingerprint != "" && !strings.EqualFold(strings.TrimPrefix(fingerprint, "sha256:"), strings.TrimPrefix(found.Certificate, "sha256:")):
 				return exit.Refusedf("the BMC of machine %s shows %s, not %s", m.Name, found.Certificate, fingerprint)
 			case found.Certificate == m.Spec.BMC.Certificate:

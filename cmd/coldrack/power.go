@@ -242,7 +242,7 @@ func (a *app) powerStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status [MACHINE...]",
 		Short: "Show whether machines are on",
-		Long: `Show whether machines are on, as the server saw it last: it asks each BMC about every five minutes, and after each action.
+		Long: `Show whether machines are on, as the server saw it last: it asks each BMC about every quarter of an hour, and after each action.
 --ask asks the BMCs now.`,
 		Example: `  coldrack power status
   coldrack power status rack1-u10 --ask`,

@@ -51,7 +51,7 @@ func TestHostileIPMI(t *testing.T) {
 		}
 	}()
 	t.Cleanup(func() { conn.Close(); <-ended })
-	for range 300 {
+	for range 500 {
 		d, err := bmc.Open(bmc.Target{Address: conn.LocalAddr().String(), Protocol: bmc.IPMI, Username: "operator", Password: "s3cret"}, bmc.Options{Request: 20 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)

@@ -76,12 +76,12 @@ func (d *ipmi) connect(ctx context.Context) (*client.Client, error) {
 	return nil, failed
 }
 
-func (d *ipmi) begin(ctx context.Context, c *client.Client) error {
+func (d *ipmi) begin(ctx context.Context, c *client.Client) (err error) {
+	defer d.rescue("begin a session", &err)
 	// 17 (SHA-256) is what today's BMCs have, 3 (SHA-1) what all have. Neither 0, which asks for no password, nor MD5 is tried.
 	c = c.WithTimeout(d.options.Request/10).WithRetry(ipmiRetries).WithCipherSuiteID(types.CipherSuiteID17, types.CipherSuiteID3).
-		WithMaxPrivilegeLevel(types.PrivilegeLevelOperator)
-	err := c.Connect(ctx)
-	if err != nil {
+		WithMaxPrivilegeLevel(types.PrivilegeLevelOperator).WithUDPProxy(guardDialer{d.target.Password.reveal()})
+	if err = c.Connect(ctx); err != nil {
 		closeSocket(c)
 	}
 	return err
@@ -98,6 +98,8 @@ func (d *ipmi) Close() {
 	if d.session == nil {
 		return
 	}
+	var lost error
+	defer d.rescue("end the session", &lost)
 	ctx, cancel := context.WithTimeout(context.Background(), min(d.options.Request, 5*time.Second))
 	defer cancel()
 	_ = d.session.Close(ctx) // a session that stays ends by itself after a minute (section 6.12.15)
@@ -143,7 +145,8 @@ func (d *ipmi) failed(what string, err error) error {
 	return e
 }
 
-func (d *ipmi) Power(ctx context.Context) (State, error) {
+func (d *ipmi) Power(ctx context.Context) (state State, err error) {
+	defer d.rescue("read the power", &err)
 	c, err := d.connect(ctx)
 	if err != nil {
 		return Unknown, err
@@ -171,7 +174,8 @@ func chassisControls() map[string]chassis.ChassisControl {
 	}
 }
 
-func (d *ipmi) Do(ctx context.Context, a Action) error {
+func (d *ipmi) Do(ctx context.Context, a Action) (err error) {
+	defer d.rescue("change the power", &err)
 	now, err := d.Power(ctx)
 	if err != nil {
 		return err
@@ -235,7 +239,8 @@ func (d *ipmi) control(ctx context.Context, next step, before State) error {
 	return nil
 }
 
-func (d *ipmi) BootOnce(ctx context.Context, b Boot) error {
+func (d *ipmi) BootOnce(ctx context.Context, b Boot) (err error) {
+	defer d.rescue("choose what is booted", &err)
 	selector, ok := map[Device]types.BootDeviceSelector{BootNetwork: types.BootDeviceSelectorForcePXE, BootDisk: types.BootDeviceSelectorForceHardDrive}[b.Device]
 	if !ok {
 		return &Error{Kind: Unsupported, Address: d.target.Address, What: fmt.Sprintf("IPMI cannot boot %q", b.Device), Remedy: "boot from the network, or use the BMC's Redfish"}
@@ -254,12 +259,12 @@ func (d *ipmi) BootOnce(ctx context.Context, b Boot) error {
 	return nil
 }
 
-func (d *ipmi) Inventory(ctx context.Context) (Inventory, error) {
+func (d *ipmi) Inventory(ctx context.Context) (inv Inventory, err error) {
+	defer d.rescue("read the inventory", &err)
 	c, err := d.connect(ctx)
 	if err != nil {
-		return Inventory{}, err
+		return inv, err
 	}
-	var inv Inventory
 	fru, err := c.GetFRU(ctx, 0, "")
 	if err != nil {
 		if _, said := types.IsResponseError(err); !said {
@@ -285,8 +290,9 @@ func fruText(b []byte) string {
 	return termtext.Line(strings.Trim(string(b), " \x00"), 128)
 }
 
-func (d *ipmi) Probe(ctx context.Context) (Probe, error) {
-	p := Probe{Protocol: IPMI, Version: "2.0", EventLog: -1, Power: Unknown}
+func (d *ipmi) Probe(ctx context.Context) (p Probe, err error) {
+	defer d.rescue("ask what it is", &err)
+	p = Probe{Protocol: IPMI, Version: "2.0", EventLog: -1, Power: Unknown}
 	power, err := d.Power(ctx)
 	if err != nil {
 		return p, err

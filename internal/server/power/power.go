@@ -40,7 +40,8 @@ type Options struct {
 	Machines Machines
 	Pool     *bmc.Pool
 	Log      *slog.Logger
-	// Every is how often each machine's power is read. Default 5 min. PerSecond bounds the visits of all. Default 10.
+	// Every is how often each machine's power is read. Default 15 min: many BMCs write each login into a log that is small.
+	// PerSecond bounds the visits of all. Default 10.
 	Every     time.Duration
 	PerSecond int
 	// Now is the clock; nil means time.Now.
@@ -52,7 +53,7 @@ type Service struct{ o Options }
 
 // New returns a service. It does nothing by itself: see Run.
 func New(o Options) *Service {
-	o.Every = cmp.Or(o.Every, 5*time.Minute)
+	o.Every = cmp.Or(o.Every, 15*time.Minute)
 	o.PerSecond = cmp.Or(o.PerSecond, 10)
 	if o.Now == nil {
 		o.Now = time.Now

@@ -57,7 +57,7 @@ func (s *statuses) UpdateStatus(_ context.Context, _ string, change func(*v1alph
 	return next, nil
 }
 
-// A fleet of ten thousand must not be written every five minutes, and what is known must not look older than it is.
+// A fleet of ten thousand must not be written with each look, and what is known must not look older than it is.
 func TestOnlyNewsIsRecorded(t *testing.T) {
 	kept := &statuses{m: machine("a", "10.0.0.1")}
 	now := time.Unix(1e9, 0)
