@@ -90,7 +90,10 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 	case !broughtUp:
 		s.Phase = v1alpha1.ClusterBringUp
 		messages = append(append(messages, bringingUp(s.Nodes, f)...), waitingAddons(f)...)
-	case s.PlannedSpec != "" && s.PlannedSpec != members.SpecOf(c, f.groups) || s.Work != nil && s.Work.Pending:
+	case s.PlannedSpec != "" && s.PlannedSpec != members.SpecOf(c, f.groups):
+		s.Phase = v1alpha1.ClusterRolling
+		messages = append([]string{"what has just been written is being planned"}, messages...)
+	case s.Work != nil && s.Work.Pending:
 		s.Phase = v1alpha1.ClusterRolling
 		messages = append(messages, workInHand(s)...)
 	case len(worse) > 0:

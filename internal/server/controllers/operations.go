@@ -415,6 +415,10 @@ func (o *operation) waitFor(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, missin
 	if missing == "" {
 		return nil
 	}
+	if o.c.Spec.Paused {
+		n.Hand.Message = missing + "; the cluster is paused"
+		return nil // the node begins nothing, and does not fail for it
+	}
 	if text := failedPhase(m); text != "" && since > phaseLimit {
 		return fail("%s", text)
 	}
@@ -434,9 +438,10 @@ func (o *operation) waitFor(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, missin
 
 // reinstalled waits until a machine was installed anew. Joining again is not part of it.
 func (o *operation) reinstalled(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, since time.Duration) (done bool, err error) {
-	switch status := m.Status.Intent; {
-	case m == nil:
+	if m == nil {
 		return false, fail("its Machine does not exist any more")
+	}
+	switch status := m.Status.Intent; {
 	case m.WantedIntent() == nil && status != nil && status.State == v1alpha1.IntentFailed:
 		return false, fail("installing it anew failed: %s", status.Message)
 	case m.WantedIntent() == nil:

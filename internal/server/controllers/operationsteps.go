@@ -71,7 +71,7 @@ func (o *operation) startChange(n *v1alpha1.ClusterNode, s planner.Step) {
 		}
 		n.Version = s.State.Kubelet
 	}
-	h.Changed, h.RolledBack = true, false
+	h.Changed, h.RolledBack, h.Failed = true, false, ""
 	o.record(n, s)
 	// Parts of an earlier step of this node are done.
 	h.Parts = s.Parts.Names()
