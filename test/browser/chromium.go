@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,7 +31,6 @@ type chromium struct {
 
 	mu       sync.Mutex
 	problems []string
-	expected []string // texts of problems that a test causes itself
 }
 
 // startChromium runs a browser that may ask nobody but host.
@@ -82,27 +82,11 @@ func (b *chromium) note(event any) {
 	}
 }
 
-// expect has problems with this text pass.
-func (b *chromium) expect(text string) {
+// trouble is what was noted.
+func (b *chromium) trouble() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.expected = append(b.expected, text)
-}
-
-// trouble is what was noted and not expected.
-func (b *chromium) trouble() (all []string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-problems:
-	for _, problem := range b.problems {
-		for _, text := range b.expected {
-			if strings.Contains(problem, text) {
-				continue problems
-			}
-		}
-		all = append(all, problem)
-	}
-	return all
+	return slices.Clone(b.problems)
 }
 
 // act does something in a page, within its patience.
