@@ -284,6 +284,7 @@ func (r *bootRack) everyScript(t *testing.T) {
 		"to be installed": {func(m *v1alpha1.Machine) { m.Spec.Approved, m.Spec.Intent = true, intent(v1alpha1.ActionInstall) }, v1alpha1.BootInstall},
 		"to be installed again": {func(m *v1alpha1.Machine) {
 			m.Spec.Approved, m.Spec.Intent, m.Status.Installed = true, intent(v1alpha1.ActionReinstall), installed
+			m.Status.Intent = &v1alpha1.IntentStatus{ID: "1", Action: v1alpha1.ActionReinstall, State: v1alpha1.IntentPending}
 		}, v1alpha1.BootInstall},
 		"to be wiped":             {func(m *v1alpha1.Machine) { m.Spec.Intent = intent(v1alpha1.ActionRelease) }, v1alpha1.BootRelease},
 		"installed":               {func(m *v1alpha1.Machine) { m.Spec.Approved, m.Status.Installed = true, installed }, v1alpha1.BootLocalDisk},
