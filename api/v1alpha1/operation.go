@@ -19,9 +19,6 @@ type NodeHand struct {
 	// Step that was begun and has not ended. A server that starts finds it here, and carries it out once more.
 	// +optional
 	Step string `json:"step,omitempty"`
-	// To is the node that a leader or virtual IP moves to in Step.
-	// +optional
-	To string `json:"to,omitempty"`
 	// StepSince is when Step began.
 	// +optional
 	StepSince *metav1.Time `json:"stepSince,omitempty"`

@@ -190,6 +190,16 @@ func getCluster(ctx context.Context, c client.Client, name string) (*v1alpha1.Cl
 	return cluster, nil
 }
 
+// clusterNamed is a client, and the cluster that a command is for.
+func (a *app) clusterNamed(cmd *cobra.Command, name string) (client.Client, *v1alpha1.Cluster, error) {
+	c, err := a.client()
+	if err != nil {
+		return nil, nil, err
+	}
+	cluster, err := getCluster(cmd.Context(), c, name)
+	return c, cluster, err
+}
+
 func noSuchCluster(name string) error {
 	return exit.NotFoundf("there is no cluster %q; `coldrack cluster ls` lists them", name)
 }
@@ -274,11 +284,7 @@ func (a *app) clusterDescribeCommand() *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeClusters,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			cluster, err := getCluster(cmd.Context(), c, args[0])
+			c, cluster, err := a.clusterNamed(cmd, args[0])
 			if err != nil {
 				return err
 			}
@@ -308,11 +314,7 @@ func (a *app) clusterPauseCommand() *cobra.Command {
 server applies nothing. Workloads keep running.`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeClusters,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			cluster, err := getCluster(cmd.Context(), c, args[0])
+			c, cluster, err := a.clusterNamed(cmd, args[0])
 			if err != nil {
 				return err
 			}

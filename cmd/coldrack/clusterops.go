@@ -120,11 +120,7 @@ wanted is then begun again, so change what is wanted first.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeClusters,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			cluster, err := getCluster(cmd.Context(), c, args[0])
+			c, cluster, err := a.clusterNamed(cmd, args[0])
 			if err != nil {
 				return err
 			}
@@ -145,11 +141,7 @@ func (a *app) clusterResumeCommand() *cobra.Command {
 		Short: "Go on with a cluster that was paused or aborted, or that a failure stopped",
 		Args:  cobra.ExactArgs(1), ValidArgsFunction: a.completeClusters,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			cluster, err := getCluster(cmd.Context(), c, args[0])
+			c, cluster, err := a.clusterNamed(cmd, args[0])
 			if err != nil {
 				return err
 			}
@@ -188,11 +180,7 @@ func (a *app) clusterHistoryCommand() *cobra.Command {
 		Short: "Show what was done to a cluster, what is done now, and what holds it up",
 		Args:  cobra.ExactArgs(1), ValidArgsFunction: a.completeClusters,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			cluster, err := getCluster(cmd.Context(), c, args[0])
+			_, cluster, err := a.clusterNamed(cmd, args[0])
 			if err != nil {
 				return err
 			}

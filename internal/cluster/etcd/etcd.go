@@ -184,8 +184,6 @@ type Member struct {
 	InSync bool
 	// Version that it runs, for example 3.7.3.
 	Version string
-	// Size of its database in bytes.
-	Size int64
 	// Problems are what it says is wrong with it, and why it does not answer.
 	Problems []string
 }
@@ -253,7 +251,7 @@ func (c *Client) ask(ctx context.Context, m *Member) *clientv3.StatusResponse {
 		m.Problems = append(m.Problems, reason(err).Error())
 		return nil
 	}
-	m.Version, m.Size, m.Leader = status.Version, status.DbSize, status.Leader == m.ID && m.ID != 0
+	m.Version, m.Leader = status.Version, status.Leader == m.ID && m.ID != 0
 	m.Problems = append(m.Problems, status.Errors...)
 	m.Answers = status.Leader != 0
 	if !m.Answers && len(status.Errors) == 0 {

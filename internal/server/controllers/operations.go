@@ -299,7 +299,7 @@ func fail(format string, args ...any) error { return failure{fmt.Sprintf(format,
 func (o *operation) endStep(n *v1alpha1.ClusterNode, problem string) {
 	h := n.Hand
 	o.remember(v1alpha1.ClusterWorkStep{Kind: h.Step, Operation: h.Operation, Node: n.Machine, Reason: h.Reason, StartedAt: h.StepSince, FinishedAt: new(o.at), Error: problem})
-	h.Step, h.To, h.Message, h.StepSince = "", "", "", new(o.at)
+	h.Step, h.Message, h.StepSince = "", "", new(o.at)
 }
 
 func (o *operation) remember(step v1alpha1.ClusterWorkStep) {

@@ -52,7 +52,7 @@ func (o *operation) begin(ctx context.Context, s planner.Step) {
 // record that a step has begun.
 func (o *operation) record(n *v1alpha1.ClusterNode, s planner.Step) {
 	h := n.Hand
-	h.Step, h.To, h.Reason, h.StepSince, h.Message = string(s.Kind), s.To, s.Reason, new(o.at), ""
+	h.Step, h.Reason, h.StepSince, h.Message = string(s.Kind), s.Reason, new(o.at), ""
 }
 
 // startChange tells a node to take what it is to have. The versions are written first, because its plan follows from them.
