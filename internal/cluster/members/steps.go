@@ -163,10 +163,8 @@ func reinstallWanted(m *v1alpha1.Machine) bool {
 }
 
 // leaving says why a node is to go although its group has room for it; empty when it is not.
-func leaving(n *v1alpha1.ClusterNode, m *v1alpha1.Machine) string {
+func leaving(m *v1alpha1.Machine) string {
 	switch {
-	case n.Leaving != "":
-		return n.Leaving
 	case m == nil:
 		return "its Machine does not exist any more"
 	case Gone(m):
@@ -204,7 +202,7 @@ func observed(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, g *planner.Group) (p
 	node := planner.Node{
 		Name: n.Machine, Group: n.Group, Has: stateOf(roles, n.Version, etcd, configNow), Ready: n.Ready, Joining: n.ReadyChangedAt == nil,
 		Reachable: m != nil && m.Status.Installed != nil && m.Status.Phase != v1alpha1.PhaseLost,
-		APIServer: roles.ControlPlane && n.Ready, Leaving: leaving(n, m), LearnerFailures: int(n.LearnerFailures),
+		APIServer: roles.ControlPlane && n.Ready, Leaving: leaving(m), LearnerFailures: int(n.LearnerFailures),
 	}
 	if n.ReadyChangedAt != nil {
 		node.Since = n.ReadyChangedAt.Time

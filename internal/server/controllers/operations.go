@@ -137,6 +137,7 @@ func ownInto(into, was, is *v1alpha1.ClusterStatus) {
 		n := &into.Nodes[i]
 		if own := find(is, n.Machine); own != nil {
 			n.Hand, n.Version, n.EtcdVersion, n.Etcd, n.LearnerFailures = own.Hand, own.Version, own.EtcdVersion, own.Etcd, own.LearnerFailures
+			n.Leaving = own.Leaving
 		}
 	}
 }
@@ -146,6 +147,10 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 	if o.in, err = members.Steps(o.facts()); err != nil {
 		o.say(planner.Plan{Blocks: []planner.Block{{Operation: planner.OperationUpgrade, Reason: err.Error(), Remedy: "choose a version that this Coldrack can render"}}})
 		return operateIdle, nil
+	}
+	// The place of a node that is to go is free for another machine, which a living member of etcd waits for.
+	for i := range o.c.Status.Nodes {
+		o.c.Status.Nodes[i].Leaving = o.in.Observed.Nodes[i].Leaving
 	}
 	// While nothing is to be done by what is recorded, the cluster itself is asked now and then: somebody else may have changed it.
 	idle := !slices.ContainsFunc(o.c.Status.Nodes, func(n v1alpha1.ClusterNode) bool { return n.Hand != nil })
