@@ -1,5 +1,5 @@
 // Command gotest runs "go test" and shows how long each test took. A test that passes is one line, a test that fails is
-// shown with all its output. The slowest tests and go test's own line for each package come last.
+// shown with all its output. What failed, the slowest tests, and go test's own line for each package come last.
 //
 // All arguments are passed to "go test". With -v the output of every test is shown while it runs.
 package main
@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -72,13 +73,26 @@ type reporter struct {
 	// pending is the output of tests and packages that have not ended. What belongs to a package has no test.
 	pending map[key]*strings.Builder
 	tests   []result
+	// said are the last lines by which a test said where it is, in its own words.
+	said map[key][]string
+	// failed are the tests that failed.
+	failed []key
 	// summary holds go test's last line for each package.
 	summary []string
 }
 
+const (
+	// mostSaid is how many lines of a test that failed are repeated at the end, and mostLine how much of each.
+	mostSaid = 8
+	mostLine = 600
+)
+
+// place begins what a test says by Log, Error or Fatal.
+var place = regexp.MustCompile(`^\s+\w+_test\.go:\d+: `)
+
 // report reads events until they end and writes what a person wants to know of them.
 func report(out io.Writer, events io.Reader, verbose bool) error {
-	r := &reporter{out: out, verbose: verbose, pending: map[key]*strings.Builder{}}
+	r := &reporter{out: out, verbose: verbose, pending: map[key]*strings.Builder{}, said: map[key][]string{}}
 	lines := bufio.NewReader(events)
 	for {
 		line, err := lines.ReadBytes('\n')
@@ -122,6 +136,11 @@ func (r *reporter) output(k key, text string) {
 		r.summary = append(r.summary, text)
 		return
 	}
+	// A line that ends with a colon announces more than fits here: logs, for a person who reads everything.
+	if line := strings.TrimRight(text, "\n"); k.test != "" && place.MatchString(line) && !strings.HasSuffix(line, ":") {
+		said := append(r.said[k], strings.TrimSpace(line)[:min(mostLine, len(strings.TrimSpace(line)))])
+		r.said[k] = said[max(0, len(said)-mostSaid):]
+	}
 	if r.verbose {
 		fmt.Fprint(r.out, text)
 		return
@@ -146,6 +165,11 @@ func (r *reporter) testEnded(k key, e event) {
 	top := !strings.Contains(e.Test, "/")
 	if top && e.Action != "skip" {
 		r.tests = append(r.tests, result{k, e.Elapsed})
+	}
+	if e.Action == "fail" {
+		r.failed = append(r.failed, k)
+	} else {
+		delete(r.said, k)
 	}
 	if r.verbose {
 		return
@@ -226,6 +250,15 @@ func (r *reporter) end() {
 	// A build that failed, or go test that was killed.
 	for k := range r.pending {
 		r.flush(k)
+	}
+	if len(r.failed) > 0 {
+		fmt.Fprintln(r.out, "\nwhat failed, and what it said last:")
+		for _, k := range r.failed {
+			fmt.Fprintf(r.out, "  %s %s\n", k.pkg, k.test)
+			for _, line := range r.said[k] {
+				fmt.Fprintf(r.out, "    %s\n", line)
+			}
+		}
 	}
 	if len(r.tests) > 0 {
 		slices.SortStableFunc(r.tests, func(a, b result) int { return cmp.Compare(b.seconds, a.seconds) })

@@ -33,6 +33,15 @@ const failing = `{"Action":"output","Package":"q","Test":"TestC","Output":"=== R
 {"Action":"fail","Package":"q","Elapsed":0.3}
 `
 
+// saying is what go test -json prints for lines of a test's log.
+func saying(test string, lines ...string) string {
+	var events strings.Builder
+	for _, line := range lines {
+		events.WriteString(`{"Action":"output","Package":"p","Test":"` + test + `","Output":"    ` + line + `\n"}` + "\n")
+	}
+	return events.String()
+}
+
 func TestReport(t *testing.T) {
 	for name, tt := range map[string]struct {
 		events  string
@@ -66,6 +75,11 @@ ok  	p	1.600s
 === RUN   TestD
 panic: no way on
 
+what failed, and what it said last:
+  q TestC/one
+    c_test.go:7: one is wrong
+  q TestC
+
 the 1 slowest of 1 tests:
      0.20s q TestC
 
@@ -80,6 +94,20 @@ FAIL	q	0.300s
 		"a package without tests": {events: `{"Action":"output","Package":"s","Output":"?   \ts\t[no test files]\n"}
 {"Action":"skip","Package":"s","Elapsed":0}
 `, want: "?   \ts\t[no test files]\n"},
+		"a long story": {verbose: true, events: saying("TestE", "e_test.go:1: begins", "e_test.go:2: log, last lines:", "e_test.go:3: is wrong") + `{"Action":"fail","Package":"p","Test":"TestE","Elapsed":1}
+`, want: `    e_test.go:1: begins
+    e_test.go:2: log, last lines:
+    e_test.go:3: is wrong
+
+what failed, and what it said last:
+  p TestE
+    e_test.go:1: begins
+    e_test.go:3: is wrong
+
+the 1 slowest of 1 tests:
+     1.00s p TestE
+
+`},
 		"what is not JSON": {events: "no Go files in /x\n", want: "no Go files in /x\n"},
 		"cut off in the middle": {events: `{"Action":"output","Package":"q","Test":"TestD","Output":"half a story\n"}
 `, want: "half a story\n"},

@@ -111,30 +111,31 @@ func TestLaptopCluster(t *testing.T) {
 	c.account()
 }
 
-// TestDevelopmentCluster takes three blank machines to a working cluster, without a person: one with etcd and control plane,
-// two for workloads. Each is what it was to become, and nobody can pass for it. Then the power of a node, and of the control plane, goes. Two cores without KVM take a quarter of an hour.
+// TestDevelopmentCluster takes two blank machines to a working cluster, without a person: one with etcd and control plane,
+// one for workloads. Each is what it was to become, and nobody can pass for it. Then the power of the worker goes; that of a control
+// plane goes in TestLaptopCluster. Two cores without KVM take a quarter of an hour; with a third machine, twice that.
 func TestDevelopmentCluster(t *testing.T) {
 	require.Need(t, "kubectl", "ssh")
 	key, public := sshKey(t)
 	// Emulated processors that outnumber the host's wait for each other: only the control plane gets two, and it goes first.
 	control := lab.Options{Machines: 1, Firmware: lab.UEFI, CPUs: 2, Memory: 3 * lab.GiB}
-	workers := lab.Options{Machines: 3, Firmware: lab.UEFI, CPUs: 1, Nice: 8, Memory: 3 * lab.GiB}
+	workers := lab.Options{Machines: 2, Firmware: lab.UEFI, CPUs: 1, Nice: 8, Memory: 3 * lab.GiB}
 	r := newRack(t, fmt.Sprintf(segmentYAML, public), control, workers)
 	r.sshKey = key
-	r.pools("control-plane", "worker", "worker")
+	r.pools("control-plane", "worker")
 	r.noWayOut()
 
-	c := r.bringUp("dev", "--preset", "development", "--pools", "--workers", "2")
+	c := r.bringUp("dev", "--preset", "development", "--pools", "--workers", "1")
 	nodes := c.nodes()
-	if len(nodes) != 3 {
-		t.Fatalf("%d nodes, want 3: %v", len(nodes), nodes)
+	if len(nodes) != 2 {
+		t.Fatalf("%d nodes, want 2: %v", len(nodes), nodes)
 	}
 	c.clocksAreSet()
 	worker := c.machineWith(v1alpha1.RoleWorker)
 	c.isWhatItWasMade(worker)
 	c.lookAround(worker)
 	c.useIt()
-	c.verify()
+	c.verifyWithin(8 * time.Minute)
 	c.kubeadmReadsIt()
 
 	// The power of a worker goes and comes back: the node comes back by itself, from its disk, with its pods. Meanwhile
@@ -151,11 +152,6 @@ func TestDevelopmentCluster(t *testing.T) {
 		t.Errorf("explain-boot does not speak of the local disk:\n%s", out)
 	}
 	c.useIt()
-
-	// So does the control plane's. What runs elsewhere keeps running, and the API returns.
-	c.powerCut(c.machineWith(v1alpha1.RoleControlPlane))
-	c.useIt()
-	c.verifyWithin(10 * time.Minute)
 	r.noWayOut()
 	c.account()
 }
@@ -541,7 +537,7 @@ func (c *cluster) isWhatItWasMade(name string) {
 		addresses = append(addresses, c.get(node.Machine).Spec.Network.Address)
 	}
 	slices.Sort(addresses)
-	if !slices.Equal(addresses, []string{"10.77.0.10", "10.77.0.11", "10.77.0.12"}) {
+	if !slices.Equal(addresses, []string{"10.77.0.10", "10.77.0.11"}) {
 		t.Errorf("the machines have %q, want the first static addresses", addresses)
 	}
 	if address := m.Spec.Network.Address + "/24"; m.Status.Node == nil || !slices.Contains(m.Status.Node.Addresses, address) || len(m.Status.Node.FailedUnits) > 0 {

@@ -31,20 +31,20 @@ metadata: {name: default}
 spec:
   image: debian-13
   console: ["ttyS0,115200"]
+  rootDisk: {smallest: true}
 ---
 apiVersion: coldrack.dev/v1alpha1
 kind: Profile
 metadata: {name: ambiguous}
 spec:
   image: debian-13
-  rootDisk: {transport: no-such-bus}
 `
 
 // TestFromPowerOnToReady has a BIOS machine installed by hand, through every mishap. UEFI machines that are installed without
 // a person are those of the clusters. It runs beside other tests of one machine: each takes one processor.
 func TestFromPowerOnToReady(t *testing.T) {
 	t.Parallel()
-	r := newRack(t, rackYAML, lab.Options{Machines: 1, Firmware: lab.BIOS})
+	r := newRack(t, rackYAML, lab.Options{Machines: 1, Firmware: lab.BIOS, Disks: []lab.Size{8 * lab.GiB, 9 * lab.GiB}})
 	vm, name := r.lab.Machine(1), r.name(1)
 
 	// Somebody else's data is on the disk; nobody has approved anything.
@@ -73,14 +73,14 @@ func TestFromPowerOnToReady(t *testing.T) {
 		t.Fatal("discovery changed the disk of a machine that nobody approved")
 	}
 
-	// A profile that matches no disk is refused with a reason, on the console too, and nothing is written.
+	// A profile that matches two disks is refused with a reason, on the console too, and nothing is written.
 	mark := vm.ConsoleMark()
 	r.run("approve", name, "--profile", "ambiguous")
 	m := r.await(name, "refused", 3*time.Minute, phase(v1alpha1.PhaseFailed))
-	if !strings.Contains(m.Status.Message, "no-such-bus") {
-		t.Errorf("the failure does not name the hint: %s", m.Status.Message)
+	if !strings.Contains(m.Status.Message, "2 disks match") {
+		t.Errorf("the failure does not say that two disks match: %s", m.Status.Message)
 	}
-	r.awaitConsole(vm, mark, "no-such-bus")
+	r.awaitConsole(vm, mark, "2 disks match")
 	if sum(t, vm.DiskPath(0)) != untouched {
 		t.Fatal("a refused install changed the disk")
 	}

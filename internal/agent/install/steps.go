@@ -150,6 +150,7 @@ func (o *operation) fittingDisk(ctx context.Context) (wire.Disk, error) {
 		}
 		if !said {
 			o.Log.Info("no disk fits yet; waiting for one", "limit", o.DiskPatience, "why", err)
+			o.message(wire.StepSelectDisk, "no disk fits yet; waiting %s for one: %v", o.DiskPatience, err)
 			said = true
 		}
 		select {

@@ -22,8 +22,13 @@ func (cancelled) Error() string {
 // Final keeps retry.Do from asking again.
 func (cancelled) Final() bool { return true }
 
-// reportEvery is the least time between two reports of progress within a step.
-const reportEvery = time.Second
+const (
+	// reportEvery is the least time between two reports of progress within a step.
+	reportEvery = time.Second
+	// reportAgain is how long a step may be at work without a report, although nothing changes: a machine that says nothing
+	// counts as lost.
+	reportAgain = 10 * time.Second
+)
 
 // tracker holds the steps of a running operation and reports them. A report that fails is made again with
 // the next; the operation goes on meanwhile, because a server's restart must not stop a disk being written.
@@ -127,10 +132,10 @@ func (t *tracker) report(ctx context.Context) error {
 	return nil
 }
 
-// run reports until ctx ends: at every transition, and otherwise once a second while something changes.
-// It returns what must end the operation: ErrCancelled, or a refusal.
+// run reports until ctx ends: at every transition, once a second while something changes, and now and then while nothing
+// does. It returns what must end the operation: ErrCancelled, or a refusal.
 func (t *tracker) run(ctx context.Context) error {
-	delay := reportEvery
+	delay, reported := reportEvery, time.Now()
 	for {
 		wait := time.NewTimer(delay)
 		select {
@@ -144,9 +149,10 @@ func (t *tracker) run(ctx context.Context) error {
 		t.mu.Lock()
 		changed := t.changed
 		t.mu.Unlock()
-		if !changed {
+		if !changed && time.Since(reported) < reportAgain {
 			continue
 		}
+		reported = time.Now()
 		err := t.report(ctx)
 		switch {
 		case err == nil:
