@@ -142,7 +142,7 @@ oracle: bin/gotest bin/kubeadm bin/kube-apiserver bin/etcd bin/kubectl
 
 ## rack       clusters of real programs on machines that are namespaces: bring-up, power cuts, scaling, rolled changes, at native speed (root)
 rack: setup bin/gotest bin/etcd bin/kubectl bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler
-	@COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),keepalived,kube-apiserver,kube-controller-manager,kube-scheduler gotest -count=1 -v -timeout 40m ./test/rack
+	@COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),keepalived,kube-apiserver,kube-controller-manager,kube-scheduler gotest -count=1 -v -timeout 40m -parallel 3 ./test/rack
 
 # Tests that drive virtual machines, with their bundle.
 E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) gotest -count=1 -v

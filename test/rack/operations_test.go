@@ -20,6 +20,7 @@ import (
 // TestWorkersComeAndGo lowers and raises the number of workers. A budget that cannot be kept holds the drain and is named; a
 // server that dies in the middle goes on where it was; the machine that left is wiped, and can come again.
 func TestWorkersComeAndGo(t *testing.T) {
+	t.Parallel()
 	r := New(t, Options{})
 	r.Cluster(Size{Etcd: 1, ControlPlanes: 1, Workers: 2}, swiftly)
 	r.PowerOn()
@@ -141,6 +142,7 @@ func (r *Rack) tellHistory() {
 // TestMembersComeAndGo grows etcd from one member to three and shrinks it again, replaces a member whose machine is dead by a
 // spare, and has one installed anew, while a client writes and reads all the time. The server is killed in the middle of each.
 func TestMembersComeAndGo(t *testing.T) {
+	t.Parallel()
 	r := New(t, Options{})
 	r.Cluster(Size{Etcd: 1, ControlPlanes: 2, Workers: 1}, swiftly)
 	r.PowerOn()
@@ -269,6 +271,7 @@ func (r *Rack) members() []string {
 // TestAChangeRolls changes flags of the API servers and settings of the kubelets of a cluster under load: one server after the other,
 // and workers after one that tries it. A change that the API server refuses stops at the first one, which goes back by itself.
 func TestAChangeRolls(t *testing.T) {
+	t.Parallel()
 	r := New(t, Options{VirtualIP: true})
 	r.Cluster(Size{Etcd: 3, ControlPlanes: 2, Workers: 2}, swiftly, func(o *ClusterObjects) {
 		for i := range o.Groups {
@@ -332,6 +335,7 @@ func (r *Rack) nothingLost(balancer, virtual *Client) {
 // TestUpgrade takes a cluster under load from the release before to the newest: etcd, then the control planes, then the workers, a
 // server at a time. The server is killed in the middle, and a machine in hand loses its power.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	versions := kube.KnownVersions()
 	before, _ := kube.ParseVersion(versions[len(versions)-2])
 	newest := versions[len(versions)-1]

@@ -16,6 +16,7 @@ import (
 // TestAClusterAndItsPower takes seven machines with nothing on their disks to a cluster, and then takes power and cables
 // from them. Through all of it the API answers wherever a majority of etcd is left, and keeps what it has acknowledged.
 func TestAClusterAndItsPower(t *testing.T) {
+	t.Parallel()
 	r := New(t, Options{VirtualIP: true})
 	r.Cluster(Size{Etcd: 3, ControlPlanes: 2, Workers: 2})
 	began := time.Now()
@@ -175,6 +176,7 @@ func (r *Rack) awaitNotReady(node string) {
 // TestTheServerDiesDuringBringUp kills the server while machines are installed, while they are brought up, and when the
 // API answers but is not yet as it should be.
 func TestTheServerDiesDuringBringUp(t *testing.T) {
+	t.Parallel()
 	r := New(t, Options{})
 	r.Cluster(Size{Etcd: 1, ControlPlanes: 1, Workers: 1})
 	moments := map[string]func(c *v1alpha1.Cluster) bool{
@@ -221,6 +223,7 @@ func TestTheServerDiesDuringBringUp(t *testing.T) {
 
 // TestTheReleaseBefore brings up the release that clusters are upgraded from.
 func TestTheReleaseBefore(t *testing.T) {
+	t.Parallel()
 	versions := kube.KnownVersions()
 	before, _ := kube.ParseVersion(versions[len(versions)-2])
 	r := New(t, Options{Kubernetes: fmt.Sprintf("1.%d", before.Minor)})

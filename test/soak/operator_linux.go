@@ -113,6 +113,9 @@ func (o *operator) writes() bool {
 	return o.taken
 }
 
+// fillLimit is how long filling the store may take. It takes seconds where the server has a processor to itself.
+const fillLimit = 5 * time.Minute
+
 var fillerLabel = map[string]string{"soak": "filler"}
 
 // fillStore writes large objects until the store refuses them, or the time is over.

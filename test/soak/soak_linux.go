@@ -413,7 +413,7 @@ func (s *soak) mishap(ctx context.Context, n int) (undo func() error, err error)
 		return s.disk.empty, s.disk.fill()
 	case 1:
 		s.happened("store filled")
-		s.operator.fillStore(ctx, time.Minute)
+		s.operator.fillStore(ctx, fillLimit)
 		return func() error { return s.operator.emptyStore(ctx) }, nil
 	case 2:
 		s.happened("clock jumped forward, and back")
