@@ -100,6 +100,12 @@ type ClusterSpec struct {
 	// +optional
 	// +kubebuilder:default={}
 	Upgrade UpgradeSpec `json:"upgrade,omitempty"`
+	// MaintenanceWindows are the times in which nodes that work are taken for changes, upgrades, reboots and departures. None: at any
+	// time. A node that was taken is finished after the window has closed; etcd is mended and machines join at any time.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	MaintenanceWindows []MaintenanceWindow `json:"maintenanceWindows,omitempty"`
 	// Paused stops every controller of this cluster after the step that is running.
 	// +optional
 	Paused bool `json:"paused,omitempty"`

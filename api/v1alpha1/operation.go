@@ -88,6 +88,9 @@ type ClusterWork struct {
 	// +optional
 	// +listType=atomic
 	Waits []string `json:"waits,omitempty"`
+	// NextWindow is when the next maintenance window opens, where something waits for it.
+	// +optional
+	NextWindow *metav1.Time `json:"nextWindow,omitempty"`
 	// Blocks need a person: each says why something is not done, and what would make it possible.
 	// +optional
 	// +listType=atomic

@@ -62,6 +62,7 @@ func ValidateCluster(cluster *Cluster, facts ClusterFacts) field.ErrorList {
 	if d := c.Spec.Upgrade.DrainTimeout; d != nil && d.Duration <= 0 {
 		errs = append(errs, field.Invalid(spec.Child("upgrade", "drainTimeout"), d.Duration.String(), "must be positive"))
 	}
+	errs = append(errs, ValidateMaintenanceWindows(spec.Child("maintenanceWindows"), c.Spec.MaintenanceWindows)...)
 	return append(errs, validateTopology(spec, c, facts.Groups)...)
 }
 

@@ -121,6 +121,26 @@ func TestValidateCluster(t *testing.T) {
 		{"a mirror's authority that is none", func(w world) {
 			w.c.Spec.Registries = []RegistryMirror{{Host: "docker.io", Endpoints: []string{"https://mirror.example.org"}, CA: "x"}}
 		}, []string{"spec.registries[0].ca: must be PEM"}},
+		{"a window on Sundays and one in the nights", func(w world) {
+			w.c.Spec.MaintenanceWindows = []MaintenanceWindow{{Days: []Weekday{"Sunday"}, From: "02:00", Duration: duration(6 * time.Hour)}, {From: "22:00", To: "05:30", TimeZone: "Europe/Berlin"}}
+		}, nil},
+		{"a window that never closes", func(w world) { w.c.Spec.MaintenanceWindows = []MaintenanceWindow{{From: "02:00"}} }, []string{"spec.maintenanceWindows[0]: say when it closes"}},
+		{"a window that closes twice", func(w world) {
+			w.c.Spec.MaintenanceWindows = []MaintenanceWindow{{From: "02:00", To: "03:00", Duration: duration(time.Hour)}}
+		}, []string{"spec.maintenanceWindows[0]: say when it closes"}},
+		{"a window that closes when it opens", func(w world) { w.c.Spec.MaintenanceWindows = []MaintenanceWindow{{From: "02:00", To: "02:00"}} },
+			[]string{"spec.maintenanceWindows[0].to: the same as from"}},
+		{"a window at no time of the day", func(w world) { w.c.Spec.MaintenanceWindows = []MaintenanceWindow{{From: "2:00", To: "25:00"}} },
+			[]string{"spec.maintenanceWindows[0].from: time of day", "spec.maintenanceWindows[0].to: time of day"}},
+		{"a window of a month", func(w world) {
+			w.c.Spec.MaintenanceWindows = []MaintenanceWindow{{From: "02:00", Duration: duration(720 * time.Hour)}}
+		}, []string{"spec.maintenanceWindows[0].duration: at most 168h"}},
+		{"a window on no day, twice on another", func(w world) {
+			w.c.Spec.MaintenanceWindows = []MaintenanceWindow{{Days: []Weekday{"Sun", "Monday", "Monday"}, From: "02:00", To: "04:00"}}
+		}, []string{"spec.maintenanceWindows[0].days[0]: supported values", "spec.maintenanceWindows[0].days[2]: Duplicate"}},
+		{"a window in no time zone", func(w world) {
+			w.c.Spec.MaintenanceWindows = []MaintenanceWindow{{From: "02:00", To: "04:00", TimeZone: "Europe/Atlantis"}}
+		}, []string{"spec.maintenanceWindows[0].timeZone: Atlantis"}},
 		{"a drain that may take no time", func(w world) { w.c.Spec.Upgrade.DrainTimeout = duration(0) }, []string{"spec.upgrade.drainTimeout: positive"}},
 
 		{"laptop with three machines", func(w world) { w.c.Spec.Topology = TopologyLaptop }, []string{"spec.topology: is one machine, and the groups want 3"}},

@@ -162,7 +162,18 @@ func ClusterTransitions(before, after *v1alpha1.Cluster) []string {
 		before.Status.Message != after.Status.Message && (after.Status.Phase == v1alpha1.ClusterInvalid || after.Status.Phase == v1alpha1.ClusterPending) {
 		say()
 	}
+	if is := nextWindow(after); is != "" && is != nextWindow(before) {
+		lines = append(lines, "changes wait for the maintenance window that opens "+is)
+	}
 	return append(lines, stepTransitions(before.Status.Steps, after.Status.Steps)...)
+}
+
+// nextWindow is when the maintenance window opens that changes of a cluster wait for; empty when none does.
+func nextWindow(c *v1alpha1.Cluster) string {
+	if c.Status.Work == nil || c.Status.Work.NextWindow == nil {
+		return ""
+	}
+	return c.Status.Work.NextWindow.UTC().Format(time.RFC3339)
 }
 
 // NodeTransitions tells what changed in a machine on its way to be a node. The machine's own way there, before

@@ -53,6 +53,9 @@ func HistoryText(c *v1alpha1.Cluster) string {
 		for _, text := range w.Waits {
 			line("waits: %s", text)
 		}
+		if w.NextWindow != nil {
+			line("the next maintenance window opens %s", w.NextWindow.UTC().Format(time.DateTime))
+		}
 		for _, text := range w.Blocks {
 			line("blocked: %s", text)
 		}

@@ -257,7 +257,7 @@ func (s *Set) input(r Record, authorities map[kube.Authority][]byte, serviceAcco
 		Authorities: authorities, ServiceAccountKeys: serviceAccount, Registry: s.Registry,
 	}
 	in.Cluster.Name = r.Cluster.Name
-	in.Cluster.Spec.Version, in.Cluster.Spec.Paused = version(r.Cluster), false
+	in.Cluster.Spec.Version, in.Cluster.Spec.Paused, in.Cluster.Spec.MaintenanceWindows = version(r.Cluster), false, nil
 	for _, g := range r.Groups {
 		group := v1alpha1.MachineGroup{Spec: *g.Spec.DeepCopy()}
 		group.Name = g.Name

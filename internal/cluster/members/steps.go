@@ -13,6 +13,7 @@ import (
 	"coldrack.dev/internal/cluster/planner"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
 const (
@@ -61,6 +62,9 @@ func Steps(f Facts) (planner.Input, error) {
 	in.Wanted = planner.Wanted{
 		Generation: generation(c, own), AllowEvenMembers: c.Spec.Etcd.AllowEvenMembers, AllowDowntime: c.Spec.Upgrade.AllowDowntime,
 		Paused: c.Spec.Paused, Abort: c.Annotations[v1alpha1.AnnotationAbort] == "true", Nodes: map[string]planner.State{},
+	}
+	if in.Wanted.Windows, err = windowsOf(c.Spec.MaintenanceWindows); err != nil {
+		return in, err
 	}
 	byName := map[string]*v1alpha1.Machine{}
 	for i := range f.Machines {
@@ -122,6 +126,37 @@ func Steps(f Facts) (planner.Input, error) {
 	}
 	in.Observed.Returned = returned(c)
 	return in, nil
+}
+
+// windowsOf are a cluster's maintenance windows. They were checked when they were written; what was not must not be taken for none.
+func windowsOf(written []v1alpha1.MaintenanceWindow) ([]planner.Window, error) {
+	if errs := v1alpha1.ValidateMaintenanceWindows(field.NewPath("spec", "maintenanceWindows"), written); len(errs) > 0 {
+		return nil, errs.ToAggregate()
+	}
+	var windows []planner.Window
+	for _, m := range written {
+		var w planner.Window
+		var err error
+		if w.From, err = v1alpha1.ParseTimeOfDay(m.From); err != nil {
+			return nil, err
+		}
+		if w.Zone, err = time.LoadLocation(m.TimeZone); err != nil {
+			return nil, err
+		}
+		if m.Duration != nil {
+			w.Length = m.Duration.Duration
+		} else if w.To, err = v1alpha1.ParseTimeOfDay(m.To); err != nil {
+			return nil, err
+		} else if w.To < w.From {
+			w.To += 24 * time.Hour
+		}
+		for _, name := range m.Days {
+			day, _ := name.Day()
+			w.Days = append(w.Days, day)
+		}
+		windows = append(windows, w)
+	}
+	return windows, nil
 }
 
 // SpecOf stands for what is written of a cluster and its groups: it is another one as soon as somebody writes.

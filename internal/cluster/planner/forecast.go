@@ -56,6 +56,8 @@ type Forecast struct {
 	Refused bool `json:"refused,omitempty"`
 	// Cut is true when the forecast was ended because it was too long.
 	Cut bool `json:"cut,omitempty"`
+	// Opens is when the first maintenance window opens that something waits for.
+	Opens time.Time `json:"opens,omitzero"`
 }
 
 // Foretell plays Next to its end. in is not changed. most is the largest number of steps; zero: 20,000.
@@ -70,6 +72,9 @@ func Foretell(in Input, most int) Forecast {
 		plan := Next(in)
 		f.Takes = in.Now.Sub(begin)
 		f.Blocks, f.Waits, f.Refused = plan.Blocks, plan.Waits, plan.Refused
+		if f.Opens.IsZero() {
+			f.Opens = plan.Opens
+		}
 		if len(plan.Steps) == 0 {
 			if plan.Again.IsZero() || len(plan.Waits) == 0 {
 				return f

@@ -1,6 +1,7 @@
 package planner
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -128,25 +129,39 @@ func (p *planner) open() bool {
 	}
 	if !next.IsZero() {
 		p.again(next)
+		p.plan.Opens = next
 	}
 	return false
 }
 
+// window says which one something waits for, after open has said that none is open.
+func (p *planner) window() string {
+	if p.plan.Opens.IsZero() {
+		return "the next maintenance window"
+	}
+	return "the next maintenance window, which opens " + p.plan.Opens.UTC().Format(time.RFC3339)
+}
+
 // at says whether a window is open, or else when it opens next.
 func (w Window) at(now time.Time) (next time.Time, open bool) {
-	now = now.UTC()
-	midnight := time.Date(now.Year(), now.Month(), now.Day(), 0, 0, 0, 0, time.UTC)
-	back := int(w.Length/(24*time.Hour)) + 1
+	now = now.In(cmp.Or(w.Zone, time.UTC))
+	// clock is a time of a day from today on. A clock that is put forward or back makes days of 23 and 25 hours.
+	clock := func(day int, since time.Duration) time.Time {
+		return time.Date(now.Year(), now.Month(), now.Day()+day, 0, 0, int(since/time.Second), 0, now.Location())
+	}
+	back := int(max(w.Length, w.To)/(24*time.Hour)) + 1
 	for day := -back; day <= 7; day++ {
-		date := midnight.AddDate(0, 0, day)
-		if len(w.Days) > 0 && !slices.Contains(w.Days, date.Weekday()) {
+		if len(w.Days) > 0 && !slices.Contains(w.Days, clock(day, 0).Weekday()) {
 			continue
 		}
-		opens := date.Add(w.From)
-		if opens.After(now) {
-			return opens, false
+		opens, closes := clock(day, w.From), clock(day, w.To)
+		if w.Length > 0 {
+			closes = opens.Add(w.Length)
 		}
-		if now.Before(opens.Add(w.Length)) {
+		if opens.After(now) {
+			return opens.UTC(), false
+		}
+		if now.Before(closes) {
 			return time.Time{}, true
 		}
 	}

@@ -143,6 +143,8 @@ type Plan struct {
 	Refused bool
 	// Again is when time alone changes the answer; zero: not before something else changes.
 	Again time.Time
+	// Opens is when the next maintenance window opens, if something waits for it.
+	Opens time.Time
 }
 
 // Done is true when everything is as it is wanted.
@@ -292,13 +294,17 @@ type Remediation struct {
 	Reinstall, Replace bool
 }
 
-// Window is a recurring time in which nodes may be taken away, in UTC.
+// Window is a recurring time in which nodes may be taken away.
 type Window struct {
 	// Days on which it opens; none: every day.
 	Days []time.Weekday
-	// From midnight to its opening.
-	From   time.Duration
-	Length time.Duration
+	// From is when it opens by the clock of Zone, as the time since midnight.
+	From time.Duration
+	// Length is how long it is open. Zero: until To by the same clock, counted from the midnight before it opened, so that a window
+	// over midnight ends after more than 24 hours.
+	Length, To time.Duration
+	// Zone is where the clock is; nil: UTC.
+	Zone *time.Location
 }
 
 // Wanted is what a person wants.

@@ -261,7 +261,7 @@ func TestNext(t *testing.T) {
 		{"outside of the windows nothing is taken", func(in *Input) {
 			in.group("worker").State.Config = "b"
 			in.Wanted.Windows = []Window{{Days: []time.Weekday{time.Sunday}, From: time.Hour, Length: time.Hour}}
-		}, "", "changes in the next maintenance window"},
+		}, "", "changes in the next maintenance window, which opens "},
 		{"what is in hand is finished also outside", func(in *Input) {
 			in.group("worker").State.Config = "b"
 			in.Wanted.Windows = []Window{{Days: []time.Weekday{time.Sunday}, From: time.Hour, Length: time.Hour}}
@@ -479,6 +479,12 @@ func TestWindows(t *testing.T) {
 	// 30 November 2026 is a Monday.
 	night := Window{From: 22 * time.Hour, Length: 6 * time.Hour}
 	sunday := Window{Days: []time.Weekday{time.Sunday}, From: 2 * time.Hour, Length: 3 * time.Hour}
+	weekend := Window{Days: []time.Weekday{time.Saturday}, Length: 48 * time.Hour}
+	zone, err := time.LoadLocation("Europe/Berlin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	berlin := Window{From: 22 * time.Hour, To: 30 * time.Hour, Zone: zone}
 	for _, test := range []struct {
 		window Window
 		now    string
@@ -492,6 +498,16 @@ func TestWindows(t *testing.T) {
 		{sunday, "2026-11-30T09:00:00Z", false, "2026-12-06T02:00:00Z"},
 		{sunday, "2026-12-06T03:00:00+01:00", true, ""},
 		{sunday, "2026-12-06T05:00:00Z", false, "2026-12-13T02:00:00Z"},
+		{berlin, "2026-11-30T20:59:59Z", false, "2026-11-30T21:00:00Z"},
+		{berlin, "2026-12-01T04:59:59Z", true, ""},
+		{berlin, "2026-12-01T05:00:00Z", false, "2026-12-01T21:00:00Z"},
+		// In the night to 28 March 2027 the clock is put forward, in the one to 31 October back.
+		{berlin, "2027-03-28T03:59:59Z", true, ""},
+		{berlin, "2027-03-28T04:00:00Z", false, "2027-03-28T20:00:00Z"},
+		{berlin, "2027-10-31T04:59:59Z", true, ""},
+		{berlin, "2027-10-31T05:00:00Z", false, "2027-10-31T21:00:00Z"},
+		{weekend, "2026-12-06T23:00:00Z", true, ""},
+		{weekend, "2026-12-07T00:00:00Z", false, "2026-12-12T00:00:00Z"},
 	} {
 		now, err := time.Parse(time.RFC3339, test.now)
 		if err != nil {

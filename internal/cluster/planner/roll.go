@@ -106,7 +106,7 @@ func (p *planner) prepared() bool {
 		return false
 	}
 	if !p.open() {
-		p.wait("", "the upgrade begins in the next maintenance window")
+		p.wait("", "the upgrade begins in "+p.window())
 		return false
 	}
 	ready := true
@@ -173,7 +173,7 @@ func (p *planner) mayTake(n *Node, only Parts) bool {
 	parts := p.differs(n).and(only)
 	op, t, g := parts.operation(), p.touches(n, parts), p.groups[n.Group]
 	if !p.open() {
-		p.wait(n.Name, "changes in the next maintenance window")
+		p.wait(n.Name, "changes in "+p.window())
 		return false
 	}
 	if at := p.Observed.Returned[n.Group].Add(g.Rollout.PauseBetween); g.Rollout.PauseBetween > 0 && p.Now.Before(at) {

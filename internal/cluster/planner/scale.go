@@ -160,7 +160,7 @@ func (p *planner) leave() {
 func (p *planner) takeToLeave(n *Node, why string) {
 	roles, g, dead := p.rolesOf(n), p.groups[n.Group], !n.Ready
 	if !dead && !p.open() {
-		p.wait(n.Name, "leaves in the next maintenance window")
+		p.wait(n.Name, "leaves in "+p.window())
 		return
 	}
 	if roles.server() {

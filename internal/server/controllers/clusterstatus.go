@@ -121,6 +121,9 @@ func workInHand(s *v1alpha1.ClusterStatus) []string {
 		}
 		messages = append(messages, text)
 	}
+	if s.Work != nil && s.Work.NextWindow != nil {
+		messages = append(messages, "changes wait for the maintenance window that opens "+s.Work.NextWindow.UTC().Format(time.RFC3339))
+	}
 	return messages
 }
 

@@ -145,7 +145,7 @@ func ownInto(into, was, is *v1alpha1.ClusterStatus) {
 // run changes o.c's status, and what is behind it.
 func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 	if o.in, err = members.Steps(o.facts()); err != nil {
-		o.say(planner.Plan{Blocks: []planner.Block{{Operation: planner.OperationUpgrade, Reason: err.Error(), Remedy: "choose a version that this Coldrack can render"}}})
+		o.say(planner.Plan{Blocks: []planner.Block{{Operation: planner.OperationUpgrade, Reason: err.Error(), Remedy: "correct the Cluster"}}})
 		return operateIdle, nil
 	}
 	// The place of a node that is to go is free for another machine, which a living member of etcd waits for.

@@ -257,6 +257,9 @@ func (o *operation) say(plan planner.Plan) {
 		w.Message = shortened(needed)
 	}
 	w.Waits, w.Blocks = few(w.Waits), few(w.Blocks)
+	if !plan.Opens.IsZero() {
+		w.NextWindow = new(metav1.NewTime(plan.Opens))
+	}
 	w.Pending = planner.Pending(o.in) || len(w.Steps) > 0
 	o.c.Status.Work, o.c.Status.PlannedSpec = &w, members.SpecOf(o.c, o.groups)
 	if len(w.Steps)+len(w.Waits)+len(w.Blocks) == 0 && !w.Pending {

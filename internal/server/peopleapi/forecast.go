@@ -23,7 +23,7 @@ func (w *world) forecast(ctx context.Context, b *Backend, cluster, was *v1alpha1
 	in, err := members.Steps(members.Facts{
 		Cluster: proposed, Groups: groups, Machines: w.now.Machines, Placed: outcome.Placed, Changed: members.ChangedBy(changes), Now: time.Now()})
 	if err != nil {
-		return &peoplewire.Forecast{EndsAt: []peoplewire.ForecastBlock{{Reason: err.Error(), Remedy: "choose a version that this Coldrack can render"}}}
+		return &peoplewire.Forecast{EndsAt: []peoplewire.ForecastBlock{{Reason: err.Error(), Remedy: "correct the Cluster"}}}
 	}
 	f := planner.Foretell(in, 0)
 	asked := ""
@@ -49,6 +49,11 @@ func (w *world) forecast(ctx context.Context, b *Backend, cluster, was *v1alpha1
 	}
 	for _, wait := range f.Waits {
 		out.Waits = append(out.Waits, strings.TrimPrefix(wait.Node+": "+wait.Reason, ": "))
+	}
+	if !f.Opens.IsZero() {
+		out.NextWindow = new(f.Opens)
+		out.Notes = append(out.Notes, fmt.Sprintf("nodes that work are taken in maintenance windows; the next one opens %s, in %s",
+			f.Opens.UTC().Format(time.RFC3339), f.Opens.Sub(in.Now).Round(time.Minute)))
 	}
 	if len(out.Steps) == 0 {
 		return out

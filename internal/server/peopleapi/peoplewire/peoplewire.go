@@ -70,6 +70,8 @@ type Forecast struct {
 	EndsAt []ForecastBlock `json:"endsAt,omitempty"`
 	// Waits are under way already, and not foretold.
 	Waits []string `json:"waits,omitempty"`
+	// NextWindow is when the first maintenance window opens that a step waits for.
+	NextWindow *time.Time `json:"nextWindow,omitempty"`
 	// Notes say what the forecast rests on.
 	Notes []string `json:"notes,omitempty"`
 }
