@@ -95,6 +95,8 @@ func Explain(err error, server string) error {
 		return fmt.Errorf("cannot reach %s: %w", server, opErr)
 	case apierrors.IsUnauthorized(err):
 		return fmt.Errorf("%s does not accept these credentials: the certificate or token of the kubeconfig has expired or was revoked: %w", server, err)
+	case apierrors.IsServiceUnavailable(err):
+		return fmt.Errorf("%s lives, and its store does not answer; installed machines are answered meanwhile. `kubectl get --raw /readyz` says why, and `coldrack doctor` on the server: %w", server, err)
 	}
 	return err
 }

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -47,6 +48,8 @@ type Config struct {
 
 	// Address is where the API listens, host:port. Port 0 takes any free one; see ControlPlane.Address.
 	Address string
+	// Listener takes the place of Address, where it is set: that of a Door. Stop closes it, and not the Door.
+	Listener net.Listener
 	// ServingCert and ServingKey are the API's certificate chain and key, PEM.
 	ServingCert, ServingKey []byte
 	// ClientCAs are the certificates, PEM, that sign people's client certificates. The subject's common
@@ -109,7 +112,7 @@ func (c Config) validate() error {
 		if c.DataDir == "" {
 			errs = append(errs, errors.New("data directory: missing"))
 		}
-		if c.Address == "" {
+		if c.Address == "" && c.Listener == nil {
 			errs = append(errs, errors.New("API address: missing; host:port, for example 127.0.0.1:7443"))
 		}
 		if len(c.ServingCert) == 0 || len(c.ServingKey) == 0 {

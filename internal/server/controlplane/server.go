@@ -54,9 +54,12 @@ import (
 // startServer runs the embedded API server, over an embedded etcd or an existing one.
 func (c *ControlPlane) startServer(ctx context.Context, cfg Config) error {
 	// The port comes first: it is what most often fails, and nothing has been touched yet.
-	listener, err := listen(ctx, cfg.Address)
-	if err != nil {
-		return err
+	listener := cfg.Listener
+	if listener == nil {
+		var err error
+		if listener, err = listen(ctx, cfg.Address); err != nil {
+			return err
+		}
 	}
 	c.address = listener.Addr().String()
 	closeListener := func() { listener.Close() }

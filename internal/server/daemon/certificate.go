@@ -45,7 +45,7 @@ func (s *server) renewPeople(ctx context.Context) error {
 // renewPeopleAt replaces what ends soon after now.
 func (s *server) renewPeopleAt(now time.Time) error {
 	if s.served().Sub(now) <= credentials.RenewBefore {
-		cert, key, err := s.servingCertificate()
+		cert, key, err := s.showCertificate()
 		if err != nil {
 			return err
 		}
@@ -93,7 +93,12 @@ func (s *server) servingCertificate() (certPEM, keyPEM []byte, err error) {
 			names = append(names, name)
 		}
 	}
-	if certPEM, keyPEM, err = s.keys.people.NewServerPEM("coldrack API", names, addresses, servingTTL); err != nil {
+	return s.keys.people.NewServerPEM("coldrack API", names, addresses, servingTTL)
+}
+
+// showCertificate is servingCertificate for the API itself; when it ends is told.
+func (s *server) showCertificate() (certPEM, keyPEM []byte, err error) {
+	if certPEM, keyPEM, err = s.servingCertificate(); err != nil {
 		return nil, nil, err
 	}
 	leaf, err := pki.ParseCertificate(certPEM)

@@ -91,11 +91,18 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		}
 		defer closeSockets(sockets)
 	}
+	var door *controlplane.Door
+	if cfg.Kubeconfig == "" {
+		if door, err = controlplane.OpenDoor(ctx, cfg.APIAddress); err != nil {
+			return err
+		}
+		defer door.Close()
+	}
 
 	machines, loaded, imports := fleet.New(fleet.Options{Log: log.With("part", "fleet")}), newContent(store), newImporter(cfg, store, log)
 	admission := newBootGate(cfg.BootConcurrency, func() bool { return !imports.beginning() || loaded.hasFirstStages() })
 	s := &server{
-		cfg: cfg, log: log, keys: keys, sockets: sockets,
+		cfg: cfg, log: log, keys: keys, sockets: sockets, door: door,
 		content: loaded, importer: imports,
 		fleet: machines, metrics: newMetrics(machines), bootGate: admission, clusterAPI: peopleapi.NewClusterAPI(log),
 		powerAPI: peopleapi.NewPowerAPI(log), bmcs: bmc.NewPool(bmc.PoolOptions{}),
@@ -110,6 +117,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 			return err
 		}
 	}
+	s.noStore.Store(new("it is starting"))
 	s.clusters = s.newClusters()
 	if s.audit, err = cfg.openAudit(log); err != nil {
 		return err
@@ -136,6 +144,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return imports.reserve.run(ctx) })
 	group.Go(func() error { return s.tellExpiry(ctx) })
+	if s.door != nil {
+		group.Go(func() error { return s.standIn(ctx) })
+	}
 	if !cfg.NoBoot {
 		group.Go(func() error { return s.reach.run(ctx) })
 		if s.subnets, err = s.serveBoot(ctx, group, machineapi.NewNonces(nil), &s.late, &s.late); err != nil {
@@ -175,6 +186,9 @@ type server struct {
 	log     *slog.Logger
 	keys    keys
 	sockets []bootSockets
+	door    *controlplane.Door // nil where the kinds live elsewhere
+	// noStore is why the store is not there, for people.
+	noStore atomic.Pointer[string]
 	// servingUntil is when the certificate of people's API ends, in Unix time.
 	servingUntil atomic.Int64
 	content      content
@@ -221,7 +235,7 @@ func openKeys(cfg Config) (k keys, err error) {
 
 func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPlane, error) {
 	cfg := s.cfg
-	certPEM, keyPEM, err := s.servingCertificate()
+	certPEM, keyPEM, err := s.showCertificate()
 	if err != nil {
 		return nil, err
 	}
@@ -249,8 +263,13 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		}
 		front = s.ui.Front
 	}
+	var listener net.Listener
+	if s.door != nil {
+		listener = s.door.API()
+	}
 	return controlplane.Start(ctx, controlplane.Config{
-		Logger: s.log.With("part", "controlplane"), DataDir: cfg.DataDir, Address: cfg.APIAddress,
+		Listener: listener,
+		Logger:   s.log.With("part", "controlplane"), DataDir: cfg.DataDir, Address: cfg.APIAddress,
 		ServingCert: certPEM, ServingKey: keyPEM, ClientCAs: s.keys.people.CertPEM(),
 		EncryptionKey: encryptionKey,
 		Handlers:      handlers,

@@ -29,11 +29,13 @@ const storeLostFile = "store-lost"
 // storeLost says in metrics and to the doctor that the store is not there. A disk that is full keeps no file, but the log.
 func (s *server) storeLost(why error) {
 	s.metrics.storeLost.Set(1)
+	s.noStore.Store(new(why.Error()))
 	_ = durable.WriteFile(s.cfg.path(storeLostFile), []byte(why.Error()+"\n"), 0o600)
 }
 
 func (s *server) storeBack() {
 	s.metrics.storeLost.Set(0)
+	s.noStore.Store(new("it is starting"))
 	_ = os.Remove(s.cfg.path(storeLostFile))
 }
 

@@ -25,8 +25,10 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
@@ -179,6 +181,8 @@ func TestAStartWithoutAStore(t *testing.T) {
 	server := run(t, rack.cfg)
 	rack.install(kinds(t, server.rest))
 	server.stop()
+	admin := kubeconfigOf(t, rack.cfg)
+	rack.cfg.APIAddress = strings.TrimPrefix(admin.Host, "https://") // where clients look for it
 
 	db := filepath.Join(rack.cfg.DataDir, "etcd", "member", "snap", "db")
 	check(t, os.Rename(db, db+".good"))
@@ -203,8 +207,28 @@ func TestAStartWithoutAStore(t *testing.T) {
 		return err
 	})
 
+	// People are told so, and so is what watches the server.
+	err := kinds(t, admin).Get(t.Context(), metaKey("node1"), &v1alpha1.Machine{})
+	if !apierrors.IsServiceUnavailable(err) {
+		t.Errorf("a client is told %v", err)
+	}
+	plain := rest.CopyConfig(admin)
+	plain.Timeout = within
+	people, err := rest.HTTPClientFor(plain)
+	check(t, err)
+	for path, want := range map[string]string{"/livez": "200 ok", "/readyz": "503 [-]store failed: ", metricsPath: "\ncoldrack_store_lost 1\n"} {
+		response, err := people.Get(admin.Host + path)
+		check(t, err)
+		body, err := io.ReadAll(response.Body)
+		response.Body.Close()
+		if said := fmt.Sprintf("%d %s", response.StatusCode, body); err != nil || !strings.Contains(said, want) {
+			t.Errorf("%s says %v %s; want %q", path, err, said, want)
+		}
+	}
+
 	check(t, os.Rename(db+".good", db))
 	rack.wantBoots(http.StatusOK, "coldrack.nonce")
+	eventually(t, func() error { return kinds(t, admin).Get(t.Context(), metaKey("node1"), &v1alpha1.Machine{}) })
 	eventually(t, func() error {
 		if _, err := os.Stat(filepath.Join(rack.cfg.DataDir, storeLostFile)); err == nil {
 			return errors.New("the doctor is still told that the store is lost")
