@@ -39,6 +39,8 @@ func AdminFields(c, old *Cluster) []*field.Path {
 		{spec.Child("apiServer", "authentication"), c.Spec.APIServer.Authentication, old.Spec.APIServer.Authentication},
 		{spec.Child("security", "auditPolicy"), c.Spec.Security.AuditPolicy, old.Spec.Security.AuditPolicy},
 		{spec.Child("registries"), c.Spec.Registries, old.Spec.Registries},
+		// The server writes there as root.
+		{spec.Child("etcd", "backup", "folder"), c.Spec.Etcd.Backup.Folder, old.Spec.Etcd.Backup.Folder},
 	} {
 		if !equality.Semantic.DeepEqual(f.now, f.was) {
 			changed = append(changed, f.path)

@@ -260,6 +260,26 @@ type ClusterEtcd struct {
 	// decides and what is on no list is refused.
 	// +optional
 	ExtraArgs map[string]string `json:"extraArgs,omitempty"`
+	// Backup says when snapshots are taken and how many are kept.
+	// +optional
+	Backup EtcdBackup `json:"backup,omitempty"`
+}
+
+// EtcdBackup says when snapshots of a cluster's etcd are taken, and where they are kept.
+type EtcdBackup struct {
+	// Every is the time between two backups. Default 6h. 0s takes none by itself.
+	// +optional
+	Every *metav1.Duration `json:"every,omitempty"`
+	// Keep is how many backups stay; the oldest go first. Default 28, which is a week of them.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1000
+	Keep int32 `json:"keep,omitempty"`
+	// Folder on the server to keep them in, such as a mount of another machine. It must exist and hold a file named .coldrack-backups, so
+	// that a missing mount is noticed. Default: backups/ in the server's data folder. Only administrators may set it.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Folder string `json:"folder,omitempty"`
 }
 
 // ClusterSecurity opens or closes what is not the same for every cluster.
@@ -370,6 +390,8 @@ const (
 	ConditionBroughtUp = "BroughtUp"
 	// ConditionValid: the cluster as it is written can be carried out.
 	ConditionValid = "Valid"
+	// ConditionBackedUp: the newest backup of etcd is not older than two periods.
+	ConditionBackedUp = "BackedUp"
 )
 
 // Steps of a cluster's bring-up, in order.
@@ -449,6 +471,12 @@ type ClusterStatus struct {
 	// Failure has stopped all changes.
 	// +optional
 	Failure *ClusterFailure `json:"failure,omitempty"`
+	// Backup is how the backups of its etcd stand.
+	// +optional
+	Backup *BackupStatus `json:"backup,omitempty"`
+	// BackupWanted is since when an upgrade waits for a backup that is younger.
+	// +optional
+	BackupWanted *metav1.Time `json:"backupWanted,omitempty"`
 	// +optional
 	// +listType=map
 	// +listMapKey=type

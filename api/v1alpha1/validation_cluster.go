@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"net/url"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -59,11 +60,26 @@ func ValidateCluster(cluster *Cluster, facts ClusterFacts) field.ErrorList {
 	errs = append(errs, validatePKI(spec.Child("pki"), &c.Spec.PKI)...)
 	errs = append(errs, validateExtraArgs(c)...)
 	errs = append(errs, validateRegistries(spec.Child("registries"), c.Spec.Registries)...)
+	errs = append(errs, validateBackup(spec.Child("etcd", "backup"), &c.Spec.Etcd.Backup)...)
 	if d := c.Spec.Upgrade.DrainTimeout; d != nil && d.Duration <= 0 {
 		errs = append(errs, field.Invalid(spec.Child("upgrade", "drainTimeout"), d.Duration.String(), "must be positive"))
 	}
 	errs = append(errs, ValidateMaintenanceWindows(spec.Child("maintenanceWindows"), c.Spec.MaintenanceWindows)...)
 	return append(errs, validateTopology(spec, c, facts.Groups)...)
+}
+
+// leastBackupEvery keeps backups from following each other without a pause.
+const leastBackupEvery = time.Minute
+
+func validateBackup(at *field.Path, b *EtcdBackup) field.ErrorList {
+	var errs field.ErrorList
+	if d := b.Every; d != nil && d.Duration != 0 && d.Duration < leastBackupEvery {
+		errs = append(errs, field.Invalid(at.Child("every"), d.Duration.String(), "must be at least 1m, or 0s to take none by itself"))
+	}
+	if b.Folder != "" && (!path.IsAbs(b.Folder) || path.Clean(b.Folder) != b.Folder || b.Folder == "/") {
+		errs = append(errs, field.Invalid(at.Child("folder"), b.Folder, "must be an absolute path on the server, without . and .., such as /mnt/backups"))
+	}
+	return errs
 }
 
 // validateClusterName keeps the name usable in host names, certificates and etcd tokens.

@@ -81,6 +81,8 @@ var rooms = []room{
 	{"cluster/kubeapi/pkcs10", "cluster", engines, nil},
 	{"cluster/planner", "cluster", engines, nil},
 	{"cluster/etcd", "cluster", engines, nil},
+	{"cluster/backup", "cluster", engines, nil},
+	{"cluster/etcddata", "cluster", engines, nil},
 	{"cluster/supply", "cluster", engines, may("api/v1alpha1", "cluster/kube", "content/bundle", "contract/manifest", "contract/manifest/yamlerr")},
 	{"cluster/members", "cluster", engines, may("api/v1alpha1", "cluster/kube", "cluster/planner", "contract/wire")},
 
@@ -106,14 +108,15 @@ var rooms = []room{
 	{"agent/target", "agent", parties, may("contract/nodeconfig")},
 
 	{"server/audit", "server", parties, nil},
+	{"server/backups", "server", parties, may("api/v1alpha1", "cluster/backup", "cluster/etcd", "cluster/etcddata", "cluster/members")},
 	{"server/controllers", "server", parties, may("api/v1alpha1", "cluster/etcd", "cluster/kube", "cluster/kubeapi", "cluster/members", "cluster/planner", "machine/enroll", "machine/fleet", "machine/identify", "machine/lifecycle")},
 	{"server/controlplane", "server", parties, may("api/v1alpha1", "server/audit")},
 	{"server/machineapi", "server", parties, may("api/v1alpha1", "cluster/members", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "contract/nodeconfig", "base/pki", "contract/wire")},
 	{"server/power", "server", parties, may("api/v1alpha1", "machine/bmc")},
-	{"server/peopleapi", "server", parties, may("api/v1alpha1", "machine/bmc", "server/power", "cluster/kube", "cluster/kubeapi", "cluster/members", "cluster/planner", "content/bundle", "machine/fleet", "server/controlplane", "server/peopleapi/peoplewire")},
+	{"server/peopleapi", "server", parties, may("api/v1alpha1", "machine/bmc", "server/power", "server/backups", "cluster/backup", "cluster/kube", "cluster/kubeapi", "cluster/members", "cluster/planner", "content/bundle", "machine/fleet", "server/controlplane", "server/peopleapi/peoplewire")},
 	{"server/peopleapi/credentials", "server", parties, may("base/pki", "server/controlplane")},
 	{"server/peopleapi/peoplewire", "server", parties, may("cluster/kube")},
-	{"server/daemon", "server", parties, may("api/v1alpha1", "machine/bmc", "server/power", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "contract/nodeconfig", "contract/manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "base/pki", "server/audit", "server/controllers", "server/controlplane", "server/machineapi", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "server/ui", "contract/wire")},
+	{"server/daemon", "server", parties, may("api/v1alpha1", "machine/bmc", "server/power", "server/backups", "cluster/etcddata", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "contract/nodeconfig", "contract/manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "base/pki", "server/audit", "server/controllers", "server/controlplane", "server/machineapi", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "server/ui", "contract/wire")},
 	{"server/ui", "server", parties, may("server/controlplane", "server/peopleapi/peoplewire")},
 
 	{"lab", "lab", front, may("lab/vbmc")},
@@ -130,7 +133,7 @@ var rooms = []room{
 	{"cli/upload", "cli", front, may("cli", "content/bundle", "server/peopleapi/peoplewire")},
 	{"cli/doctor", "cli", front, may("netboot/dhcp", "server/peopleapi/peoplewire")},
 	{"cli/settings", "cli", front, may("contract/manifest/yamlerr")},
-	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/exit", "cli/follow", "cli/labs", "cli/machine", "cli/objects", "cli/power", "cli/request", "cli/settings", "cli/upload", "cluster/kube", "cluster/supply", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "contract/manifest", "netboot/gate", "netboot/sntp", "server/audit", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
+	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/exit", "cli/follow", "cli/labs", "cli/machine", "cli/objects", "cli/power", "cli/request", "cli/settings", "cli/upload", "cluster/etcddata", "cluster/kube", "cluster/supply", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "contract/manifest", "netboot/gate", "netboot/sntp", "server/audit", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
 	{"cmd/coldrack-agent", "cmd", front, may("agent/console", "agent/discovery", "agent/inventory", "agent/node", "agent/pid1")},
 	{"cmd/coldrack-probe", "cmd", front, nil},
 }

@@ -46,6 +46,15 @@ func Delete(ctx context.Context, config *rest.Config, what string, query url.Val
 	return decode(what, answer, response)
 }
 
+// Put sends what is no JSON, and reads the answer.
+func Put(ctx context.Context, config *rest.Config, what string, body io.Reader, response any, path ...string) error {
+	answer, err := sendBody(ctx, config, what, http.MethodPut, body, "application/octet-stream", nil, path)
+	if err != nil {
+		return err
+	}
+	return decode(what, answer, response)
+}
+
 func decode(what string, answer io.ReadCloser, into any) error {
 	defer answer.Close()
 	if err := json.NewDecoder(answer).Decode(into); err != nil {
@@ -65,6 +74,14 @@ func Stream(ctx context.Context, config *rest.Config, what string, body any, que
 
 // send sends JSON, if there is some, and returns the body of an answer that is a success.
 func send(ctx context.Context, config *rest.Config, what, method string, content []byte, query url.Values, path []string) (io.ReadCloser, error) {
+	kind := ""
+	if content != nil {
+		kind = "application/json"
+	}
+	return sendBody(ctx, config, what, method, bytes.NewReader(content), kind, query, path)
+}
+
+func sendBody(ctx context.Context, config *rest.Config, what, method string, body io.Reader, kind string, query url.Values, path []string) (io.ReadCloser, error) {
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, err
@@ -75,12 +92,12 @@ func send(ctx context.Context, config *rest.Config, what, method string, content
 	}
 	target := host.JoinPath(path...)
 	target.RawQuery = query.Encode()
-	request, err := http.NewRequestWithContext(ctx, method, target.String(), bytes.NewReader(content))
+	request, err := http.NewRequestWithContext(ctx, method, target.String(), body)
 	if err != nil {
 		return nil, err
 	}
-	if content != nil {
-		request.Header.Set("Content-Type", "application/json")
+	if kind != "" {
+		request.Header.Set("Content-Type", kind)
 	}
 	response, err := client.Do(request)
 	if err != nil {

@@ -19,6 +19,8 @@ import (
 const (
 	// healthyFor is how long a changed node must be healthy before the next one follows, where its group does not say.
 	healthyFor = 30 * time.Second
+	// backupAge is how old a backup may be when an upgrade begins.
+	backupAge = time.Hour
 	// configNow and configThen stand for the configuration that a node has, and another one that it is to get.
 	configNow, configThen = "now", "then"
 	// installed stands for the operating system that a node has while nobody wants it installed anew.
@@ -125,6 +127,12 @@ func Steps(f Facts) (planner.Input, error) {
 		}
 	}
 	in.Observed.Returned = returned(c)
+	if c.Spec.Etcd.BackupEvery() > 0 {
+		in.Wanted.BackupAge = backupAge
+	}
+	if b := c.Status.Backup; b != nil && b.Last != nil {
+		in.Observed.Backup = b.Last.TakenAt.Time
+	}
 	return in, nil
 }
 

@@ -265,21 +265,26 @@ func allClustersOn(d Deps, catalog Catalog) []source.Source {
 		source.Kind(d.Cache, &v1alpha1.Subnet{}, handler.TypedEnqueueRequestsFromMapFunc(func(ctx context.Context, _ *v1alpha1.Subnet) []reconcile.Request {
 			return everyCluster(ctx, d)
 		})),
-		source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
-			go func() { // ends with ctx, which the controller owns
-				for {
-					changed := catalog.Changed()
-					for _, request := range everyCluster(ctx, d) {
-						queue.Add(request)
-					}
-					select {
-					case <-changed:
-					case <-ctx.Done():
-						return
-					}
-				}
-			}()
-			return nil
-		}),
+		everyClusterWhen(d, catalog.Changed),
 	}
+}
+
+// everyClusterWhen wakes a reconciler with the names of all clusters each time the channel of changed is closed, and once at the start.
+func everyClusterWhen(d Deps, changed func() <-chan struct{}) source.Source {
+	return source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+		go func() { // ends with ctx, which the controller owns
+			for {
+				next := changed()
+				for _, request := range everyCluster(ctx, d) {
+					queue.Add(request)
+				}
+				select {
+				case <-next:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+		return nil
+	})
 }

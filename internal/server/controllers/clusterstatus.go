@@ -79,6 +79,9 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 	}
 	worse, others := troubles(s.Nodes, f)
 	messages = append(append(append(messages, worse...), f.decision.Waiting...), others...)
+	if b := meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionBackedUp); b != nil && b.Reason == "Overdue" {
+		messages = append(messages, b.Message)
+	}
 	switch {
 	case len(f.groups) == 0 && len(s.Nodes) == 0:
 		s.Phase = v1alpha1.ClusterPending

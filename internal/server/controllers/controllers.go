@@ -14,9 +14,10 @@
 //	EnrollmentPolicy status                                           enrollment.go
 //	Machine  power                                                    package power
 //	Machine  spec.profile, where it is empty and a group has one      cluster.go
-//	Cluster  status but the next two; MachineGroup status             cluster.go
-//	Cluster  status.work, history, failure; of its nodes hand, the     operations.go
-//	         versions, the etcd member, and their end
+//	Cluster  status but the next three; MachineGroup status             cluster.go
+//	Cluster  status.work, history, failure, backupWanted; of its       operations.go
+//	         nodes hand, the versions, the etcd member, and their end
+//	Cluster  status.backup, condition BackedUp                         backup.go
 //	Cluster  status.foreignNodes                                      clusterapi.go
 //
 // Nothing here assumes that the API is in this process.
@@ -120,6 +121,8 @@ type Deps struct {
 	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
 	// Power may be nil where no BMC is reached.
 	Power Power
+	// Backups may be nil where none are taken.
+	Backups Backups
 	// Own are this server's addresses, which no machine may get. nil: none.
 	Own OwnAddresses
 	// LostAfter is how long a node may be silent before it counts as lost. Default 90 s, three heartbeats.
@@ -174,9 +177,13 @@ func Lead(ctx context.Context, d Deps) error {
 	if d.Power != nil {
 		group.Go(func() error { return d.Power.Run(ctx) })
 	}
-	for _, part := range []reconciler{
+	parts := []reconciler{
 		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis), operationReconciler(d, apis),
-	} {
+	}
+	if d.Backups != nil {
+		parts = append(parts, backupReconciler(d))
+	}
+	for _, part := range parts {
 		group.Go(func() error { return run(ctx, d, part) })
 	}
 	return ended(ctx, group.Wait())

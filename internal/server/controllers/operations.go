@@ -123,7 +123,7 @@ func (o *operation) write(ctx context.Context) error {
 
 // ownInto takes what the reconciler of operations owns from is. Nodes that were there and are not any more are dropped.
 func ownInto(into, was, is *v1alpha1.ClusterStatus) {
-	into.Work, into.History, into.Failure, into.PlannedSpec = is.Work, is.History, is.Failure, is.PlannedSpec
+	into.Work, into.History, into.Failure, into.PlannedSpec, into.BackupWanted = is.Work, is.History, is.Failure, is.PlannedSpec, is.BackupWanted
 	find := func(s *v1alpha1.ClusterStatus, machine string) *v1alpha1.ClusterNode {
 		for i := range s.Nodes {
 			if s.Nodes[i].Machine == machine {
@@ -147,6 +147,9 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 	if o.in, err = members.Steps(o.facts()); err != nil {
 		o.say(planner.Plan{Blocks: []planner.Block{{Operation: planner.OperationUpgrade, Reason: err.Error(), Remedy: "correct the Cluster"}}})
 		return operateIdle, nil
+	}
+	if o.Backups == nil {
+		o.in.Wanted.BackupAge = 0
 	}
 	// The place of a node that is to go is free for another machine, which a living member of etcd waits for.
 	for i := range o.c.Status.Nodes {

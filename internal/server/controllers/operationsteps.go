@@ -22,6 +22,9 @@ func (o *operation) begin(ctx context.Context, s planner.Step) {
 	switch s.Kind {
 	case planner.StepAdd:
 		return // members.Decide takes machines, as it did at the first bring-up
+	case planner.StepBackup:
+		o.wantBackup(s)
+		return
 	case planner.StepTake:
 		n.Hand = &v1alpha1.NodeHand{Operation: string(s.Operation), Parts: s.Parts.Names(), Reason: s.Reason, Since: o.at, StepSince: new(o.at)}
 		o.Log.Info("cluster takes a node in hand", "cluster", o.c.Name, "machine", n.Machine, "operation", s.Operation, "reason", s.Reason)
@@ -47,6 +50,20 @@ func (o *operation) begin(ctx context.Context, s planner.Step) {
 	step.FinishedAt, step.Message = nil, err.Error()
 	o.steps = append(o.steps, step)
 	o.Log.Warn("cluster step is tried again", "cluster", o.c.Name, "machine", s.Node, "step", s.Kind, "err", err)
+}
+
+// wantBackup has the keeper of backups take one that is younger than the upgrade's beginning, and tells how that stands.
+func (o *operation) wantBackup(s planner.Step) {
+	since := o.was.Status.BackupWanted
+	if since == nil {
+		since = new(o.at)
+	}
+	o.c.Status.BackupWanted = since
+	step := v1alpha1.ClusterWorkStep{Kind: string(s.Kind), Operation: string(s.Operation), Reason: s.Reason, StartedAt: since}
+	if b := o.was.Status.Backup; b != nil && b.Error != "" {
+		step.Message = "the backup failed and is tried again: " + b.Error + "; to go on without one set spec.etcd.backup.every to 0s"
+	}
+	o.steps = append(o.steps, step)
 }
 
 // record that a step has begun.
@@ -236,6 +253,9 @@ func (o *operation) want(ctx context.Context, m *v1alpha1.Machine, intent *v1alp
 // say writes down what is done now and what hinders more.
 func (o *operation) say(plan planner.Plan) {
 	w := v1alpha1.ClusterWork{Steps: slices.Clone(o.steps)}
+	if !slices.ContainsFunc(plan.Steps, func(s planner.Step) bool { return s.Kind == planner.StepBackup }) {
+		o.c.Status.BackupWanted = nil
+	}
 	for i := range o.c.Status.Nodes {
 		n := &o.c.Status.Nodes[i]
 		if h := n.Hand; h != nil {

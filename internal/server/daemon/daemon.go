@@ -30,6 +30,7 @@ import (
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/server/audit"
+	"coldrack.dev/internal/server/backups"
 	"coldrack.dev/internal/server/controllers"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/machineapi"
@@ -119,6 +120,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	s.noStore.Store(new("it is starting"))
 	s.clusters = s.newClusters()
+	s.backups = s.newBackups()
+	s.metrics.watchBackups(s.backups.Stats)
 	if s.audit, err = cfg.openAudit(log); err != nil {
 		return err
 	}
@@ -195,6 +198,7 @@ type server struct {
 	importer     *importer
 	fleet        *fleet.Fleet
 	clusters     *members.Set
+	backups      *backups.Service
 	clusterAPI   *peopleapi.ClusterAPI
 	ui           *ui.UI // nil without web pages
 	powerAPI     *peopleapi.PowerAPI
@@ -316,7 +320,7 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 	}
 
 	s.clusterAPI.Open(peopleapi.Backend{
-		Clusters: s.clusters, Client: direct, Content: s.content.store, DialNode: s.dialNode,
+		Clusters: s.clusters, Client: direct, Content: s.content.store, DialNode: s.dialNode, Backups: s.backups,
 		ServerCertificate: func(cluster string) (*tls.Certificate, error) {
 			return controllers.ServerCertificate(s.clusters, cluster)
 		},
@@ -328,7 +332,7 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 	deps := controllers.Deps{
 		Client: direct, Cache: cached, Fleet: s.fleet, Log: s.log.With("part", "controllers"),
 		Catalog: s.catalog, LostAfter: s.cfg.lostAfter(), Clusters: s.clusters, DialNode: s.dialNode,
-		Power: switched,
+		Power: switched, Backups: backupKeeper{s.backups, direct},
 	}
 	if err := controllers.FeedClusters(ctx, deps); err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/tftp"
 	"coldrack.dev/internal/server/audit"
+	"coldrack.dev/internal/server/backups"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
@@ -157,6 +158,17 @@ func (m *metrics) watchExpiry(ends func() []peoplewire.Expiry) {
 				"certificate", e.Certificate, "cluster", e.Cluster)
 			s.gauge("coldrack_certificate_overdue", "1 when a certificate was not renewed in time or an authority ends soon.", overdue,
 				"certificate", e.Certificate, "cluster", e.Cluster)
+		}
+	}))
+}
+
+func (m *metrics) watchBackups(stats func() map[string]backups.Stats) {
+	m.registry.MustRegister(samples(func(s sink) {
+		for cluster, now := range stats() {
+			if !now.Last.IsZero() {
+				s.gauge("coldrack_backup_last_success_timestamp_seconds", "When the newest good backup of a cluster's etcd was taken, in Unix time.", int(now.Last.Unix()), "cluster", cluster)
+			}
+			s.counter("coldrack_backup_failures_total", "Backups of a cluster's etcd that failed.", now.Failures, "cluster", cluster)
 		}
 	}))
 }

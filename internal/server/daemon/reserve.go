@@ -154,6 +154,18 @@ func (r *diskReserve) space() diskSpace {
 // errDiskFull is what somebody who sends something large is told.
 var errDiskFull = errors.New("the server's disk is full")
 
+// roomFor says that so many bytes more would take what the store needs.
+func (r *diskReserve) roomFor(bytes int64) error {
+	now, err := r.read()
+	if err != nil {
+		return err
+	}
+	if now.room() < bytes {
+		return fmt.Errorf("%w: %d MiB are free, %d MiB are left for the store, and %d MiB are needed", errDiskFull, now.Free>>20, now.wanted()>>20, bytes>>20)
+	}
+	return nil
+}
+
 // checkRoom says that more would take what the store needs.
 func (r *diskReserve) checkRoom() error {
 	now, err := r.read()

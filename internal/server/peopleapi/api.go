@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -59,6 +60,7 @@ type Backend struct {
 	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
 	// ServerCertificate is the certificate by which this server is known to a cluster's API.
 	ServerCertificate func(cluster string) (*tls.Certificate, error)
+	Backups           Backups
 }
 
 // ClusterAPI answers people's requests about clusters that are no objects: plans, certificates, verifications.
@@ -81,8 +83,20 @@ func (a *ClusterAPI) Handlers() map[string]http.Handler {
 		// Each object of a plan costs a dry run, and the plan reads all machines.
 		peoplewire.PathPlan:         Limit{AtOnce: 4, Each: 2}.Around(a.post(a.plan)),
 		peoplewire.PathCertificates: Limit{AtOnce: 16, Each: 4, PerMinute: 60}.Around(a.post(a.certificate)),
-		peoplewire.PathClusters:     Limit{AtOnce: 8, Each: 2}.Around(a.post(a.verification)), // runs pods
+		peoplewire.PathClusters:     Limit{AtOnce: 8, Each: 2}.Around(a.ofCluster()),
 	}
+}
+
+// ofCluster answers what is below a cluster.
+func (a *ClusterAPI) ofCluster() http.Handler {
+	verify, backups := a.post(a.verification), a.answer(a.backups, http.MethodGet, http.MethodPost, http.MethodPut)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, peoplewire.PathClusters), "/"); rest == "backups" || strings.HasPrefix(rest, "backups/") {
+			backups.ServeHTTP(w, r)
+			return
+		}
+		verify.ServeHTTP(w, r) // runs pods
+	})
 }
 
 // refusal is an answer that is no success.
@@ -97,12 +111,18 @@ func refuse(status int, format string, args ...any) error {
 	return &refusal{status, fmt.Sprintf(format, args...)}
 }
 
-// post makes a handler of a function that answers a POST with JSON, or has answered already and returns nil.
+// post is answer for POST alone.
 func (a *ClusterAPI) post(answer func(w http.ResponseWriter, r *http.Request, b *Backend) (any, error)) http.Handler {
+	return a.answer(answer, http.MethodPost)
+}
+
+// answer makes a handler of a function that answers with JSON, or has answered already and returns nil.
+func (a *ClusterAPI) answer(answer func(w http.ResponseWriter, r *http.Request, b *Backend) (any, error), methods ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodPost {
-			w.Header().Set("Allow", http.MethodPost)
-			http.Error(w, "only POST", http.StatusMethodNotAllowed)
+		if !slices.Contains(methods, r.Method) {
+			allowed := strings.Join(methods, ", ")
+			w.Header().Set("Allow", allowed)
+			http.Error(w, "only "+allowed, http.StatusMethodNotAllowed)
 			return
 		}
 		backend := a.backend.Load()

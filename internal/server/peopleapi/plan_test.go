@@ -339,7 +339,7 @@ func TestAPlanForetellsTheStepsOfAClusterThatRuns(t *testing.T) {
 		}
 	}
 	check(t, s.client.Status().Update(t.Context(), dead))
-	if got := stepsOf(s.plan(upgraded).Clusters[0].Forecast); got != "take m-1\nchange m-1\nends: m-1 is not healthy since "+hourAgo(dead) {
+	if got := stepsOf(s.plan(upgraded).Clusters[0].Forecast); got != "backup all\ntake m-1\nchange m-1\nends: m-1 is not healthy since "+hourAgo(dead) {
 		t.Errorf("an upgrade with a dead member:\n%s", got)
 	}
 }

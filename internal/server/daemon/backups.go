@@ -1,0 +1,75 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/etcddata"
+	"coldrack.dev/internal/server/backups"
+	"coldrack.dev/internal/server/controllers"
+)
+
+// backupsDir is where backups of clusters are kept, in the data folder.
+const backupsDir = "backups"
+
+// newBackups keeps the backups of clusters. What reads snapshots is this program, in a process of its own.
+func (s *server) newBackups() *backups.Service {
+	return backups.New(backups.Options{
+		Dir: s.cfg.path(backupsDir), Keys: s.keys.master, Clusters: s.clusters, DialNode: s.dialNode, Log: s.log.With("part", "backups"),
+		Try: func(ctx context.Context, snapshot, folder string) (etcddata.Content, error) {
+			program, err := os.Executable()
+			if err != nil {
+				return etcddata.Content{}, err
+			}
+			return etcddata.Do(ctx, program, etcddata.Request{Snapshot: snapshot, Folder: folder})
+		},
+		Room: func(folder string, bytes int64) error {
+			if rest, err := filepath.Rel(s.cfg.DataDir, folder); err == nil && rest != ".." && !strings.HasPrefix(rest, "../") {
+				return s.importer.reserve.roomFor(bytes)
+			}
+			return roomAt(folder, bytes)
+		},
+	})
+}
+
+// backupKeeper is what the controllers take backups by.
+type backupKeeper struct {
+	*backups.Service
+	reader client.Reader // of the store, not a cache
+}
+
+// Back implements controllers.Backups.
+func (k backupKeeper) Back(ctx context.Context, c *v1alpha1.Cluster, why string) error {
+	_, err := k.Take(ctx, k.reader, c, why, nil)
+	if errors.Is(err, backups.ErrBusy) {
+		return fmt.Errorf("%w: %w", controllers.ErrBackupRuns, err)
+	}
+	return err
+}
+
+// roomAt says that a disk that is not the store's has no room for so many bytes more.
+func roomAt(folder string, bytes int64) error {
+	for {
+		var st unix.Statfs_t
+		err := unix.Statfs(folder, &st)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && folder != filepath.Dir(folder):
+			folder = filepath.Dir(folder) // it is about to be made there
+			continue
+		case err != nil:
+			return fmt.Errorf("space on the disk of %s: %w", folder, err)
+		case int64(st.Bavail)*st.Bsize < bytes:
+			return fmt.Errorf("the disk of %s has %d MiB free, and %d MiB are needed", folder, int64(st.Bavail)*st.Bsize>>20, bytes>>20)
+		}
+		return nil
+	}
+}

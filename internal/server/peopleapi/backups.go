@@ -1,0 +1,138 @@
+package peopleapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/backup"
+	"coldrack.dev/internal/server/backups"
+	"coldrack.dev/internal/server/controlplane"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
+)
+
+// Backups of the etcd of clusters. It is *backups.Service.
+type Backups interface {
+	List(c *v1alpha1.Cluster) ([]backup.Manifest, error)
+	Take(ctx context.Context, reader client.Reader, c *v1alpha1.Cluster, why string, tell func(backups.Progress)) (backup.Manifest, error)
+	Export(c *v1alpha1.Cluster, id string, w io.Writer) error
+	Import(ctx context.Context, c *v1alpha1.Cluster, from io.Reader) (backup.Manifest, error)
+}
+
+// backups answers below CLUSTER/backups: GET lists them, POST takes one, PUT reads an exported one in, and POST to ID/export writes one out.
+func (a *ClusterAPI) backups(w http.ResponseWriter, r *http.Request, b *Backend) (any, error) {
+	name, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, peoplewire.PathClusters), "/backups")
+	if b.Backups == nil {
+		return nil, refuse(http.StatusNotFound, "this server takes no backups")
+	}
+	cluster, err := b.getCluster(r.Context(), name)
+	if err != nil {
+		return nil, err
+	}
+	id, export := strings.CutSuffix(strings.TrimPrefix(rest, "/"), "/export")
+	switch {
+	case rest == "" && r.Method == http.MethodGet:
+		return b.listBackups(cluster)
+	case rest == "" && r.Method == http.MethodPost:
+		return nil, a.takeBackup(w, r, b, cluster)
+	case rest == "" && r.Method == http.MethodPut:
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // it takes as long as its link needs
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+		m, err := b.Backups.Import(r.Context(), cluster, r.Body)
+		if err != nil {
+			return nil, refuse(http.StatusConflict, "%v", err)
+		}
+		return wireBackup(m), nil
+	case export && r.Method == http.MethodPost:
+		return nil, a.exportBackup(w, b, cluster, id)
+	}
+	return nil, refuse(http.StatusNotFound, "there is no %s %s", r.Method, r.URL.Path)
+}
+
+func (b *Backend) listBackups(cluster *v1alpha1.Cluster) (any, error) {
+	list, err := b.Backups.List(cluster)
+	if err != nil {
+		return nil, refuse(http.StatusConflict, "%v", err)
+	}
+	all := []peoplewire.Backup{}
+	for _, m := range list {
+		all = append(all, wireBackup(m))
+	}
+	return all, nil
+}
+
+func wireBackup(m backup.Manifest) peoplewire.Backup {
+	return peoplewire.Backup{ID: m.ID, Cluster: m.Cluster, UID: m.UID, TakenAt: m.TakenAt, Reason: m.Reason, Member: m.Member, Etcd: m.Etcd, Kubernetes: m.Kubernetes,
+		Keys: m.Keys, Revision: m.Revision, Size: m.Size, Digest: m.Digest}
+}
+
+// tellEvery is how often somebody hears of bytes that come.
+const tellEvery = 500 * time.Millisecond
+
+// takeBackup answers with a line for each step, and now and then for the bytes that have come.
+func (a *ClusterAPI) takeBackup(w http.ResponseWriter, r *http.Request, b *Backend, cluster *v1alpha1.Cluster) error {
+	control := http.NewResponseController(w)
+	_ = control.SetWriteDeadline(time.Time{})
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	lines := json.NewEncoder(w)
+	say := func(line peoplewire.BackupLine) {
+		_ = lines.Encode(line) // who hangs up ends the request's context, and with it the backup
+		_ = control.Flush()
+	}
+	var last time.Time
+	m, err := b.Backups.Take(r.Context(), b.Client, cluster, "asked for by "+controlplane.PersonOf(r).Name, func(p backups.Progress) {
+		if now := time.Now(); p.Step != "copy" || now.Sub(last) >= tellEvery {
+			last = now
+			say(peoplewire.BackupLine{Step: p.Step, Done: p.Done, Total: p.Total})
+		}
+	})
+	if err != nil {
+		a.log.Warn("backup failed", "cluster", cluster.Name, "err", err)
+		say(peoplewire.BackupLine{Error: err.Error()})
+		return nil
+	}
+	done := wireBackup(m)
+	say(peoplewire.BackupLine{Backup: &done})
+	return nil
+}
+
+// exportBackup answers with the archive. An error after its beginning can only cut it short, which an import notices.
+func (a *ClusterAPI) exportBackup(w http.ResponseWriter, b *Backend, cluster *v1alpha1.Cluster, id string) error {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+	begun := &begun{w: w}
+	err := b.Backups.Export(cluster, id, begun)
+	switch {
+	case errors.Is(err, backup.ErrNone):
+		return refuse(http.StatusNotFound, "cluster %s: %v", cluster.Name, err)
+	case err != nil && begun.is:
+		a.log.Error("export of a backup ended early", "cluster", cluster.Name, "backup", id, "err", err)
+		panic(http.ErrAbortHandler)
+	case err != nil:
+		return fmt.Errorf("export backup %s of cluster %s: %w", id, cluster.Name, err)
+	}
+	a.log.Info("backup exported", "cluster", cluster.Name, "backup", id)
+	return nil
+}
+
+// begun notes whether something was written.
+type begun struct {
+	w  http.ResponseWriter
+	is bool
+}
+
+// Write implements io.Writer.
+func (b *begun) Write(p []byte) (int, error) {
+	if !b.is {
+		b.w.Header().Set("Content-Type", "application/x-tar")
+	}
+	b.is = true
+	return b.w.Write(p)
+}
