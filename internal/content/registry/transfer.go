@@ -85,9 +85,13 @@ func (t *transfer) open() (err error) {
 			return fmt.Errorf("the upstream answers a request from byte %d on with range %q", t.at, clip(response.Header.Get("Content-Range")))
 		}
 		skip = 0
-	} else if t.deadline == nil {
-		t.size = response.ContentLength
-		t.deadline = time.AfterFunc(wholeTime+time.Duration(max(t.size, 0)/slowestRate)*time.Second, func() { t.cancel(errSlow) })
+	}
+	if t.deadline == nil {
+		t.size = t.at + response.ContentLength // a part of an answer before the first whole one is all that is left, too
+		if response.ContentLength < 0 {
+			t.size = -1
+		}
+		t.deadline = time.AfterFunc(t.upstream.wholeTime+time.Duration(max(t.size, 0)/slowestRate)*time.Second, func() { t.cancel(errSlow) })
 	}
 	t.body, t.endBody = response.Body, end
 	for skip > 0 {

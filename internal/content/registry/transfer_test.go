@@ -85,6 +85,34 @@ func TestTransfersOfUpstreamsGoOn(t *testing.T) {
 			}
 			<-r.Context().Done()
 		}, "the upstream sends nothing any more", 6},
+		{"it drips for ever", func(_ int32, w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+			for i := range content {
+				if _, err := w.Write(content[i : i+1]); err != nil || http.NewResponseController(w).Flush() != nil {
+					return
+				}
+				select {
+				case <-r.Context().Done():
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+		}, "the transfer takes too long", 1},
+		{"it drips for ever, in parts that nobody asked for", func(_ int32, w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", len(content)-1, len(content)))
+			w.WriteHeader(http.StatusPartialContent)
+			for {
+				if _, err := w.Write(content[:1]); err != nil || http.NewResponseController(w).Flush() != nil {
+					return
+				}
+				select {
+				case <-r.Context().Done():
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+		}, "the transfer takes too long", 1},
 		{"it never answers", func(_ int32, _ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "the upstream sends nothing any more", 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -97,6 +125,9 @@ func TestTransfersOfUpstreamsGoOn(t *testing.T) {
 			}))
 			defer site.Close()
 			u := transferUpstream(t, site)
+			if test.want == errSlow.Error() {
+				u.wholeTime = 0 // but for what its size takes at the slowest rate: two seconds
+			}
 			d, err := u.download(source{strings.TrimPrefix(site.URL, "http://"), "lib/x"}, name)
 			if err != nil {
 				t.Fatal(err)

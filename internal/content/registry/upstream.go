@@ -52,7 +52,7 @@ type upstream struct {
 	manifests singleflight.Group
 	slots     chan struct{}
 	// Times of a transfer; tests make them shorter.
-	headerTime, idleTime, firstResume time.Duration
+	headerTime, idleTime, wholeTime, firstResume time.Duration
 
 	mu        sync.Mutex
 	stopped   bool
@@ -80,7 +80,7 @@ func newUpstream(opts Options, counters *counters) (*upstream, error) {
 	u := &upstream{
 		hosts: map[string]bool{}, log: opts.Log, now: opts.Now, counters: counters,
 		slots: make(chan struct{}, maxDownloads), downloads: map[string]*download{},
-		headerTime: headerTime, idleTime: idleTime, firstResume: firstResume,
+		headerTime: headerTime, idleTime: idleTime, wholeTime: wholeTime, firstResume: firstResume,
 	}
 	for _, text := range opts.Upstreams {
 		host, plain, err := parseUpstream(text)
