@@ -7,8 +7,10 @@ import (
 	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"net/http/httptest"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +22,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/lab/vbmc"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/daemon"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
@@ -284,6 +287,62 @@ func TestViewer(t *testing.T) {
 		t.Errorf("scripts see the cookie %q, %v", got, err)
 	}
 }
+
+// TestPower switches a machine by its BMC, and is told what the one without a BMC lacks. What interrupts something asks for the name.
+func TestPower(t *testing.T) {
+	on := &switched{}
+	service := httptest.NewTLSServer(vbmc.New(vbmc.Options{Username: "operator", Password: "s3cret", Systems: []vbmc.System{{Name: "1", Serial: "SN-1", Machine: on}}}))
+	t.Cleanup(service.Close)
+	machines := madeUp(3, time.Now())
+	machines[0].Spec.BMC = &v1alpha1.BMC{Address: service.Listener.Addr().String(), System: "1", Authority: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: service.Certificate().Raw})), CredentialsSecret: "bmc"}
+	b := startBench(t, false)
+	check(t, b.client.Create(t.Context(), &v1alpha1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "bmc"}, Type: "bmc-credentials", Data: map[string][]byte{
+		"username": []byte("operator"), "password": []byte("s3cret"), "addresses": []byte("127.0.0.1")}}))
+	check(t, seed(t.Context(), b.client, machines))
+	b.login()
+	ask := func(name, action string) {
+		t.Helper()
+		b.goes("/ui/machines/" + name)
+		b.waits(`document.querySelector("[data-action=power]")`)
+		b.presses("p")
+		b.waits(`document.querySelector("dialog [name=power]")`)
+		_, err := value[bool](b.chromium, fmt.Sprintf(`(() => { const s = document.querySelector("dialog [name=power]"); s.value = %q; s.dispatchEvent(new Event("change")); return true; })()`, action))
+		check(t, err)
+	}
+	press := func() {
+		t.Helper()
+		_, err := value[bool](b.chromium, `(() => { document.querySelector("dialog [value=do]").click(); return true; })()`)
+		check(t, err)
+	}
+	ask(machines[0].Name, "on")
+	b.waits(`document.querySelector("dialog [name=confirm]").closest("label").hidden`)
+	press()
+	b.says(machines[0].Name + ": power is On, was Off")
+	ask(machines[0].Name, "off")
+	b.says("What runs there is interrupted.")
+	check(t, b.write("dialog [name=confirm]", machines[1].Name))
+	press()
+	b.says("Nothing was done.")
+	if !on.On() {
+		t.Error("the wrong name was typed, and the machine is off")
+	}
+	ask(machines[0].Name, "off")
+	check(t, b.write("dialog [name=confirm]", machines[0].Name))
+	press()
+	b.says(machines[0].Name + ": power is Off, was On")
+	ask(machines[1].Name, "on")
+	press()
+	b.says("spec.bmc")
+}
+
+// switched is a machine that a virtual BMC switches.
+type switched struct{ on atomic.Bool }
+
+func (s *switched) On() bool                                   { return s.on.Load() }
+func (s *switched) PowerOn(context.Context, vbmc.Device) error { s.on.Store(true); return nil }
+func (s *switched) PowerOff(context.Context) error             { s.on.Store(false); return nil }
+func (s *switched) Shutdown(context.Context) error             { s.on.Store(false); return nil }
+func (s *switched) Reset(context.Context) error                { return nil }
 
 // TestHostileMachines puts what would do something into every field that a machine can set. Nothing of it does.
 func TestHostileMachines(t *testing.T) {

@@ -1,6 +1,6 @@
-// What people ask of machines. Each is a change of spec, as the command line writes it; the server decides.
+// What people ask of machines. Each is a change of spec, as the command line writes it, or a request to the machine's BMC; the server decides.
 
-import { get, kindPath, patch } from "./api.js";
+import { get, kindPath, patch, post } from "./api.js";
 import { data, fill, h, oneLine } from "./dom.js";
 import { t } from "./i18n.js";
 import { refusal } from "./model.js";
@@ -41,10 +41,21 @@ const actions = {
 		}),
 		done: () => t("labelled"),
 	},
+	power: {
+		title: "Power", key: "p", does: "By the BMC. Nothing is stored: what the BMC does not do now is not done later.", fields: ["power", "boot"],
+		confirm: (values) => values.power !== "on",
+		check: (values) => (values.boot && ["shutdown", "off"].includes(values.power) ? t("a machine that goes off boots nothing; leave the next boot as it is") : ""),
+		run: (name, values) => post("/coldrack/v1/power/" + encodeURIComponent(name), { action: values.power, ...(values.boot ? { boot: values.boot } : {}) }),
+		done: (answer) => (answer.was === answer.state ? t("power is {0}", t(answer.state)) : t("power is {0}, was {1}", t(answer.state), t(answer.was))),
+	},
 };
 
+// Words for what a BMC does, as "coldrack power" has them.
+const powers = { on: "switch on", shutdown: "have the system shut down", off: "cut the power", cycle: "cut the power and give it back", reset: "reset" };
+const devices = { "": "as it is set up", network: "from the network, once", http: "by HTTP, once", disk: "from the disk, once" };
+
 /** list of actions in the order in which they are offered: name, title, key. */
-export const list = Object.entries(actions).map(([name, a]) => ({ name, title: a.title, key: a.key, danger: !!a.confirm }));
+export const list = Object.entries(actions).map(([name, a]) => ({ name, title: a.title, key: a.key, danger: a.confirm === true }));
 
 function intentEdit(action) {
 	return (m, values) => {
@@ -68,12 +79,27 @@ export function ask(name, names) {
 	const one = names.length === 1, expected = one ? names[0] : String(names.length);
 	const inputs = {
 		profile: () => h("select", { name: "profile" }, h("option", { value: "" }, t("as each machine has it")), store.all("profiles").map((p) => h("option", { value: p.metadata.name }, p.metadata.name))),
+		power: () => h("select", { name: "power", on: { change: () => asks() } }, Object.entries(powers).map(([value, text]) => h("option", { value }, t(text)))),
+		boot: () => h("select", { name: "boot" }, Object.entries(devices).map(([value, text]) => h("option", { value }, t(text)))),
 		labels: () => h("input", { name: "labels", placeholder: "rack=r1 spare-", autocomplete: "off", spellcheck: "false", required: true }),
 	};
-	const labels = { profile: t("Profile"), labels: t("Labels") };
+	const labels = { profile: t("Profile"), labels: t("Labels"), power: t("What to do"), boot: t("What it boots next") };
 	const error = h("p", { class: "error", role: "alert" });
-	const confirm = action.confirm ? h("input", { name: "confirm", autocomplete: "off", spellcheck: "false", required: true, "aria-describedby": "confirm-text" }) : null;
-	const submit = h("button", { class: action.confirm ? "danger" : "primary", value: "do", autofocus: !action.confirm && !action.fields.includes("labels") }, t(action.title));
+	const confirm = action.confirm ? h("input", { name: "confirm", autocomplete: "off", spellcheck: "false", "aria-describedby": "confirm-text" }) : null;
+	const confirmText = h("span", { id: "confirm-text" }), confirmed = confirm && h("label", {}, confirmText, confirm);
+	const submit = h("button", { class: "primary", value: "do", autofocus: !action.confirm && !action.fields.includes("labels") }, t(action.title));
+	const mustConfirm = () => (typeof action.confirm === "function" ? action.confirm(Object.fromEntries(new FormData(form))) : !!action.confirm);
+	// asks says what must be typed before it is done, which may follow from what was chosen.
+	const asks = () => {
+		if (!confirm) return;
+		const must = mustConfirm();
+		confirmed.hidden = !must;
+		confirm.required = must;
+		submit.className = must ? "danger" : "primary";
+		fill(confirmText, action.confirm === true
+			? (one ? t("Data is destroyed. Type the machine's name to go on: {0}", expected) : t("Data is destroyed. Type the number of machines to go on: {0}", expected))
+			: (one ? t("What runs there is interrupted. Type the machine's name to go on: {0}", expected) : t("What runs there is interrupted. Type the number of machines to go on: {0}", expected)));
+	};
 	const body = h("div", {},
 		h("h2", {}, t(action.title), ": ", one ? data(names[0]) : t("{0} machines", names.length)),
 		h("p", {}, t(action.does)),
@@ -81,7 +107,8 @@ export function ask(name, names) {
 		action.fields.map((f) => (f === "replace"
 			? h("label", {}, h("input", { type: "checkbox", name: "replace" }), " ", t("Give up an earlier request that has not begun, or whose machine is Lost"))
 			: h("label", {}, labels[f], inputs[f]()))),
-		confirm ? h("label", {}, h("span", { id: "confirm-text" }, one ? t("Data is destroyed. Type the machine's name to go on: {0}", expected) : t("Data is destroyed. Type the number of machines to go on: {0}", expected)), confirm) : null,
+		action.run ? runsOn(names) : null,
+		confirmed,
 		error,
 		h("div", { class: "foot" }, h("button", { type: "button", value: "no", on: { click: () => dialog.close() } }, t("Cancel")), submit));
 	const form = h("form", {
@@ -90,7 +117,7 @@ export function ask(name, names) {
 			submit: (event) => {
 				event.preventDefault();
 				const values = Object.fromEntries(new FormData(form));
-				if (confirm && confirm.value.trim() !== expected) {
+				if (confirm && mustConfirm() && confirm.value.trim() !== expected) {
 					fill(error, t("What you typed is not {0}. Nothing was done.", expected));
 					return;
 				}
@@ -100,9 +127,16 @@ export function ask(name, names) {
 			},
 		},
 	}, body);
+	asks();
 	const dialog = openDialog(h("dialog", { "aria-label": t(action.title) }, form));
-	(confirm ?? form.querySelector("[name=labels]"))?.focus();
+	(form.querySelector("[name=labels], [name=power]") ?? confirm)?.focus();
 	return new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+}
+
+/** runsOn names the nodes of clusters among machines: what is interrupted when they lose their power. */
+function runsOn(names) {
+	const nodes = names.map((n) => store.objects.machines.get(n)).filter((row) => row?.cluster);
+	return nodes.length ? h("p", { class: "ill" }, t("Nodes of clusters: {0}", nodes.slice(0, 8).map((row) => row.name + " (" + row.cluster + ")").join(", ") + (nodes.length > 8 ? ", …" : ""))) : null;
 }
 
 /** carryOut does it for each machine and reports each. */
@@ -118,7 +152,7 @@ async function carryOut(dialog, action, names, values) {
 		for (let name; (name = waiting.shift()) !== undefined;) {
 			let text = "", bad = false;
 			try {
-				const m = await change(name, (m) => edit(m, values));
+				const m = await (action.run ? action.run(name, values) : change(name, (m) => edit(m, values)));
 				text = action.intent ? t("asked for") : action.done(m, values);
 			} catch (err) {
 				bad = true;
