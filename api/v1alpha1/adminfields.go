@@ -41,6 +41,7 @@ func AdminFields(c, old *Cluster) []*field.Path {
 		{spec.Child("registries"), c.Spec.Registries, old.Spec.Registries},
 		// The server writes there as root.
 		{spec.Child("etcd", "backup", "folder"), c.Spec.Etcd.Backup.Folder, old.Spec.Etcd.Backup.Folder},
+		{spec.Child("rotation"), c.Spec.Rotation, old.Spec.Rotation},
 	} {
 		if !equality.Semantic.DeepEqual(f.now, f.was) {
 			changed = append(changed, f.path)

@@ -106,6 +106,9 @@ type ClusterSpec struct {
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=16
 	MaintenanceWindows []MaintenanceWindow `json:"maintenanceWindows,omitempty"`
+	// Rotation replaces one of the cluster's authorities or keys, in stages (coldrack cluster rotate).
+	// +optional
+	Rotation *ClusterRotation `json:"rotation,omitempty"`
 	// Paused stops every controller of this cluster after the step that is running.
 	// +optional
 	Paused bool `json:"paused,omitempty"`
@@ -468,6 +471,13 @@ type ClusterStatus struct {
 	// +optional
 	// +listType=atomic
 	History []ClusterWorkStep `json:"history,omitempty"`
+	// Rotation is the rotation of an authority or key that is in hand, or the last one.
+	// +optional
+	Rotation *RotationStatus `json:"rotation,omitempty"`
+	// PastRotations are ids of rotations that have ended.
+	// +optional
+	// +listType=atomic
+	PastRotations []string `json:"pastRotations,omitempty"`
 	// Failure has stopped all changes.
 	// +optional
 	Failure *ClusterFailure `json:"failure,omitempty"`

@@ -504,6 +504,9 @@ type KubernetesStatus struct {
 	// CertificatesExpireAt is when the first of the node's certificates expires.
 	// +optional
 	CertificatesExpireAt *metav1.Time `json:"certificatesExpireAt,omitempty"`
+	// RenewAt is when certificates are due whose renewal restarts something on the node. They are renewed when it is the node's turn.
+	// +optional
+	RenewAt *metav1.Time `json:"renewAt,omitempty"`
 }
 
 // BootAction is what a booting machine is told to do.

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -48,6 +50,9 @@ func (l Loss) String() string {
 type Client struct {
 	r    *Rack
 	name string
+	host string
+	from *netns.NS
+	api  atomic.Pointer[kubernetes.Clientset]
 	stop context.CancelFunc
 	done chan struct{}
 	// wrong is what the API said that cannot be true.
@@ -73,21 +78,13 @@ func (r *Rack) ClientAtVirtualIP() *Client {
 
 func (r *Rack) startClient(name, host string, from *netns.NS) *Client {
 	r.t.Helper()
-	config, err := r.restConfig(host, from)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	config.Timeout = loadLimit
-	api, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		r.t.Fatal(err)
-	}
 	ctx, stop := context.WithCancel(r.t.Context())
-	c := &Client{r: r, name: name, stop: stop, done: make(chan struct{}), answered: time.Now()}
+	c := &Client{r: r, name: name, host: host, from: from, stop: stop, done: make(chan struct{}), answered: time.Now()}
+	c.Reconnect()
 	r.t.Cleanup(func() { c.Stop() })
 	go func() {
 		defer close(c.done)
-		c.wrong = c.run(ctx, api)
+		c.wrong = c.run(ctx)
 	}()
 	// It counts from its first answer on.
 	r.Await("client "+name, func() (bool, string) {
@@ -100,6 +97,21 @@ func (r *Rack) startClient(name, host string, from *netns.NS) *Client {
 		return false, fmt.Sprint(c.loss.Last)
 	})
 	return c
+}
+
+// Reconnect has the client go on with the kubeconfig that there is now.
+func (c *Client) Reconnect() {
+	c.r.t.Helper()
+	config, err := c.r.restConfig(c.host, c.from)
+	if err != nil {
+		c.r.t.Fatal(err)
+	}
+	config.Timeout = loadLimit
+	api, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		c.r.t.Fatal(err)
+	}
+	c.api.Store(api)
 }
 
 // restConfig is an administrator's way to the API from a namespace; without a host it is the desk's.
@@ -120,15 +132,17 @@ func (r *Rack) restConfig(host string, from *netns.NS) (*rest.Config, error) {
 }
 
 // run counts up a number in a ConfigMap until ctx ends. What was acknowledged must be there at the next look.
-func (c *Client) run(ctx context.Context, api kubernetes.Interface) error {
-	maps := api.CoreV1().ConfigMaps(metav1.NamespaceDefault)
+func (c *Client) run(ctx context.Context) error {
+	maps := func() typedcorev1.ConfigMapInterface {
+		return c.api.Load().CoreV1().ConfigMaps(metav1.NamespaceDefault)
+	}
 	object := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: c.name}}
 	for written := 0; ctx.Err() == nil; pause(ctx, loadPause) {
 		read := &corev1.ConfigMap{}
 		ok := c.request(ctx, func(ctx context.Context) (err error) {
-			read, err = maps.Get(ctx, c.name, metav1.GetOptions{})
+			read, err = maps().Get(ctx, c.name, metav1.GetOptions{})
 			if apierrors.IsNotFound(err) && written == 0 {
-				read, err = maps.Create(ctx, object, metav1.CreateOptions{})
+				read, err = maps().Create(ctx, object, metav1.CreateOptions{})
 			}
 			return err
 		})
@@ -141,7 +155,7 @@ func (c *Client) run(ctx context.Context, api kubernetes.Interface) error {
 		}
 		read.Data = map[string]string{"n": strconv.Itoa(is + 1)}
 		if c.request(ctx, func(ctx context.Context) error {
-			_, err := maps.Update(ctx, read, metav1.UpdateOptions{})
+			_, err := maps().Update(ctx, read, metav1.UpdateOptions{})
 			if apierrors.IsConflict(err) {
 				return nil // the first try had been written, and its answer was lost
 			}

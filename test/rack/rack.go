@@ -64,6 +64,7 @@ type Rack struct {
 	server   *Server
 	machines []*Machine
 	cluster  string               // name, once there is one
+	fetched  int                  // kubeconfigs that were fetched anew
 	api      kubernetes.Interface // of the cluster, once it was asked for
 }
 
@@ -217,6 +218,25 @@ func (r *Rack) kubeconfig() (string, error) {
 		return "", fmt.Errorf("%w: %s", err, out)
 	}
 	return file, nil
+}
+
+// FetchKubeconfig has whoever asks the cluster from now on use a new kubeconfig, and returns the file of the one before.
+func (r *Rack) FetchKubeconfig() (before string) {
+	r.t.Helper()
+	file, err := r.kubeconfig()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.fetched++
+	before = fmt.Sprintf("%s.%d", file, r.fetched)
+	if err := os.Rename(file, before); err != nil {
+		r.t.Fatal(err)
+	}
+	r.api = nil
+	if _, err := r.kubeconfig(); err != nil {
+		r.t.Fatal(err)
+	}
+	return before
 }
 
 // Await waits until done says so; its text is what is seen meanwhile, for the test's log.

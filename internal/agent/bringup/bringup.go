@@ -187,6 +187,7 @@ func (e *Executor) Assign(a wire.NodeAssignment) {
 	}
 	e.orphan = false
 	e.content = a.Plan.ContentURL
+	turn := e.begun != nil && e.begun.Hold && !a.Hold // what waited for it may be done now
 	e.take(a)
 	resumed := e.paused && !a.Paused
 	if a.Paused != e.paused {
@@ -201,7 +202,7 @@ func (e *Executor) Assign(a wire.NodeAssignment) {
 	case e.interrupt == nil:
 	case e.paused:
 		e.hold(errHeld)
-	case e.next != nil || resumed:
+	case e.next != nil || resumed || turn:
 		e.interrupt(errSuperseded)
 	}
 	select {

@@ -2,9 +2,12 @@ package bringup
 
 import (
 	"context"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"coldrack.dev/internal/agent/nodecert"
 	"coldrack.dev/internal/contract/wire"
@@ -33,8 +36,11 @@ func (p *pass) certificate(ctx context.Context, c wire.NodeCertificate) (bool, e
 			was = newer
 		}
 	}
-	p.track.expiry(c.Name, was.Leaf)
-	if was.Why == "" {
+	p.track.expiry(c.Name, was.Leaf, p.renewAt(c, was.Leaf))
+	if err := p.removeRemade(c, ask); err != nil {
+		return false, err
+	}
+	if was.Why == "" || p.waitsToRenew(c, was) {
 		return false, p.certificateModes(c)
 	}
 	if certificate == nil {
@@ -75,9 +81,46 @@ func (p *pass) certificate(ctx context.Context, c wire.NodeCertificate) (bool, e
 	if err != nil {
 		return false, err
 	}
-	p.track.expiry(c.Name, list[0])
+	p.track.expiry(c.Name, list[0], p.renewAt(c, list[0]))
 	p.Log.Info("certificate written", "certificate", c.Name, "path", c.CertPath, "because", was.Why, "expires", list[0].NotAfter)
 	return true, nil
+}
+
+// removeRemade removes certificates that their user makes by itself and that an authority has signed which signs no more.
+func (p *pass) removeRemade(c, ask wire.NodeCertificate) error {
+	for _, file := range c.Remade {
+		content, err := p.disk.Read(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return fmt.Errorf("certificate %s: %w", c.Name, err)
+		}
+		if nodecert.SignedBy(content, c.Authority, ask.Authority) {
+			continue
+		}
+		if err := p.prepare([]string{c.CertPath}); err != nil { // its reader is restarted
+			return err
+		}
+		if err := os.Remove(p.disk.At(file)); err != nil {
+			return fmt.Errorf("certificate %s: %w", c.Name, err)
+		}
+		p.Log.Info("certificate of another authority removed; its user has it made anew", "path", file)
+	}
+	return nil
+}
+
+// renewAt is when a certificate is due whose renewal restarts something; zero for others, which the server need not know of.
+func (p *pass) renewAt(c wire.NodeCertificate, leaf *x509.Certificate) time.Time {
+	if leaf == nil || len(c.Restart) == 0 {
+		return time.Time{}
+	}
+	return nodecert.RenewAt(p.plan.NodeName, leaf).UTC().Truncate(time.Second)
+}
+
+// waitsToRenew says that a certificate is due, and that its renewal, which restarts something, waits for the node's turn. Late
+// in its life it waits no longer: what it would restart ends otherwise.
+func (p *pass) waitsToRenew(c wire.NodeCertificate, is nodecert.Check) bool {
+	return p.hold && len(c.Restart) > 0 && is.Usable && is.Why == nodecert.WhyDue && !nodecert.Late(is.Leaf, p.Now())
 }
 
 // asSigned is a certificate as the server signs it now.

@@ -91,6 +91,60 @@ func TestRenewal(t *testing.T) {
 	}
 }
 
+// What has to be restarted for a renewal waits for the node's turn; what reloads does not. A node whose turn never comes does it
+// late in the certificate's life.
+func TestARenewalThatRestartsWaitsForItsTurn(t *testing.T) {
+	const pod, conf = "/etc/kubernetes/manifests/kube-controller-manager.yaml", "/etc/kubernetes/controller-manager.conf"
+	for name, tt := range map[string]struct {
+		then func(*rig, *Executor, *wire.NodePlan)
+	}{
+		"it is told that it is its turn": {func(r *rig, e *Executor, plan *wire.NodePlan) {
+			e.Assign(r.order(wire.NodeAssignment{Version: "v3", Operation: "certificates 1", Plan: plan}))
+		}},
+		"its life ends, and nobody says anything": {func(r *rig, e *Executor, plan *wire.NodePlan) {
+			r.offset.Store(int64(2*time.Hour + 45*time.Minute))
+			e.Assign(r.order(wire.NodeAssignment{Version: "v3", Hold: true, Plan: copyOf(wire.NodeAssignment{Plan: plan}).Plan}))
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.interrupt(errAgain) // as the clock has it do from time to time
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.life = 3 * time.Hour
+			plan := r.rollable()
+			r.bringUp(r.order(wire.NodeAssignment{Version: "v1", Plan: plan}))
+			before := r.read(pod) + r.read(conf)
+			r.mu.Lock()
+			r.signed, r.life = nil, 12*time.Hour
+			r.mu.Unlock()
+			r.offset.Store(int64(2*time.Hour + 10*time.Minute))
+			e := r.executor()
+			r.start(e)
+			e.Assign(r.order(wire.NodeAssignment{Version: "v2", Hold: true, Plan: plan}))
+			report := r.until("what reloads is renewed", func(p wire.PhaseReport) bool {
+				return p.Version == "v2" && p.Done && time.Until(p.Certificates["apiserver"]) > 6*time.Hour
+			})
+			if report.RenewAt == nil || report.RenewAt.After(time.Now().Add(2*time.Hour+10*time.Minute)) || time.Until(report.Certificates["controller-manager"]) > 6*time.Hour {
+				t.Errorf("held, it reports %+v", report)
+			}
+			if r.read(pod)+r.read(conf) != before {
+				t.Error("held, the controller manager got another certificate")
+			}
+			tt.then(r, e, plan)
+			report = r.until("the controller manager's is renewed", func(p wire.PhaseReport) bool {
+				return p.Version == "v3" && p.Done && time.Until(p.Certificates["controller-manager"]) > 6*time.Hour
+			})
+			if report.RenewAt == nil || time.Until(*report.RenewAt) < 6*time.Hour {
+				t.Errorf("renewed, it reports that certificates are due at %v", report.RenewAt)
+			}
+			if r.read(pod) == "" || r.read(pod)+r.read(conf) == before {
+				t.Error("the controller manager's manifest did not change")
+			}
+		})
+	}
+}
+
 func TestACertificateThatCannotBeRenewedYetHoldsUpNothing(t *testing.T) {
 	r := newRig(t)
 	r.life = 3 * time.Hour

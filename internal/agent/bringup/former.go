@@ -139,7 +139,7 @@ func (p *pass) keptPair(c wire.NodeCertificate) (certificate, key []byte) {
 	if key, err = p.disk.Read(kept.KeyPath); err != nil {
 		return nil, nil
 	}
-	if check := nodecert.Inspect(c, certificate, key, p.Now()); check.Why != "" {
+	if check := nodecert.Inspect(p.plan.NodeName, c, certificate, key, p.Now()); check.Why != "" {
 		return nil, nil
 	}
 	return certificate, key

@@ -3,6 +3,8 @@ package bringup
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -11,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"coldrack.dev/internal/agent/nodecert"
+	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/contract/wire"
+	"coldrack.dev/test/ca"
 )
 
 // changed is a plan in which everything that is hard differs: a program, one that is no more, files, a unit, a certificate; and
@@ -263,5 +268,58 @@ func TestWhatLeadsToAPodStopsFirst(t *testing.T) {
 			t.Errorf("%s changed: systemd did %q, want %q", change.file, did, change.want)
 		}
 		r.bringUp(r.order(wire.NodeAssignment{Version: version + " back", Plan: copyOf(first).Plan}))
+	}
+}
+
+// When another authority signs, everything is signed anew that the former one had signed, also what the kubelet gets from the cluster's
+// API; but not before it is the node's turn.
+func TestAnotherAuthoritySigns(t *testing.T) {
+	const serving, rotated = "/var/lib/kubelet/pki/kubelet-server-current.pem", "/var/lib/kubelet/pki/kubelet-server-2026.pem"
+	r := newRig(t)
+	plan := r.rollable()
+	kubelet := &plan.Certificates[slices.IndexFunc(plan.Certificates, func(c wire.NodeCertificate) bool { return c.Name == "kubelet-client" })]
+	kubelet.Remade = []string{serving}
+	first := r.order(wire.NodeAssignment{Version: "v1", Plan: plan})
+	r.bringUp(first)
+	certificate, key := issue(t, r.cas[kubelet.Authority], *kubelet, 12*time.Hour, 0, nil)
+	d := nodefile.Disk{Root: r.root}
+	if err := errors.Join(d.Write(rotated, slices.Concat(certificate, key), 0o600), os.Symlink(rotated, d.At(serving))); err != nil {
+		t.Fatal(err)
+	}
+	starts := r.twin.load("kubelet.service").Starts
+
+	other := ca.New(t, "kubernetes")
+	r.mu.Lock()
+	r.cas[string(other.PEM())] = other
+	r.mu.Unlock()
+	next := copyOf(wire.NodeAssignment{Plan: plan}).Plan
+	next.Digests = wire.ConfigDigests{Etcd: "e2", ControlPlane: "c2", Node: "n2"}
+	for i := range next.Certificates {
+		if next.Certificates[i].Authority == kubelet.Authority {
+			next.Certificates[i].Authority = string(other.PEM())
+		}
+	}
+	e := r.executor()
+	r.start(e)
+	e.Assign(r.order(wire.NodeAssignment{Version: "v2", Hold: true, Plan: next}))
+	r.done("v2")
+	if !r.has(serving) || r.twin.load("kubelet.service").Starts != starts {
+		t.Error("held, the kubelet lost its certificate")
+	}
+	e.Assign(r.order(wire.NodeAssignment{Version: "v3", Operation: "change 1", Plan: next}))
+	r.done("v3")
+	if _, err := os.Lstat(d.At(serving)); !errors.Is(err, fs.ErrNotExist) || r.twin.load("kubelet.service").Starts == starts {
+		t.Errorf("the kubelet serves with what the former authority signed: %v", err)
+	}
+	for _, c := range next.Certificates {
+		if content, err := d.Read(c.CertPath); err != nil || !nodecert.SignedBy(content, c.Authority) {
+			t.Errorf("certificate %s is of another authority: %v", c.Name, err)
+		}
+	}
+	starts = r.twin.load("kubelet.service").Starts
+	e.Assign(r.order(wire.NodeAssignment{Version: "v4", Hold: true, Plan: next}))
+	r.done("v4")
+	if r.twin.load("kubelet.service").Starts != starts {
+		t.Error("it is restarted without end")
 	}
 }

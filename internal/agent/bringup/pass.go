@@ -28,6 +28,8 @@ type pass struct {
 	former *wire.NodePlan
 	// signed are the certificates as the server signs them now; empty: as the plan has them.
 	signed []wire.NodeCertificate
+	// hold: it is not this node's turn to restart anything.
+	hold bool
 	// hard ends with the agent. What must not be cut in two runs under it.
 	hard context.Context
 	// soft ends when this plan is no longer the one to carry out: waiting is pointless from then on.
@@ -57,7 +59,7 @@ type part struct {
 
 func (e *Executor) newPass(hard, soft, open context.Context, s *state) *pass {
 	plan := s.Plan
-	p := &pass{Executor: e, plan: plan, former: s.Former, signed: s.Signed, hard: hard, soft: soft, open: open, done: map[string]chan struct{}{}}
+	p := &pass{Executor: e, plan: plan, former: s.Former, signed: s.Signed, hold: s.Hold, hard: hard, soft: soft, open: open, done: map[string]chan struct{}{}}
 	for _, ph := range plan.Phases {
 		p.done[ph.Name] = make(chan struct{})
 		if worksOn(plan, ph) {

@@ -17,11 +17,12 @@ type track struct {
 	mu           sync.Mutex
 	report       wire.PhaseReport
 	certificates map[string]time.Time
-	changed      chan struct{} // of capacity one
+	renewals     map[string]time.Time // see wire.PhaseReport.RenewAt
+	changed      chan struct{}        // of capacity one
 }
 
 func newTrack(now func() time.Time) *track {
-	return &track{now: now, certificates: map[string]time.Time{}, changed: make(chan struct{}, 1)}
+	return &track{now: now, certificates: map[string]time.Time{}, renewals: map[string]time.Time{}, changed: make(chan struct{}, 1)}
 }
 
 func (t *track) tell() {
@@ -55,7 +56,9 @@ func (t *track) follow(s *state) {
 	for _, c := range plan.Certificates {
 		wanted[c.Name] = true
 	}
-	maps.DeleteFunc(t.certificates, func(name string, _ time.Time) bool { return !wanted[name] })
+	for _, times := range []map[string]time.Time{t.certificates, t.renewals} {
+		maps.DeleteFunc(times, func(name string, _ time.Time) bool { return !wanted[name] })
+	}
 	t.tell()
 }
 
@@ -169,13 +172,17 @@ func (t *track) succeed(name string) {
 	})
 }
 
-func (t *track) expiry(name string, leaf *x509.Certificate) {
+// expiry notes the end of a certificate, and when it is due; zero where nothing has to wait for its renewal.
+func (t *track) expiry(name string, leaf *x509.Certificate, renewAt time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if leaf == nil || t.certificates[name].Equal(leaf.NotAfter) {
+	if leaf == nil || t.certificates[name].Equal(leaf.NotAfter) && t.renewals[name].Equal(renewAt) {
 		return
 	}
 	t.certificates[name] = leaf.NotAfter.UTC()
+	if delete(t.renewals, name); !renewAt.IsZero() {
+		t.renewals[name] = renewAt
+	}
 	t.tell()
 }
 
@@ -214,5 +221,10 @@ func (t *track) snapshot() wire.PhaseReport {
 	r := t.report
 	r.Phases = slices.Clone(r.Phases)
 	r.Certificates = maps.Clone(t.certificates)
+	for _, at := range t.renewals {
+		if r.RenewAt == nil || at.Before(*r.RenewAt) {
+			r.RenewAt = &at
+		}
+	}
 	return r
 }

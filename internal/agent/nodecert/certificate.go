@@ -16,6 +16,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -148,10 +149,33 @@ func canonical(list []string) []string {
 	return sorted(out)
 }
 
-// due says that a third of the certificate's life or less is left.
-func due(leaf *x509.Certificate, now time.Time) bool {
-	return now.After(leaf.NotAfter.Add(-leaf.NotAfter.Sub(leaf.NotBefore) / 3))
+// RenewAt is when a node's certificate is due: when a third of its life is left, or up to a tenth of its life earlier, at a moment that
+// is the node's own. So nodes that were installed in one hour do not renew in one, and all that a node has is due together.
+func RenewAt(node string, leaf *x509.Certificate) time.Time {
+	hash := fnv.New32a()
+	hash.Write([]byte(node))
+	life := leaf.NotAfter.Sub(leaf.NotBefore)
+	const steps = 4096
+	return leaf.NotAfter.Add(-life/3 - life/10/steps*time.Duration(hash.Sum32()%steps))
 }
+
+// SignedBy says whether the first certificate of a PEM text was signed by one of authorities, which are PEM texts.
+func SignedBy(text []byte, authorities ...string) bool {
+	list, err := Parse(text)
+	if err != nil {
+		return false
+	}
+	signers, err := Parse([]byte(strings.Join(authorities, "\n")))
+	return err == nil && slices.ContainsFunc(signers, func(a *x509.Certificate) bool { return list[0].CheckSignatureFrom(a) == nil })
+}
+
+// Late says that a tenth of a certificate's life or less is left: it is renewed without waiting for anybody.
+func Late(leaf *x509.Certificate, now time.Time) bool {
+	return !now.Before(leaf.NotAfter.Add(-leaf.NotAfter.Sub(leaf.NotBefore) / 10))
+}
+
+// WhyDue is Check.Why of a certificate that fits and is due.
+const WhyDue = "most of its life is over"
 
 // Check is what was found.
 type Check struct {
@@ -162,8 +186,8 @@ type Check struct {
 	Leaf *x509.Certificate
 }
 
-// Inspect looks at a certificate and its key as they are in their files.
-func Inspect(want wire.NodeCertificate, certificate, key []byte, now time.Time) Check {
+// Inspect looks at a certificate and its key as they are in a node's files.
+func Inspect(node string, want wire.NodeCertificate, certificate, key []byte, now time.Time) Check {
 	list, err := Parse(certificate)
 	if err != nil {
 		return Check{Why: "the certificate's file cannot be read: " + err.Error()}
@@ -175,8 +199,8 @@ func Inspect(want wire.NodeCertificate, certificate, key []byte, now time.Time) 
 	if why := unfit(want, leaf, now); why != "" {
 		return Check{Why: why, Leaf: leaf}
 	}
-	if !want.Rotated && due(leaf, now) {
-		return Check{Why: "two thirds of its life are over", Usable: true, Leaf: leaf}
+	if !want.Rotated && !now.Before(RenewAt(node, leaf)) {
+		return Check{Why: WhyDue, Usable: true, Leaf: leaf}
 	}
 	return Check{Usable: true, Leaf: leaf}
 }
@@ -207,7 +231,7 @@ func Look(d nodefile.Disk, plan *wire.NodePlan, c wire.NodeCertificate, now time
 		}
 		content[i] = b
 	}
-	return Inspect(c, content[0], content[1], now), nil
+	return Inspect(plan.NodeName, c, content[0], content[1], now), nil
 }
 
 // Fresh is where a renewed certificate is until its key is in place: two files cannot be replaced at once, and
@@ -243,7 +267,7 @@ func Request(ctx context.Context, signer Signer, cluster string, c wire.NodeCert
 		return nil, nil, err
 	}
 	certificate = []byte(answer.Certificate)
-	got := Inspect(c, certificate, key, now())
+	got := Inspect("", c, certificate, key, now())
 	if !got.Usable {
 		return nil, nil, fmt.Errorf("the server sent one that does not fit: %s", got.Why)
 	}

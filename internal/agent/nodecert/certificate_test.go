@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -52,8 +53,8 @@ func TestWhenACertificateIsReplaced(t *testing.T) {
 		"the order of names does not matter": {want: func(c *wire.NodeCertificate) {
 			c.DNSNames, c.Organizations = []string{"localhost", "node"}, []string{"b", "a"}
 		}, usable: true},
-		"a third of its life is left":                {age: 2*time.Hour + time.Minute, why: "two thirds", usable: true},
-		"a little more than a third is left":         {age: 2*time.Hour - time.Minute, usable: true},
+		"a third of its life is left":                {age: 2*time.Hour + time.Minute, why: WhyDue, usable: true},
+		"more than a tenth more than that is left":   {age: 100 * time.Minute, usable: true},
 		"one that its user rotates is left to him":   {age: 2*time.Hour + time.Minute, rotated: true, usable: true},
 		"one that its user rotates but that expired": {age: 4 * time.Hour, rotated: true, why: "expired"},
 		"one that expired":                           {age: 4 * time.Hour, why: "expired"},
@@ -75,7 +76,7 @@ func TestWhenACertificateIsReplaced(t *testing.T) {
 		if tt.want != nil {
 			tt.want(&asked)
 		}
-		got := Inspect(asked, certificate, key, time.Now())
+		got := Inspect("node-01", asked, certificate, key, time.Now())
 		if got.Usable != tt.usable || (got.Why == "") != (tt.why == "") || !strings.Contains(got.Why, tt.why) {
 			t.Errorf("%s: usable %v, because %q", name, got.Usable, got.Why)
 		}
@@ -85,7 +86,7 @@ func TestWhenACertificateIsReplaced(t *testing.T) {
 	for name, tt := range map[string]struct{ certificate, key []byte }{
 		"the key of another": {certificate, key}, "no certificate": {nil, key}, "no key": {certificate, nil}, "rubbish": {[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), key},
 	} {
-		if got := Inspect(want, tt.certificate, tt.key, time.Now()); got.Usable || got.Why == "" {
+		if got := Inspect("node-01", want, tt.certificate, tt.key, time.Now()); got.Usable || got.Why == "" {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
@@ -96,7 +97,7 @@ func FuzzInspect(f *testing.F) {
 	f.Add([]byte(authority), []byte("-----BEGIN EC PRIVATE KEY-----\n-----END EC PRIVATE KEY-----\n"))
 	want := wire.NodeCertificate{KeyAlgorithm: "ECDSA-P256", CommonName: "x", Authority: authority}
 	f.Fuzz(func(t *testing.T, certificate, key []byte) {
-		if Inspect(want, certificate, key, time.Now()).Usable {
+		if Inspect("node-01", want, certificate, key, time.Now()).Usable {
 			t.Error("nobody signed that")
 		}
 	})
@@ -112,5 +113,29 @@ func TestKeysOfEveryKind(t *testing.T) {
 		if block, _ := pem.Decode(encoded); err != nil || block == nil || AlgorithmOf(key.Public()) != algorithm {
 			t.Errorf("%s: %v", algorithm, err)
 		}
+	}
+}
+
+// 500 nodes that were installed in the same hour renew over weeks, each within the tenth of the life before its last third.
+func TestNodesRenewAtDifferentTimes(t *testing.T) {
+	const nodes, day = 500, 24 * time.Hour
+	from := time.Date(2026, 11, 30, 9, 0, 0, 0, time.UTC)
+	leaf := &x509.Certificate{NotBefore: from, NotAfter: from.Add(365 * day)}
+	earliest, latest := leaf.NotAfter.Add(-leaf.NotAfter.Sub(from)*13/30), leaf.NotAfter.Add(-leaf.NotAfter.Sub(from)/3)
+	perDay := map[int]int{}
+	for i := range nodes {
+		at := RenewAt(fmt.Sprintf("worker-%03d", i), leaf)
+		if at.Before(earliest) || at.After(latest) {
+			t.Errorf("node %d renews at %s, want between %s and %s", i, at, earliest, latest)
+		}
+		perDay[int(at.Sub(from)/day)]++
+	}
+	for on, count := range perDay {
+		if count > nodes/10 {
+			t.Errorf("%d of %d nodes renew on day %d", count, nodes, on)
+		}
+	}
+	if Late(leaf, latest) || Late(leaf, leaf.NotAfter.Add(-37*day)) || !Late(leaf, leaf.NotAfter.Add(-36*day)) {
+		t.Error("late is the last tenth")
 	}
 }

@@ -32,11 +32,19 @@ func accountOf(name string, labels map[string]string) *corev1.ServiceAccount {
 	return &corev1.ServiceAccount{TypeMeta: coreType(rbac.ServiceAccountKind), ObjectMeta: objectMeta(kubeSystem, name, labels)}
 }
 
-// digestOf is put into a pod template, so that pods are replaced when their configuration changes.
-func digestOf(data map[string]string) map[string]string {
+// annotationAuthority is in a pod template from the second authority of a cluster on.
+const annotationAuthority = "coldrack.dev/authority"
+
+// stamp is put into a pod template, so that pods are replaced when their configuration changes, or the authority that they verify the
+// API with.
+func (r *renderer) stamp(data map[string]string) map[string]string {
 	encoded, _ := json.Marshal(data) // a map of strings can be encoded, and is with its keys in order
 	sum := sha256.Sum256(encoded)
-	return map[string]string{annotationConfigDigest: hex.EncodeToString(sum[:8])}
+	annotations := map[string]string{annotationConfigDigest: hex.EncodeToString(sum[:8])}
+	if r.in.AuthorityNumber > 1 {
+		annotations[annotationAuthority] = strconv.Itoa(r.in.AuthorityNumber)
+	}
+	return annotations
 }
 
 // What a client inside a pod finds the API by.
@@ -113,7 +121,7 @@ func (r *renderer) proxyObjects() ([]runtime.Object, error) {
 			Selector:       &metav1.LabelSelector{MatchLabels: selector},
 			UpdateStrategy: apps.DaemonSetUpdateStrategy{Type: apps.RollingUpdateDaemonSetStrategyType},
 			Template: corev1.PodTemplateSpec{
-				ObjectMeta: metav1.ObjectMeta{Labels: selector, Annotations: digestOf(data)},
+				ObjectMeta: metav1.ObjectMeta{Labels: selector, Annotations: r.stamp(data)},
 				Spec: corev1.PodSpec{
 					PriorityClassName: "system-node-critical", HostNetwork: true, ServiceAccountName: "kube-proxy",
 					Tolerations:  []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
@@ -217,7 +225,7 @@ func (r *renderer) flannelObjects() ([]runtime.Object, error) {
 			// It has no sign of its own that it is ready. One that cannot go on has ended by then.
 			MinReadySeconds: 10,
 			Template: corev1.PodTemplateSpec{
-				ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: digestOf(data)},
+				ObjectMeta: metav1.ObjectMeta{Labels: labels, Annotations: r.stamp(data)},
 				Spec: corev1.PodSpec{
 					PriorityClassName: "system-node-critical", HostNetwork: true, ServiceAccountName: "flannel",
 					Tolerations:  []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
@@ -390,7 +398,7 @@ func (r *renderer) dnsObjects() []runtime.Object {
 				RollingUpdate: &apps.RollingUpdateDeployment{MaxUnavailable: to(intstr.FromInt32(1))}},
 			Selector: &metav1.LabelSelector{MatchLabels: selector},
 			Template: corev1.PodTemplateSpec{
-				ObjectMeta: metav1.ObjectMeta{Labels: selector, Annotations: digestOf(data)},
+				ObjectMeta: metav1.ObjectMeta{Labels: selector, Annotations: r.stamp(data)},
 				Spec: corev1.PodSpec{
 					PriorityClassName: "system-cluster-critical", ServiceAccountName: "coredns", DNSPolicy: corev1.DNSDefault,
 					NodeSelector: map[string]string{"kubernetes.io/os": "linux"},

@@ -41,8 +41,10 @@ const (
 // CertificateRequest is a certificate that a node must have. The node makes the key; the server signs what
 // stands here, and not what the node's request says.
 type CertificateRequest struct {
-	Name          string
-	Authority     Authority
+	Name      string
+	Authority Authority
+	// Issuer tells which of the cluster's authorities of that name signs.
+	Issuer        string
 	CommonName    string
 	Organizations []string
 	DNSNames      []string
@@ -59,6 +61,8 @@ type CertificateRequest struct {
 	Restart []string
 	// Rotated: renewed by its own user from then on; it is requested only where there is none.
 	Rotated bool
+	// Remade are files with certificates of the same authority that their user has made anew when they are gone.
+	Remade []string
 }
 
 // backdate makes a certificate valid on a machine whose clock is a little late.
@@ -154,7 +158,7 @@ func (r *renderer) certificates(n *node) []CertificateRequest {
 			continue
 		}
 		request := CertificateRequest{
-			Name: spec.name, Authority: spec.authority, CommonName: cmp.Or(spec.commonName, n.Hostname),
+			Name: spec.name, Authority: spec.authority, Issuer: r.in.Issuers[spec.authority], CommonName: cmp.Or(spec.commonName, n.Hostname),
 			Organizations: spec.organizations, Usages: spec.usages,
 			KeyAlgorithm: r.cluster.Spec.PKI.KeyAlgorithm, TTL: r.certificateTTL(),
 			CertPath: spec.base + ".crt", CertMode: modePublic, KeyPath: spec.base + ".key", Restart: spec.restart,
@@ -166,10 +170,10 @@ func (r *renderer) certificates(n *node) []CertificateRequest {
 	}
 	// The kubelet keeps certificate and key in one file and replaces it when it rotates.
 	requests = append(requests, CertificateRequest{
-		Name: "kubelet-client", Authority: AuthorityKubernetes, CommonName: nodeUserPrefix + n.Hostname,
+		Name: "kubelet-client", Authority: AuthorityKubernetes, Issuer: r.in.Issuers[AuthorityKubernetes], CommonName: nodeUserPrefix + n.Hostname,
 		Organizations: []string{"system:nodes"}, Usages: []Usage{UsageClient},
 		KeyAlgorithm: r.cluster.Spec.PKI.KeyAlgorithm, TTL: r.certificateTTL(),
-		CertPath: kubeletClientFile, CertMode: modeSecret, KeyPath: kubeletClientFile, Rotated: true,
+		CertPath: kubeletClientFile, CertMode: modeSecret, KeyPath: kubeletClientFile, Rotated: true, Remade: []string{kubeletServerLink},
 	})
 	slices.SortFunc(requests, func(a, b CertificateRequest) int { return cmp.Compare(a.Name, b.Name) })
 	return requests

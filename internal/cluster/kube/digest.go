@@ -69,7 +69,7 @@ func NewDigester(n NodePlan, secret func(SecretRef) ([]byte, error)) (*Digester,
 		}
 		for _, part := range readers {
 			// Not the lifetime: it is the next certificate's. Not the usages: a node is not told of them.
-			d.Add(part, "certificate", c.Name, c.Authority, c.CommonName, c.Organizations, c.DNSNames, c.IPAddresses, c.KeyAlgorithm, c.CertPath, c.CertMode, c.KeyPath, c.Restart)
+			d.Add(part, "certificate", c.Name, c.Authority, c.Issuer, c.CommonName, c.Organizations, c.DNSNames, c.IPAddresses, c.KeyAlgorithm, c.CertPath, c.CertMode, c.KeyPath, c.Restart)
 		}
 	}
 	for _, k := range n.Kubeconfigs {

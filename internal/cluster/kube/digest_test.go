@@ -101,6 +101,12 @@ func TestDigests(t *testing.T) {
 		{"the authority of etcd", func(in *Input) { in.Authorities[AuthorityEtcd] = []byte("another\n") },
 			"machine-01: etcd, machine-02: etcd, machine-03: etcd, machine-04: control, machine-05: control"},
 		{"the keys of service accounts", func(in *Input) { in.ServiceAccountKeys = []byte("another\n") }, "machine-04: control, machine-05: control"},
+		{"who signs for etcd", func(in *Input) { in.Issuers[AuthorityEtcd] = "another" },
+			"machine-01: etcd, machine-02: etcd, machine-03: etcd, machine-04: control, machine-05: control"},
+		{"who signs for the API", func(in *Input) { in.Issuers[AuthorityKubernetes] = "another" }, "machine-01: node, machine-02: node, machine-03: node, " +
+			"machine-04: control node, machine-05: control node, machine-06: node, machine-07: node, machine-08: node"},
+		{"the key that Secrets are encrypted with", func(in *Input) { in.EncryptionKeys = []string{"coldrack-2", "coldrack-1"} }, "machine-04: control, machine-05: control"},
+		{"the authority that pods know", func(in *Input) { in.AuthorityNumber = 2 }, ""},
 		{"the memory of a machine", func(in *Input) { in.Machines[7].Memory *= 4 }, "machine-08: node"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -26,6 +26,8 @@ func testInput(t *testing.T, preset v1alpha1.Topology, version string, change ..
 			AuthorityEtcd:       []byte("certificate of the authority etcd-ca\n"),
 			AuthorityFrontProxy: []byte("certificate of the authority front-proxy-ca\n"),
 		},
+		Issuers:         map[Authority]string{AuthorityKubernetes: "first-ca", AuthorityEtcd: "first-etcd-ca", AuthorityFrontProxy: "first-front-proxy-ca"},
+		AuthorityNumber: 1, EncryptionKeys: []string{"coldrack-1"},
 		ServiceAccountKeys: []byte("public key of service accounts\n"),
 		Registry:           &Registry{URL: "https://10.20.0.1:8443", CA: []byte("certificate of the content store\n")},
 	}

@@ -190,8 +190,15 @@ type Input struct {
 	Cluster  *v1alpha1.Cluster
 	Groups   []v1alpha1.MachineGroup
 	Machines []Machine
-	// Authorities are the PEM certificates of the cluster's authorities.
+	// Authorities are the PEM certificates of the cluster's authorities that are believed: more than one of a name while it is rotated.
 	Authorities map[Authority][]byte
+	// Issuers tell which of them signs.
+	Issuers map[Authority]string
+	// AuthorityNumber is the newest AuthorityKubernetes that the pods of the cluster's own objects know, counted from 1. With another one
+	// they are started anew, because they read it once.
+	AuthorityNumber int
+	// EncryptionKeys are the names of the keys that Secrets are encrypted with; the first encrypts.
+	EncryptionKeys []string
 	// ServiceAccountKeys are the PEM public keys that service-account tokens are verified with.
 	ServiceAccountKeys []byte
 	// NoNameservers: no machine has a DNS server to ask for names outside the cluster.

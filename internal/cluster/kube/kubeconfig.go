@@ -23,6 +23,9 @@ type Kubeconfig struct {
 }
 
 const kubeletClientLink = kubeletDir + "/pki/kubelet-client-current.pem"
+
+// kubeletServerLink leads to the certificate that the kubelet serves with, and that it asks the cluster's API for.
+const kubeletServerLink = kubeletDir + "/pki/kubelet-server-current.pem"
 const kubeletClientFile = kubeletDir + "/pki/kubelet-client-coldrack.pem"
 
 func (r *renderer) kubeconfigs(n *node) []Kubeconfig {

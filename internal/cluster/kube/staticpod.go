@@ -27,6 +27,7 @@ const (
 	annotationEtcdURLs     = "kubeadm.kubernetes.io/etcd.advertise-client-urls"
 	annotationAPIServer    = "kubeadm.kubernetes.io/kube-apiserver.advertise-address.endpoint"
 	annotationConfigDigest = "coldrack.dev/config-digest"
+	annotationKeysDigest   = "coldrack.dev/keys-digest"
 	probePort              = "probe-port"
 )
 
@@ -183,6 +184,8 @@ type mount struct {
 func (r *renderer) staticPods(n *node, files []File) ([]StaticPod, error) {
 	var specs []podSpec
 	spec := &r.cluster.Spec
+	authority, etcdAuthority, tokens := r.in.Authorities[AuthorityKubernetes], r.in.Authorities[AuthorityEtcd], r.in.ServiceAccountKeys
+	stored := []byte(strings.Join(r.in.EncryptionKeys, " "))
 	certificates := mount{"k8s-certs", pkiDir, true, corev1.HostPathDirectoryOrCreate}
 	publicCAs := mount{"ca-certs", "/etc/ssl/certs", true, corev1.HostPathDirectoryOrCreate}
 	kubeconfig := func(file string) mount {
@@ -197,7 +200,7 @@ func (r *renderer) staticPods(n *node, files []File) ([]StaticPod, error) {
 				{"etcd-data", etcdDataDir, false, corev1.HostPathDirectoryOrCreate},
 				{"etcd-certs", pkiDir + "/etcd", false, corev1.HostPathDirectoryOrCreate},
 			},
-			annotations: map[string]string{annotationEtcdURLs: urlOf(n.primary(), etcdClientPort)},
+			annotations: map[string]string{annotationEtcdURLs: urlOf(n.primary(), etcdClientPort), annotationKeysDigest: keysDigest(etcdAuthority)},
 			port:        etcdMetricsPort, probeHost: loopback(n.primary()), scheme: corev1.URISchemeHTTP,
 			live: "/livez", ready: "/readyz", started: "/readyz",
 		})
@@ -213,19 +216,22 @@ func (r *renderer) staticPods(n *node, files []File) ([]StaticPod, error) {
 			annotations: map[string]string{
 				annotationAPIServer:    netip.AddrPortFrom(n.primary(), r.apiPort()).String(),
 				annotationConfigDigest: configDigest(files),
+				annotationKeysDigest:   keysDigest(authority, etcdAuthority, tokens, stored),
 			},
 			port: int32(r.apiPort()), probeHost: n.primary(), scheme: corev1.URISchemeHTTPS,
 			live: "/livez", ready: "/readyz", started: "/livez",
 		}, podSpec{
 			name: componentManager, image: kubernetesImage(componentManager, n.version),
 			flags: r.managerFlags(n).withExtra(spec.ControllerManager.ExtraArgs), cpu: "200m",
-			mounts: []mount{certificates, publicCAs, kubeconfig("controller-manager.conf")},
-			port:   managerPort, probeHost: local, scheme: corev1.URISchemeHTTPS, live: "/healthz", started: "/healthz",
+			mounts:      []mount{certificates, publicCAs, kubeconfig("controller-manager.conf")},
+			annotations: map[string]string{annotationKeysDigest: keysDigest(authority, tokens)},
+			port:        managerPort, probeHost: local, scheme: corev1.URISchemeHTTPS, live: "/healthz", started: "/healthz",
 		}, podSpec{
 			name: componentScheduler, image: kubernetesImage(componentScheduler, n.version),
 			flags: r.schedulerFlags(n).withExtra(spec.Scheduler.ExtraArgs), cpu: "100m",
-			mounts: []mount{kubeconfig("scheduler.conf")},
-			port:   schedulerPort, probeHost: local, scheme: corev1.URISchemeHTTPS, live: "/livez", ready: "/readyz", started: "/livez",
+			mounts:      []mount{kubeconfig("scheduler.conf")},
+			annotations: map[string]string{annotationKeysDigest: keysDigest(authority)},
+			port:        schedulerPort, probeHost: local, scheme: corev1.URISchemeHTTPS, live: "/livez", ready: "/readyz", started: "/livez",
 		})
 	}
 	var pods []StaticPod
@@ -291,6 +297,17 @@ func (s podSpec) probe(path string, delay, failures, period int32) *corev1.Probe
 		}},
 		InitialDelaySeconds: delay, TimeoutSeconds: 15, FailureThreshold: failures, PeriodSeconds: period,
 	}
+}
+
+// keysDigest stands for what a program believes and reads only once: the authorities of its peers, the keys of tokens and of what is
+// stored. The public keys of tokens stand for the one that signs, which is the first of them.
+func keysDigest(believed ...[]byte) string {
+	digest := sha256.New()
+	for _, b := range believed {
+		fmt.Fprintf(digest, "%d\x00", len(b))
+		digest.Write(b)
+	}
+	return hex.EncodeToString(digest.Sum(nil)[:8])
 }
 
 // configDigest changes when a file changes that the API server reads only once, so that the kubelet restarts it.

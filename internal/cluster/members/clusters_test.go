@@ -100,7 +100,7 @@ func TestMaterialSurvivesTheStore(t *testing.T) {
 	if secret.Name != "cluster-rack" || secret.Type != SecretType || len(secret.Data) != 9 {
 		t.Errorf("stored as %s, %s with %d values", secret.Name, secret.Type, len(secret.Data))
 	}
-	read, err := ParseMaterial(secret)
+	read, err := ParseMaterial(secret, nil)
 	check(t, err)
 	for name, a := range made.authorities {
 		if !a.cert.Equal(read.authorities[name].cert) {
@@ -127,7 +127,7 @@ func TestMaterialSurvivesTheStore(t *testing.T) {
 		t.Run("without "+name, func(t *testing.T) {
 			broken := secret.DeepCopy()
 			delete(broken.Data, name)
-			if _, err := ParseMaterial(broken); err == nil || !strings.Contains(err.Error(), "restore") {
+			if _, err := ParseMaterial(broken, nil); err == nil || !strings.Contains(err.Error(), "restore") {
 				t.Errorf("taken: %v", err)
 			}
 		})
@@ -137,7 +137,7 @@ func TestMaterialSurvivesTheStore(t *testing.T) {
 		t.Run("with another cluster's "+name, func(t *testing.T) {
 			broken := secret.DeepCopy()
 			broken.Data[name] = other.Data[name]
-			if _, err := ParseMaterial(broken); err == nil || !strings.Contains(err.Error(), "data[") {
+			if _, err := ParseMaterial(broken, nil); err == nil || !strings.Contains(err.Error(), "data[") {
 				t.Errorf("taken: %v", err)
 			}
 		})
@@ -525,7 +525,7 @@ func TestClientCertificate(t *testing.T) {
 	}
 	_, leaf, err = set.ClientCertificate("a", "ann", nil, 100*365*24*time.Hour, key.Public())
 	check(t, err)
-	material, err := ParseMaterial(r.Secret)
+	material, err := ParseMaterial(r.Secret, nil)
 	check(t, err)
 	if authority := material.authorities[kube.AuthorityKubernetes].cert; leaf.NotAfter.After(authority.NotAfter) {
 		t.Errorf("valid until %s, its authority until %s", leaf.NotAfter, authority.NotAfter)

@@ -13,7 +13,7 @@ import (
 	"coldrack.dev/internal/cluster/kube"
 )
 
-// EtcdAuthority is the PEM certificate that a cluster's etcd members are verified with; empty without keys.
+// EtcdAuthority are the PEM certificates that a cluster's etcd members are verified with; empty without keys.
 func (s *Set) EtcdAuthority(clusterName string) []byte {
 	s.mu.Lock()
 	c := s.clusters[clusterName]
@@ -21,7 +21,7 @@ func (s *Set) EtcdAuthority(clusterName string) []byte {
 	if c == nil || c.material == nil {
 		return nil
 	}
-	return c.material.authorities[kube.AuthorityEtcd].certPEM()
+	return c.material.trusted[kube.AuthorityEtcd]
 }
 
 // EtcdClient makes a certificate by which this server is known to a cluster's etcd members. They let it do

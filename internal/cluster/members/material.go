@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -36,8 +35,8 @@ const (
 	fileEncryptionKey        = "encryption.key"
 )
 
-// encryptionKeyName is what the stored Secrets of the cluster say they are encrypted with.
-const encryptionKeyName = "coldrack-1"
+// encryptionKeyPrefix and a number are what the stored Secrets of the cluster say they are encrypted with.
+const encryptionKeyPrefix = "coldrack-"
 
 // authority is a certificate authority with its key.
 type authority struct {
@@ -50,15 +49,21 @@ func (a authority) certPEM() []byte { return encode("CERTIFICATE", a.cert.Raw) }
 // Material are the keys of one cluster. They stay in this process, apart from the service-account key and the key
 // that Secrets are encrypted with, which its control-plane machines get.
 type Material struct {
-	authorities          map[kube.Authority]authority
+	// authorities that sign.
+	authorities map[kube.Authority]authority
+	// trusted are the PEM certificates of all that are believed, more than one of each while it is rotated.
+	trusted map[kube.Authority][]byte
+	// authorityNumber is the newest authority that the cluster's pods know, counted from 1.
+	authorityNumber      int
 	serviceAccountKey    []byte // PEM
-	serviceAccountPublic []byte // PEM
-	encryptionKey        []byte // 32 bytes
+	serviceAccountPublic []byte // PEM, all that are believed, first the one of the key
+	// encryption keys; the first encrypts.
+	encryption []kube.EncryptionKey
 }
 
 // NewMaterial makes all keys of a cluster.
 func NewMaterial(cluster *v1alpha1.Cluster, now time.Time) (*Material, error) {
-	m := &Material{authorities: map[kube.Authority]authority{}, encryptionKey: make([]byte, 32)}
+	m := &Material{authorities: map[kube.Authority]authority{}, trusted: map[kube.Authority][]byte{}, authorityNumber: 1}
 	var algorithm v1alpha1.KeyAlgorithm
 	for _, spec := range kube.Authorities(cluster) {
 		algorithm = spec.KeyAlgorithm
@@ -72,6 +77,7 @@ func NewMaterial(cluster *v1alpha1.Cluster, now time.Time) (*Material, error) {
 			return nil, fmt.Errorf("sign authority %s: %w", spec.Authority, err)
 		}
 		m.authorities[spec.Authority] = authority{cert, key}
+		m.trusted[spec.Authority] = m.authorities[spec.Authority].certPEM()
 	}
 	key, err := newKey(algorithm)
 	if err != nil {
@@ -83,13 +89,15 @@ func NewMaterial(cluster *v1alpha1.Cluster, now time.Time) (*Material, error) {
 	if m.serviceAccountPublic, err = encodePublicKey(key.Public()); err != nil {
 		return nil, fmt.Errorf("service-account key: %w", err)
 	}
-	if _, err := rand.Read(m.encryptionKey); err != nil {
+	encryption, err := newEncryptionKey(encryptionKeyPrefix + "1")
+	if err != nil {
 		return nil, fmt.Errorf("make encryption key: %w", err)
 	}
+	m.encryption = []kube.EncryptionKey{encryption}
 	return m, nil
 }
 
-// Secret is the material as it is stored.
+// Secret is the material of a new cluster as it is stored.
 func (m *Material) Secret(cluster *v1alpha1.Cluster) (*v1alpha1.Secret, error) {
 	secret := &v1alpha1.Secret{
 		ObjectMeta: metav1.ObjectMeta{
@@ -98,7 +106,7 @@ func (m *Material) Secret(cluster *v1alpha1.Cluster) (*v1alpha1.Secret, error) {
 		Type: SecretType,
 		Data: map[string][]byte{
 			fileServiceAccountKey: m.serviceAccountKey, fileServiceAccountPublic: m.serviceAccountPublic,
-			fileEncryptionKey: []byte(base64.StdEncoding.EncodeToString(m.encryptionKey)),
+			fileEncryptionKey: []byte(m.encryption[0].Secret),
 		},
 	}
 	for name, a := range m.authorities {
@@ -111,58 +119,61 @@ func (m *Material) Secret(cluster *v1alpha1.Cluster) (*v1alpha1.Secret, error) {
 	return secret, nil
 }
 
-// ParseMaterial reads what Secret wrote. Everything must be there and belong together: a half of it would make
-// nodes that do not trust each other.
-func ParseMaterial(secret *v1alpha1.Secret) (*Material, error) {
-	m := &Material{authorities: map[kube.Authority]authority{}}
+// ParseMaterial reads what Secret wrote, as it is used in the stage of a rotation, nil for none. Everything must be there and belong
+// together: a half of it would make nodes that do not trust each other.
+func ParseMaterial(secret *v1alpha1.Secret, rotation *v1alpha1.RotationStatus) (*Material, error) {
+	m := &Material{authorities: map[kube.Authority]authority{}, trusted: map[kube.Authority][]byte{}, authorityNumber: authorityNumber(secret.Data)}
 	fail := func(name string, err error) (*Material, error) {
 		return nil, fmt.Errorf("Secret %s: data[%s]: %w; restore it from a backup", secret.Name, name, err) //nolint:staticcheck // a kind's name
 	}
 	for _, name := range []kube.Authority{kube.AuthorityKubernetes, kube.AuthorityEtcd, kube.AuthorityFrontProxy} {
-		block, _ := pem.Decode(secret.Data[string(name)+".crt"])
-		if block == nil || block.Type != "CERTIFICATE" {
-			return fail(string(name)+".crt", errors.New("is no PEM certificate"))
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
+		a, file, err := parseAuthority(secret.Data[string(name)+".crt"], secret.Data[string(name)+".key"], string(name))
 		if err != nil {
-			return fail(string(name)+".crt", err)
+			return fail(file, err)
 		}
-		key, err := parseKey(secret.Data[string(name)+".key"])
-		if err != nil {
-			return fail(string(name)+".key", err)
-		}
-		if public, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) || !cert.IsCA {
-			return fail(string(name)+".key", errors.New("is not the key of the authority's certificate beside it"))
-		}
-		m.authorities[name] = authority{cert, key}
+		m.authorities[name], m.trusted[name] = a, a.certPEM()
 	}
-	key, err := parseKey(secret.Data[fileServiceAccountKey])
+	var file string
+	var err error
+	if m.serviceAccountKey, m.serviceAccountPublic, file, err = parseServiceAccount(secret.Data[fileServiceAccountKey], secret.Data[fileServiceAccountPublic]); err != nil {
+		return fail(file, err)
+	}
+	encryption, err := parseEncryption(secret.Data[fileEncryptionKey], secret.Data[fileEncryptionName])
 	if err != nil {
-		return fail(fileServiceAccountKey, err)
+		return fail(fileEncryptionKey, err)
 	}
-	m.serviceAccountKey = secret.Data[fileServiceAccountKey]
-	// Further public keys may stand in the file, for the time of a rotation; it must begin with the key's own.
-	own, err := encodePublicKey(key.Public())
-	if err != nil {
-		return fail(fileServiceAccountKey, err)
-	}
-	m.serviceAccountPublic = secret.Data[fileServiceAccountPublic]
-	if block, _ := pem.Decode(m.serviceAccountPublic); block == nil || string(encode("PUBLIC KEY", block.Bytes)) != string(own) {
-		return fail(fileServiceAccountPublic, fmt.Errorf("does not begin with the public key of %s", fileServiceAccountKey))
-	}
-	if m.encryptionKey, err = base64.StdEncoding.DecodeString(string(secret.Data[fileEncryptionKey])); err != nil || len(m.encryptionKey) != 32 {
-		return fail(fileEncryptionKey, errors.New("is not 32 bytes in base64"))
-	}
-	return m, nil
+	m.encryption = []kube.EncryptionKey{encryption}
+	return m, m.rotate(secret, rotation)
 }
 
-// Certificates are the PEM certificates of the authorities.
-func (m *Material) Certificates() map[kube.Authority][]byte {
-	certificates := map[kube.Authority][]byte{}
-	for name, a := range m.authorities {
-		certificates[name] = a.certPEM()
+// parseAuthority reads an authority's certificate and key. file names what is wrong.
+func parseAuthority(certificate, key []byte, name string) (a authority, file string, err error) {
+	block, _ := pem.Decode(certificate)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return a, name + ".crt", errors.New("is no PEM certificate")
 	}
-	return certificates
+	if a.cert, err = x509.ParseCertificate(block.Bytes); err != nil {
+		return a, name + ".crt", err
+	}
+	if a.key, err = parseKey(key); err != nil {
+		return a, name + ".key", err
+	}
+	if public, ok := a.cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(a.key.Public()) || !a.cert.IsCA {
+		return a, name + ".key", errors.New("is not the key of the authority's certificate beside it")
+	}
+	return a, "", nil
+}
+
+// into puts into an input of the renderer what of the material is no secret.
+func (m *Material) into(in *kube.Input) {
+	in.Authorities, in.ServiceAccountKeys, in.AuthorityNumber = m.trusted, m.serviceAccountPublic, m.authorityNumber
+	in.Issuers = map[kube.Authority]string{}
+	for name, a := range m.authorities {
+		in.Issuers[name] = fingerprint(a)
+	}
+	for _, key := range m.encryption {
+		in.EncryptionKeys = append(in.EncryptionKeys, key.Name)
+	}
 }
 
 // secret is the content that a plan only names.
@@ -171,7 +182,7 @@ func (m *Material) secret(ref kube.SecretRef) ([]byte, error) {
 	case kube.SecretServiceAccountKey:
 		return m.serviceAccountKey, nil
 	case kube.SecretEncryptionConfig:
-		return kube.EncryptionConfig([]kube.EncryptionKey{{Name: encryptionKeyName, Secret: base64.StdEncoding.EncodeToString(m.encryptionKey)}})
+		return kube.EncryptionConfig(m.encryption)
 	}
 	return nil, fmt.Errorf("a plan names secret %q, which there is none of", ref)
 }
@@ -260,7 +271,7 @@ func CheckSecret(secret *v1alpha1.Secret, cluster *v1alpha1.Cluster) error {
 	if !belongs(secret, cluster) {
 		return errors.New(foreignKeys(cluster.Name))
 	}
-	_, err := ParseMaterial(secret)
+	_, err := ParseMaterial(secret, cluster.Status.Rotation)
 	return err
 }
 

@@ -71,6 +71,8 @@ type cluster struct {
 	paused   bool
 	// spec is what was written when the plan was rendered, see SpecOf.
 	spec string
+	// rotation is the stage that material belongs to, see RotationMark.
+	rotation string
 	// problem is why the newest input has no plan.
 	problem string
 	// assignments by machine, made when they are asked for.
@@ -181,10 +183,10 @@ func (s *Set) take(r Record, was *cluster) *cluster {
 		next.turns[n.Machine] = turnOf(n, broughtUp)
 	}
 	if was != nil {
-		next.input, next.secret, next.material, next.plan, next.spec = was.input, was.secret, was.material, was.plan, was.spec
+		next.input, next.secret, next.material, next.plan, next.spec, next.rotation = was.input, was.secret, was.material, was.plan, was.spec, was.rotation
 	}
 	next.problem = s.fill(next, r)
-	if was != nil && was.plan == next.plan && was.material == next.material && was.paused == next.paused && was.problem == next.problem && was.spec == next.spec &&
+	if was != nil && was.plan == next.plan && was.material == next.material && was.paused == next.paused && was.problem == next.problem && was.spec == next.spec && was.rotation == next.rotation &&
 		reflect.DeepEqual(was.nodes, next.nodes) && maps.Equal(was.turns, next.turns) {
 		return was
 	}
@@ -208,12 +210,17 @@ func (s *Set) fill(c *cluster, r Record) (problem string) {
 	if !belongs(r.Secret, r.Cluster) {
 		return foreignKeys(r.Cluster.Name)
 	}
-	if c.material == nil || !reflect.DeepEqual(c.secret, r.Secret.Data) {
-		material, err := ParseMaterial(r.Secret)
-		if err != nil {
+	material, mark := c.material, RotationMark(r.Cluster.Status.Rotation)
+	if material == nil || c.rotation != mark || !reflect.DeepEqual(c.secret, r.Secret.Data) {
+		var err error
+		if material, err = ParseMaterial(r.Secret, r.Cluster.Status.Rotation); err != nil {
 			return err.Error()
 		}
-		c.material, c.secret = material, r.Secret.Data
+	}
+	// What nodes are given belongs together: another stage of a rotation comes with its plan, or not yet.
+	take := func() { c.material, c.secret, c.rotation = material, r.Secret.Data, mark }
+	if c.plan == nil {
+		take()
 	}
 	if len(r.Cluster.Status.Nodes) == 0 {
 		return fmt.Sprintf("cluster %s waits for machines", r.Cluster.Name)
@@ -221,12 +228,13 @@ func (s *Set) fill(c *cluster, r Record) (problem string) {
 	if !r.Settled() {
 		return fmt.Sprintf("the newest change of cluster %s is not in effect", r.Cluster.Name)
 	}
-	input, err := s.input(r, c.material.Certificates(), c.material.serviceAccountPublic)
+	input, err := s.input(r, material)
 	if err != nil {
 		return err.Error()
 	}
 	spec := SpecOf(r.Cluster, r.Groups)
 	if c.plan != nil && reflect.DeepEqual(c.input, input) {
+		take()
 		c.spec = spec
 		return ""
 	}
@@ -235,6 +243,7 @@ func (s *Set) fill(c *cluster, r Record) (problem string) {
 	if err != nil {
 		return err.Error()
 	}
+	take()
 	c.input, c.plan, c.spec = input, plan, spec
 	s.Log.Info("cluster plan rendered", "cluster", r.Cluster.Name, "nodes", len(plan.Nodes), "took", s.Now().Sub(began).Round(time.Millisecond))
 	return ""
@@ -251,13 +260,12 @@ func foreignKeys(name string) string {
 }
 
 // input of the renderer. It holds nothing that changes without meaning for a node, so that inputs can be compared.
-func (s *Set) input(r Record, authorities map[kube.Authority][]byte, serviceAccount []byte) (kube.Input, error) {
-	in := kube.Input{
-		Cluster:     &v1alpha1.Cluster{Spec: *r.Cluster.Spec.DeepCopy()},
-		Authorities: authorities, ServiceAccountKeys: serviceAccount, Registry: s.Registry,
-	}
+func (s *Set) input(r Record, m *Material) (kube.Input, error) {
+	in := kube.Input{Cluster: &v1alpha1.Cluster{Spec: *r.Cluster.Spec.DeepCopy()}, Registry: s.Registry}
+	m.into(&in)
 	in.Cluster.Name = r.Cluster.Name
-	in.Cluster.Spec.Version, in.Cluster.Spec.Paused, in.Cluster.Spec.MaintenanceWindows = version(r.Cluster), false, nil
+	in.Cluster.Spec.Version, in.Cluster.Spec.Paused = version(r.Cluster), false
+	in.Cluster.Spec.MaintenanceWindows, in.Cluster.Spec.Rotation = nil, nil
 	for _, g := range r.Groups {
 		group := v1alpha1.MachineGroup{Spec: *g.Spec.DeepCopy()}
 		group.Name = g.Name
@@ -314,13 +322,13 @@ type View struct {
 	// Cluster and Machines are what the plan was rendered from, shared like it.
 	Cluster  *v1alpha1.Cluster
 	Machines []kube.Machine
-	// Authority is the PEM certificate that the cluster's API servers are verified with; empty without keys.
+	// Authority are the PEM certificates that the cluster's API servers are verified with; empty without keys.
 	Authority []byte
 	// APIServers are the addresses of the machines that run one.
 	APIServers []netip.AddrPort
 	Paused     bool
-	// Spec stands for what was written when the plan was rendered, see SpecOf.
-	Spec string
+	// Spec stands for what was written when the plan was rendered, see SpecOf; Rotation for the stage that it belongs to, see RotationMark.
+	Spec, Rotation string
 	// Problem is why the newest record has no plan, or empty.
 	Problem string
 }
@@ -333,9 +341,9 @@ func (s *Set) View(name string) (View, bool, <-chan struct{}) {
 	if c == nil {
 		return View{}, false, s.changed
 	}
-	v := View{Plan: c.plan, Paused: c.paused, Spec: c.spec, Problem: c.problem}
+	v := View{Plan: c.plan, Paused: c.paused, Spec: c.spec, Rotation: c.rotation, Problem: c.problem}
 	if c.material != nil {
-		v.Authority = c.material.authorities[kube.AuthorityKubernetes].certPEM()
+		v.Authority = c.material.trusted[kube.AuthorityKubernetes]
 	}
 	if c.plan != nil {
 		v.Cluster, v.Machines = c.input.Cluster, c.input.Machines

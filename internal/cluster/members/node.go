@@ -159,12 +159,11 @@ func versioned(a wire.NodeAssignment) wire.NodeAssignment {
 
 // nodePlan is a rendered plan as it is handed out, with its secrets in place.
 func nodePlan(cluster string, n kube.NodePlan, m *Material) (*wire.NodePlan, error) {
-	authorities := m.Certificates()
 	out := &wire.NodePlan{
 		Cluster: cluster, NodeName: n.NodeName, KubernetesVersion: n.Version, Address: n.Address.String(),
 		LoadBalancer: &wire.LoadBalancer{
 			Listen: n.LoadBalancer.Listen.String(), Backends: texts(n.LoadBalancer.Backends),
-			Authority: string(authorities[kube.AuthorityKubernetes]),
+			Authority: string(m.trusted[kube.AuthorityKubernetes]),
 		},
 	}
 	for _, f := range n.Files {
@@ -188,13 +187,13 @@ func nodePlan(cluster string, n kube.NodePlan, m *Material) (*wire.NodePlan, err
 		out.Certificates = append(out.Certificates, wire.NodeCertificate{
 			Name: c.Name, KeyAlgorithm: string(c.KeyAlgorithm), CertPath: c.CertPath, CertMode: uint32(c.CertMode.Perm()), KeyPath: c.KeyPath,
 			CommonName: c.CommonName, Organizations: c.Organizations, DNSNames: c.DNSNames, IPAddresses: texts(c.IPAddresses),
-			Authority: string(authorities[c.Authority]), Restart: c.Restart, Rotated: c.Rotated,
+			Authority: string(m.authorities[c.Authority].certPEM()), Restart: c.Restart, Rotated: c.Rotated, Remade: c.Remade,
 		})
 	}
 	for _, k := range n.Kubeconfigs {
 		out.Kubeconfigs = append(out.Kubeconfigs, wire.NodeKubeconfig{
 			Path: k.Path, Server: k.Server, Cluster: k.Cluster, User: k.User,
-			Authority: string(authorities[kube.AuthorityKubernetes]), Certificate: k.Certificate, Embed: k.Embed,
+			Authority: string(m.trusted[kube.AuthorityKubernetes]), Certificate: k.Certificate, Embed: k.Embed,
 		})
 	}
 	for _, r := range n.Routes {

@@ -51,15 +51,14 @@ func (s *Set) Preview(cluster *v1alpha1.Cluster, groups []v1alpha1.MachineGroup,
 	was := s.clusters[cluster.Name]
 	s.mu.Unlock()
 	var p Preview
-	authorities := map[kube.Authority][]byte{}
+	material := &Material{trusted: map[kube.Authority][]byte{}, serviceAccountPublic: []byte("# the public key of service accounts, which is made first\n")}
 	for _, a := range kube.Authorities(proposed) {
-		authorities[a.Authority] = []byte("# the certificate of authority " + string(a.Authority) + ", which is made first\n")
+		material.trusted[a.Authority] = []byte("# the certificate of authority " + string(a.Authority) + ", which is made first\n")
 	}
-	serviceAccount := []byte("# the public key of service accounts, which is made first\n")
 	if was != nil {
 		p.Old = was.plan
 		if was.material != nil {
-			authorities, serviceAccount = was.material.Certificates(), was.material.serviceAccountPublic
+			material = was.material
 		}
 	}
 	var err error
@@ -67,7 +66,7 @@ func (s *Set) Preview(cluster *v1alpha1.Cluster, groups []v1alpha1.MachineGroup,
 		return p, err
 	}
 	proposed.Status.Nodes = p.Nodes
-	input, err := s.input(Record{Cluster: proposed, Groups: ownGroups(cluster.Name, all), Machines: now.Machines, Subnets: now.Subnets}, authorities, serviceAccount)
+	input, err := s.input(Record{Cluster: proposed, Groups: ownGroups(cluster.Name, all), Machines: now.Machines, Subnets: now.Subnets}, material)
 	if err != nil {
 		return p, err
 	}

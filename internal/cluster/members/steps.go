@@ -101,7 +101,7 @@ func Steps(f Facts) (planner.Input, error) {
 				g.ConfigTouches.APIServer = g.ConfigTouches.APIServer || touch.APIServer
 			}
 			if c.Spec.Upgrade.Strategy == v1alpha1.UpgradeManual && node.Hand == nil {
-				want = node.Has
+				want, node.RenewAt = node.Has, time.Time{} // late in their life certificates are renewed all the same
 			}
 			if want.System = installed; reinstallWanted(m) {
 				want.System = m.Spec.Intent.ID
@@ -250,6 +250,11 @@ func observed(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, g *planner.Group) (p
 	if n.ReadyChangedAt != nil {
 		node.Since = n.ReadyChangedAt.Time
 	}
+	// The programs that read their certificates only once are controller manager and scheduler: the planner has each node in hand
+	// for them, and nothing else is touched.
+	if k := kubernetesOf(m); k != nil && k.RenewAt != nil {
+		node.RenewAt = k.RenewAt.Time
+	}
 	if h := n.Hand; h != nil {
 		node.Hand = &planner.Hand{Operation: planner.Operation(h.Operation), Parts: planner.PartsOf(h.Parts), Since: h.Since.Time, Running: planner.Kind(h.Step),
 			Failed: h.Failed, RolledBack: h.RolledBack}
@@ -269,6 +274,13 @@ func observed(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, g *planner.Group) (p
 		member.Since = n.Etcd.AddedAt.Time
 	}
 	return node, member, nil
+}
+
+func kubernetesOf(m *v1alpha1.Machine) *v1alpha1.KubernetesStatus {
+	if m == nil {
+		return nil
+	}
+	return m.Status.Kubernetes
 }
 
 func rolloutOf(c *v1alpha1.Cluster, g *v1alpha1.MachineGroup) planner.Rollout {

@@ -354,6 +354,8 @@ type Node struct {
 	Pulled State
 	// RenewAt is when its certificates are due to be renewed; zero: never.
 	RenewAt time.Time
+	// RenewTouches is what that restarts.
+	RenewTouches Touch
 	// WantsReboot is why the node asks for a reboot.
 	WantsReboot string
 	// Leaving is why the node is to go, recorded when a person or a remedy decided so.
@@ -648,8 +650,9 @@ func (p *planner) touches(n *Node, parts Parts) Touch {
 	if parts.Config && g != nil {
 		t = g.ConfigTouches
 	}
-	t.Etcd = roles.Etcd && (t.Etcd || parts.Etcd || parts.Certificates || gone)
-	t.APIServer = roles.ControlPlane && (t.APIServer || parts.ControlPlane || parts.Certificates || gone)
+	renew := parts.Certificates
+	t.Etcd = roles.Etcd && (t.Etcd || parts.Etcd || renew && n.RenewTouches.Etcd || gone)
+	t.APIServer = roles.ControlPlane && (t.APIServer || parts.ControlPlane || renew && n.RenewTouches.APIServer || gone)
 	t.Drain = t.Drain || gone || parts.Kubelet && !sameMinor(n.Has.Kubelet, p.want(n).Kubelet)
 	return t
 }

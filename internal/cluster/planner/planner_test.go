@@ -323,6 +323,14 @@ func TestNext(t *testing.T) {
 		{"certificates that are due are renewed on one server at a time", func(in *Input) {
 			in.node("control-1").RenewAt, in.node("control-2").RenewAt = epoch, epoch
 		}, "take control-2", ""},
+		{"also where nothing of etcd and API servers restarts for it, on the only one", func(in *Input) {
+			*in = production(1, 1, 0)
+			in.node("control-1").RenewAt = epoch
+		}, "take control-1", ""},
+		{"but not where the only API server would restart", func(in *Input) {
+			*in = production(1, 1, 0)
+			in.node("control-1").RenewAt, in.node("control-1").RenewTouches = epoch, Touch{APIServer: true}
+		}, "", "no other API server answers"},
 		{"a node that asks for a reboot gets its turn", func(in *Input) { in.node("worker-2").WantsReboot = "/run/reboot-required" }, "take worker-2", ""},
 		{"an installation that loses etcd's data removes the member first", func(in *Input) {
 			in.group("etcd").State.System, in.group("etcd").ReinstallSystem = "sha256:b", true

@@ -48,7 +48,7 @@ func randomCluster(r *rand.Rand) Input {
 				n.WantsReboot = "/run/reboot-required"
 			}
 			if r.IntN(6) == 0 {
-				n.RenewAt = epoch.Add(-time.Minute)
+				n.RenewAt, n.RenewTouches = epoch.Add(-time.Minute), Touch{Etcd: r.IntN(2) == 0, APIServer: r.IntN(2) == 0}
 			}
 			if r.IntN(4) == 0 {
 				n.Pods = []Pod{{"shop/db-0", "shop/db"}}

@@ -22,7 +22,7 @@ type NodeAssignment struct {
 	// took its plan, and goes back from no other one.
 	Operation string `json:"operation,omitempty"`
 	// Hold: of Plan, take only what interrupts nothing (routes, load-balancer backends, kit, soft files), and keep everything else as
-	// it is. A node that has no plan of this cluster, or none for its new member of etcd, takes the whole.
+	// it is; renew no certificate that a static pod has to be restarted for. A node that has no plan of this cluster, or none for its new member of etcd, takes the whole.
 	Hold bool `json:"hold,omitempty"`
 	// RollBack: go back to the plan that was there before Operation, and otherwise as with Hold.
 	RollBack bool `json:"rollBack,omitempty"`
@@ -129,6 +129,9 @@ type NodeCertificate struct {
 	Authority string `json:"authority"`
 	// Restart are the static pods that read the certificate only once and are restarted after a renewal.
 	Restart []string `json:"restart,omitempty"`
+	// Remade are files with certificates of the same authority that their user has made anew by itself when it starts and they are gone:
+	// they are removed, and the user is restarted, when another authority signs.
+	Remade []string `json:"remade,omitempty"`
 	// Rotated: renewed by its own user; it is requested only where there is none.
 	Rotated bool `json:"rotated,omitempty"`
 }
@@ -201,6 +204,9 @@ type PhaseReport struct {
 	Phases []Step `json:"phases"`
 	// Certificates by name, with their expiry.
 	Certificates map[string]time.Time `json:"certificates,omitempty"`
+	// RenewAt is when the first of the certificates is due whose renewal restarts a static pod; the node renews them when it is its
+	// turn (NodeAssignment.Hold), or by itself when a tenth of their life is left. nil: it has none.
+	RenewAt *time.Time `json:"renewAt,omitempty"`
 	// Done is true when every phase has succeeded for this version.
 	Done bool `json:"done,omitempty"`
 	// KubernetesVersion of the kubelet that is installed.

@@ -381,6 +381,8 @@ type Bringup struct {
 	KubernetesVersion string
 	// CertificatesExpireAt is when the first of the certificates expires; zero when there is none.
 	CertificatesExpireAt time.Time
+	// RenewAt is when certificates are due whose renewal restarts something; zero for none.
+	RenewAt time.Time
 	// Config stands for what is carried out, FormerConfig for what a roll-back would lead to, nil for nothing.
 	Config       v1alpha1.ConfigDigests
 	FormerConfig *v1alpha1.ConfigDigests
@@ -411,12 +413,15 @@ func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
 			next.CertificatesExpireAt = at
 		}
 	}
+	if report.RenewAt != nil {
+		next.RenewAt = *report.RenewAt
+	}
 	f.observe(name, func(l *live) bool {
 		old := l.Bringup
 		l.Bringup, l.BringupAt = next, f.now()
 		return old == nil || old.Cluster != next.Cluster || old.Done != next.Done || old.KubernetesVersion != next.KubernetesVersion ||
 			old.Config != next.Config || !reflect.DeepEqual(old.FormerConfig, next.FormerConfig) || old.Message != next.Message || !slices.Equal(old.Drift, next.Drift) ||
-			!old.CertificatesExpireAt.Equal(next.CertificatesExpireAt) || !slices.EqualFunc(old.Phases, next.Phases, equalSteps)
+			!old.CertificatesExpireAt.Equal(next.CertificatesExpireAt) || !old.RenewAt.Equal(next.RenewAt) || !slices.EqualFunc(old.Phases, next.Phases, equalSteps)
 	})
 }
 

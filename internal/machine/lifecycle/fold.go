@@ -140,6 +140,9 @@ func foldKubernetes(m *v1alpha1.Machine, live fleet.Live) {
 	if !up.CertificatesExpireAt.IsZero() {
 		next.CertificatesExpireAt = new(metav1.NewTime(up.CertificatesExpireAt.UTC().Truncate(time.Second)))
 	}
+	if !up.RenewAt.IsZero() {
+		next.RenewAt = new(metav1.NewTime(up.RenewAt.UTC().Truncate(time.Second)))
+	}
 	if !next.Done {
 		next.Message = cmp.Or(next.Message, RunningPhase(next))
 	}

@@ -206,7 +206,7 @@ func keysAreMadeOnce(t *testing.T, w *liveWorld) {
 	}
 	wg.Wait()
 	first := w.secret()
-	if _, err := members.ParseMaterial(first); err != nil {
+	if _, err := members.ParseMaterial(first, nil); err != nil {
 		t.Fatal(err)
 	}
 	leader := &clusterLeader{Deps: w.deps.withDefaults()}

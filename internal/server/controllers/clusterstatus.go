@@ -77,6 +77,10 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 	if s.Work != nil && s.Work.Message != "" {
 		messages = append(messages, s.Work.Message)
 	}
+	rotation := s.OpenRotation()
+	if rotation != nil {
+		messages = append(messages, strings.TrimSuffix(fmt.Sprintf("rotation of %s: %s: %s", rotation.Key, rotation.Stage, rotation.Message), ": "))
+	}
 	worse, others := troubles(s.Nodes, f)
 	messages = append(append(append(messages, worse...), f.decision.Waiting...), others...)
 	if b := meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionBackedUp); b != nil && b.Reason == "Overdue" {
@@ -96,7 +100,7 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 	case s.PlannedSpec != "" && s.PlannedSpec != members.SpecOf(c, f.groups):
 		s.Phase = v1alpha1.ClusterRolling
 		messages = append([]string{"what has just been written is being planned"}, messages...)
-	case s.Work != nil && s.Work.Pending:
+	case s.Work != nil && s.Work.Pending, rotation != nil:
 		s.Phase = v1alpha1.ClusterRolling
 		messages = append(messages, workInHand(s)...)
 	case len(worse) > 0:

@@ -39,7 +39,8 @@ type operator struct {
 	apis interface {
 		state(cluster string) *kubeapi.State
 	}
-	sights sights
+	sights    sights
+	rewriting progresses
 }
 
 func operationReconciler(d Deps, apis *clusterAPIs) reconciler {
@@ -58,6 +59,8 @@ type operation struct {
 	at     metav1.Time
 	// steps are those that are carried out at once, and did not end well.
 	steps []v1alpha1.ClusterWorkStep
+	// blocks are what hinders an operation that the planner knows nothing of.
+	blocks []planner.Block
 }
 
 func (r *operator) reconcile(ctx context.Context, name string) (time.Duration, error) {
@@ -65,6 +68,7 @@ func (r *operator) reconcile(ctx context.Context, name string) (time.Duration, e
 	switch err := r.Client.Get(ctx, client.ObjectKey{Name: name}, o.was); {
 	case apierrors.IsNotFound(err):
 		r.sights.forget(name)
+		r.rewriting.forget(name)
 		return 0, nil
 	case err != nil:
 		return 0, fmt.Errorf("read cluster %s: %w", name, err)
@@ -86,6 +90,8 @@ func (r *operator) reconcile(ctx context.Context, name string) (time.Duration, e
 	}
 	if view, _, _ := r.Clusters.View(name); view.Spec != members.SpecOf(o.was, o.groups) && view.Problem == "" {
 		return 100 * time.Millisecond, nil // what nodes are to have is not known yet
+	} else if view.Problem == "" && view.Rotation != members.RotationMark(o.was.Status.Rotation) {
+		return 100 * time.Millisecond, nil
 	}
 	o.c = o.was.DeepCopy()
 	again, err := o.run(ctx)
@@ -124,6 +130,7 @@ func (o *operation) write(ctx context.Context) error {
 // ownInto takes what the reconciler of operations owns from is. Nodes that were there and are not any more are dropped.
 func ownInto(into, was, is *v1alpha1.ClusterStatus) {
 	into.Work, into.History, into.Failure, into.PlannedSpec, into.BackupWanted = is.Work, is.History, is.Failure, is.PlannedSpec, is.BackupWanted
+	into.Rotation, into.PastRotations = is.Rotation, is.PastRotations
 	find := func(s *v1alpha1.ClusterStatus, machine string) *v1alpha1.ClusterNode {
 		for i := range s.Nodes {
 			if s.Nodes[i].Machine == machine {
@@ -157,6 +164,7 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 	}
 	// While nothing is to be done by what is recorded, the cluster itself is asked now and then: somebody else may have changed it.
 	idle := !slices.ContainsFunc(o.c.Status.Nodes, func(n v1alpha1.ClusterNode) bool { return n.Hand != nil })
+	idle = idle && o.c.Status.OpenRotation() == nil && o.c.WantedRotation() == nil
 	if idle && o.sights.lookedAt(o.c.Name, o.Now().Add(-operateIdle)) {
 		if plan := planner.Next(o.in); len(plan.Steps) == 0 {
 			o.say(plan)
@@ -174,10 +182,20 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 		o.say(planner.Plan{Blocks: []planner.Block{{Operation: planner.OperationChange, Reason: o.sight.problem, Remedy: "nothing is begun until it answers"}}})
 		return operateEvery, nil
 	}
+	if !o.in.Wanted.Paused && !o.in.Wanted.Abort {
+		switch changed, err := o.rotate(ctx); {
+		case err != nil:
+			o.block(err.Error(), "it is tried again")
+			o.Log.Warn("rotation is tried again", "cluster", o.c.Name, "err", err)
+		case changed:
+			return 100 * time.Millisecond, nil
+		}
+	}
 	plan := planner.Next(o.in)
 	for _, s := range plan.Steps {
 		o.begin(ctx, s)
 	}
+	plan.Blocks = append(plan.Blocks, o.blocks...)
 	o.say(plan)
 	if idle && len(plan.Steps) == 0 {
 		return o.until(plan, operateIdle), nil
@@ -379,6 +397,8 @@ func (o *operation) change(n *v1alpha1.ClusterNode) (done bool, err error) {
 			missing = why
 		case has == nil || *has != wanted:
 			missing = "it has not taken its new configuration"
+		case parts.Certificates && m.Status.Kubernetes.RenewAt != nil && !m.Status.Kubernetes.RenewAt.After(o.Now()):
+			missing = "it has not renewed its certificates"
 		}
 	}
 	return missing == "", o.waitFor(n, m, missing, since)

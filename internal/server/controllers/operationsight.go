@@ -96,16 +96,18 @@ func (s *sights) link(c *v1alpha1.Cluster) (*link, error) {
 			with = append(with, addressOf(n))
 		}
 	}
+	// When they change, so may what signs certificates for this server.
+	authorities := string(view.Authority) + string(r.Clusters.EtcdAuthority(c.Name))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l := s.links[c.Name]; l != nil {
-		if slices.Equal(l.servers, view.APIServers) && slices.Equal(l.members, with) && l.ca == string(view.Authority) && r.Now().Before(l.until) {
+		if slices.Equal(l.servers, view.APIServers) && slices.Equal(l.members, with) && l.ca == authorities && r.Now().Before(l.until) {
 			return l, nil
 		}
 		l.close()
 		delete(s.links, c.Name)
 	}
-	l := &link{servers: view.APIServers, members: with, ca: string(view.Authority), until: r.Now().Add(etcdTTL / 2)}
+	l := &link{servers: view.APIServers, members: with, ca: authorities, until: r.Now().Add(etcdTTL / 2)}
 	var err error
 	l.api, err = kubeapi.Connect(kubeapi.Target{Cluster: c.Name, Servers: view.APIServers, CA: view.Authority, Dial: r.DialNode,
 		Certificate: func() (*tls.Certificate, error) { return ServerCertificate(r.Clusters, c.Name) }})
