@@ -114,14 +114,18 @@ func TestARenewalThatRestartsWaitsForItsTurn(t *testing.T) {
 			r.life = 3 * time.Hour
 			plan := r.rollable()
 			r.bringUp(r.order(wire.NodeAssignment{Version: "v1", Plan: plan}))
+			e := r.executor()
+			stop := r.start(e)
+			e.Assign(r.order(wire.NodeAssignment{Version: "v2", Hold: true, Plan: plan}))
+			r.done("v2")
+			stop()
 			before := r.read(pod) + r.read(conf)
 			r.mu.Lock()
 			r.signed, r.life = nil, 12*time.Hour
 			r.mu.Unlock()
 			r.offset.Store(int64(2*time.Hour + 10*time.Minute))
-			e := r.executor()
+			e = r.executor()
 			r.start(e)
-			e.Assign(r.order(wire.NodeAssignment{Version: "v2", Hold: true, Plan: plan}))
 			report := r.until("what reloads is renewed", func(p wire.PhaseReport) bool {
 				return p.Version == "v2" && p.Done && time.Until(p.Certificates["apiserver"]) > 6*time.Hour
 			})

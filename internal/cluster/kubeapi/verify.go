@@ -32,6 +32,8 @@ type VerifyOptions struct {
 	TokenDiscovery bool
 	// Certificates are what agents reported: expiry by node and by certificate.
 	Certificates map[string]map[string]time.Time
+	// Authorities are when the cluster's authorities end, by name.
+	Authorities map[string]time.Time
 	// ServiceNetworks are the cluster's. ProxyNone says that Coldrack gives nodes no route to them.
 	ServiceNetworks []netip.Prefix
 	ProxyNone       bool

@@ -148,6 +148,21 @@ func (v *verification) nodes(ctx context.Context) {
 	for _, node := range slices.Sorted(maps.Keys(v.o.Certificates)) {
 		v.do(ctx, "certificates", node, func(context.Context) (string, error) { return expiry(v.o.Certificates[node]) })
 	}
+	for _, name := range slices.Sorted(maps.Keys(v.o.Authorities)) {
+		v.do(ctx, "authority", name, func(context.Context) (string, error) {
+			return authorityEnd(v.o.Target.Cluster, name, time.Until(v.o.Authorities[name]))
+		})
+	}
+}
+
+// authorityNotice is how long before its end an authority has to be replaced.
+const authorityNotice = 90 * 24 * time.Hour
+
+func authorityEnd(cluster, name string, left time.Duration) (string, error) {
+	if left < authorityNotice {
+		return "", fmt.Errorf("is good for %s, and what it signs for no longer; replace it: coldrack cluster rotate %s %s", remaining(left), cluster, name)
+	}
+	return "good for " + remaining(left), nil
 }
 
 // expiry looks at the certificates that a node reports.

@@ -30,6 +30,7 @@ func (c *testCluster) verifyOptions() VerifyOptions {
 			"node-01": {"apiserver": time.Now().Add(300 * 24 * time.Hour), "etcd-peer": time.Now().Add(30 * 24 * time.Hour)},
 			"node-02": {"apiserver": time.Now().Add(-time.Hour)},
 		},
+		Authorities: map[string]time.Time{"ca": time.Now().Add(3650 * 24 * time.Hour), "etcd-ca": time.Now().Add(30 * 24 * time.Hour)},
 	}
 }
 
@@ -103,6 +104,8 @@ func (c *testCluster) testVerify(t *testing.T) {
 		expect(t, checks, "kubelet certificate node-01", false, "connection refused")
 		expect(t, checks, "certificates node-01", true, "etcd-peer is good for 29 days")
 		expect(t, checks, "certificates node-02", false, "apiserver is good for no more: expired 1h0m0s ago")
+		expect(t, checks, "authority ca", true, "good for 3649 days")
+		expect(t, checks, "authority etcd-ca", false, "is good for 29 days, and what it signs for no longer; replace it: coldrack cluster rotate rack etcd-ca")
 		expect(t, checks, "addon kube-system/coredns", false, "0 of 2 ready")
 		expect(t, checks, "secrets encrypted etcd", true, "with secretbox")
 		expect(t, checks, "pod security baseline", true, "a privileged pod is refused")

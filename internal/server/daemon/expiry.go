@@ -74,6 +74,10 @@ func (s *server) expiry(now time.Time) []peoplewire.Expiry {
 			if until := ends[cluster][authority]; first.Until.IsZero() || until.Before(first.Until) {
 				first = authorityEnd("cluster-"+cluster+" "+string(authority), until, now)
 				first.Certificate, first.Cluster, first.Name = expiryAuthority, cluster, string(authority)
+				if first.Overdue != "" {
+					first.Overdue = fmt.Sprintf("authority %s of cluster %s ends at %s, and everything that it signed with it; replace it: coldrack cluster rotate %s %s",
+						authority, cluster, until.UTC().Format(time.DateOnly), cluster, authority)
+				}
 			}
 		}
 		list = append(list, first)

@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
@@ -41,6 +42,7 @@ type Clusters interface {
 	Preview(cluster *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, now members.Situation) (members.Preview, error)
 	ClientCertificate(clusterName, user string, groups []string, ttl time.Duration, public crypto.PublicKey) (certPEM []byte, leaf *x509.Certificate, err error)
 	EtcdAuthority(clusterName string) []byte
+	AuthorityEnds() map[string]map[kube.Authority]time.Time
 	EtcdClient(clusterName string, ttl time.Duration) (*tls.Certificate, error)
 }
 

@@ -88,8 +88,12 @@ func (b *Backend) verify(ctx context.Context, cluster *v1alpha1.Cluster, pods bo
 		PodSecurity:     spec.Spec.Security.PodSecurity,
 		TokenDiscovery:  spec.Spec.Security.TokenDiscovery,
 		Certificates:    expiry,
+		Authorities:     map[string]time.Time{},
 		NoPods:          !pods,
 		ProxyNone:       spec.Spec.Network.Proxy == v1alpha1.ProxyNone,
+	}
+	for authority, end := range b.Clusters.AuthorityEnds()[cluster.Name] {
+		options.Authorities[string(authority)] = end
 	}
 	for _, text := range spec.Spec.Network.ServiceCIDRs {
 		network, err := netip.ParsePrefix(text)
