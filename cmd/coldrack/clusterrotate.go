@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
@@ -71,35 +73,39 @@ stage begins when all of them have the present one. Until the old key is dropped
 			if !slices.Contains(v1alpha1.RotatedKeys(), key) {
 				return exit.Usagef("%q cannot be rotated; what can be: %s", args[1], strings.Join(keyNames(), ", "))
 			}
-			var want v1alpha1.ClusterRotation
-			what := "is rotated"
-			switch {
-			case back:
-				want, err = rotationBack(cluster, key)
-				what = "goes back to the old one"
-			case goOn:
-				want, err = rotationOn(cluster, key)
-				what = "goes on"
-			default:
-				want, err = newRotation(cluster, key)
-				if hold {
-					want.Before = v1alpha1.RotationSwap
+			what := ""
+			for try := 1; ; try++ {
+				var want v1alpha1.ClusterRotation
+				switch {
+				case back:
+					want, err = rotationBack(cluster, key)
+					what = "goes back to the old one"
+				case goOn:
+					want, err = rotationOn(cluster, key)
+					what = "goes on"
+				default:
+					want, err = newRotation(cluster, key)
+					what = "is rotated"
+					if hold {
+						want.Before = v1alpha1.RotationSwap
+					}
+					if lifetime > 0 {
+						want.TokenLifetime = &metav1.Duration{Duration: lifetime}
+					}
 				}
-				if lifetime > 0 {
-					want.TokenLifetime = &metav1.Duration{Duration: lifetime}
+				if err != nil {
+					return err
+				}
+				err = writeRotation(cmd.Context(), c, cluster, want)
+				if !apierrors.IsConflict(err) || try == 10 {
+					break
+				}
+				// The server has written meanwhile how far the cluster is: that may change what is possible.
+				if cluster, err = getCluster(cmd.Context(), c, cluster.Name); err != nil {
+					return err
 				}
 			}
 			if err != nil {
-				return err
-			}
-			// The resource version keeps two people from beginning two of them.
-			patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": cluster.ResourceVersion},
-				"spec": map[string]any{"rotation": map[string]any{"key": want.Key, "id": want.ID, "back": want.Back, "before": orNull(want.Before),
-					"tokenLifetime": want.TokenLifetime, "requestedBy": want.RequestedBy}}})
-			if err != nil {
-				return err
-			}
-			if err := c.Patch(cmd.Context(), cluster, client.RawPatch(types.MergePatchType, patch), client.FieldOwner(objects.FieldManager)); err != nil {
 				return fmt.Errorf("cluster %s: %w", cluster.Name, err)
 			}
 			fmt.Fprintf(a.out, "%s: %s %s; follow it with: coldrack cluster rotate %s --status\n", cluster.Name, key, what, cluster.Name)
@@ -115,6 +121,17 @@ stage begins when all of them have the present one. Until the old key is dropped
 	a.addConnectionFlag(cmd)
 	addOutputFlag(cmd, &output, "json", "yaml")
 	return cmd
+}
+
+// writeRotation writes what is wanted of a cluster, if the cluster is as it was read: two people must not begin two rotations.
+func writeRotation(ctx context.Context, c client.Client, cluster *v1alpha1.Cluster, want v1alpha1.ClusterRotation) error {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": cluster.ResourceVersion},
+		"spec": map[string]any{"rotation": map[string]any{"key": want.Key, "id": want.ID, "back": want.Back, "before": orNull(want.Before),
+			"tokenLifetime": want.TokenLifetime, "requestedBy": want.RequestedBy}}})
+	if err != nil {
+		return err
+	}
+	return c.Patch(ctx, cluster.DeepCopy(), client.RawPatch(types.MergePatchType, patch), client.FieldOwner(objects.FieldManager))
 }
 
 func keyNames() []string {

@@ -15,9 +15,13 @@ import (
 	"coldrack.dev/api/v1alpha1"
 )
 
-// TestAuthoritiesRotate replaces all authorities and keys of a cluster that runs, one after the other, while a client writes and reads: one is
-// taken back first, the server is killed in the middle of another. What the old keys made is worth nothing afterwards.
-func TestAuthoritiesRotate(t *testing.T) {
+// rotating is a cluster whose keys are replaced while a client writes and reads.
+type rotating struct {
+	*Rack
+	inside *Client
+}
+
+func newRotating(t *testing.T) *rotating {
 	r := New(t, Options{})
 	r.Cluster(Size{Etcd: 3, ControlPlanes: 2, Workers: 1}, func(o *ClusterObjects) {
 		o.Cluster.Spec.Topology = v1alpha1.TopologyCustom // that of production wants a virtual IP
@@ -27,20 +31,89 @@ func TestAuthoritiesRotate(t *testing.T) {
 	})
 	r.PowerOn()
 	r.AwaitReady()
-	r.Kubectl("create", "secret", "generic", "treasure", "--from-literal=gold=much")
-	inside := r.ClientAtBalancer("worker-1")
-	step := func(name string, do func(t *testing.T)) {
-		t.Helper()
-		if !t.Run(name, do) {
-			t.FailNow()
-		}
-		t.Logf("%s: %s", name, inside.Loss())
-		if l := inside.Loss(); l.Lost > 0 {
-			t.Errorf("%s: %d requests were lost: %v", name, l.Lost, l.Last)
-		}
-	}
+	return &rotating{r, r.ClientAtBalancer("worker-1")}
+}
 
-	step("encryption is taken back", func(t *testing.T) {
+// step is a part of a test, in which no request may be lost.
+func (r *rotating) step(t *testing.T, name string, do func(t *testing.T)) {
+	t.Helper()
+	if !t.Run(name, do) {
+		t.FailNow()
+	}
+	l := r.inside.Loss()
+	t.Logf("%s: %s", name, l)
+	if l.Lost > 0 {
+		t.Errorf("%s: %d requests were lost: %v", name, l.Lost, l.Last)
+	}
+}
+
+func (r *rotating) end(t *testing.T) {
+	r.AwaitReady()
+	t.Logf("through the balancer: %s", r.inside.Stop())
+	r.tellHistory()
+}
+
+// TestAuthoritiesRotate replaces the authorities of a cluster that runs, one after the other. What the old ones certified is worth nothing
+// afterwards.
+func TestAuthoritiesRotate(t *testing.T) {
+	r := newRotating(t)
+	r.step(t, "the authority of etcd", func(t *testing.T) {
+		old := r.keep("control-1", "apiserver-etcd-client.crt", "apiserver-etcd-client.key")
+		if out, err := r.askEtcd(old); err != nil {
+			t.Errorf("before: %v %s", err, out)
+		}
+		r.rotate("etcd-ca")
+		r.awaitStage("etcd-ca", v1alpha1.RotationDone, "")
+		if out, err := r.askEtcd(old); err == nil {
+			t.Errorf("etcd lets the old certificate in: %s", out)
+		}
+		if out, err := r.askEtcd(filepath.Join(r.Machine("control-1").Disk(), "etc/kubernetes/pki")); err != nil {
+			t.Errorf("and the new one: %v %s", err, out)
+		}
+	})
+	r.step(t, "the authority of extension API servers", func(t *testing.T) {
+		old, err := os.ReadFile(filepath.Join(r.Machine("control-1").Disk(), "etc/kubernetes/pki/front-proxy-ca.crt"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.rotate("front-proxy-ca")
+		r.awaitStage("front-proxy-ca", v1alpha1.RotationDone, "")
+		told := r.Kubectl("get", "-n", "kube-system", "configmap", "extension-apiserver-authentication", "-o", `jsonpath={.data.requestheader-client-ca-file}`)
+		if strings.Contains(told, string(old)) || strings.Count(told, "BEGIN CERTIFICATE") != 1 {
+			t.Errorf("extension API servers are told of\n%s", told)
+		}
+	})
+	r.step(t, "the cluster's authority", func(t *testing.T) {
+		r.rotate("ca", "--hold")
+		r.awaitStage("ca", v1alpha1.RotationPublish, "held before stage Swap")
+		r.FetchKubeconfig() // which knows both
+		r.inside.Reconnect()
+		r.rotate("ca", "--continue")
+		r.awaitStage("ca", v1alpha1.RotationSwap, "held before stage Drop")
+		old := r.FetchKubeconfig() // of the new one
+		r.inside.Reconnect()
+		r.rotate("ca", "--continue")
+		r.awaitStage("ca", v1alpha1.RotationDone, "")
+		r.inside.AwaitAnswers(20)
+		for _, name := range []string{"control-1", "control-2"} {
+			address := net.JoinHostPort(r.Machine(name).Address(), apiPort)
+			out, err := r.desk.Try(t.Context(), r.programs.kubectl, "--kubeconfig", old, "--server", "https://"+address, "get", "nodes")
+			if err == nil || !strings.Contains(out, "Unauthorized") && !strings.Contains(out, "must be logged in") && !strings.Contains(out, "provide credentials") {
+				t.Errorf("%s answers a certificate of the old authority: %v %s", name, err, out)
+			}
+		}
+	})
+	if out, err := r.Server().Try("cluster", "rotate", r.cluster, "ca", "--back"); err == nil || !strings.Contains(out, "nothing to take back") {
+		t.Errorf("back, when it is done: %v %s", err, out)
+	}
+	r.end(t)
+}
+
+// TestKeysRotate replaces the keys of a cluster that runs: one is taken back first, and the server is killed in the middle.
+func TestKeysRotate(t *testing.T) {
+	r := newRotating(t)
+	r.Kubectl("create", "secret", "generic", "treasure", "--from-literal=gold=much")
+	r.step(t, "encryption is taken back", func(t *testing.T) {
 		r.rotate("encryption", "--hold")
 		r.awaitStage("encryption", v1alpha1.RotationAccept, "held before stage Swap")
 		if out, err := r.Server().Try("cluster", "rotate", r.cluster, "ca"); err == nil || !strings.Contains(out, "only one key is rotated at a time") {
@@ -57,7 +130,7 @@ func TestAuthoritiesRotate(t *testing.T) {
 			t.Errorf("taken back, it is stored as %.40q", stored)
 		}
 	})
-	step("encryption, and the server dies", func(t *testing.T) {
+	r.step(t, "encryption, and the server dies", func(t *testing.T) {
 		r.rotate("encryption")
 		r.awaitStage("encryption", v1alpha1.RotationSwap, "")
 		r.Server().Restart()
@@ -69,7 +142,7 @@ func TestAuthoritiesRotate(t *testing.T) {
 			t.Errorf("it is %s", gold)
 		}
 	})
-	step("the key of service accounts", func(t *testing.T) {
+	r.step(t, "the key of service accounts", func(t *testing.T) {
 		bound := strings.TrimSpace(r.Kubectl("create", "token", "default", "--duration=2h"))
 		kept := r.keepToken("robot")
 		r.rotate("service-account", "--token-lifetime", "2s")
@@ -86,58 +159,7 @@ func TestAuthoritiesRotate(t *testing.T) {
 			t.Errorf("people are told of %q", named)
 		}
 	})
-	step("the authority of etcd", func(t *testing.T) {
-		old := r.keep("control-1", "apiserver-etcd-client.crt", "apiserver-etcd-client.key")
-		if out, err := r.askEtcd(old); err != nil {
-			t.Errorf("before: %v %s", err, out)
-		}
-		r.rotate("etcd-ca")
-		r.awaitStage("etcd-ca", v1alpha1.RotationDone, "")
-		if out, err := r.askEtcd(old); err == nil {
-			t.Errorf("etcd lets the old certificate in: %s", out)
-		}
-		if out, err := r.askEtcd(filepath.Join(r.Machine("control-1").Disk(), "etc/kubernetes/pki")); err != nil {
-			t.Errorf("and the new one: %v %s", err, out)
-		}
-	})
-	step("the authority of extension API servers", func(t *testing.T) {
-		old, err := os.ReadFile(filepath.Join(r.Machine("control-1").Disk(), "etc/kubernetes/pki/front-proxy-ca.crt"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.rotate("front-proxy-ca")
-		r.awaitStage("front-proxy-ca", v1alpha1.RotationDone, "")
-		told := r.Kubectl("get", "-n", "kube-system", "configmap", "extension-apiserver-authentication", "-o", `jsonpath={.data.requestheader-client-ca-file}`)
-		if strings.Contains(told, string(old)) || strings.Count(told, "BEGIN CERTIFICATE") != 1 {
-			t.Errorf("extension API servers are told of\n%s", told)
-		}
-	})
-	step("the cluster's authority", func(t *testing.T) {
-		r.rotate("ca", "--hold")
-		r.awaitStage("ca", v1alpha1.RotationPublish, "held before stage Swap")
-		r.FetchKubeconfig() // which knows both
-		inside.Reconnect()
-		r.rotate("ca", "--continue")
-		r.awaitStage("ca", v1alpha1.RotationSwap, "held before stage Drop")
-		old := r.FetchKubeconfig() // of the new one
-		inside.Reconnect()
-		r.rotate("ca", "--continue")
-		r.awaitStage("ca", v1alpha1.RotationDone, "")
-		inside.AwaitAnswers(20)
-		for _, name := range []string{"control-1", "control-2"} {
-			address := net.JoinHostPort(r.Machine(name).Address(), apiPort)
-			out, err := r.desk.Try(t.Context(), r.programs.kubectl, "--kubeconfig", old, "--server", "https://"+address, "get", "nodes")
-			if err == nil || !strings.Contains(out, "Unauthorized") && !strings.Contains(out, "must be logged in") && !strings.Contains(out, "provide credentials") {
-				t.Errorf("%s answers a certificate of the old authority: %v %s", name, err, out)
-			}
-		}
-	})
-	if out, err := r.Server().Try("cluster", "rotate", r.cluster, "ca", "--back"); err == nil || !strings.Contains(out, "nothing to take back") {
-		t.Errorf("back, when it is done: %v %s", err, out)
-	}
-	r.AwaitReady()
-	t.Logf("through the balancer: %s", inside.Stop())
-	r.tellHistory()
+	r.end(t)
 }
 
 func (r *Rack) rotate(args ...string) {
