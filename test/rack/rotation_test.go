@@ -95,6 +95,9 @@ func TestAuthoritiesRotate(t *testing.T) {
 		r.rotate("ca", "--continue")
 		r.awaitStage("ca", v1alpha1.RotationDone, "")
 		r.inside.AwaitAnswers(20)
+		if told := r.Kubectl("get", "-n", "kube-system", "configmap", "extension-apiserver-authentication", "-o", `jsonpath={.data.client-ca-file}`); strings.Count(told, "BEGIN CERTIFICATE") != 1 {
+			t.Errorf("extension API servers are told of\n%s", told)
+		}
 		for _, name := range []string{"control-1", "control-2"} {
 			address := net.JoinHostPort(r.Machine(name).Address(), apiPort)
 			out, err := r.desk.Try(t.Context(), r.programs.kubectl, "--kubeconfig", old, "--server", "https://"+address, "get", "nodes")

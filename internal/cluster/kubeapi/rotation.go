@@ -8,7 +8,9 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,6 +33,42 @@ func (c *Connection) PodsKnow(ctx context.Context, authorities []byte) (bool, er
 		return false, fmt.Errorf("read ConfigMap %s: %w", rootAuthority, err)
 	}
 	return strings.TrimSpace(is.Data["ca.crt"]) == string(bytes.TrimSpace(authorities)), nil
+}
+
+// extensionTrust is the ConfigMap by which extension API servers know whom to believe.
+const extensionTrust = "extension-apiserver-authentication"
+
+// TrustOnly has extension API servers believe exactly these authorities, which are PEM: those of clients, and those of API servers that
+// speak for clients. API servers only ever add theirs, so that one that is dropped stays there for good. It says whether it was so already.
+func (c *Connection) TrustOnly(ctx context.Context, clients, frontProxies []byte) (already bool, err error) {
+	maps := c.client.CoreV1().ConfigMaps(metav1.NamespaceSystem)
+	is, err := maps.Get(ctx, extensionTrust, metav1.GetOptions{})
+	if err != nil {
+		return false, fmt.Errorf("read ConfigMap %s: %w", extensionTrust, err)
+	}
+	already = true
+	for name, want := range map[string][]byte{"client-ca-file": clients, "requestheader-client-ca-file": frontProxies} {
+		if has := is.Data[name]; has != "" && !slices.Equal(certificatesIn([]byte(has)), certificatesIn(want)) {
+			is.Data[name], already = string(want), false
+		}
+	}
+	if already {
+		return true, nil
+	}
+	if _, err := maps.Update(ctx, is, metav1.UpdateOptions{}); err != nil && !apierrors.IsConflict(err) {
+		return false, fmt.Errorf("write ConfigMap %s: %w", extensionTrust, err)
+	}
+	return false, nil
+}
+
+// certificatesIn a PEM text, sorted.
+func certificatesIn(text []byte) []string {
+	var list []string
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		list = append(list, string(block.Bytes))
+	}
+	slices.Sort(list)
+	return list
 }
 
 // rewritePage is how many Secrets are written anew in one go.

@@ -13,15 +13,20 @@ import (
 	"coldrack.dev/internal/cluster/kube"
 )
 
-// EtcdAuthority are the PEM certificates that a cluster's etcd members are verified with; empty without keys.
-func (s *Set) EtcdAuthority(clusterName string) []byte {
+// Authority are the PEM certificates of a cluster's authority that are believed; empty without keys.
+func (s *Set) Authority(clusterName string, authority kube.Authority) []byte {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	c := s.clusters[clusterName]
-	s.mu.Unlock()
 	if c == nil || c.material == nil {
 		return nil
 	}
-	return c.material.trusted[kube.AuthorityEtcd]
+	return c.material.trusted[authority]
+}
+
+// EtcdAuthority are the PEM certificates that a cluster's etcd members are verified with; empty without keys.
+func (s *Set) EtcdAuthority(clusterName string) []byte {
+	return s.Authority(clusterName, kube.AuthorityEtcd)
 }
 
 // EtcdClient makes a certificate by which this server is known to a cluster's etcd members. They let it do

@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/kubeapi"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/cluster/planner"
@@ -188,6 +189,12 @@ func (o *operation) stageLacks(ctx context.Context, is *v1alpha1.RotationStatus)
 		return "pods are not given the new authority yet; the controller manager does that when it has started with it", nil
 	case is.Stage == v1alpha1.RotationPublish:
 		return o.podsLack(), nil
+	case (is.Key == v1alpha1.RotateCA || is.Key == v1alpha1.RotateFrontProxyCA) && (is.Stage == v1alpha1.RotationDrop || is.Stage == v1alpha1.RotationUndo):
+		already, err := o.sight.api.TrustOnly(ctx, o.Clusters.Authority(o.c.Name, kube.AuthorityKubernetes), o.Clusters.Authority(o.c.Name, kube.AuthorityFrontProxy))
+		if err != nil || already {
+			return "", err
+		}
+		return "extension API servers are told of the authorities that are left", nil
 	case is.Key == v1alpha1.RotateServiceAccount && made:
 		return o.tokensLack(ctx, is)
 	case is.Key == v1alpha1.RotateEncryption && made:
