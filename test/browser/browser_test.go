@@ -481,6 +481,42 @@ func TestCluster(t *testing.T) {
 		}
 		b.waits(`document.documentElement.scrollWidth <= innerWidth`)
 	}
+	check(t, b.look(look{width: 1400, height: 900}))
+	b.goes("/ui/clusters/prod")
+	click := func(selector string) {
+		t.Helper()
+		b.waits(`document.querySelector(` + quoted(selector) + `)`)
+		_, err := value[bool](b.chromium, `(() => { document.querySelector(`+quoted(selector)+`).click(); return true; })()`)
+		check(t, err)
+	}
+	scale := func(group, replicas string) {
+		t.Helper()
+		click("[data-action=scale][data-group=" + group + "]")
+		b.waits(`document.querySelector("dialog [name=replicas]")`)
+		check(t, b.write("dialog [name=replicas]", replicas))
+		click("dialog [value=do]")
+	}
+	scale("prod-etcd", "2")
+	b.says("tolerate no more failures")
+	click("dialog [value=no]")
+	scale("prod-workers", "5")
+	b.waits(`!document.querySelector("dialog")`)
+	group := &v1alpha1.MachineGroup{}
+	check(t, b.client.Get(t.Context(), client.ObjectKey{Name: "prod-workers"}, group))
+	if group.WantedReplicas() != 5 {
+		t.Errorf("the group wants %d machines", group.WantedReplicas())
+	}
+	for _, action := range []string{"pause", "abort", "resume"} {
+		click("[data-action=" + action + "]")
+		click("dialog [value=do]")
+		b.waits(`!document.querySelector("dialog")`)
+	}
+	b.waits(`document.querySelector("[data-action=pause]") && !document.querySelector("[data-action=resume]")`)
+	cluster := &v1alpha1.Cluster{}
+	check(t, b.client.Get(t.Context(), client.ObjectKey{Name: "prod"}, cluster))
+	if cluster.Spec.Paused || cluster.Annotations[v1alpha1.AnnotationAbort] != "" {
+		t.Errorf("it was resumed, and is paused %t, annotated %v", cluster.Spec.Paused, cluster.Annotations)
+	}
 }
 
 // TestKubeconfigRequest makes a certificate request in the browser and reads it as the server does.

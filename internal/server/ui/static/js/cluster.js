@@ -1,6 +1,7 @@
 // One cluster: which machine holds what, how far it is, what is done to it, who gets in, whether it works.
 
 import { get, lines, send } from "./api.js";
+import { buttons, scale } from "./clusteractions.js";
 import { clusterPhase, needsPerson, quorum } from "./clusters.js";
 import { data, fill, h, oneLine, ref } from "./dom.js";
 import { t } from "./i18n.js";
@@ -33,16 +34,17 @@ export function mount(main, name) {
 		fill(body,
 			h("section", { class: "card wide" }, h("h1", {}, data(name)), h("p", { class: "row" }, clusterPhase(c), s.nodesReady ? h("span", { class: "quiet" }, t("{0} nodes ready", s.nodesReady)) : null),
 				why || s.message ? h("div", { class: "verdict" + (why ? " bad" : "") }, h("p", { class: "what" }, data(oneLine(why || s.message, 1000)))) : null,
+				buttons(c),
 				facts([t("Version"), s.version && s.version !== c.spec.version ? c.spec.version + ", " + t("runs {0}", s.version) : c.spec.version], [t("Topology"), c.spec.topology], [t("Endpoint"), s.endpoint], [t("Virtual IP"), c.spec.endpoint?.virtualIP?.address],
 					[t("Pods"), (c.spec.network?.podCIDRs ?? []).join(", ")], [t("Services"), (c.spec.network?.serviceCIDRs ?? []).join(", ")], [t("Network"), [c.spec.network?.plugin, c.spec.network?.proxy].filter(Boolean).join(", ")])),
 			card(t("Quorum of etcd"), { class: "wide" }, quorum(c)),
 			card(t("What is done now"), { class: "wide" },
-				s.failure ? h("div", { class: "verdict bad" }, h("p", { class: "what" }, data(s.failure.node), ": ", data(oneLine(s.failure.reason, 1000))), h("p", {}, t("This stops all other changes until the Cluster or one of its groups is written anew."), " ", when(s.failure.at, now))) : null,
+				s.failure ? h("div", { class: "verdict bad" }, h("p", { class: "what" }, data(s.failure.node), ": ", data(oneLine(s.failure.reason, 1000))), h("p", {}, t("This stops all other changes until the Cluster or one of its groups is written anew, or resumed."), " ", when(s.failure.at, now))) : null,
 				list(t("Needs a person"), work.blocks, "ill"), steps(work.steps, now), list(t("Waits by itself"), work.waits, "quiet"),
 				!s.failure && !work.blocks?.length && !work.steps?.length && !work.waits?.length ? h("p", { class: "quiet" }, t("Nothing.")) : null),
 			(s.steps ?? []).length ? card(t("Bring-up"), { class: "wide" }, timeline(s.steps, now)) : null,
 			card(t("Nodes"), { class: "wide" }, rows.length ? grid([t("Node"), t("Group"), t("Roles"), t("Address"), t("Version"), t("State"), t("Message")], rows) : h("p", { class: "quiet" }, t("No machine belongs to it yet."))),
-			card(t("Groups"), { class: "wide" }, groups.length ? grid([t("Name"), t("Roles"), t("Wanted"), t("There"), t("Ready"), t("Profile"), t("Message")], groups.map((g) => [g.metadata.name, g.spec.roles.join(", "), g.spec.replicas ?? 1, g.status?.replicas ?? 0, g.status?.readyReplicas ?? 0, g.spec.profile ?? "", g.status?.message ?? ""])) : h("p", { class: "quiet" }, t("none"))),
+			card(t("Groups"), { class: "wide" }, groups.length ? grid([t("Name"), t("Roles"), t("Wanted"), t("There"), t("Ready"), t("Profile"), t("Message"), ""], groups.map((g) => [g.metadata.name, g.spec.roles.join(", "), g.spec.replicas ?? 1, g.status?.replicas ?? 0, g.status?.readyReplicas ?? 0, g.spec.profile ?? "", g.status?.message ?? "", scale(g)])) : h("p", { class: "quiet" }, t("none"))),
 			(s.history ?? []).length ? card(t("What was done"), { class: "wide" }, grid([t("Ended"), t("Operation"), t("Step"), t("Node"), t("Took"), t("Reason"), t("Error")], [...s.history].reverse().map((x) => ({ class: x.error ? "ill" : null,
 				cells: [when(x.finishedAt, now), x.operation, x.kind, x.node ?? "", x.startedAt && x.finishedAt ? age(Date.parse(x.finishedAt) - Date.parse(x.startedAt)) : "", x.reason ?? "", x.error ?? ""] })))) : null,
 			(s.conditions ?? []).length ? card(t("Conditions"), { class: "wide" }, grid([t("Name"), t("State"), t("Reason"), t("Message"), t("Since")], s.conditions.map((x) => [x.type, x.status, x.reason ?? "", x.message ?? "", when(x.lastTransitionTime, now)]))) : null);
