@@ -484,6 +484,9 @@ type ClusterStatus struct {
 	// Backup is how the backups of its etcd stand.
 	// +optional
 	Backup *BackupStatus `json:"backup,omitempty"`
+	// Restore is the last restore of its etcd.
+	// +optional
+	Restore *RestoreStatus `json:"restore,omitempty"`
 	// BackupWanted is since when an upgrade waits for a backup that is younger.
 	// +optional
 	BackupWanted *metav1.Time `json:"backupWanted,omitempty"`

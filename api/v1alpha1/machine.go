@@ -501,6 +501,9 @@ type KubernetesStatus struct {
 	// to its former configuration.
 	// +optional
 	Message string `json:"message,omitempty"`
+	// Restore is how far the node is with a restore of the cluster's etcd.
+	// +optional
+	Restore *NodeRestore `json:"restore,omitempty"`
 	// CertificatesExpireAt is when the first of the node's certificates expires.
 	// +optional
 	CertificatesExpireAt *metav1.Time `json:"certificatesExpireAt,omitempty"`

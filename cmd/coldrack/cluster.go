@@ -39,7 +39,7 @@ func (a *app) clusterCommand() *cobra.Command {
 	}
 	cmd.AddCommand(a.clusterInitCommand(), a.planCommand(), a.clusterApplyCommand(), a.clusterListCommand(), a.clusterDescribeCommand(),
 		a.clusterWatchCommand(), a.clusterScaleCommand(), a.clusterPauseCommand(), a.clusterResumeCommand(), a.clusterAbortCommand(),
-		a.clusterHistoryCommand(), a.clusterRotateCommand(), a.clusterVerifyCommand(), a.clusterBackupCommand(), a.clusterBackupsCommand())
+		a.clusterHistoryCommand(), a.clusterRotateCommand(), a.clusterVerifyCommand(), a.clusterBackupCommand(), a.clusterBackupsCommand(), a.clusterRestoreCommand())
 	return cmd
 }
 

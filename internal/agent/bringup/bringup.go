@@ -10,6 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -28,6 +29,8 @@ import (
 type Server interface {
 	Certificate(context.Context, wire.CertificateRequest) (wire.CertificateResponse, error)
 	Phases(context.Context, wire.PhaseReport) error
+	// EtcdData writes the archive of the member's data for a restore to w.
+	EtcdData(ctx context.Context, restore string, w io.Writer) error
 }
 
 // Router keeps the node's routes to other nodes' pods and to service networks.
@@ -140,7 +143,7 @@ func New(o Options) (*Executor, error) {
 		return nil, err
 	}
 	e.ledger = nodefile.OpenLedger(e.disk, ledgerFile, o.Log)
-	e.ledger.CleanUp(assignmentFile, digestsFile, podsFile)
+	e.ledger.CleanUp(assignmentFile, digestsFile, podsFile, restoredFile)
 	saved, err := loadState(e.disk)
 	if err != nil {
 		o.Log.Error("cannot read the saved plan; waiting for one from the server", "err", err)
@@ -225,7 +228,7 @@ func (e *Executor) take(a wire.NodeAssignment) {
 		e.Log.Warn("cannot do what the server asks for", "operation", a.Operation, "because", message)
 	}
 	e.track.note(message)
-	if e.begun == nil || !samePlan(e.begun.Plan, next.Plan) {
+	if e.begun == nil || !samePlan(e.begun.Plan, next.Plan) || !reflect.DeepEqual(e.begun.Restore, next.Restore) {
 		e.next, e.refused = next, ""
 		return
 	}

@@ -30,6 +30,8 @@ type pass struct {
 	signed []wire.NodeCertificate
 	// hold: it is not this node's turn to restart anything.
 	hold bool
+	// restoring is the restore of etcd that comes before all phases, or instead of them; nil for none.
+	restoring *wire.EtcdRestore
 	// hard ends with the agent. What must not be cut in two runs under it.
 	hard context.Context
 	// soft ends when this plan is no longer the one to carry out: waiting is pointless from then on.
@@ -59,7 +61,7 @@ type part struct {
 
 func (e *Executor) newPass(hard, soft, open context.Context, s *state) *pass {
 	plan := s.Plan
-	p := &pass{Executor: e, plan: plan, former: s.Former, signed: s.Signed, hold: s.Hold, hard: hard, soft: soft, open: open, done: map[string]chan struct{}{}}
+	p := &pass{Executor: e, plan: plan, former: s.Former, signed: s.Signed, hold: s.Hold, restoring: s.Restore, hard: hard, soft: soft, open: open, done: map[string]chan struct{}{}}
 	for _, ph := range plan.Phases {
 		p.done[ph.Name] = make(chan struct{})
 		if worksOn(plan, ph) {
@@ -71,6 +73,12 @@ func (e *Executor) newPass(hard, soft, open context.Context, s *state) *pass {
 
 // run returns when every phase has succeeded, or when none that has not may begin.
 func (p *pass) run() (complete bool) {
+	if !p.restoreFirst() {
+		return false
+	}
+	if p.restoring != nil && p.restoring.Stop {
+		return true // nothing may begin
+	}
 	var wg sync.WaitGroup
 	var failed atomic.Bool
 	for _, ph := range p.plan.Phases {

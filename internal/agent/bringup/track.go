@@ -3,6 +3,7 @@ package bringup
 import (
 	"crypto/x509"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -87,6 +88,16 @@ func (t *track) note(message string) {
 	defer t.mu.Unlock()
 	if t.report.Message != message {
 		t.report.Message = message
+		t.tell()
+	}
+}
+
+// restore says how far a restore of etcd is; nil: there is none.
+func (t *track) restore(r *wire.RestoreReport) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !reflect.DeepEqual(t.report.Restore, r) {
+		t.report.Restore = r
 		t.tell()
 	}
 }

@@ -260,6 +260,27 @@ func (c *Client) Certificate(ctx context.Context, r wire.CertificateRequest) (wi
 	return call[wire.CertificateResponse](ctx, c, http.MethodPost, wire.PathCertificate, callLimit, r)
 }
 
+// EtcdData writes the archive of the data that this machine's member of etcd begins with after a restore to w.
+func (c *Client) EtcdData(ctx context.Context, restore string, w io.Writer) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+wire.PathEtcdData+"?"+url.Values{"restore": {restore}}.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Load().Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		var refusal wire.Error
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		_ = json.Unmarshal(b, &refusal) // a proxy's error page leaves it empty
+		return &Error{Path: wire.PathEtcdData, Status: resp.StatusCode, Code: refusal.Code, Message: refusal.Message}
+	}
+	_, err = io.Copy(w, resp.Body)
+	return err
+}
+
 // Phases reports how far the node is.
 func (c *Client) Phases(ctx context.Context, r wire.PhaseReport) error {
 	_, err := call[wire.Empty](ctx, c, http.MethodPost, wire.PathPhases, callLimit, r)

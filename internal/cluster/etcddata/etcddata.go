@@ -37,6 +37,9 @@ type Member struct {
 	InitialCluster []string `json:"initialCluster"`
 	// Token is of no other cluster before.
 	Token string `json:"token"`
+	// Bump is added to the revision, so that clients that have seen what came after the snapshot do not see time go back; all before
+	// counts as compacted.
+	Bump uint64 `json:"bump"`
 }
 
 // Content is what a snapshot was found to hold.
@@ -46,10 +49,6 @@ type Content struct {
 	// Storage is the version of the store's format, such as 3.7.0; empty before 3.6.
 	Storage string `json:"storage,omitempty"`
 }
-
-// revisionBump is added to the revision of a restored store, so that clients that have seen what came after the snapshot do not see time go
-// back. etcd's manual names this number.
-const revisionBump = 1_000_000_000
 
 // answer of the process.
 type answer struct {
@@ -134,7 +133,7 @@ func carryOut(r Request) (c Content, err error) {
 	config := snapshot.RestoreConfig{SnapshotPath: r.Snapshot, OutputDataDir: r.Folder}
 	if m := r.Member; m != nil {
 		config.Name, config.PeerURLs, config.InitialCluster, config.InitialClusterToken = m.Name, []string{m.PeerURL}, strings.Join(m.InitialCluster, ","), m.Token
-		config.RevisionBump, config.MarkCompacted = revisionBump, true
+		config.RevisionBump, config.MarkCompacted = m.Bump, true
 	} else {
 		config.Name, config.PeerURLs, config.InitialCluster, config.InitialClusterToken = "trial", []string{"http://127.0.0.1:2380"}, "trial=http://127.0.0.1:2380", "trial"
 	}

@@ -68,6 +68,8 @@ type cluster struct {
 	plan     *kube.Plan
 	nodes    map[string]v1alpha1.ClusterNode
 	turns    map[string]turn
+	// restores are what a restore of etcd wants of each node.
+	restores map[string]*wire.EtcdRestore
 	paused   bool
 	// spec is what was written when the plan was rendered, see SpecOf.
 	spec string
@@ -176,7 +178,7 @@ func (s *Set) wake() {
 
 // take returns was itself when nothing has changed for anybody.
 func (s *Set) take(r Record, was *cluster) *cluster {
-	next := &cluster{paused: r.Cluster.Spec.Paused, nodes: map[string]v1alpha1.ClusterNode{}, turns: map[string]turn{}, assignments: map[string]wire.NodeAssignment{}}
+	next := &cluster{paused: r.Cluster.Spec.Paused, nodes: map[string]v1alpha1.ClusterNode{}, turns: map[string]turn{}, restores: restoresOf(r.Cluster), assignments: map[string]wire.NodeAssignment{}}
 	broughtUp := meta.IsStatusConditionTrue(r.Cluster.Status.Conditions, v1alpha1.ConditionBroughtUp)
 	for _, n := range r.Cluster.Status.Nodes {
 		next.nodes[n.Machine] = decided(n)
@@ -187,7 +189,7 @@ func (s *Set) take(r Record, was *cluster) *cluster {
 	}
 	next.problem = s.fill(next, r)
 	if was != nil && was.plan == next.plan && was.material == next.material && was.paused == next.paused && was.problem == next.problem && was.spec == next.spec && was.rotation == next.rotation &&
-		reflect.DeepEqual(was.nodes, next.nodes) && maps.Equal(was.turns, next.turns) {
+		reflect.DeepEqual(was.nodes, next.nodes) && maps.Equal(was.turns, next.turns) && reflect.DeepEqual(was.restores, next.restores) {
 		return was
 	}
 	if next.problem != "" && (was == nil || was.problem != next.problem) {

@@ -44,7 +44,7 @@ func (s *Set) Node(machine string) (wire.NodeAssignment, <-chan struct{}) {
 
 func (s *Set) assignment(name string, c *cluster, machine string) wire.NodeAssignment {
 	turn := c.turns[machine]
-	out := wire.NodeAssignment{Paused: c.paused, Operation: turn.operation, Hold: turn.hold, RollBack: turn.rollBack}
+	out := wire.NodeAssignment{Paused: c.paused, Operation: turn.operation, Hold: turn.hold, RollBack: turn.rollBack, Restore: c.restores[machine]}
 	wait := func(reason string) wire.NodeAssignment {
 		out.Message = reason
 		return out
@@ -86,6 +86,26 @@ func (s *Set) assignment(name string, c *cluster, machine string) wire.NodeAssig
 		out.Message = fmt.Sprintf("cluster %s is paused: spec.paused", name)
 	}
 	return out
+}
+
+// restoresOf is what the nodes of a cluster are to do for a restore of etcd, by machine. Afterwards they keep what was there before until a
+// backup has succeeded, and are told of the restore for as long.
+func restoresOf(c *v1alpha1.Cluster) map[string]*wire.EtcdRestore {
+	s := c.Status.Restore
+	if !s.Running() && (s == nil || !s.FormerData) {
+		return nil
+	}
+	all := map[string]*wire.EtcdRestore{}
+	for _, n := range c.Status.Nodes {
+		r := &wire.EtcdRestore{ID: s.ID, Stop: s.Step == v1alpha1.RestoreStopping || s.Step == v1alpha1.RestorePreparing}
+		for _, m := range s.Members {
+			if m.Machine == n.Machine && s.Step == v1alpha1.RestoreStarting {
+				r.Data = &wire.Content{Digest: m.Digest, Size: m.Size}
+			}
+		}
+		all[n.Machine] = r
+	}
+	return all
 }
 
 // turn is whether a node may take its newest configuration.

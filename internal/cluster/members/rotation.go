@@ -1,6 +1,7 @@
 package members
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
@@ -9,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -281,4 +283,15 @@ func (s *Set) TokenSigner(clusterName string) (crypto.PublicKey, error) {
 		return nil, err
 	}
 	return key.Public(), nil
+}
+
+// ChangedKeys names what two states of a cluster's Secret do not have in common, what a rotation has made and not yet taken into use aside.
+func ChangedKeys(then, now map[string][]byte) []string {
+	var changed []string
+	for _, key := range v1alpha1.RotatedKeys() {
+		if slices.ContainsFunc(rotatedFiles(key), func(file string) bool { return !bytes.Equal(then[file], now[file]) }) {
+			changed = append(changed, string(key))
+		}
+	}
+	return changed
 }

@@ -8,6 +8,7 @@ const (
 	PathKit         = "/v1/node/kit"         // GET -> kit.Kit; 404 when there is none
 	PathCertificate = "/v1/node/certificate" // POST CertificateRequest -> CertificateResponse
 	PathPhases      = "/v1/node/phases"      // POST PhaseReport -> Empty
+	PathEtcdData    = "/v1/node/etcd-data"   // GET ?restore=ID -> tar archive of the member's folder, see EtcdRestore
 )
 
 // NodeAssignment answers "what must I have for my cluster?".
@@ -26,10 +27,36 @@ type NodeAssignment struct {
 	Hold bool `json:"hold,omitempty"`
 	// RollBack: go back to the plan that was there before Operation, and otherwise as with Hold.
 	RollBack bool `json:"rollBack,omitempty"`
+	// Restore is there while etcd of the cluster is restored from a backup, and afterwards until what was there before may be removed.
+	Restore *EtcdRestore `json:"restore,omitempty"`
 	// Plan is absent on a machine that belongs to no cluster. A node that has one already keeps running what
 	// it has: leaving a cluster is an intent of its own.
 	Plan *NodePlan `json:"plan,omitempty"`
 }
+
+// EtcdRestore has the servers of a node stop, or run, its member of etcd with other data.
+type EtcdRestore struct {
+	// ID of the restore. A member takes the data of one only once.
+	ID string `json:"id"`
+	// Stop: etcd and the control plane stop, and stay so, and no phase is carried out.
+	Stop bool `json:"stop,omitempty"`
+	// Data of the member, which PathEtcdData has; nil on a node that has none.
+	Data *Content `json:"data,omitempty"`
+}
+
+// RestoreReport is how far a node is with a restore.
+type RestoreReport struct {
+	ID string `json:"id"`
+	// State is RestoreStopped, RestoreDone, or empty while the node is at it.
+	State   string `json:"state,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
+// States of a RestoreReport.
+const (
+	RestoreStopped = "stopped" // nothing of etcd and the control plane runs
+	RestoreDone    = "done"    // the member has its data, and the phases go on
+)
 
 // NodePlan is everything that a machine must have to be a node of its cluster. The same plan carried out again
 // changes nothing.
@@ -218,6 +245,8 @@ type PhaseReport struct {
 	Drift []string `json:"drift,omitempty"`
 	// Message says why something that was asked for is not done, for example a roll-back without a former plan.
 	Message string `json:"message,omitempty"`
+	// Restore is nil while none is asked for.
+	Restore *RestoreReport `json:"restore,omitempty"`
 }
 
 // CertificateRequest asks for one of the plan's certificates.

@@ -390,6 +390,8 @@ type Bringup struct {
 	Drift []string
 	// Message says why something that was asked for is not done.
 	Message string
+	// Restore is how far the node is with a restore of etcd; nil: there is none.
+	Restore *v1alpha1.NodeRestore
 }
 
 func digestsOf(c wire.ConfigDigests) v1alpha1.ConfigDigests {
@@ -416,11 +418,14 @@ func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
 	if report.RenewAt != nil {
 		next.RenewAt = *report.RenewAt
 	}
+	if r := report.Restore; r != nil {
+		next.Restore = &v1alpha1.NodeRestore{ID: termtext.Line(r.ID, 64), State: termtext.Line(r.State, 16), Message: termtext.Line(r.Message, 256)}
+	}
 	f.observe(name, func(l *live) bool {
 		old := l.Bringup
 		l.Bringup, l.BringupAt = next, f.now()
 		return old == nil || old.Cluster != next.Cluster || old.Done != next.Done || old.KubernetesVersion != next.KubernetesVersion ||
-			old.Config != next.Config || !reflect.DeepEqual(old.FormerConfig, next.FormerConfig) || old.Message != next.Message || !slices.Equal(old.Drift, next.Drift) ||
+			old.Config != next.Config || !reflect.DeepEqual(old.FormerConfig, next.FormerConfig) || !reflect.DeepEqual(old.Restore, next.Restore) || old.Message != next.Message || !slices.Equal(old.Drift, next.Drift) ||
 			!old.CertificatesExpireAt.Equal(next.CertificatesExpireAt) || !old.RenewAt.Equal(next.RenewAt) || !slices.EqualFunc(old.Phases, next.Phases, equalSteps)
 	})
 }

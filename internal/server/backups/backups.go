@@ -50,6 +50,8 @@ type Options struct {
 	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
 	// Try restores a snapshot on trial in a folder that does not exist, and reads it.
 	Try func(ctx context.Context, snapshot, folder string) (etcddata.Content, error)
+	// Restore makes the data folder of a member of a snapshot, and reads it.
+	Restore func(ctx context.Context, snapshot, folder string, member etcddata.Member) (etcddata.Content, error)
 	// Room says that a folder's disk has no room for so many bytes more.
 	Room func(folder string, bytes int64) error
 	Log  *slog.Logger
@@ -322,7 +324,11 @@ func (s *Service) prune(c *v1alpha1.Cluster) {
 	if err != nil {
 		return // it was there a moment ago; the next backup says so
 	}
-	removed, err := folder.Prune(c.Spec.Etcd.BackupsKept(), "")
+	hold := ""
+	if c.Status.Restore.Running() {
+		hold = c.Status.Restore.Backup
+	}
+	removed, err := folder.Prune(c.Spec.Etcd.BackupsKept(), hold)
 	for _, id := range removed {
 		s.Log.Info("old backup removed", "cluster", c.Name, "backup", id)
 	}

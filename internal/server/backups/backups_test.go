@@ -3,10 +3,13 @@ package backups
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -98,6 +101,15 @@ func TestBackups(t *testing.T) {
 	if err != nil || bytes.Contains(keys, []byte("PRIVATE KEY")) {
 		t.Errorf("keys are not sealed: %v", err)
 	}
+	if err := s.SameKeys(ctx, r, r.cluster, m); err != nil {
+		t.Error(err)
+	}
+	was := r.secret.Data["encryption.key"]
+	r.secret.Data["encryption.key"] = []byte("rotated")
+	if err := s.SameKeys(ctx, r, r.cluster, m); err == nil || !strings.Contains(err.Error(), "rotated: encryption; ") {
+		t.Errorf("another encryption key: %v", err)
+	}
+	r.secret.Data["encryption.key"] = was
 	if record, err := s.Newest(r.cluster); err != nil || record.ID != m.ID || record.Keys != 2 {
 		t.Errorf("newest %+v, %v", record, err)
 	}
@@ -192,13 +204,87 @@ func TestBackups(t *testing.T) {
 			t.Errorf("%v, %v", entries, err)
 		}
 	})
+	seen := r.revision()
 	r.members[1].kill()
 	r.members[2].kill()
 	if _, err := s.Take(ctx, r, r.cluster, "test", nil); err == nil || !strings.Contains(err.Error(), "cluster lab") {
 		t.Errorf("nobody is there: %v", err)
 	}
-	if list, err := s.List(r.cluster); err != nil || len(list) != 2 {
-		t.Errorf("%v, %v", list, err)
+	list, err := s.List(r.cluster)
+	if err != nil || len(list) != 2 {
+		t.Fatalf("%v, %v", list, err)
+	}
+	t.Run("members begin with a backup", func(t *testing.T) { r.beginWith(t, s, list[0].ID, seen) })
+}
+
+// beginWith has three members begin with the data that a service makes of a backup. seen is the last revision that a client has seen.
+func (r *rig) beginWith(t *testing.T, s *Service, id string, seen int64) {
+	ctx := t.Context()
+	plan := Plan{ID: "0123", Backup: id, Bump: 1000, Members: map[string]etcddata.Member{}}
+	var initial []string
+	for _, m := range r.members {
+		initial = append(initial, m.name+"=https://"+m.address+":2380")
+	}
+	for _, m := range r.members {
+		plan.Members[m.name] = etcddata.Member{Name: m.name, PeerURL: "https://" + m.address + ":2380", InitialCluster: initial, Token: plan.ID}
+	}
+	made, err := s.Prepare(ctx, r.cluster, plan)
+	if err != nil || len(made) != 3 || !s.IsPrepared(plan.ID, []string{"etcd-1", "etcd-2", "etcd-3"}) || s.IsPrepared(plan.ID, []string{"etcd-4"}) {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	for _, m := range r.members {
+		file, err := s.MemberData(plan.ID, m.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		b, err := io.ReadAll(file)
+		if got := fmt.Sprintf("sha256:%x", sha256.Sum256(b)); err != nil || got != made[m.name].Digest || int64(len(b)) != made[m.name].Size {
+			t.Errorf("%s: %s of %d bytes, want %+v", m.name, got, len(b), made[m.name])
+		}
+		data := filepath.Join(r.dir, m.name, "data", "member")
+		if err := os.RemoveAll(data); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(data, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		unpack := exec.Command("tar", "-C", data, "-x")
+		unpack.Stdin = bytes.NewReader(b)
+		if out, err := unpack.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	for _, m := range r.members {
+		r.run(m, strings.Join(initial, ","))
+	}
+	r.change(func(ctx context.Context, c *clientv3.Client) error {
+		got, err := c.Get(ctx, "/registry/", clientv3.WithPrefix())
+		if err != nil {
+			return err
+		}
+		if len(got.Kvs) != 2 || got.Header.Revision <= seen {
+			t.Errorf("%d keys at revision %d, after %d", len(got.Kvs), got.Header.Revision, seen)
+		}
+		list, err := c.MemberList(ctx)
+		if err == nil && len(list.Members) != 3 {
+			t.Errorf("members %v", list.Members)
+		}
+		return err
+	})
+	c := r.etcd()
+	defer c.Close()
+	watch := <-c.Watch(ctx, "/registry/b", clientv3.WithRev(seen))
+	if err := watch.Err(); err == nil || !strings.Contains(err.Error(), "compacted") {
+		t.Errorf("a watch from before goes on: %v", err)
+	}
+	for _, name := range []string{"", "..", "../" + id, "."} {
+		if _, err := s.MemberData(name, "etcd-1"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	if err := s.Discard(plan.ID); err != nil || s.IsPrepared(plan.ID, []string{"etcd-1"}) {
+		t.Errorf("discard: %v", err)
 	}
 }
 
@@ -264,6 +350,14 @@ func (r *rig) start(m *member, initial string) {
 			r.t.Fatal(err)
 		}
 	}
+	r.run(m, initial)
+	r.t.Cleanup(m.kill)
+}
+
+// run starts a member on what is in its folder.
+func (r *rig) run(m *member, initial string) {
+	r.t.Helper()
+	at := func(name string) string { return filepath.Join(r.dir, m.name, name) }
 	client, peer := "https://"+m.address+":2379", "https://"+m.address+":2380"
 	m.process = exec.Command("etcd", "--name", m.name, "--data-dir", at("data"), "--listen-client-urls", client, "--advertise-client-urls", client,
 		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", initial, "--log-level", "error",
@@ -273,7 +367,6 @@ func (r *rig) start(m *member, initial string) {
 	if err := r.ns.Start(m.process); err != nil {
 		r.t.Fatal(err)
 	}
-	r.t.Cleanup(m.kill)
 }
 
 func (m *member) kill() {
@@ -338,6 +431,9 @@ func (r *rig) service(name string, keys Keys) *Service {
 		Try: func(ctx context.Context, snapshot, folder string) (etcddata.Content, error) {
 			return etcddata.Do(ctx, program, etcddata.Request{Snapshot: snapshot, Folder: folder})
 		},
+		Restore: func(ctx context.Context, snapshot, folder string, member etcddata.Member) (etcddata.Content, error) {
+			return etcddata.Do(ctx, program, etcddata.Request{Snapshot: snapshot, Folder: folder, Member: &member})
+		},
 		Room: func(string, int64) error { return nil },
 		Now: func() time.Time { // each backup is an hour younger
 			r.hour++
@@ -379,6 +475,19 @@ func (r *rig) change(do func(context.Context, *clientv3.Client) error) {
 			r.t.Fatal(err)
 		}
 	}
+}
+
+// revision that the store has now.
+func (r *rig) revision() (revision int64) {
+	r.t.Helper()
+	r.change(func(ctx context.Context, c *clientv3.Client) error {
+		got, err := c.Get(ctx, "/registry/a")
+		if err == nil {
+			revision = got.Header.Revision
+		}
+		return err
+	})
+	return revision
 }
 
 func (r *rig) leader() string {

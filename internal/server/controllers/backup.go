@@ -57,7 +57,7 @@ func (r *backupKeeper) reconcile(ctx context.Context, name string) (time.Duratio
 	case err != nil:
 		return 0, fmt.Errorf("read cluster %s: %w", name, err)
 	}
-	if c.DeletionTimestamp != nil || !members.BroughtUp(c) {
+	if c.DeletionTimestamp != nil || !members.BroughtUp(c) || c.Status.Restore.Running() {
 		return 0, nil
 	}
 	newest, problem := r.Backups.Newest(c)
@@ -117,6 +117,15 @@ func backupStatus(c *v1alpha1.Cluster) v1alpha1.BackupStatus {
 func nextBackup(c *v1alpha1.Cluster, b v1alpha1.BackupStatus) time.Time {
 	every, wanted := c.Spec.Etcd.BackupEvery(), c.Status.BackupWanted
 	if wanted != nil && b.Last != nil && !b.Last.TakenAt.Before(wanted) {
+		wanted = nil
+	}
+	if r := c.Status.Restore; r != nil && r.FormerData && !r.Running() && wanted == nil {
+		wanted = r.FinishedAt // nodes keep what was there before until then
+	}
+	if r := c.Status.Rotation; r != nil && r.Stage.Ended() && every > 0 && wanted == nil {
+		wanted = &r.Since // backups from before are of no use any more
+	}
+	if wanted != nil && b.Last != nil && b.Last.TakenAt.After(wanted.Time) {
 		wanted = nil
 	}
 	if every <= 0 && wanted == nil {

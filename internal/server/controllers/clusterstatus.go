@@ -87,6 +87,9 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 		messages = append(messages, b.Message)
 	}
 	switch {
+	case s.Restore.Running():
+		s.Phase = v1alpha1.ClusterRolling
+		messages = []string{strings.TrimSuffix(fmt.Sprintf("etcd is being restored from backup %s (%s): %s", s.Restore.Backup, s.Restore.Step, s.Restore.Message), ": ")}
 	case len(f.groups) == 0 && len(s.Nodes) == 0:
 		s.Phase = v1alpha1.ClusterPending
 		messages = append(messages, fmt.Sprintf("no MachineGroup has spec.cluster %s", c.Name))

@@ -14,10 +14,11 @@
 //	EnrollmentPolicy status                                           enrollment.go
 //	Machine  power                                                    package power
 //	Machine  spec.profile, where it is empty and a group has one      cluster.go
-//	Cluster  status but the next three; MachineGroup status             cluster.go
+//	Cluster  status but the next four; MachineGroup status             cluster.go
 //	Cluster  status.work, history, failure, backupWanted; of its       operations.go
 //	         nodes hand, the versions, the etcd member, and their end
 //	Cluster  status.backup, condition BackedUp                         backup.go
+//	Cluster  status.restore                                            restore.go
 //	Cluster  status.foreignNodes                                      clusterapi.go
 //
 // Nothing here assumes that the API is in this process.
@@ -122,7 +123,7 @@ type Deps struct {
 	// Power may be nil where no BMC is reached.
 	Power Power
 	// Backups may be nil where none are taken.
-	Backups Backups
+	Backups BackupsAndRestores
 	// Own are this server's addresses, which no machine may get. nil: none.
 	Own OwnAddresses
 	// LostAfter is how long a node may be silent before it counts as lost. Default 90 s, three heartbeats.
@@ -181,7 +182,7 @@ func Lead(ctx context.Context, d Deps) error {
 		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis), operationReconciler(d, apis),
 	}
 	if d.Backups != nil {
-		parts = append(parts, backupReconciler(d))
+		parts = append(parts, backupReconciler(d), restoreReconciler(d, apis))
 	}
 	for _, part := range parts {
 		group.Go(func() error { return run(ctx, d, part) })

@@ -76,6 +76,9 @@ func (r *operator) reconcile(ctx context.Context, name string) (time.Duration, e
 	if o.was.DeletionTimestamp != nil || !members.BroughtUp(o.was) {
 		return 0, nil
 	}
+	if o.was.Status.Restore.Running() {
+		return operateEvery, nil // etcd has no members to speak of
+	}
 	groups := &v1alpha1.MachineGroupList{}
 	if err := r.Client.List(ctx, groups); err != nil {
 		return 0, fmt.Errorf("list machine groups: %w", err)

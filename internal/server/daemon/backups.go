@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,14 +24,20 @@ const backupsDir = "backups"
 
 // newBackups keeps the backups of clusters. What reads snapshots is this program, in a process of its own.
 func (s *server) newBackups() *backups.Service {
+	read := func(ctx context.Context, r etcddata.Request) (etcddata.Content, error) {
+		program, err := os.Executable()
+		if err != nil {
+			return etcddata.Content{}, err
+		}
+		return etcddata.Do(ctx, program, r)
+	}
 	return backups.New(backups.Options{
 		Dir: s.cfg.path(backupsDir), Keys: s.keys.master, Clusters: s.clusters, DialNode: s.dialNode, Log: s.log.With("part", "backups"),
 		Try: func(ctx context.Context, snapshot, folder string) (etcddata.Content, error) {
-			program, err := os.Executable()
-			if err != nil {
-				return etcddata.Content{}, err
-			}
-			return etcddata.Do(ctx, program, etcddata.Request{Snapshot: snapshot, Folder: folder})
+			return read(ctx, etcddata.Request{Snapshot: snapshot, Folder: folder})
+		},
+		Restore: func(ctx context.Context, snapshot, folder string, member etcddata.Member) (etcddata.Content, error) {
+			return read(ctx, etcddata.Request{Snapshot: snapshot, Folder: folder, Member: &member})
 		},
 		Room: func(folder string, bytes int64) error {
 			if rest, err := filepath.Rel(s.cfg.DataDir, folder); err == nil && rest != ".." && !strings.HasPrefix(rest, "../") {
@@ -54,6 +61,34 @@ func (k backupKeeper) Back(ctx context.Context, c *v1alpha1.Cluster, why string)
 		return fmt.Errorf("%w: %w", controllers.ErrBackupRuns, err)
 	}
 	return err
+}
+
+// Snapshot implements controllers.Restores.
+func (k backupKeeper) Snapshot(ctx context.Context, c *v1alpha1.Cluster, id string) (controllers.SnapshotFacts, error) {
+	m, err := k.Get(c, id)
+	if err == nil {
+		err = k.SameKeys(ctx, k.reader, c, m)
+	}
+	return controllers.SnapshotFacts{UID: m.UID, Etcd: m.Etcd, Digest: m.Digest, Revision: m.Revision}, err
+}
+
+// Prepare implements controllers.Restores.
+func (k backupKeeper) Prepare(ctx context.Context, c *v1alpha1.Cluster, order controllers.RestoreOrder) ([]v1alpha1.RestoreMember, error) {
+	var initial []string
+	for _, member := range order.Members {
+		initial = append(initial, member.Name+"="+member.PeerURL)
+	}
+	slices.Sort(initial)
+	plan := backups.Plan{ID: order.ID, Backup: order.Backup, Bump: uint64(order.Bump), Members: map[string]etcddata.Member{}}
+	for machine, member := range order.Members {
+		plan.Members[machine] = etcddata.Member{Name: member.Name, PeerURL: member.PeerURL, InitialCluster: initial, Token: order.ID}
+	}
+	made, err := k.Service.Prepare(ctx, c, plan)
+	var members []v1alpha1.RestoreMember
+	for machine, data := range made {
+		members = append(members, v1alpha1.RestoreMember{Machine: machine, Digest: data.Digest, Size: data.Size})
+	}
+	return members, err
 }
 
 // roomAt says that a disk that is not the store's has no room for so many bytes more.

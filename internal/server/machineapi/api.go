@@ -24,6 +24,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -86,6 +87,12 @@ type Kits interface {
 	Kit(ctx context.Context, machine string) (kit.Kit, bool, error)
 }
 
+// Restores have the data that members of etcd begin with after a restore.
+type Restores interface {
+	// MemberData opens that of a machine. An error that is fs.ErrNotExist: this server has none.
+	MemberData(restore, machine string) (*os.File, error)
+}
+
 // Options are what an API needs; every field without a default must be set.
 type Options struct {
 	Fleet   *fleet.Fleet
@@ -98,6 +105,8 @@ type Options struct {
 	Clusters Clusters
 	// Kits may be nil where there are none.
 	Kits Kits
+	// Restores may be nil where there are none.
+	Restores Restores
 	// Swarm lets machines fetch images from each other; nil sends them all to the boot listener.
 	Swarm *swarm.Tracker
 	// BootURL is the boot listener's base URL for a machine that has come from remote to this server's address local.
@@ -205,6 +214,7 @@ func (a *API) routes() []route {
 		{get, wire.PathKit, nodes, 0, a.kit},
 		{post, wire.PathCertificate, nodes, 64 << 10, body(a.nodeCertificate)},
 		{post, wire.PathPhases, nodes, 256 << 10, body(a.phases)},
+		{get, wire.PathEtcdData, nodes, 0, a.etcdData},
 		{post, wire.PathSwarm, sessionsAndNodes, 512 << 10, body(a.swarm)},
 		{post, wire.PathRenew, sessionsAndNodes, 64 << 10, body(a.renew)},
 	}
@@ -238,6 +248,14 @@ func (a *API) handler(route route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		answer, err := a.serve(route, w, r)
+		if file, is := answer.(*os.File); err == nil && is {
+			defer file.Close()
+			// It takes as long as its link needs.
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+			w.Header().Set("Content-Type", "application/octet-stream")
+			http.ServeContent(w, r, "", time.Time{}, file)
+			return
+		}
 		if err == nil {
 			respond(w, http.StatusOK, answer)
 			return

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"time"
 
 	"coldrack.dev/internal/base/pki"
@@ -119,6 +121,26 @@ func (a *API) kit(ctx context.Context, c call) (any, error) {
 		}
 	}
 	return nil, refuse(http.StatusNotFound, wire.CodeNotFound, "the nodes of this machine's cluster fetch everything from the server")
+}
+
+// etcdData answers with the data of the machine's own member of etcd, as a file.
+func (a *API) etcdData(ctx context.Context, c call) (any, error) {
+	m, err := a.node(ctx, c.peer)
+	if err != nil {
+		return nil, err
+	}
+	err = fs.ErrNotExist
+	var file *os.File
+	if a.Restores != nil {
+		file, err = a.Restores.MemberData(c.request.URL.Query().Get("restore"), m.Name)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, refuse(http.StatusServiceUnavailable, wire.CodeNotFound, "this server has not prepared data of a restore for this machine; ask again")
+	} else if err != nil {
+		return nil, err
+	}
+	a.Fleet.Log(m.Name, "fetches the data of its member of etcd for a restore")
+	return file, nil
 }
 
 // phases takes in how far a node is, in memory only.

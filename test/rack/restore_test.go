@@ -1,0 +1,153 @@
+package rack
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
+)
+
+// TestABackupIsRestored brings a cluster back to what a backup holds: first on the machines that it runs on, then on etcd machines that were
+// installed anew with empty disks. The server is killed in the middle of each.
+func TestABackupIsRestored(t *testing.T) {
+	r := New(t, Options{})
+	r.Cluster(Size{Etcd: 3, ControlPlanes: 1, Workers: 1}, swiftly)
+	r.PowerOn()
+	r.AwaitReady()
+	r.AwaitCluster("backed up by itself", func(c *v1alpha1.Cluster) bool { return c.Status.Backup != nil && c.Status.Backup.Last != nil })
+
+	r.Kubectl("create", "configmap", "kept", "--from-literal=when=before")
+	r.Kubectl("create", "secret", "generic", "kept", "--from-literal=word=sesame")
+	if out := r.Server().Run("cluster", "backup", r.cluster); !strings.Contains(out, "backed up as") {
+		t.Errorf("backup: %s", out)
+	}
+	var backups []peoplewire.Backup
+	if err := json.Unmarshal([]byte(r.Server().Run("cluster", "backups", r.cluster, "-o", "json")), &backups); err != nil || len(backups) != 2 || backups[0].Keys < 50 {
+		t.Fatalf("backups %+v, %v", backups, err)
+	}
+	id := backups[0].ID
+	if out, err := r.Server().Try("cluster", "restore", r.cluster, "--from", id); err == nil || !strings.Contains(out, "nothing was restored") {
+		t.Errorf("without a word: %v %s", err, out)
+	}
+	seen := int64(0)
+	spoil := func() {
+		r.Kubectl("create", "configmap", "lost", "--from-literal=when=after")
+		r.Kubectl("delete", "configmap", "kept")
+		seen = r.revision()
+	}
+	asItWas := func(t *testing.T) {
+		t.Helper()
+		if got := r.Kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.when}"); got != "before" {
+			t.Errorf("what was deleted is %q", got)
+		}
+		if got := r.Kubectl("get", "secret", "kept", "-o", "jsonpath={.data.word}"); got != "c2VzYW1l" {
+			t.Errorf("the Secret is %q", got)
+		}
+		if out, err := r.TryKubectl("get", "configmap", "lost"); err == nil || !strings.Contains(out, "NotFound") {
+			t.Errorf("what was written afterwards: %v %s", err, out)
+		}
+		if now := r.revision(); now <= seen {
+			t.Errorf("revision %d after %d: time went back", now, seen)
+		}
+		r.Kubectl("create", "configmap", "after-"+strconv.FormatInt(r.revision(), 10))
+	}
+
+	spoil()
+	t.Run("on the same machines", func(t *testing.T) {
+		restored := r.restore(id, "first")
+		r.AwaitCluster("being restored", func(c *v1alpha1.Cluster) bool { return c.Status.Restore.Running() })
+		r.Server().Restart()
+		r.awaitRestored(restored)
+		r.awaitMembers("etcd-1", "etcd-2", "etcd-3")
+		asItWas(t)
+		r.AwaitCluster("without what was there before", func(c *v1alpha1.Cluster) bool { return !c.Status.Restore.FormerData })
+		r.Await("the former data is gone", func() (bool, string) {
+			left, _ := filepath.Glob(filepath.Join(r.Machine("etcd-1").Disk(), "var/lib/etcd/member.*"))
+			return len(left) == 0, strings.Join(left, ", ")
+		})
+	})
+	if t.Failed() {
+		return
+	}
+
+	spoil()
+	t.Run("on machines that were installed anew", func(t *testing.T) {
+		etcd := []string{"etcd-1", "etcd-2", "etcd-3"}
+		r.PowerCut(etcd...)
+		for _, name := range etcd {
+			m := r.Machine(name)
+			if err := os.RemoveAll(m.disk); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(m.disk, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			m.installed = false
+		}
+		r.Server().Run("reinstall", "etcd-1", "etcd-2", "etcd-3", "--yes")
+		restored := r.restore(id, "second")
+		r.AwaitCluster("being restored", func(c *v1alpha1.Cluster) bool {
+			return c.Status.Restore.Running() && c.Status.Restore.Request == restored
+		})
+		for _, name := range etcd {
+			r.awaitMachine(name, "to be installed anew", func(m *v1alpha1.Machine) bool { return m.OpenIntent() != nil })
+		}
+		r.PowerOn(etcd...)
+		r.AwaitCluster("starting", func(c *v1alpha1.Cluster) bool {
+			return c.Status.Restore.Request == restored && c.Status.Restore.Step != v1alpha1.RestoreStopping
+		})
+		r.Server().Restart()
+		r.awaitRestored(restored)
+		r.awaitMembers(etcd...)
+		asItWas(t)
+	})
+}
+
+// restore orders one as the command does, which would wait for its end, and returns the request.
+func (r *Rack) restore(id, number string) (request string) {
+	r.t.Helper()
+	request = id + " " + number
+	r.update(r.cluster, &v1alpha1.Cluster{}, func(o client.Object) {
+		if o.GetAnnotations() == nil {
+			o.SetAnnotations(map[string]string{})
+		}
+		o.GetAnnotations()[v1alpha1.AnnotationRestore] = request
+	})
+	return request
+}
+
+// awaitRestored waits until a restore has ended and the cluster is ready.
+func (r *Rack) awaitRestored(request string) {
+	r.t.Helper()
+	r.AwaitCluster("restored", func(c *v1alpha1.Cluster) bool {
+		is := c.Status.Restore
+		if is != nil && is.Step == v1alpha1.RestoreRefused {
+			r.t.Fatalf("the restore was refused: %s", is.Message)
+		}
+		return is != nil && is.Request == request && is.Step == v1alpha1.RestoreDone
+	})
+	r.AwaitReady()
+}
+
+// revision that the cluster's API tells now.
+func (r *Rack) revision() int64 {
+	r.t.Helper()
+	var list metav1.PartialObjectMetadataList
+	text := r.Kubectl("get", "--raw", "/api/v1/namespaces?limit=1")
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		r.t.Fatal(err)
+	}
+	revision, err := strconv.ParseInt(list.ResourceVersion, 10, 64)
+	if err != nil {
+		r.t.Fatalf("resource version %q: %v", list.ResourceVersion, err)
+	}
+	return revision
+}
