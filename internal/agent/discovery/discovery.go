@@ -194,6 +194,16 @@ func (d *Discovery) keepInventory(ctx context.Context) error {
 	}
 }
 
+// reportAgain sends the inventory once more, now that the machine is approved: of strangers the server may have kept less.
+func (d *Discovery) reportAgain(ctx context.Context) {
+	d.mu.Lock()
+	inv := d.reported
+	d.mu.Unlock()
+	if err := d.Server.Inventory(ctx, inv); err != nil {
+		d.Log.Debug("cannot report the inventory again", "err", err)
+	}
+}
+
 // keepSession renews the session certificate when half of its time is left: a machine may wait for its
 // approval for weeks.
 func (d *Discovery) keepSession(ctx context.Context) error {
@@ -248,6 +258,7 @@ func (d *Discovery) follow(ctx context.Context) error {
 			return &Reboot{Reason: "server requested a reboot", Wanted: true}
 		case next.Action == wire.ActionInstall && next.Plan != nil && !done[next.Plan.IntentID]:
 			done[next.Plan.IntentID] = true
+			d.reportAgain(ctx)
 			err = d.act(ctx, next.Plan.IntentID, "install "+next.Plan.Image.Name, true, func(ctx context.Context) (wire.Complete, error) {
 				return d.Acts.Install(ctx, *next.Plan)
 			})

@@ -259,7 +259,7 @@ func TestFromWaitingToInstalled(t *testing.T) {
 	if c := <-s.done; c.IntentID != "i1" || c.State != wire.StateSucceeded {
 		t.Errorf("acknowledged %+v", c)
 	}
-	want := strings.Join([]string{wire.PathEnroll, wire.PathInventory, wire.PathAssignment, wire.PathComplete}, " ")
+	want := strings.Join([]string{wire.PathEnroll, wire.PathInventory, wire.PathAssignment, wire.PathInventory, wire.PathComplete}, " ")
 	if got := strings.Join(s.calls, " "); got != want {
 		t.Errorf("asked %s, want %s", got, want)
 	}

@@ -313,18 +313,21 @@ func IsStranger(m *v1alpha1.Machine) bool {
 	return m.Annotations[v1alpha1.AnnotationDiscoveredBy] != "" && !m.Spec.Approved && m.Status.Installed == nil && m.Status.Identity == nil
 }
 
-// PlacesForStrangers is how many more strangers may be recorded; negative when there are too many.
-func (f *Fleet) PlacesForStrangers() int {
+// Strangers is how many there are.
+func (f *Fleet) Strangers() int {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	places := f.maxStrangers
+	strangers := 0
 	for _, m := range f.machines {
 		if IsStranger(m) {
-			places--
+			strangers++
 		}
 	}
-	return places
+	return strangers
 }
+
+// PlacesForStrangers is how many more strangers may be recorded; negative when there are too many.
+func (f *Fleet) PlacesForStrangers() int { return f.maxStrangers - f.Strangers() }
 
 // SilentStrangers are the strangers that were not heard of for as long as that, longest ago first. What happened before this
 // server started is not known, so its start counts as news of all.

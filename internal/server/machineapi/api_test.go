@@ -693,6 +693,30 @@ func TestAStrangersInventoryTakesNothingFromANode(t *testing.T) {
 	keeps()
 }
 
+// Many strangers share what few may have each, so that no number of them fills the store.
+func TestStrangersShareTheRoomForInventories(t *testing.T) {
+	all := 0
+	for n := range 10_000 {
+		limit := inventoryLimit(n)
+		if limit > maxInventory || limit < leastInventory {
+			t.Fatalf("%d strangers: %d bytes each", n, limit)
+		}
+		all += limit
+	}
+	if all > 215<<20 {
+		t.Errorf("10,000 strangers can write %d MiB", all>>20)
+	}
+	large := &v1alpha1.Inventory{System: v1alpha1.SystemInfo{Serial: "SN-1"}}
+	for i := range 250 {
+		large.Disks = append(large.Disks, v1alpha1.Disk{Name: strconv.Itoa(i), Serial: strings.Repeat("s", 120)})
+		large.NICs = append(large.NICs, v1alpha1.NIC{Name: strconv.Itoa(i), Driver: strings.Repeat("d", 120)})
+	}
+	cut, why := fitted(large, leastInventory)
+	if n := size(cut); n > leastInventory || cut.System.Serial != "SN-1" || len(cut.NICs) == 0 || !strings.Contains(why, "of 250 interfaces") {
+		t.Errorf("%d bytes, %d interfaces, %q", n, len(cut.NICs), why)
+	}
+}
+
 func TestWhatInventoriesMayCost(t *testing.T) {
 	s := newServer(t)
 	a := s.discovered(idsA)

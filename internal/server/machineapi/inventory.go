@@ -36,14 +36,30 @@ const (
 	strangersBytesAtOnce    = 64 << 20
 )
 
+// strangersInventories is what the inventories of machines that nobody approved share, bytes: each may have its part of it by their
+// number, or leastInventory. The full cap is for the first thousand. All that they can fill is then some 210 MiB, with 10,000 of them.
+const (
+	strangersInventories = 64 << 20
+	leastInventory       = 4 << 10
+)
+
+// inventoryLimit of one of so many strangers.
+func inventoryLimit(strangers int) int {
+	return min(maxInventory, max(leastInventory, strangersInventories/max(strangers, 1)))
+}
+
 // unchangedFor is how long an inventory that stays the same is not written again.
 const unchangedFor = time.Hour
 
 // inventory records what the machine consists of.
 func (a *API) inventory(ctx context.Context, c call, in wire.Inventory) (any, error) {
-	report, cut := fitted(inventoryOf(in))
-	report.ReportedAt = metav1.NewTime(a.Now())
 	m, known := a.Fleet.Get(c.peer.machine)
+	limit := maxInventory
+	if known && fleet.IsStranger(m) {
+		limit = inventoryLimit(a.Fleet.Strangers())
+	}
+	report, cut := fitted(inventoryOf(in), limit)
+	report.ReportedAt = metav1.NewTime(a.Now())
 	if known && sameInventory(m.Status.Inventory, report) {
 		a.Fleet.Contacted(m.Name, address(c.request))
 		return wire.Empty{}, nil
@@ -84,19 +100,25 @@ func size(report *v1alpha1.Inventory) int {
 	return len(text)
 }
 
-// fitted cuts an inventory to maxInventory: first what is on the disks, then disks, the last ones first. cut says what is missing.
-func fitted(report *v1alpha1.Inventory) (_ *v1alpha1.Inventory, cut string) {
-	if size(report) <= maxInventory {
+// fitted cuts an inventory to so many bytes: first what is on the disks, then disks, then interfaces, the last ones first. cut says what
+// is missing.
+func fitted(report *v1alpha1.Inventory, limit int) (_ *v1alpha1.Inventory, cut string) {
+	if size(report) <= limit {
 		return report, ""
 	}
 	for i := range report.Disks {
 		report.Disks[i].Contents = nil
 	}
 	all := len(report.Disks)
-	for size(report) > maxInventory && len(report.Disks) > 0 {
+	for size(report) > limit && len(report.Disks) > 0 {
 		report.Disks = report.Disks[:len(report.Disks)*3/4]
 	}
-	return report, fmt.Sprintf("it is larger than %d bytes; left out: what is on the disks, and %d of %d disks", maxInventory, all-len(report.Disks), all)
+	interfaces := len(report.NICs)
+	for size(report) > limit && len(report.NICs) > 0 {
+		report.NICs = report.NICs[:len(report.NICs)*3/4]
+	}
+	return report, fmt.Sprintf("it is larger than %d bytes; left out: what is on the disks, %d of %d disks, %d of %d interfaces",
+		limit, all-len(report.Disks), all, interfaces-len(report.NICs), interfaces)
 }
 
 func text(s string) string { return termtext.Line(s, maxText) }
