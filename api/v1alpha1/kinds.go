@@ -483,6 +483,10 @@ const AnnotationEnrolledBy = "coldrack.dev/enrolled-by"
 // only while OLD is recorded, so that it does nothing after a later install or renewal.
 const AnnotationReadmit = "coldrack.dev/readmit"
 
+// AnnotationImport is the record of the last import from a rack sheet that wrote a Machine: what it was before, so that
+// "coldrack machines import --undo" can take it back.
+const AnnotationImport = "coldrack.dev/import"
+
 // AnnotationDiscoveredBy says by what a Machine that nobody wrote was noticed: "boot" or "enrolment".
 const AnnotationDiscoveredBy = "coldrack.dev/discovered-by"
 

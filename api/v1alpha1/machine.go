@@ -50,6 +50,10 @@ type MachineSpec struct {
 	// +optional
 	Location Location `json:"location,omitempty"`
 
+	// Expected is what the rack sheet says of the machine's hardware and cables.
+	// +optional
+	Expected *Expected `json:"expected,omitempty"`
+
 	// BMC is the machine's management controller.
 	// +optional
 	BMC *BMC `json:"bmc,omitempty"`
@@ -120,6 +124,52 @@ type Location struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=100
 	Unit int32 `json:"unit,omitempty"`
+	// Chassis is the enclosure that the machine is in, where several machines share one.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	Chassis string `json:"chassis,omitempty"`
+	// Slot is the machine's place in its chassis, counted from 1.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=100
+	Slot int32 `json:"slot,omitempty"`
+}
+
+// Expected is what a rack sheet says of a machine's hardware and cables. What the machine reports is compared with it. A field that
+// is not set is not compared.
+type Expected struct {
+	// Memory that the machine was bought with. Firmware keeps some of it, so a machine may report a little less.
+	// +optional
+	Memory *resource.Quantity `json:"memory,omitempty"`
+	// Cores of all processors together.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Cores int32 `json:"cores,omitempty"`
+	// Disks are those that are built in; removable and read-only ones do not count.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Disks int32 `json:"disks,omitempty"`
+	// SwitchPorts are the ports that the machine's cables end at.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	SwitchPorts []SwitchPort `json:"switchPorts,omitempty"`
+}
+
+// SwitchPort is where a cable ends, as the switch says by LLDP.
+type SwitchPort struct {
+	// Switch is its system name, with or without its domain, or its chassis ID.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=255
+	Switch string `json:"switch"`
+	// Port is its port ID or port description. Empty: any port of the switch.
+	// +optional
+	// +kubebuilder:validation:MaxLength=255
+	Port string `json:"port,omitempty"`
+	// MAC of the machine's interface at the other end. Empty: any of its interfaces.
+	// +optional
+	// +kubebuilder:validation:Pattern=`^([0-9a-f]{2}:){5}[0-9a-f]{2}$`
+	MAC string `json:"mac,omitempty"`
 }
 
 // BMC is how to reach a management controller.

@@ -89,9 +89,13 @@ func (a *app) bmcScanCommand() *cobra.Command {
 		Long: `Look for BMCs at all addresses of a network of at most 4096, 64 at a time, from the server: Redfish at TCP port 443, IPMI at
 UDP port 623. Serial numbers and MACs are told only to those who log in: --credentials names a Secret to do so with, whose
 addresses must hold the network. Its password is then given to everything that answers as a Redfish service there, because
-no certificate is known yet; use it with passwords that are changed afterwards. This needs role admin.`,
+no certificate is known yet; use it with passwords that are changed afterwards. This needs role admin.
+
+-o csv writes a rack sheet with a line for each machine, in the order of the BMCs' addresses: fill in racks, names and addresses,
+then "coldrack machines import".`,
 		Example: `  coldrack bmc scan 10.0.9.0/24
-  coldrack bmc scan 10.0.9.0/24 --credentials bmc-factory -o json`,
+  coldrack bmc scan 10.0.9.0/24 --credentials bmc-factory -o json
+  coldrack bmc scan 10.0.9.0/24 --credentials bmc-factory -o csv > racks.csv    # for coldrack machines import`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := netip.ParsePrefix(args[0]); err != nil {
@@ -102,6 +106,14 @@ no certificate is known yet; use it with passwords that are changed afterwards. 
 				return err
 			}
 			power.SortFound(found)
+			if output == "csv" {
+				sheet, err := power.FoundSheet(found, secret)
+				if err != nil {
+					return err
+				}
+				_, err = a.out.Write(sheet)
+				return err
+			}
 			if done, err := a.printStructured(output, found); done {
 				return err
 			}
@@ -112,7 +124,7 @@ no certificate is known yet; use it with passwords that are changed afterwards. 
 			return power.FoundTable(found).Print(a.out, true)
 		},
 	}
-	addOutputFlag(cmd, &output, "json", "yaml")
+	addOutputFlag(cmd, &output, "json", "yaml", "csv")
 	cmd.Flags().StringVar(&secret, "credentials", "", "Secret to log in with, to read serial numbers and MACs")
 	return cmd
 }

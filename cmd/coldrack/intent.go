@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -143,16 +144,18 @@ func (a *app) approveCommand() *cobra.Command {
 	var (
 		pick                       machine.Selection
 		all                        bool
+		rack                       string
 		profile, hostname, address string
 		wait                       bool
 		timeout                    time.Duration
 	)
 	cmd := &cobra.Command{
-		Use:   "approve NAME... | -l SELECTOR | --all",
+		Use:   "approve NAME... | -l SELECTOR | --rack RACK | --all",
 		Short: "Approve machines for installation",
 		Long: `Approve machines for installation. Until then a machine waits in discovery and no disk of it is touched.
---all approves every machine that waits for approval.`,
+--all approves every machine that waits for approval. --rack approves all machines of a rack, also those that have not been seen yet.`,
 		Example: `  coldrack approve rack1-u10 --profile worker --hostname w1 --address 10.20.0.31
+  coldrack approve --rack a1 --profile worker
   coldrack approve -l rack=r1 --profile worker
   coldrack approve --all --profile worker --wait`,
 		ValidArgsFunction: a.completeMachines,
@@ -160,10 +163,10 @@ func (a *app) approveCommand() *cobra.Command {
 			ctx := cmd.Context()
 			pick.Names = args
 			switch {
-			case len(args) == 0 && pick.Selector == "" && !all:
-				return exit.Usagef("name machines, select them with -l, or say --all")
-			case len(args) > 0 && (pick.Selector != "" || all), pick.Selector != "" && all:
-				return exit.Usagef("names, -l and --all exclude each other")
+			case len(args) == 0 && pick.Selector == "" && rack == "" && !all:
+				return exit.Usagef("name machines, select them with -l or --rack, or say --all")
+			case len(args) > 0 && (pick.Selector != "" || rack != "" || all), (pick.Selector != "" || rack != "") && all:
+				return exit.Usagef("names, --all, and -l with --rack exclude each other")
 			case (hostname != "" || address != "") && len(args) != 1:
 				return exit.Usagef("--hostname and --address belong to one machine; name it")
 			}
@@ -186,10 +189,15 @@ func (a *app) approveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if len(machines) == 0 && !all {
-				return exit.NotFoundf("no machine has labels %s", pick.Selector)
+			if rack != "" {
+				machines = slices.DeleteFunc(machines, func(m v1alpha1.Machine) bool { return !strings.EqualFold(m.Spec.Location.Rack, rack) })
 			}
-			if len(machines) == 0 {
+			switch {
+			case len(machines) == 0 && rack != "":
+				return exit.NotFoundf("no machine stands in rack %s", rack)
+			case len(machines) == 0 && !all:
+				return exit.NotFoundf("no machine has labels %s", pick.Selector)
+			case len(machines) == 0:
 				fmt.Fprintln(a.out, "no machine waits for approval")
 				return nil
 			}
@@ -208,6 +216,7 @@ func (a *app) approveCommand() *cobra.Command {
 	}
 	a.addConnectionFlag(cmd)
 	cmd.Flags().StringVarP(&pick.Selector, "selector", "l", "", "all machines with these labels")
+	cmd.Flags().StringVar(&rack, "rack", "", "all machines of this rack (spec.location.rack)")
 	cmd.Flags().BoolVar(&all, "all", false, "every machine that waits for approval")
 	cmd.Flags().StringVar(&profile, "profile", "", "Profile to install with")
 	cmd.Flags().StringVar(&hostname, "hostname", "", "host name of the installed node")

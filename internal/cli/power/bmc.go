@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/cli"
+	"coldrack.dev/internal/machine/racksheet"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
@@ -36,6 +37,23 @@ func FoundTable(found []peoplewire.BMC) *cli.Table {
 		t.Add(b.Address, kind, dash(b.Vendor, b.Model), dash(b.Manufacturer, b.Product), dash(b.Serial), dash(b.Power), dash(macs), b.Problem)
 	}
 	return t
+}
+
+// FoundSheet is a rack sheet of what a scan found, in its order: empty columns for a person to fill in, then what the BMCs said. A BMC
+// that told neither a serial nor a MAC is a line that an import leaves out, with the reason.
+func FoundSheet(found []peoplewire.BMC, secret string) ([]byte, error) {
+	table := [][]string{{"rack", "unit", "name", "address", "bmc address", "bmc protocol", "bmc system", "bmc secret", "bmc mac", "serial", "mac", "notes"}}
+	for _, b := range found {
+		mark, notes := "", dash(b.Manufacturer, b.Product)
+		switch {
+		case len(b.Systems) > 1:
+			mark, notes = "#", fmt.Sprintf("has several systems, of which each needs a line: %s", strings.Join(b.Systems, ", "))
+		case b.Serial == "" && len(b.MACs) == 0:
+			notes = cmp.Or(b.Problem, "told neither a serial nor MACs; scan with --credentials")
+		}
+		table = append(table, []string{mark, "", "", "", b.Address, b.Protocol, b.System, secret, b.BMCMAC, b.Serial, strings.Join(b.MACs, " "), notes})
+	}
+	return racksheet.CSV(table)
 }
 
 func dash(parts ...string) string {
