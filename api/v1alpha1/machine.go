@@ -404,6 +404,9 @@ const (
 	ConditionKeyRefused = "KeyRefused"
 	// ConditionBMCReachable: the BMC answers, and accepts the credentials. It is there while spec.bmc is.
 	ConditionBMCReachable = "BMCReachable"
+	// ConditionAsExpected: the hardware and the cables are as spec.expected says. It is there while something is expected and the
+	// machine has reported.
+	ConditionAsExpected = "AsExpected"
 )
 
 // Reasons of the condition Blocked.

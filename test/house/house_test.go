@@ -131,7 +131,7 @@ func TestImports(t *testing.T) {
 
 // mostArrows is how many pairs of wings there are of which one imports the other, commands included. A new pair is a decision:
 // raise it with a reason in the commit.
-const mostArrows = 46
+const mostArrows = 48
 
 func TestFewArrowsBetweenWings(t *testing.T) {
 	table, pairs := byName(), map[string]bool{}

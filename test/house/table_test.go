@@ -64,8 +64,9 @@ var rooms = []room{
 	{"machine/identify", "machine", stores, may("api/v1alpha1")},
 	{"machine/enroll", "machine", stores, may("api/v1alpha1", "machine/identify", "contract/pattern")},
 	{"machine/fleet", "machine", stores, may("api/v1alpha1", "machine/identify", "contract/wire")},
+	{"machine/expect", "machine", stores, may("api/v1alpha1")},
 	{"machine/racksheet", "machine", stores, may("api/v1alpha1", "machine/identify")},
-	{"machine/lifecycle", "machine", stores, may("api/v1alpha1", "machine/fleet", "machine/identify", "contract/wire")},
+	{"machine/lifecycle", "machine", stores, may("api/v1alpha1", "machine/expect", "machine/fleet", "machine/identify", "contract/wire")},
 
 	{"netboot/boot", "netboot", engines, may("api/v1alpha1")},
 	{"netboot/connlimit", "netboot", engines, nil},
@@ -134,7 +135,7 @@ var rooms = []room{
 	{"cli/upload", "cli", front, may("cli", "content/bundle", "server/peopleapi/peoplewire")},
 	{"cli/doctor", "cli", front, may("netboot/dhcp", "server/peopleapi/peoplewire")},
 	{"cli/settings", "cli", front, may("contract/manifest/yamlerr")},
-	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/exit", "cli/follow", "cli/labs", "cli/machine", "cli/objects", "cli/power", "cli/request", "cli/settings", "cli/upload", "cluster/etcddata", "cluster/kube", "cluster/supply", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "contract/manifest", "machine/racksheet", "netboot/gate", "netboot/sntp", "server/audit", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
+	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/exit", "cli/follow", "cli/labs", "cli/machine", "cli/objects", "cli/power", "cli/request", "cli/settings", "cli/upload", "cluster/etcddata", "cluster/kube", "cluster/supply", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "contract/manifest", "machine/expect", "machine/racksheet", "netboot/gate", "netboot/sntp", "server/audit", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
 	{"cmd/coldrack-agent", "cmd", front, may("agent/console", "agent/discovery", "agent/inventory", "agent/node", "agent/pid1")},
 	{"cmd/coldrack-probe", "cmd", front, nil},
 }

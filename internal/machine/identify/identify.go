@@ -234,16 +234,18 @@ func (x *Index) Match(q Query) Match {
 			fits = append(fits, name)
 		}
 	}
-	switch all := x.strongest(fits); {
-	case len(all) == 0:
+	all := x.strongest(fits)
+	if len(all) == 0 {
 		return x.matchWithoutMAC(e, others)
+	}
+	other, claims := x.claimant(e, all[0], others)
+	switch {
 	case len(all) > 1:
 		slices.Sort(all)
 		return conflict(all, fmt.Sprintf("the MACs %s belong to several machines: %s. If a NIC was moved from one to another, delete the machine that no longer exists. If all exist, NICs of theirs have one MAC: boot from another NIC, or give this one a MAC of its own",
 			strings.Join(append(e.macs, e.bmcs...), ", "), strings.Join(all, ", ")))
-	case x.claimant(e, all[0], others) != "":
-		other := x.claimant(e, all[0], others)
-		return conflict([]string{all[0], other}, fmt.Sprintf("it has a MAC of machine %s and the UUID %s of machine %s; was a NIC moved? Delete the machine that no longer exists", all[0], e.uuids[0], other))
+	case other != "":
+		return conflict([]string{all[0], other}, fmt.Sprintf("it has a MAC of machine %s and the %s of machine %s; was a NIC moved, or are two lines of a rack sheet mixed up? Correct the one that is wrong, or delete the machine that no longer exists", all[0], claims, other))
 	case doubts[all[0]] != "":
 		slices.Sort(fits)
 		return conflict(fits, doubts[all[0]])
@@ -263,18 +265,27 @@ func (x *Index) strongest(names []string) []string {
 	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return x.entries[name].standing < top })
 }
 
-// claimant is a machine other than the named one that has the UUID and could be the one that e describes, or "".
-func (x *Index) claimant(e entry, name string, others map[string]string) string {
-	if share(x.entries[name].uuids, e.uuids) {
-		return ""
-	}
-	for _, other := range x.uuids.of(e.uuids) {
-		weaker := x.entries[other].standing < x.entries[name].standing
-		if other != name && others[other] == "" && !weaker && x.contradiction(other, e) == "" {
-			return other
+// claimant is a machine other than the named one that has the UUID or the serial and could be the one that e describes, or "", and
+// what it has. Where the named machine has the identifier too, or another one has a NIC that e lacks, it is no such machine: nodes of
+// one chassis may have one serial.
+func (x *Index) claimant(e entry, name string, others map[string]string) (machine, what string) {
+	known := x.entries[name]
+	for _, by := range []struct {
+		what         string
+		has, present []string
+		all          owners
+	}{{"UUID", known.uuids, e.uuids, x.uuids}, {"serial number", known.serials, e.serials, x.serials}} {
+		if share(by.has, by.present) {
+			continue
+		}
+		for _, other := range by.all.of(by.present) {
+			weaker := x.entries[other].standing < known.standing
+			if other != name && others[other] == "" && !weaker && x.contradiction(other, e) == "" {
+				return other, by.what + " " + by.present[0]
+			}
 		}
 	}
-	return ""
+	return "", ""
 }
 
 // verdict says whether a known machine and one that has a MAC of it are the same.

@@ -326,3 +326,33 @@ func FuzzMatch(f *testing.F) {
 		}
 	})
 }
+
+// Two Machines that a sheet wrote down and of which one report has a part each: nobody guesses which line is wrong.
+func TestLinesOfASheetThatAreMixedUp(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		a, b v1alpha1.Identifiers
+		says Query
+		want []string
+	}{
+		{"a MAC of one and the serial of another", v1alpha1.Identifiers{MACs: []string{"52:54:00:00:00:01"}}, v1alpha1.Identifiers{Serial: "S2"},
+			Query{Identifiers: v1alpha1.Identifiers{MACs: []string{"52:54:00:00:00:01"}, Serial: "S2"}, Complete: true}, []string{"a", "b"}},
+		{"the BMC of one and the serial of another", v1alpha1.Identifiers{BMCMAC: "52:54:00:00:00:b1"}, v1alpha1.Identifiers{Serial: "S2"},
+			Query{Identifiers: v1alpha1.Identifiers{MACs: []string{"52:54:00:00:00:09"}, BMCMAC: "52:54:00:00:00:b1", Serial: "S2"}, Complete: true}, []string{"a", "b"}},
+		{"all of one", v1alpha1.Identifiers{MACs: []string{"52:54:00:00:00:01"}, Serial: "S1"}, v1alpha1.Identifiers{Serial: "S2"},
+			Query{Identifiers: v1alpha1.Identifiers{MACs: []string{"52:54:00:00:00:01"}, Serial: "S1"}, Complete: true}, nil},
+		{"nodes of one chassis, which share a serial", v1alpha1.Identifiers{MACs: []string{"52:54:00:00:00:01"}}, v1alpha1.Identifiers{MACs: []string{"52:54:00:00:00:02"}, Serial: "CHASSIS7"},
+			Query{Identifiers: v1alpha1.Identifiers{MACs: []string{"52:54:00:00:00:01"}, Serial: "CHASSIS7"}, Complete: true}, nil},
+	} {
+		x := NewIndex()
+		for name, ids := range map[string]v1alpha1.Identifiers{"a": test.a, "b": test.b} {
+			m := &v1alpha1.Machine{}
+			m.Name, m.Spec.Identifiers = name, ids
+			x.Put(m)
+		}
+		got := x.Match(test.says)
+		if got.Conflict != (test.want != nil) || !slices.Equal(got.Involved, test.want) || !got.Conflict && got.Machine != "a" {
+			t.Errorf("%s: %+v", test.name, got)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/contract/wire"
+	"coldrack.dev/internal/machine/expect"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
 )
@@ -202,7 +203,25 @@ func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin,
 			key.From, key.KeyFingerprint, key.IssuedAt.UTC().Format(time.RFC3339), s.Identity.KeyFingerprint, m.Name, key.KeyFingerprint)
 	}
 	only(v1alpha1.ConditionKeyRefused, reason, message)
+	foldExpected(m, set)
 	foldBMC(m, set)
+}
+
+// foldExpected tells whether the hardware and the cables are as a sheet says.
+func foldExpected(m *v1alpha1.Machine, set func(kind string, holds bool, reason, message string)) {
+	if m.Spec.Expected == nil || m.Status.Inventory == nil {
+		meta.RemoveStatusCondition(&m.Status.Conditions, v1alpha1.ConditionAsExpected)
+		return
+	}
+	var messages []string
+	for _, f := range expect.Of(m) {
+		messages = append(messages, f.Message)
+	}
+	if len(messages) > 0 {
+		set(v1alpha1.ConditionAsExpected, false, "Differs", strings.Join(messages, "; "))
+	} else {
+		set(v1alpha1.ConditionAsExpected, true, "Agrees", "")
+	}
 }
 
 // foldBMC tells whether the BMC can be asked. What it said is recorded by whoever asks it.

@@ -375,3 +375,33 @@ func TestEndReboot(t *testing.T) {
 		})
 	}
 }
+
+// The condition AsExpected is there while a sheet says something of the machine and the machine has reported.
+func TestAsExpected(t *testing.T) {
+	s := newScene()
+	s.m.Spec.Expected = &v1alpha1.Expected{Cores: 8}
+	condition := func() string {
+		Fold(s.m, s.live, nil, s.now, Limits{})
+		for _, c := range s.m.Status.Conditions {
+			if c.Type == v1alpha1.ConditionAsExpected {
+				return string(c.Status) + " " + c.Reason + " " + c.Message
+			}
+		}
+		return ""
+	}
+	if got := condition(); got != "" {
+		t.Errorf("before it has reported: %s", got)
+	}
+	s.m.Status.Inventory = &v1alpha1.Inventory{CPU: v1alpha1.CPUInfo{Cores: 4}}
+	if got := condition(); got != "False Differs has 4 cores, not 8" {
+		t.Errorf("with half of its cores: %s", got)
+	}
+	s.m.Status.Inventory.CPU.Cores = 8
+	if got := condition(); got != "True Agrees " {
+		t.Errorf("with all of them: %s", got)
+	}
+	s.m.Spec.Expected = nil
+	if got := condition(); got != "" {
+		t.Errorf("when nothing is expected any more: %s", got)
+	}
+}

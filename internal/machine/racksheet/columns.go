@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"unicode"
 )
 
@@ -65,7 +66,7 @@ var spellings = []spelling{
 	{columnSlot, "slot slotno slotnr bay blade bladeslot einschub steckplatz 槽位 插槽 槽位号"},
 	{columnSerial, "serial serials serialno serialnr serialnumber sn snr servicetag servicetagsn seriennummer seriennr geraeteseriennummer systemserial systemserialnumber 序列号 产品序列号 设备序列号 sn号 sn码"},
 	{columnUUID, "uuid systemuuid smbiosuuid"},
-	{columnMAC, "mac macs macaddress macaddr macaddresses macadresse macadressen nic nicmac nicmacs pxe pxemac bootmac lanmac lan eth ethmac netzwerkkarte hostmac servermac portmac " +
+	{columnMAC, "mac macs macaddress macaddr macaddresses macadresse macadressen nic nicmac nicmacs pxe pxemac bootmac lanmac lan eth ethmac netzwerkkarte hostmac servermac portmac maceth maceno macens macenp maclan macnic macport " +
 		"mac地址 网卡mac 网卡mac地址 网卡 网卡地址 物理地址 业务mac pxemac地址"},
 	{columnBMCMAC, "bmcmac bmcmacaddress bmcmacadresse ipmimac ipmimacaddress ilomac idracmac dracmac xccmac immmac mgmtmac managementmac managementmacaddress oobmac remotemac " +
 		"bmcmac地址 带外mac 带外mac地址 管理mac 管理口mac 管理口mac地址 ipmimac地址"},
@@ -97,6 +98,8 @@ type heading struct {
 	label string
 	// shown is how people call the column.
 	shown string
+	// word is the header as squeeze leaves it.
+	word string
 	// bytes is the unit that the header of a memory column names, or "".
 	bytes string
 }
@@ -127,14 +130,23 @@ func columnNamed(header string) heading {
 		if w == "" {
 			continue
 		}
-		for _, s := range spellings {
-			if slices.Contains(strings.Fields(s.words), w) {
-				return heading{column: s.column, bytes: unitIn(word)}
-			}
+		if c, ok := columnOf()[w]; ok {
+			return heading{column: c, word: word, bytes: unitIn(word)}
 		}
 	}
 	return heading{}
 }
+
+// columnOf has the column of every spelling.
+var columnOf = sync.OnceValue(func() map[string]column {
+	all := map[string]column{}
+	for _, s := range spellings {
+		for _, word := range strings.Fields(s.words) {
+			all[word] = s.column
+		}
+	}
+	return all
+})
 
 func withoutDigits(r rune) rune {
 	if unicode.IsDigit(r) {
@@ -178,7 +190,11 @@ func knownColumns(line Line) []int {
 // -1 if there is none.
 func findHeader(lines []Line) int {
 	for i := range lines {
-		if len(knownColumns(lines[i])) >= 2 {
+		words := map[string]bool{} // a title that is merged over all columns is one
+		for _, at := range knownColumns(lines[i]) {
+			words[squeeze(lines[i].header()[at])] = true
+		}
+		if len(words) >= 2 {
 			return i
 		}
 	}

@@ -184,16 +184,20 @@ func (p *parser) head(line Line) {
 	}
 }
 
-// isHeader says whether a line is a header once more, as printed sheets have one above each rack.
+// isHeader says whether a line is the header once more, as printed sheets have it above each rack.
 func (p *parser) isHeader(line Line) bool {
-	known := knownColumns(line)
 	filled := 0
 	for i := range line.Cells {
-		if line.cell(i) != "" {
-			filled++
+		text := line.cell(i)
+		if text == "" {
+			continue
 		}
+		if i >= len(p.headings) || p.headings[i].column == "" || p.headings[i].word != squeeze(text) {
+			return false
+		}
+		filled++
 	}
-	return len(known) >= 2 && len(known) == filled
+	return filled >= 2
 }
 
 func isComment(line Line) bool {
@@ -301,6 +305,9 @@ func (p *parser) row(line Line) {
 		}
 	}
 	p.problems = append(p.problems, r.finish()...)
+	if r.IDs.Serial == "" && r.IDs.UUID == "" && r.IDs.BMCMAC == "" && len(r.IDs.MACs) == 0 && r.BMC.Address != "" {
+		p.note(line.Number, "has only the address of a BMC: the machine is not recognised when it boots. `coldrack bmc scan -o csv` tells serials and MACs")
+	}
 	r.wrong = len(p.problems) > before
 	p.sheet.Rows = append(p.sheet.Rows, r)
 }

@@ -247,7 +247,7 @@ func workbook(t testing.TB) []byte {
 	}
 	must(f.SetSheetName("Sheet1", "Halle 4"))
 	for i, row := range [][]any{
-		{"Rackbelegung Halle 4"},
+		{"Server"},
 		{},
 		{"Rack", "HE", "Seriennr.", "MAC", "", "BMC IP", "RAM (GB)", "Preis"},
 		{"A1", 1.0, "CZ1", "52:54:00:00:00:01", "52:54:00:00:00:11", "10.0.9.1", 512, 9999.5},
