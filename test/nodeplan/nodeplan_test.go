@@ -127,6 +127,10 @@ func (m *machine) Certificate(_ context.Context, r wire.CertificateRequest) (wir
 	return wire.CertificateResponse{Certificate: string(certificate), ExpiresAt: leaf.NotAfter}, nil
 }
 
+func (m *machine) EtcdData(context.Context, string, io.Writer) error {
+	return errors.New("nothing is restored here")
+}
+
 func (m *machine) Phases(_ context.Context, r wire.PhaseReport) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
