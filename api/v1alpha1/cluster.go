@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"time"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -530,6 +532,13 @@ type ClusterNode struct {
 	// LearnerFailures is how often its member was added to etcd and had to be removed again.
 	// +optional
 	LearnerFailures int32 `json:"learnerFailures,omitempty"`
+	// Remedies were tried since the node was last healthy, the newest last.
+	// +optional
+	// +listType=atomic
+	Remedies []NodeRemedy `json:"remedies,omitempty"`
+	// Rebooted is the last reboot that the node was told to make.
+	// +optional
+	Rebooted *NodeReboot `json:"rebooted,omitempty"`
 
 	// Ready is what the cluster's own API says of the node.
 	// +optional
@@ -645,6 +654,9 @@ type MachineGroupSpec struct {
 	// Rollout is the budget of changes.
 	// +optional
 	Rollout RolloutBudget `json:"rollout,omitempty"`
+	// Remediation brings nodes back that are not ready. It is off by default.
+	// +optional
+	Remediation RemediationSpec `json:"remediation,omitempty"`
 	// WhenRemoved is what becomes of a machine that leaves because replicas was lowered. Both wipe it.
 	// +optional
 	// +kubebuilder:default=Release
@@ -690,6 +702,34 @@ type RolloutBudget struct {
 	// +optional
 	RollBack bool `json:"rollBack,omitempty"`
 }
+
+// RemediationSpec says how nodes of a group are brought back that are not ready, by ever stronger means: a reboot by the machine's
+// agent, if that answers; a power cycle, if the machine has a BMC; a new installation and a replacement, if they are permitted. One
+// node of the group at a time; nothing that would cost etcd's majority or the last API server.
+type RemediationSpec struct {
+	// +optional
+	Enabled bool `json:"enabled,omitempty"`
+	// NotReadyFor is how long a node must not have been ready before anything is done. Default 5m.
+	// +optional
+	NotReadyFor *metav1.Duration `json:"notReadyFor,omitempty"`
+	// MaxUnhealthy nodes of the group, a number or a percentage of its replicas. While more are not ready, nothing is done: it is
+	// rather the network. Default a third, at least 1.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	MaxUnhealthy *intstr.IntOrString `json:"maxUnhealthy,omitempty"`
+	// Pause before the next, stronger means for a node, doubled each time. A node that was ready for as long begins anew. Default 10m.
+	// +optional
+	Pause *metav1.Duration `json:"pause,omitempty"`
+	// Reinstall permits to install the machine anew: what is on its system disk is lost.
+	// +optional
+	Reinstall bool `json:"reinstall,omitempty"`
+	// Replace permits a spare machine to take the node's place. The machine is wiped when it boots again.
+	// +optional
+	Replace bool `json:"replace,omitempty"`
+}
+
+// DefaultRemediationPause is that of a group which says none.
+const DefaultRemediationPause = 10 * time.Minute
 
 // RemovedMachine is what becomes of a machine that its group has too many.
 // +kubebuilder:validation:Enum=Release;Spare

@@ -359,6 +359,9 @@ type MachineStatus struct {
 	// Node is what the installed node's agent reports.
 	// +optional
 	Node *NodeStatus `json:"node,omitempty"`
+	// Reboot is the reboot that the annotation coldrack.dev/reboot asks for.
+	// +optional
+	Reboot *RebootStatus `json:"reboot,omitempty"`
 	// Kubernetes is how far the machine is as a node of its cluster.
 	// +optional
 	Kubernetes *KubernetesStatus `json:"kubernetes,omitempty"`
@@ -518,6 +521,17 @@ type NodeStatus struct {
 	// +optional
 	// +listType=atomic
 	FailedUnits []string `json:"failedUnits,omitempty"`
+	// RebootRequired is what makes the operating system ask for a reboot, such as packages that were updated; empty when it does not.
+	// +optional
+	RebootRequired string `json:"rebootRequired,omitempty"`
+}
+
+// RebootStatus is a reboot that a person asked for. It was carried out when the node reports another boot than this.
+type RebootStatus struct {
+	// Request is the value of the annotation coldrack.dev/reboot.
+	Request string `json:"request"`
+	// BootID of the boot that is to end.
+	BootID string `json:"bootID"`
 }
 
 // KubernetesStatus is what a machine reports of itself as a node of a Kubernetes cluster.

@@ -40,9 +40,33 @@ type NodeHand struct {
 	// RolledBack: the node was told to go back to what it had.
 	// +optional
 	RolledBack bool `json:"rolledBack,omitempty"`
+	// BootID is the boot that the node was told to end. It has rebooted when it reports another one.
+	// +optional
+	BootID string `json:"bootID,omitempty"`
+	// PowerCycled: the machine was switched off and on for this step.
+	// +optional
+	PowerCycled bool `json:"powerCycled,omitempty"`
 	// Former versions, to which a roll-back leads.
 	// +optional
 	Former *NodeVersions `json:"former,omitempty"`
+}
+
+// NodeReboot is a reboot that a node was told to make.
+type NodeReboot struct {
+	At metav1.Time `json:"at"`
+	// Reason in words.
+	Reason string `json:"reason"`
+}
+
+// NodeRemedy is something that was done to bring a node back.
+type NodeRemedy struct {
+	// Kind is restart, power-cycle, reinstall or replace.
+	Kind string `json:"kind"`
+	// At is when it had ended.
+	At metav1.Time `json:"at"`
+	// Problem is why it did not help, as far as that is known.
+	// +optional
+	Problem string `json:"problem,omitempty"`
 }
 
 // NodeVersions are what a node runs.

@@ -494,7 +494,23 @@ func ValidateMachineGroup(g *MachineGroup) field.ErrorList {
 			errs = append(errs, field.NotSupported(at.Child("effect"), taint.Effect, []string{"NoSchedule", "PreferNoSchedule", "NoExecute"}))
 		}
 	}
+	errs = append(errs, validateRemediation(spec.Child("remediation"), &g.Spec.Remediation)...)
 	return append(errs, validateRollout(spec.Child("rollout", "maxUnavailable"), g)...)
+}
+
+func validateRemediation(at *field.Path, r *RemediationSpec) field.ErrorList {
+	var errs field.ErrorList
+	for name, d := range map[string]*metav1.Duration{"notReadyFor": r.NotReadyFor, "pause": r.Pause} {
+		if d != nil && d.Duration <= 0 {
+			errs = append(errs, field.Invalid(at.Child(name), d.Duration.String(), "must be positive"))
+		}
+	}
+	if most := r.MaxUnhealthy; most != nil {
+		if count, err := intstr.GetScaledValueFromIntOrPercent(most, 100, false); err != nil || count < 1 || most.Type == intstr.String && count > 100 {
+			errs = append(errs, field.Invalid(at.Child("maxUnhealthy"), most.String(), "must be a number of machines from 1 on, or a percentage from 1% to 100%; to do nothing, set enabled: false"))
+		}
+	}
+	return errs
 }
 
 func validateRollout(at *field.Path, g *MachineGroup) field.ErrorList {

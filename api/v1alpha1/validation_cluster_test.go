@@ -207,6 +207,13 @@ func TestValidateMachineGroup(t *testing.T) {
 		{"a selector that selects nothing sensible", func(g *MachineGroup) {
 			g.Spec.Selector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: "rack", Operator: "In"}}
 		}, []string{"spec.selector.matchExpressions[0].values: must be specified"}},
+		{"remediation", func(g *MachineGroup) {
+			g.Spec.Remediation = RemediationSpec{Enabled: true, NotReadyFor: &metav1.Duration{Duration: time.Minute}, MaxUnhealthy: new(intstr.FromString("40%")), Pause: &metav1.Duration{Duration: time.Minute}}
+		}, nil},
+		{"remediation of nobody", func(g *MachineGroup) { g.Spec.Remediation.MaxUnhealthy = new(intstr.FromInt32(0)) },
+			[]string{"spec.remediation.maxUnhealthy: from 1 on"}},
+		{"remediation at once", func(g *MachineGroup) { g.Spec.Remediation.NotReadyFor = &metav1.Duration{Duration: 0} }, []string{"spec.remediation.notReadyFor: positive"}},
+		{"remediation without a pause", func(g *MachineGroup) { g.Spec.Remediation.Pause = &metav1.Duration{Duration: -time.Minute} }, []string{"spec.remediation.pause: positive"}},
 		{"a budget of nothing", func(g *MachineGroup) { g.Spec.Rollout.MaxUnavailable = &intstr.IntOrString{} }, []string{"spec.rollout.maxUnavailable: more than nothing"}},
 		{"a budget of a third", func(g *MachineGroup) {
 			g.Spec.Rollout.MaxUnavailable = &intstr.IntOrString{Type: intstr.String, StrVal: "33%"}

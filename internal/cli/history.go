@@ -38,7 +38,7 @@ func HistoryText(c *v1alpha1.Cluster) string {
 				took = s.FinishedAt.Sub(s.StartedAt.Time).Round(time.Second).String()
 			}
 		}
-		line("%-19s  %6s  %-12s  %-14s  %s%s", at, took, s.Operation, s.Kind, s.Node, after(": ", s.Reason))
+		line("%-19s  %6s  %-12s  %-14s  %s", at, took, s.Operation, s.Kind, strings.TrimPrefix(s.Node+after(": ", s.Reason), ": "))
 		if s.Error != "" {
 			line("%-19s          failed: %s", "", s.Error)
 		}

@@ -39,21 +39,33 @@ func (l *Looker) Look(ctx context.Context) wire.Heartbeat {
 	}
 	list, interfaces := addresses()
 	return wire.Heartbeat{
-		AgentVersion: l.Version,
-		OS:           prettyName(filepath.Join(root, "etc/os-release")),
-		Kernel:       release(),
-		BootID:       text(filepath.Join(root, "proc/sys/kernel/random/boot_id")),
-		BootedAt:     bootedAt(filepath.Join(root, "proc/stat")),
-		Addresses:    list,
-		Interfaces:   interfaces,
-		FailedUnits:  l.failed,
-		Now:          time.Now().UTC(),
+		AgentVersion:   l.Version,
+		OS:             prettyName(filepath.Join(root, "etc/os-release")),
+		Kernel:         release(),
+		BootID:         text(filepath.Join(root, "proc/sys/kernel/random/boot_id")),
+		BootedAt:       bootedAt(filepath.Join(root, "proc/stat")),
+		Addresses:      list,
+		Interfaces:     interfaces,
+		FailedUnits:    l.failed,
+		RebootRequired: rebootRequired(filepath.Join(root, "run")),
+		Now:            time.Now().UTC(),
 	}
 }
 
 func text(file string) string {
 	b, _ := os.ReadFile(file)
 	return strings.TrimSpace(string(b))
+}
+
+// rebootRequired reads what Debian's packages leave in the folder when they need a reboot: reboot-required, and one name a line,
+// some of them twice, in reboot-required.pkgs.
+func rebootRequired(dir string) *wire.RebootRequired {
+	if _, err := os.Stat(filepath.Join(dir, "reboot-required")); err != nil {
+		return nil
+	}
+	packages := strings.Fields(text(filepath.Join(dir, "reboot-required.pkgs")))
+	slices.Sort(packages)
+	return &wire.RebootRequired{Packages: slices.Compact(packages)}
 }
 
 // prettyName reads os-release(5).

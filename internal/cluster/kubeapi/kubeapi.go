@@ -112,9 +112,11 @@ type NodeState struct {
 	Created         time.Time
 	// KubeletVersion, for example v1.37.2.
 	KubeletVersion string
-	Addresses      []netip.Addr
-	PodCIDRs       []netip.Prefix
-	Unschedulable  bool
+	// BootID of the system that the kubelet reported from.
+	BootID        string
+	Addresses     []netip.Addr
+	PodCIDRs      []netip.Prefix
+	Unschedulable bool
 	// Problem says why labels, taints or networks are not as they should be.
 	Problem string
 }

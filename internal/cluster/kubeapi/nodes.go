@@ -274,7 +274,7 @@ func prefixTexts(networks []netip.Prefix) []string {
 // stateOf is what is reported of a node.
 func stateOf(node *corev1.Node) NodeState {
 	s := NodeState{Name: node.Name, UID: node.UID, Created: node.CreationTimestamp.Time,
-		KubeletVersion: node.Status.NodeInfo.KubeletVersion, Unschedulable: node.Spec.Unschedulable,
+		KubeletVersion: node.Status.NodeInfo.KubeletVersion, BootID: node.Status.NodeInfo.BootID, Unschedulable: node.Spec.Unschedulable,
 		Addresses: nodeAddresses(node), Reason: "NoStatus", Message: "the kubelet has not reported yet", Since: node.CreationTimestamp.Time}
 	for _, c := range node.Status.Conditions {
 		if c.Type == corev1.NodeReady {

@@ -200,7 +200,7 @@ func (s *Set) take(r Record, was *cluster) *cluster {
 
 // decided is a node without what changes by itself and what others work with.
 func decided(n v1alpha1.ClusterNode) v1alpha1.ClusterNode {
-	n.Ready, n.ReadyChangedAt, n.Message, n.Hand, n.LearnerFailures, n.Leaving = false, nil, "", nil, 0, ""
+	n.Ready, n.ReadyChangedAt, n.Message, n.Hand, n.LearnerFailures, n.Leaving, n.Rebooted, n.Remedies = false, nil, "", nil, 0, "", nil, nil
 	return n
 }
 
@@ -272,7 +272,7 @@ func (s *Set) input(r Record, m *Material) (kube.Input, error) {
 		group := v1alpha1.MachineGroup{Spec: *g.Spec.DeepCopy()}
 		group.Name = g.Name
 		// How many there are follows from the machines.
-		group.Spec.Replicas, group.Spec.Rollout = nil, v1alpha1.RolloutBudget{}
+		group.Spec.Replicas, group.Spec.Rollout, group.Spec.Remediation = nil, v1alpha1.RolloutBudget{}, v1alpha1.RemediationSpec{}
 		in.Groups = append(in.Groups, group)
 	}
 	slices.SortFunc(in.Groups, func(a, b v1alpha1.MachineGroup) int { return cmp.Compare(a.Name, b.Name) })

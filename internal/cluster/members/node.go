@@ -13,6 +13,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/cluster/planner"
 	"coldrack.dev/internal/contract/wire"
 )
 
@@ -112,6 +113,8 @@ func restoresOf(c *v1alpha1.Cluster) map[string]*wire.EtcdRestore {
 type turn struct {
 	operation      string
 	hold, rollBack bool
+	// boot is to be ended, for a reason.
+	boot, reason string
 }
 
 // turnOf is read off a node's record. Nodes of a cluster that runs wait until they are told; those that have never been ready
@@ -122,8 +125,26 @@ func turnOf(n v1alpha1.ClusterNode, broughtUp bool) turn {
 		t.operation = h.Operation + " " + h.Since.UTC().Format(time.RFC3339)
 		t.hold = t.hold && !h.Changed
 		t.rollBack = h.RolledBack
+		if h.BootID != "" && h.Failed == "" && (h.Step == string(planner.StepChange) || h.Step == string(planner.StepRestart)) {
+			t.boot, t.reason = h.BootID, h.Reason
+		}
 	}
 	return t
+}
+
+// Reboot is the boot that a machine's cluster wants ended now, and why; empty: none. member is false for machines of no cluster.
+func (s *Set) Reboot(machine string) (bootID, reason string, member bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.clusters[s.memberOf[machine]]
+	if c == nil {
+		return "", "", false
+	}
+	if c.paused {
+		return "", "", true
+	}
+	turn := c.turns[machine]
+	return turn.boot, turn.reason, true
 }
 
 // Config is what stands for the newest configuration of a machine, which it has once its status shows the same. why says what

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"slices"
 	"time"
 
@@ -23,6 +24,8 @@ const (
 	backupAge = time.Hour
 	// configNow and configThen stand for the configuration that a node has, and another one that it is to get.
 	configNow, configThen = "now", "then"
+	// rebootAgain is how long a node is not rebooted again for the same reason, unless a person asks.
+	rebootAgain = 24 * time.Hour
 	// installed stands for the operating system that a node has while nobody wants it installed anew.
 	installed = "installed"
 )
@@ -34,6 +37,8 @@ type Facts struct {
 	Machines []v1alpha1.Machine
 	// Placed are the machines of each group, see Decision.
 	Placed map[string][]string
+	// Spares are machines of no group that may take a broken node's place, by group.
+	Spares map[string][]string
 	// Changed are the nodes whose configuration differs from what it is to be, the version aside, by machine, and what
 	// bringing it touches.
 	Changed map[string]planner.Touch
@@ -76,7 +81,7 @@ func Steps(f Facts) (planner.Input, error) {
 		g := &own[i]
 		roles := planner.Roles{Etcd: g.HasRole(v1alpha1.RoleEtcd), ControlPlane: g.HasRole(v1alpha1.RoleControlPlane), Worker: g.HasRole(v1alpha1.RoleWorker)}
 		in.Wanted.Groups = append(in.Wanted.Groups, planner.Group{
-			Name: g.Name, Roles: roles, Replicas: g.WantedReplicas(), State: stateOf(roles, c.Spec.Version, etcd, configNow), Rollout: rolloutOf(c, g),
+			Name: g.Name, Roles: roles, Replicas: g.WantedReplicas(), State: stateOf(roles, c.Spec.Version, etcd, configNow), Rollout: rolloutOf(c, g), Remediation: remediationOf(g),
 			KeepReleased: g.Spec.WhenRemoved == v1alpha1.RemovedToSpare, ReinstallSystem: true,
 		})
 	}
@@ -93,6 +98,8 @@ func Steps(f Facts) (planner.Input, error) {
 		if err != nil {
 			return in, err
 		}
+		manual := c.Spec.Upgrade.Strategy == v1alpha1.UpgradeManual
+		node.WantsReboot = rebootOf(n, m, manual, f.Now)
 		if g != nil {
 			want := g.State
 			if touch, ok := f.Changed[n.Machine]; ok {
@@ -100,7 +107,7 @@ func Steps(f Facts) (planner.Input, error) {
 				g.ConfigTouches.Etcd = g.ConfigTouches.Etcd || touch.Etcd
 				g.ConfigTouches.APIServer = g.ConfigTouches.APIServer || touch.APIServer
 			}
-			if c.Spec.Upgrade.Strategy == v1alpha1.UpgradeManual && node.Hand == nil {
+			if manual && node.Hand == nil {
 				want, node.RenewAt = node.Has, time.Time{} // late in their life certificates are renewed all the same
 			}
 			if want.System = installed; reinstallWanted(m) {
@@ -118,6 +125,11 @@ func Steps(f Facts) (planner.Input, error) {
 			if !has[name] {
 				in.Observed.Spares = append(in.Observed.Spares, planner.Spare{Name: name, Groups: []string{g.Name}})
 			}
+		}
+	}
+	for _, group := range slices.Sorted(maps.Keys(f.Spares)) {
+		for _, name := range f.Spares[group] {
+			in.Observed.Spares = append(in.Observed.Spares, planner.Spare{Name: name, Groups: []string{group}})
 		}
 	}
 	if failure := c.Status.Failure; failure != nil {
@@ -205,6 +217,19 @@ func reinstallWanted(m *v1alpha1.Machine) bool {
 	return m != nil && m.WantedIntent() != nil && m.Spec.Intent.Action == v1alpha1.ActionReinstall
 }
 
+// rebootOf says why a node is to be rebooted; empty when it is not. What its operating system asks for again soon after a reboot for the
+// same reason is left to a person, or the node might never do anything else.
+func rebootOf(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, manual bool, now time.Time) string {
+	if m == nil {
+		return ""
+	}
+	why, asked := m.WantsReboot()
+	if r := n.Rebooted; !asked && (manual || r != nil && r.Reason == why && now.Sub(r.At.Time) < rebootAgain) {
+		return ""
+	}
+	return why
+}
+
 // leaving says why a node is to go although its group has room for it; empty when it is not.
 func leaving(m *v1alpha1.Machine) string {
 	switch {
@@ -246,6 +271,13 @@ func observed(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, g *planner.Group) (p
 		Name: n.Machine, Group: n.Group, Has: stateOf(roles, n.Version, etcd, configNow), Ready: n.Ready, Joining: n.ReadyChangedAt == nil,
 		Reachable: m != nil && m.Status.Installed != nil && m.Status.Phase != v1alpha1.PhaseLost,
 		APIServer: roles.ControlPlane && n.Ready, Leaving: leaving(m), LearnerFailures: int(n.LearnerFailures),
+		Power: m != nil && m.Spec.BMC != nil,
+	}
+	for _, r := range n.Remedies {
+		node.Remedies = append(node.Remedies, planner.Remedy{Kind: planner.Kind(r.Kind), At: r.At.Time})
+		if r.Kind == string(planner.StepReplace) && node.Leaving == "" {
+			node.Leaving = "it was broken, and a spare takes its place"
+		}
 	}
 	if n.ReadyChangedAt != nil {
 		node.Since = n.ReadyChangedAt.Time
@@ -281,6 +313,22 @@ func kubernetesOf(m *v1alpha1.Machine) *v1alpha1.KubernetesStatus {
 		return nil
 	}
 	return m.Status.Kubernetes
+}
+
+func remediationOf(g *v1alpha1.MachineGroup) planner.Remediation {
+	from := &g.Spec.Remediation
+	r := planner.Remediation{Enabled: from.Enabled, Backoff: v1alpha1.DefaultRemediationPause, Reinstall: from.Reinstall, Replace: from.Replace}
+	if from.NotReadyFor != nil {
+		r.After = from.NotReadyFor.Duration
+	}
+	if from.Pause != nil {
+		r.Backoff = from.Pause.Duration
+	}
+	if from.MaxUnhealthy != nil {
+		most, _ := intstr.GetScaledValueFromIntOrPercent(from.MaxUnhealthy, g.WantedReplicas(), false)
+		r.MaxBroken = max(1, most)
+	}
+	return r
 }
 
 func rolloutOf(c *v1alpha1.Cluster, g *v1alpha1.MachineGroup) planner.Rollout {

@@ -65,7 +65,7 @@ func (p *planner) aheadOf(n *Node, parts Parts) string {
 	}
 	for i := range p.Observed.Nodes {
 		o := &p.Observed.Nodes[i]
-		if o.Has.ControlPlane != "" && !o.Joining && older(p.want(n).Kubelet, o.Has.ControlPlane) != p.want(n).Kubelet {
+		if o.Has.ControlPlane != "" && older(p.want(n).Kubelet, o.Has.ControlPlane) != p.want(n).Kubelet {
 			return o.Name
 		}
 	}

@@ -72,7 +72,7 @@ const (
 	StepRemoveMember Kind = "remove-member"
 	// StepRelease takes a node out of the cluster and wipes its machine, or keeps it as a spare.
 	StepRelease Kind = "release"
-	// StepRestart reboots a node by its agent or over SSH.
+	// StepRestart reboots a node by its agent, which still answers.
 	StepRestart Kind = "restart"
 	// StepPowerCycle switches a machine off and on.
 	StepPowerCycle Kind = "power-cycle"

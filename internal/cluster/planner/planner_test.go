@@ -342,7 +342,26 @@ func TestNext(t *testing.T) {
 			in.group("etcd").State.System, in.group("etcd").ReinstallSystem, in.Wanted.AllowDowntime = "sha256:b", true, true
 		}, "", "loses the data of its member of etcd: it is the only voting member"},
 
-		{"a broken node is rebooted", func(in *Input) { in.group("worker").Remediation.Enabled = true; in.die("worker-2") }, "restart worker-2", ""},
+		{"a broken node is rebooted by its agent", func(in *Input) {
+			in.group("worker").Remediation.Enabled = true
+			in.die("worker-2")
+			in.node("worker-2").Reachable, in.node("worker-2").Power = true, true
+		}, "restart worker-2", ""},
+		{"one whose agent is silent is switched off and on", func(in *Input) {
+			in.group("worker").Remediation.Enabled = true
+			in.die("worker-2")
+			in.node("worker-2").Power = true
+		}, "power-cycle worker-2", ""},
+		{"one that nothing reaches is left to a person", func(in *Input) {
+			in.group("worker").Remediation = Remediation{Enabled: true, Reinstall: true}
+			in.die("worker-2")
+		}, "", "worker-2: is not ready, its agent does not answer, and it has no BMC"},
+		{"a milder means does not follow a stronger one", func(in *Input) {
+			in.group("worker").Remediation.Enabled = true
+			in.die("worker-2")
+			in.node("worker-2").Reachable, in.node("worker-2").Power = true, true
+			in.node("worker-2").Remedies = []Remedy{{StepPowerCycle, epoch.Add(-time.Hour)}}
+		}, "", "worker-2: is not ready after 1 remedies"},
 		{"then switched off and on", func(in *Input) {
 			in.group("worker").Remediation.Enabled = true
 			in.die("worker-2")
@@ -366,11 +385,13 @@ func TestNext(t *testing.T) {
 			in.member("etcd-2").Healthy, in.member("etcd-1").Healthy = true, true
 			in.node("etcd-2").Ready = false
 			in.group("etcd").Remediation.MaxBroken = 3
+			in.node("etcd-2").Reachable = true
 			in.node("etcd-3").Remedies = []Remedy{{StepRestart, epoch.Add(-time.Minute)}}
 		}, "", "etcd-2: 2 of 3 members of etcd are healthy, and without this one"},
 		{"a member is removed before its machine is installed anew", func(in *Input) {
 			in.group("etcd").Remediation = Remediation{Enabled: true, Reinstall: true}
 			in.die("etcd-3")
+			in.node("etcd-3").Reachable = true
 			in.node("etcd-3").Remedies = []Remedy{{StepRestart, epoch.Add(-time.Hour)}}
 		}, "remove-member etcd-3", ""},
 	} {

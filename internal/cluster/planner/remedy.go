@@ -3,6 +3,7 @@ package planner
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -42,7 +43,7 @@ func (p *planner) remedies() {
 		most := cmp.Or(g.Remediation.MaxBroken, max(1, g.Replicas/3))
 		if len(broken) > 0 && notReady > most {
 			p.block(&Block{OperationRemedy, "", fmt.Sprintf("%d nodes of group %s are not ready, more than %d: that is rather the network or this server than the nodes", notReady, g.Name, most),
-				"look at what they have in common; or raise remediation.maxBroken"})
+				"look at what they have in common; or raise remediation.maxUnhealthy"})
 			continue
 		}
 		running := 0
@@ -66,21 +67,39 @@ func (p *planner) remedies() {
 	}
 }
 
+// nextRemedy is the mildest means that can be used and is stronger than the last one; false when there is none.
+func (g *Group) nextRemedy(n *Node) (Kind, bool) {
+	order := []Kind{StepRestart, StepPowerCycle, StepReinstall, StepReplace}
+	last := -1
+	if tried := len(n.Remedies); tried > 0 {
+		last = slices.Index(order, n.Remedies[tried-1].Kind)
+	}
+	for _, means := range []struct {
+		kind Kind
+		can  bool
+	}{
+		{StepRestart, n.Reachable},
+		{StepPowerCycle, n.Power},
+		{StepReinstall, g.Remediation.Reinstall && (n.Reachable || n.Power)}, // something must boot it from the network
+		{StepReplace, g.Remediation.Replace},
+	} {
+		if means.can && slices.Index(order, means.kind) > last {
+			return means.kind, true
+		}
+	}
+	return "", false
+}
+
 // remedy proposes the next means for a broken node. It returns true when it has.
 func (p *planner) remedy(g *Group, n *Node) bool {
-	ladder := []Kind{StepRestart}
-	if n.Power {
-		ladder = append(ladder, StepPowerCycle)
-	}
-	if g.Remediation.Reinstall {
-		ladder = append(ladder, StepReinstall)
-	}
-	if g.Remediation.Replace {
-		ladder = append(ladder, StepReplace)
-	}
 	tried := len(n.Remedies)
-	if tried >= len(ladder) {
-		p.block(&Block{OperationRemedy, n.Name, fmt.Sprintf("is not ready after %d remedies", tried), "look at the machine; or allow remediation to reinstall or replace it"})
+	kind, ok := g.nextRemedy(n)
+	if !ok {
+		reason := fmt.Sprintf("is not ready after %d remedies", tried)
+		if tried == 0 {
+			reason = "is not ready, its agent does not answer, and it has no BMC that could switch it off and on"
+		}
+		p.block(&Block{OperationRemedy, n.Name, reason, "look at the machine; or allow remediation to reinstall or replace it"})
 		return false
 	}
 	if tried > 0 {
@@ -91,7 +110,7 @@ func (p *planner) remedy(g *Group, n *Node) bool {
 			return false
 		}
 	}
-	roles, m, kind := p.rolesOf(n), p.member[n.Name], ladder[tried]
+	roles, m := p.rolesOf(n), p.member[n.Name]
 	if roles.server() && p.busy != "" && !p.inert(n) {
 		p.wait(n.Name, "is mended after "+p.busy+" is done")
 		return false
@@ -103,7 +122,7 @@ func (p *planner) remedy(g *Group, n *Node) bool {
 			p.block(&Block{OperationRemedy, n.Name, "no spare fits its group, so that it is not replaced", "let a machine that matches the group's selector boot and be approved"})
 			return false
 		}
-		s.Reason += "; nothing else has helped"
+		s.Reason += "; no milder means is left"
 	case StepReinstall:
 		if roles.ControlPlane && p.otherServers(n) == 0 {
 			p.block(&Block{OperationRemedy, n.Name, "no other API server answers, so that it is not installed anew", "bring another one back first"})

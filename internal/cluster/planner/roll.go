@@ -287,7 +287,7 @@ func reasonOf(n *Node, parts Parts, want State) string {
 		texts = append(texts, "its certificates are due, and what uses them restarts")
 	}
 	if parts.Reboot {
-		texts = append(texts, "it asks for a reboot: "+n.WantsReboot)
+		texts = append(texts, "it is to be rebooted: "+n.WantsReboot)
 	}
 	return strings.Join(texts, "; ")
 }

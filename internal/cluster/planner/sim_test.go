@@ -62,7 +62,8 @@ func (e entry) String() string { return e.at.Format("15:04:05 ") + fmt.Sprintf(e
 // breakNode and mend are what power does to a machine.
 func (s *simulation) breakNode(n *Node) {
 	s.note("%s dies", n.Name)
-	n.Ready, n.Reachable, n.APIServer, n.Since = false, false, false, s.in.Now
+	n.Ready, n.APIServer, n.Since = false, false, s.in.Now
+	n.Reachable = s.rand.IntN(3) == 0 // its agent may still answer
 	if m := s.memberOf(n.Name); m != nil {
 		m.Healthy, m.Connected = false, false
 	}

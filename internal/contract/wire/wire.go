@@ -361,16 +361,24 @@ type Heartbeat struct {
 	// Interfaces says by address, without prefix length, which interface has it.
 	Interfaces  map[string]string `json:"interfaces,omitempty"`
 	FailedUnits []string          `json:"failedUnits,omitempty"`
+	// RebootRequired is set while the operating system asks for a reboot.
+	RebootRequired *RebootRequired `json:"rebootRequired,omitempty"`
 	// Now is the node's clock, from which the server tells a skew.
 	Now time.Time `json:"now"`
 	// Log holds new lines of the agent's log since the last report.
 	Log []string `json:"log,omitempty"`
 }
 
+// RebootRequired is what /run/reboot-required says, a file that the scripts of Debian's packages write.
+type RebootRequired struct {
+	// Packages that were updated; empty when it does not say.
+	Packages []string `json:"packages,omitempty"`
+}
+
 // HeartbeatResponse tells when to report next.
 type HeartbeatResponse struct {
 	IntervalSeconds int `json:"intervalSeconds"`
-	// Reboot asks the node to boot again, from the network, because an intent waits for it.
+	// Reboot asks the node to boot again: from the network, because an intent waits for it, or because it is its turn in its cluster.
 	Reboot bool `json:"reboot,omitempty"`
 	// RebootReason is for the node's log and console.
 	RebootReason string `json:"rebootReason,omitempty"`

@@ -356,7 +356,8 @@ func (f *Fleet) Beat(name string, beat wire.Heartbeat, address string) {
 		old := l.Heartbeat
 		changed := old == nil || old.BootID != beat.BootID || old.AgentVersion != beat.AgentVersion ||
 			old.OS != beat.OS || old.Kernel != beat.Kernel ||
-			!slices.Equal(old.Addresses, beat.Addresses) || !maps.Equal(old.Interfaces, beat.Interfaces) || !slices.Equal(old.FailedUnits, beat.FailedUnits)
+			!slices.Equal(old.Addresses, beat.Addresses) || !maps.Equal(old.Interfaces, beat.Interfaces) || !slices.Equal(old.FailedUnits, beat.FailedUnits) ||
+			!reflect.DeepEqual(old.RebootRequired, beat.RebootRequired)
 		if old == nil || old.BootID != beat.BootID {
 			l.ReadyAt = now
 		}

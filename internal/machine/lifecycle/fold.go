@@ -31,6 +31,7 @@ func Fold(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin, now time.
 	foldRefused(s, live)
 	s.Steps = steps(m, live)
 	foldNode(m, live)
+	foldReboot(m)
 	s.Steps = endReboot(s.Steps, s.Intent, s.Node)
 	foldKubernetes(m, live)
 	if live.Address != "" {
@@ -104,7 +105,7 @@ func foldNode(m *v1alpha1.Machine, live fleet.Live) {
 	}
 	node := &v1alpha1.NodeStatus{
 		AgentVersion: beat.AgentVersion, OS: beat.OS, Kernel: beat.Kernel, BootID: beat.BootID,
-		Addresses: beat.Addresses, FailedUnits: beat.FailedUnits,
+		Addresses: beat.Addresses, FailedUnits: beat.FailedUnits, RebootRequired: requiredBy(beat.RebootRequired),
 	}
 	if !beat.BootedAt.IsZero() {
 		node.BootedAt = new(metav1.NewTime(beat.BootedAt.Truncate(time.Second)))
@@ -118,6 +119,32 @@ func foldNode(m *v1alpha1.Machine, live fleet.Live) {
 		node.ReadyAt, node.BootedAt = was.ReadyAt, was.BootedAt
 	}
 	m.Status.Node = node
+}
+
+// requiredBy says in a line what requires a reboot; empty when nothing does.
+func requiredBy(r *wire.RebootRequired) string {
+	const most = 5
+	switch {
+	case r == nil:
+		return ""
+	case len(r.Packages) == 0:
+		return "/run/reboot-required"
+	case len(r.Packages) > most:
+		return fmt.Sprintf("%s and %d more", strings.Join(r.Packages[:most], ", "), len(r.Packages)-most)
+	}
+	return strings.Join(r.Packages, ", ")
+}
+
+// foldReboot notes which boot of the node a person wants ended.
+func foldReboot(m *v1alpha1.Machine) {
+	request, node := m.RebootRequest(), m.Status.Node
+	switch was := m.Status.Reboot; {
+	case request == "" || m.Status.Installed == nil:
+		m.Status.Reboot = nil
+	case was != nil && was.Request == request:
+	case node != nil && node.BootID != "":
+		m.Status.Reboot = &v1alpha1.RebootStatus{Request: request, BootID: node.BootID}
+	}
 }
 
 // foldKubernetes records what the node of the current installation said of its bring-up. What it said in a life of

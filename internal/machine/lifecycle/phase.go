@@ -156,6 +156,9 @@ func settled(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) view
 	if held := heldText(m); held != "" {
 		notes = append(notes, held)
 	}
+	if reboot, _ := m.WantsReboot(); reboot != "" {
+		notes = append(notes, "a reboot is due: "+reboot)
+	}
 	if failed := failedUnits(m, live); len(failed) > 0 {
 		notes = append(notes, fmt.Sprintf("failed units: %s", strings.Join(failed, ", ")))
 	}

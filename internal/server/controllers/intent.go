@@ -106,6 +106,9 @@ func (r *intents) heldBy(ctx context.Context, m *v1alpha1.Machine) (string, erro
 		if intent.Action == v1alpha1.ActionReinstall && c.Status.Restore.Running() && (n.Etcd != nil || m.Status.Phase == v1alpha1.PhaseLost) {
 			continue // its member of etcd gets its data from a backup, and nothing can be drained
 		}
+		if intent.Action == v1alpha1.ActionReinstall && n.Hand != nil && n.Hand.Step == string(planner.StepReinstall) {
+			continue // it is broken, and installed anew for that
+		}
 		text := fmt.Sprintf("cluster %s lets node %s go first", c.Name, n.NodeName)
 		if why := workOf(c, m.Name); why != "" {
 			text += ": " + why

@@ -27,6 +27,8 @@ const (
 	// changeLimit is how long a node may take for a change, where its group does not say, and installLimit for a new installation,
 	// before it counts as failed.
 	changeLimit, installLimit = 10 * time.Minute, time.Hour
+	// rebootLimit is the same for a node that reboots: the firmware of large servers takes its time.
+	rebootLimit = 20 * time.Minute
 	// phaseLimit is how long a phase of its bring-up may fail again and again.
 	phaseLimit = 2 * time.Minute
 )
@@ -54,9 +56,11 @@ type operation struct {
 	*operator
 	was, c *v1alpha1.Cluster
 	groups []v1alpha1.MachineGroup
-	in     planner.Input
-	sight  *sight
-	at     metav1.Time
+	// everywhere are the groups of all clusters.
+	everywhere []v1alpha1.MachineGroup
+	in         planner.Input
+	sight      *sight
+	at         metav1.Time
 	// steps are those that are carried out at once, and did not end well.
 	steps []v1alpha1.ClusterWorkStep
 	// blocks are what hinders an operation that the planner knows nothing of.
@@ -83,6 +87,7 @@ func (r *operator) reconcile(ctx context.Context, name string) (time.Duration, e
 	if err := r.Client.List(ctx, groups); err != nil {
 		return 0, fmt.Errorf("list machine groups: %w", err)
 	}
+	o.everywhere = groups.Items
 	for _, g := range groups.Items {
 		if g.Spec.Cluster == name {
 			o.groups = append(o.groups, g)
@@ -147,14 +152,19 @@ func ownInto(into, was, is *v1alpha1.ClusterStatus) {
 		n := &into.Nodes[i]
 		if own := find(is, n.Machine); own != nil {
 			n.Hand, n.Version, n.EtcdVersion, n.Etcd, n.LearnerFailures = own.Hand, own.Version, own.EtcdVersion, own.Etcd, own.LearnerFailures
-			n.Leaving = own.Leaving
+			n.Leaving, n.Rebooted, n.Remedies = own.Leaving, own.Rebooted, own.Remedies
 		}
 	}
 }
 
 // run changes o.c's status, and what is behind it.
 func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
-	if o.in, err = members.Steps(o.facts()); err != nil {
+	o.forgetRemedies()
+	facts := o.facts()
+	if facts.Spares, err = o.spares(ctx); err != nil {
+		return 0, err
+	}
+	if o.in, err = members.Steps(facts); err != nil {
 		o.say(planner.Plan{Blocks: []planner.Block{{Operation: planner.OperationUpgrade, Reason: err.Error(), Remedy: "correct the Cluster"}}})
 		return operateIdle, nil
 	}
@@ -300,6 +310,10 @@ func (o *operation) goOn(ctx context.Context) (ended bool) {
 		if n.Hand == nil || n.Hand.Step == "" {
 			continue
 		}
+		if isRemedy(n.Hand.Step) {
+			ended = o.goOnMending(ctx, n) || ended
+			continue
+		}
 		done, err := o.carryOn(ctx, n)
 		switch h := n.Hand; {
 		case err != nil && errors.As(err, new(failure)):
@@ -393,7 +407,7 @@ func (o *operation) change(n *v1alpha1.ClusterNode) (done bool, err error) {
 		return o.reinstalled(n, m, since)
 	}
 	missing := o.missing(n, m)
-	if missing == "" {
+	if missing == "" && n.Hand.Changed {
 		wanted, why := o.Clusters.Config(n.Machine)
 		switch has := configOf(m, o.c.Name); {
 		case why != "":
@@ -404,7 +418,36 @@ func (o *operation) change(n *v1alpha1.ClusterNode) (done bool, err error) {
 			missing = "it has not renewed its certificates"
 		}
 	}
+	if missing == "" && parts.Reboot {
+		missing = o.reboot(n, m)
+	}
 	return missing == "", o.waitFor(n, m, missing, since)
+}
+
+// reboot has a node end its boot, once it has everything else, and says what is missing until it is back in another one.
+func (o *operation) reboot(n *v1alpha1.ClusterNode, m *v1alpha1.Machine) (missing string) {
+	h, boot := n.Hand, bootOf(m)
+	switch {
+	case boot == "":
+		return "it has not reported in which boot it is"
+	case h.BootID == "":
+		why, _ := m.WantsReboot()
+		h.BootID, n.Rebooted = boot, &v1alpha1.NodeReboot{At: o.at, Reason: why}
+		return "it is told to reboot"
+	case h.BootID == boot:
+		return "it has not rebooted"
+	case o.sight.nodes[n.NodeName].BootID != boot:
+		return "its kubelet has not reported since the reboot"
+	}
+	return ""
+}
+
+// bootOf is the boot that a machine's node has reported; empty when it has not.
+func bootOf(m *v1alpha1.Machine) string {
+	if m == nil || m.Status.Node == nil {
+		return ""
+	}
+	return m.Status.Node.BootID
 }
 
 // rollBack waits until a node has what it had before.
@@ -454,6 +497,9 @@ func (o *operation) waitFor(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, missin
 		return fail("%s", text)
 	}
 	limit := changeLimit
+	if n.Hand.BootID != "" {
+		limit = rebootLimit
+	}
 	if g := o.group(n.Group); g != nil && g.Spec.Rollout.ChangeTimeout != nil {
 		limit = g.Spec.Rollout.ChangeTimeout.Duration
 	}

@@ -39,6 +39,9 @@ func (o *operation) begin(ctx context.Context, s planner.Step) {
 	case planner.StepRollBack:
 		o.startRollBack(n, s)
 		return
+	case planner.StepRestart, planner.StepPowerCycle, planner.StepReinstall, planner.StepReplace:
+		o.startRemedy(n, s)
+		return
 	}
 	err := o.atOnce(ctx, n, s)
 	step := v1alpha1.ClusterWorkStep{Kind: string(s.Kind), Operation: string(s.Operation), Node: s.Node, Reason: s.Reason, StartedAt: new(o.at), FinishedAt: new(metav1.NewTime(o.Now()))}
@@ -75,6 +78,12 @@ func (o *operation) record(n *v1alpha1.ClusterNode, s planner.Step) {
 // startChange tells a node to take what it is to have. The versions are written first, because its plan follows from them.
 func (o *operation) startChange(n *v1alpha1.ClusterNode, s planner.Step) {
 	h := n.Hand
+	h.BootID = ""
+	if s.Parts == (planner.Parts{Reboot: true}) {
+		h.RolledBack, h.Failed, h.Parts = false, "", s.Parts.Names()
+		o.record(n, s)
+		return
+	}
 	if h.Former == nil && !s.Parts.System {
 		m, _ := o.Fleet.Get(n.Machine)
 		h.Former = &v1alpha1.NodeVersions{Kubernetes: n.Version, Etcd: n.EtcdVersion, Config: configOf(m, o.c.Name)}
@@ -265,11 +274,12 @@ func (o *operation) say(plan planner.Plan) {
 	for _, wait := range plan.Waits {
 		w.Waits = append(w.Waits, strings.TrimPrefix(wait.Node+": "+wait.Reason, ": "))
 	}
+	o.rememberRefusals(plan)
 	var needed []string
 	for _, b := range plan.Blocks {
 		w.Blocks = append(w.Blocks, b.String())
-		// What lacks machines and what is broken is said elsewhere in the status.
-		if b.Operation != planner.OperationJoin && b.Operation != planner.OperationRemedy {
+		// What lacks machines and what is broken is said elsewhere in the status, but that a whole group is left alone.
+		if b.Operation != planner.OperationJoin && (b.Operation != planner.OperationRemedy || b.Node == "") {
 			needed = append(needed, b.String())
 		}
 	}

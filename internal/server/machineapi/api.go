@@ -76,6 +76,8 @@ type Signer interface {
 type Clusters interface {
 	// Node is what the machine must have, and a channel that is closed when that may have changed.
 	Node(machine string) (wire.NodeAssignment, <-chan struct{})
+	// Reboot is the boot that the machine's cluster wants ended now, and why; empty: none. member is false for machines of no cluster.
+	Reboot(machine string) (bootID, reason string, member bool)
 	// Sign signs one of the certificates that the machine's plan names. An error that is members.ErrRefused is
 	// for the machine.
 	Sign(machine, cluster, certificate string, public crypto.PublicKey) (certPEM []byte, leaf *x509.Certificate, err error)

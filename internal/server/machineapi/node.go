@@ -20,6 +20,7 @@ import (
 const (
 	maxAddresses   = 64
 	maxFailedUnits = 64
+	maxPackages    = 64
 )
 
 // heartbeat takes in what an installed node reports of itself, in memory only.
@@ -37,8 +38,28 @@ func (a *API) heartbeat(ctx context.Context, c call, in wire.Heartbeat) (any, er
 			return nil, err
 		}
 		answer.Reboot, answer.RebootReason = reason != "", reason
+	} else if reason := a.rebootNow(m, in.BootID); reason != "" {
+		a.Fleet.Log(m.Name, "told to reboot: "+reason)
+		answer.Reboot, answer.RebootReason = true, reason
 	}
 	return answer, nil
+}
+
+// rebootNow says why the node shall end the boot that it reports, or "" when it shall not. A node of a cluster waits until the cluster
+// has drained it; of other machines a person's word is enough.
+func (a *API) rebootNow(m *v1alpha1.Machine, bootID string) string {
+	if a.Clusters != nil {
+		if boot, reason, member := a.Clusters.Reboot(m.Name); member {
+			if boot == "" || boot != bootID {
+				return ""
+			}
+			return reason
+		}
+	}
+	if reason, asked := m.WantsReboot(); asked && m.Status.Reboot.BootID == bootID {
+		return reason
+	}
+	return ""
 }
 
 // rebootFor says why the node shall boot from the network, or "" when it shall not: it leaves its system only
@@ -66,6 +87,9 @@ func cut(in wire.Heartbeat) wire.Heartbeat {
 	in.AgentVersion, in.OS, in.Kernel, in.BootID = text(in.AgentVersion), text(in.OS), text(in.Kernel), text(in.BootID)
 	in.Addresses = texts(in.Addresses, maxAddresses)
 	in.FailedUnits = texts(in.FailedUnits, maxFailedUnits)
+	if r := in.RebootRequired; r != nil {
+		in.RebootRequired = &wire.RebootRequired{Packages: texts(r.Packages, maxPackages)}
+	}
 	interfaces := map[string]string{}
 	for _, prefix := range in.Addresses {
 		address, _, _ := strings.Cut(prefix, "/")

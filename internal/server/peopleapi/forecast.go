@@ -112,7 +112,7 @@ func (b *Backend) guard(ctx context.Context, cluster *v1alpha1.Cluster, o *plann
 // carriedOut is true for steps that the server does.
 func carriedOut(s *planner.Step) bool {
 	switch s.Kind {
-	case planner.StepPull, planner.StepRestartMember, planner.StepMoveVirtualIP, planner.StepRestart, planner.StepPowerCycle, planner.StepReinstall, planner.StepReplace:
+	case planner.StepPull, planner.StepRestartMember, planner.StepMoveVirtualIP:
 		return false
 	}
 	return true

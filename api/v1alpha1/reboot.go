@@ -1,0 +1,30 @@
+package v1alpha1
+
+import "strings"
+
+// AnnotationReboot on a Machine, with another value than before, asks for a reboot of its node; the value says why, and who asked.
+// A node of a cluster is drained first, when its turn has come.
+const AnnotationReboot = "coldrack.dev/reboot"
+
+// maxRebootRequest is how much of the annotation counts.
+const maxRebootRequest = 200
+
+// RebootRequest is what the annotation says, or nothing.
+func (m *Machine) RebootRequest() string {
+	request := strings.TrimSpace(m.Annotations[AnnotationReboot])
+	return strings.ToValidUTF8(request[:min(len(request), maxRebootRequest)], "")
+}
+
+// WantsReboot says why the machine's node is to be rebooted, and whether a person asked for it. It is empty when there is nothing to do.
+func (m *Machine) WantsReboot() (why string, asked bool) {
+	node, reboot := m.Status.Node, m.Status.Reboot
+	switch {
+	case node == nil || m.Status.Installed == nil:
+		return "", false
+	case reboot != nil && reboot.Request == m.RebootRequest() && reboot.BootID == node.BootID:
+		return "asked for " + reboot.Request, true
+	case node.RebootRequired != "":
+		return "required by " + node.RebootRequired, false
+	}
+	return "", false
+}
