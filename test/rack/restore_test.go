@@ -2,6 +2,7 @@ package rack
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -37,6 +38,19 @@ func TestABackupIsRestored(t *testing.T) {
 	if out, err := r.Server().Try("cluster", "restore", r.cluster, "--from", id); err == nil || !strings.Contains(out, "nothing was restored") {
 		t.Errorf("without a word: %v %s", err, out)
 	}
+	if out, err := r.Server().Try("cluster", "restore", r.cluster, "--from", "20200101t000000z", "--yes"); err == nil || !strings.Contains(out, "has no backup") {
+		t.Errorf("from a backup that is not there: %v %s", err, out)
+	}
+	file := filepath.Join(r.dir, "exported")
+	r.Server().Run("cluster", "backup", "export", r.cluster, id, "-o", file)
+	if out, err := r.Server().Try("cluster", "backup", "import", r.cluster, file); err == nil || !strings.Contains(out, "is here already") {
+		t.Errorf("import of what is there: %v %s", err, out)
+	}
+	r.Server().Run("cluster", "pause", r.cluster)
+	if out, err := r.Server().Try("cluster", "restore", r.cluster, "--from", id, "--yes"); err == nil || !strings.Contains(out, "is paused") {
+		t.Errorf("of a paused cluster: %v %s", err, out)
+	}
+	r.Server().Run("cluster", "resume", r.cluster)
 	seen := int64(0)
 	spoil := func() {
 		r.Kubectl("create", "configmap", "lost", "--from-literal=when=after")
@@ -62,10 +76,17 @@ func TestABackupIsRestored(t *testing.T) {
 
 	spoil()
 	t.Run("on the same machines", func(t *testing.T) {
-		restored := r.restore(id, "first")
+		told := make(chan string)
+		go func() { // ends with the test at the latest
+			out, err := r.Server().Try("cluster", "restore", r.cluster, "--from", id, "--yes")
+			told <- fmt.Sprintf("%s (%v)", out, err)
+		}()
 		r.AwaitCluster("being restored", func(c *v1alpha1.Cluster) bool { return c.Status.Restore.Running() })
 		r.Server().Restart()
-		r.awaitRestored(restored)
+		if out := <-told; !strings.Contains(out, "restored from backup "+id) || !strings.Contains(out, "(<nil>)") {
+			t.Errorf("the command says: %s", out)
+		}
+		r.AwaitReady()
 		r.awaitMembers("etcd-1", "etcd-2", "etcd-3")
 		asItWas(t)
 		r.AwaitCluster("without what was there before", func(c *v1alpha1.Cluster) bool { return !c.Status.Restore.FormerData })
@@ -93,7 +114,7 @@ func TestABackupIsRestored(t *testing.T) {
 			m.installed = false
 		}
 		r.Server().Run("reinstall", "etcd-1", "etcd-2", "etcd-3", "--yes")
-		restored := r.restore(id, "second")
+		restored := r.restore(id)
 		r.AwaitCluster("being restored", func(c *v1alpha1.Cluster) bool {
 			return c.Status.Restore.Running() && c.Status.Restore.Request == restored
 		})
@@ -112,9 +133,9 @@ func TestABackupIsRestored(t *testing.T) {
 }
 
 // restore orders one as the command does, which would wait for its end, and returns the request.
-func (r *Rack) restore(id, number string) (request string) {
+func (r *Rack) restore(id string) (request string) {
 	r.t.Helper()
-	request = id + " " + number
+	request = id + " by a test"
 	r.update(r.cluster, &v1alpha1.Cluster{}, func(o client.Object) {
 		if o.GetAnnotations() == nil {
 			o.SetAnnotations(map[string]string{})

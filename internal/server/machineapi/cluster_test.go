@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/x509"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +63,45 @@ type kitOf map[string]kit.Kit
 func (k kitOf) Kit(_ context.Context, machine string) (kit.Kit, bool, error) {
 	found, ok := k[machine]
 	return found, ok, nil
+}
+
+// dataIn is a folder with the data of members, by restore and machine.
+type dataIn string
+
+func (d dataIn) MemberData(restore, machine string) (*os.File, error) {
+	return os.Open(filepath.Join(string(d), restore, machine))
+}
+
+func TestAMachineGetsTheDataOfItsOwnMemberAlone(t *testing.T) {
+	s := newServer(t)
+	session, one := s.installed(wire.Identifiers{MACs: []string{"52:54:00:00:00:01"}, UUID: "00000000-0000-4000-8000-000000000001"}, "i1")
+	_, two := s.installed(wire.Identifiers{MACs: []string{"52:54:00:00:00:02"}, UUID: "00000000-0000-4000-8000-000000000002"}, "i2")
+	ask := func(a *agent, restore string) (string, error) {
+		return send[string](a, "GET", wire.PathEtcdData+"?restore="+restore, nil)
+	}
+	if _, err := ask(one, "r1"); code(err) != wire.CodeNotFound {
+		t.Errorf("a server without restores: %v", err)
+	}
+	dir := t.TempDir()
+	s.api.Restores = dataIn(dir)
+	check(t, os.Mkdir(filepath.Join(dir, "r1"), 0o700))
+	check(t, os.WriteFile(filepath.Join(dir, "r1", one.name), []byte(`"of one"`), 0o600))
+	if data, err := ask(one, "r1"); err != nil || data != "of one" {
+		t.Errorf("its own: %q, %v", data, err)
+	}
+	for what, try := range map[string]struct {
+		as      *agent
+		restore string
+		code    string
+	}{
+		"a machine whose member has none": {two, "r1", wire.CodeNotFound},
+		"another restore":                 {one, "r2", wire.CodeNotFound},
+		"a machine in discovery":          {session, "r1", wire.CodeForbidden},
+	} {
+		if data, err := ask(try.as, try.restore); code(err) != try.code {
+			t.Errorf("%s: %q, %v", what, data, err)
+		}
+	}
 }
 
 func TestNodesOfClusters(t *testing.T) {
