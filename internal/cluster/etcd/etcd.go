@@ -184,6 +184,8 @@ type Member struct {
 	InSync bool
 	// Version that it runs, for example 3.7.3.
 	Version string
+	// Size of its database in bytes, and Quota at which it takes no more writes; 0: not known.
+	Size, Quota int64
 	// Problems are what it says is wrong with it, and why it does not answer.
 	Problems []string
 }
@@ -252,6 +254,7 @@ func (c *Client) ask(ctx context.Context, m *Member) *clientv3.StatusResponse {
 		return nil
 	}
 	m.Version, m.Leader = status.Version, status.Leader == m.ID && m.ID != 0
+	m.Size, m.Quota = status.DbSize, status.DbSizeQuota
 	m.Problems = append(m.Problems, status.Errors...)
 	m.Answers = status.Leader != 0
 	if !m.Answers && len(status.Errors) == 0 {

@@ -41,19 +41,42 @@ func (r *renderer) lacks(c component, flag string) string {
 	return why
 }
 
-// checkExtraArgs refuses flags that nobody may set, and those that a release that runs has not got.
-func (r *renderer) checkExtraArgs() error {
-	spec := &r.cluster.Spec
-	for _, c := range []struct {
-		name  component
-		field string
-		extra map[string]string
-	}{
+// RemovedFlags are the flags of a cluster that another version has not got, each with its field and what to do instead.
+func RemovedFlags(cluster *v1alpha1.Cluster, version string) ([]string, error) {
+	release, err := releaseOf(version)
+	if err != nil {
+		return nil, err
+	}
+	var removed []string
+	for _, c := range extraArgsOf(&cluster.Spec) {
+		for _, flag := range slices.Sorted(maps.Keys(c.extra)) {
+			if why := release.lacks(c.name, flag); why != "" {
+				removed = append(removed, fmt.Sprintf("%s[%s]: %s of %s %s", c.field, flag, flag, c.name, why))
+			}
+		}
+	}
+	return removed, nil
+}
+
+// extraArgs are a user's flags of a component.
+type extraArgs struct {
+	name  component
+	field string
+	extra map[string]string
+}
+
+func extraArgsOf(spec *v1alpha1.ClusterSpec) []extraArgs {
+	return []extraArgs{
 		{componentAPIServer, "spec.apiServer.extraArgs", spec.APIServer.ExtraArgs},
 		{componentManager, "spec.controllerManager.extraArgs", spec.ControllerManager.ExtraArgs},
 		{componentScheduler, "spec.scheduler.extraArgs", spec.Scheduler.ExtraArgs},
 		{componentEtcd, "spec.etcd.extraArgs", spec.Etcd.ExtraArgs},
-	} {
+	}
+}
+
+// checkExtraArgs refuses flags that nobody may set, and those that a release that runs has not got.
+func (r *renderer) checkExtraArgs() error {
+	for _, c := range extraArgsOf(&r.cluster.Spec) {
 		for _, flag := range slices.Sorted(maps.Keys(c.extra)) {
 			at := fmt.Sprintf("%s[%s]", c.field, flag)
 			if why := r.lacks(c.name, flag); why != "" {

@@ -17,6 +17,7 @@ func TestAtARealAPIServer(t *testing.T) {
 	t.Run("objects are applied and kept", c.testApply)
 	t.Run("people of each role may do what belongs to it", c.testPeople)
 	t.Run("budgets are looked at as a drain would meet them", c.testBudgets)
+	t.Run("deprecated APIs that are in use are known", c.testDeprecated)
 	t.Run("nodes get what is theirs", c.testNodes)
 	t.Run("certificate requests are judged", c.testRequests)
 	t.Run("an approval by kube-controller-manager steals nothing", c.testStolenApproval)

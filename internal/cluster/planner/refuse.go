@@ -99,6 +99,12 @@ func Pending(in Input) bool {
 	return slices.ContainsFunc(in.Wanted.Groups, func(g Group) bool { return len(p.surplus(&g)) > 0 })
 }
 
+// Preflights is true while an upgrade is wanted that has not begun, so that Observed.Preflight decides about it.
+func Preflights(in Input) bool {
+	p := newPlanner(&in)
+	return p.someDiffer(func(parts Parts) bool { return parts.Etcd || parts.ControlPlane || parts.Kubelet }) && !p.begun()
+}
+
 // Snapshot is what is known of a snapshot of etcd.
 type Snapshot struct {
 	// Cluster is the UID of the Cluster that it was taken of.

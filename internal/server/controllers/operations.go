@@ -43,6 +43,7 @@ type operator struct {
 	}
 	sights    sights
 	rewriting progresses
+	inUse     inUse
 }
 
 func operationReconciler(d Deps, apis *clusterAPIs) reconciler {
@@ -203,6 +204,9 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 		case changed:
 			return 100 * time.Millisecond, nil
 		}
+	}
+	if planner.Preflights(o.in) && !o.in.Wanted.Paused {
+		o.in.Observed.Preflight = o.preflight(ctx)
 	}
 	plan := planner.Next(o.in)
 	for _, s := range plan.Steps {

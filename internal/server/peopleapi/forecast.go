@@ -27,9 +27,15 @@ func (w *world) forecast(ctx context.Context, b *Backend, cluster, was *v1alpha1
 	}
 	f := planner.Foretell(in, 0)
 	asked := ""
-	if slices.ContainsFunc(f.Steps, func(s planner.Timed) bool { return s.Kind == planner.StepDrain }) {
+	if planner.Preflights(in) {
+		asked = "the cluster's API was asked for what stands against the upgrade; its etcd is asked when it is due"
+		if err := b.preflight(ctx, was, proposed, &in); err != nil {
+			asked = fmt.Sprintf("what stands against the upgrade is looked at when it is due: %v", err)
+		}
+		f = planner.Foretell(in, 0)
+	} else if slices.ContainsFunc(f.Steps, func(s planner.Timed) bool { return s.Kind == planner.StepDrain }) {
 		asked = "the cluster's PodDisruptionBudgets allow now what is shown"
-		if err := b.guard(ctx, was, &in.Observed); err != nil {
+		if err := b.guarded(ctx, was, &in.Observed); err != nil {
 			asked = fmt.Sprintf("PodDisruptionBudgets are not taken into account: %v", err)
 		}
 		f = planner.Foretell(in, 0)
@@ -71,22 +77,55 @@ func (w *world) forecast(ctx context.Context, b *Backend, cluster, was *v1alpha1
 	return out
 }
 
-// guardTimeout is how long a plan waits for the API of a cluster that may be down.
-const guardTimeout = 5 * time.Second
-
-// guard asks a cluster's API which pods PodDisruptionBudgets guard, and adds that to what was observed.
-func (b *Backend) guard(ctx context.Context, cluster *v1alpha1.Cluster, o *planner.Observed) error {
-	view, ok, _ := b.Clusters.View(cluster.Name)
-	if !ok || view.Plan == nil {
-		return errors.New("the cluster has no plan yet")
-	}
-	connection, err := kubeapi.Connect(b.target(cluster.Name, view))
+// preflight asks a cluster's API what stands against its upgrade, and adds that to what was observed.
+func (b *Backend) preflight(ctx context.Context, cluster, proposed *v1alpha1.Cluster, in *planner.Input) error {
+	connection, err := b.connection(cluster.Name)
 	if err != nil {
 		return err
 	}
 	defer connection.Close()
 	ctx, cancel := context.WithTimeout(ctx, guardTimeout)
 	defer cancel()
+	if err := guard(ctx, connection, cluster, &in.Observed); err != nil {
+		return err
+	}
+	apis, err := connection.DeprecatedAPIs(ctx)
+	if err != nil {
+		return err
+	}
+	var seen members.Preflight
+	for _, api := range apis {
+		seen.Requested = append(seen.Requested, members.RequestedAPI(api))
+	}
+	in.Observed.Preflight = seen.Blocks(proposed, *in)
+	return nil
+}
+
+// connection to a cluster's own API.
+func (b *Backend) connection(cluster string) (*kubeapi.Connection, error) {
+	view, ok, _ := b.Clusters.View(cluster)
+	if !ok || view.Plan == nil {
+		return nil, errors.New("the cluster has no plan yet")
+	}
+	return kubeapi.Connect(b.target(cluster, view))
+}
+
+// guardTimeout is how long a plan waits for the API of a cluster that may be down.
+const guardTimeout = 5 * time.Second
+
+func (b *Backend) guarded(ctx context.Context, cluster *v1alpha1.Cluster, o *planner.Observed) error {
+	connection, err := b.connection(cluster.Name)
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	ctx, cancel := context.WithTimeout(ctx, guardTimeout)
+	defer cancel()
+	return guard(ctx, connection, cluster, o)
+}
+
+// guard asks a cluster's API which pods PodDisruptionBudgets guard, and adds that to what was observed.
+func guard(ctx context.Context, connection *kubeapi.Connection, cluster *v1alpha1.Cluster, o *planner.Observed) error {
 	budgets, pods, err := connection.Budgets(ctx)
 	if err != nil {
 		return err
