@@ -37,6 +37,9 @@ func (p *pass) certificate(ctx context.Context, c wire.NodeCertificate) (bool, e
 		}
 	}
 	p.track.expiry(c.Name, was.Leaf, p.renewAt(c, was.Leaf))
+	if p.dueByServer(c, was) {
+		was.Why = nodecert.WhyDue
+	}
 	if err := p.removeRemade(c, ask); err != nil {
 		return false, err
 	}
@@ -115,6 +118,16 @@ func (p *pass) renewAt(c wire.NodeCertificate, leaf *x509.Certificate) time.Time
 		return time.Time{}
 	}
 	return nodecert.RenewAt(p.plan.NodeName, leaf).UTC().Truncate(time.Second)
+}
+
+// dueByServer says that the node was taken to renew a certificate that is not quite due by its own clock: the server's is ahead, and waits
+// for it.
+func (p *pass) dueByServer(c wire.NodeCertificate, is nodecert.Check) bool {
+	if !p.renew || len(c.Restart) == 0 || is.Leaf == nil || is.Why != "" {
+		return false
+	}
+	ahead := is.Leaf.NotAfter.Sub(is.Leaf.NotBefore) / 20
+	return !p.Now().Before(nodecert.RenewAt(p.plan.NodeName, is.Leaf).Add(-ahead))
 }
 
 // waitsToRenew says that a certificate is due, and that its renewal, which restarts something, waits for the node's turn. Late

@@ -101,6 +101,15 @@ func TestARenewalThatRestartsWaitsForItsTurn(t *testing.T) {
 		"it is told that it is its turn": {func(r *rig, e *Executor, plan *wire.NodePlan) {
 			e.Assign(r.order(wire.NodeAssignment{Version: "v3", Operation: "certificates 1", Plan: plan}))
 		}},
+		"it is told so by a server whose clock is ahead": {func(r *rig, e *Executor, plan *wire.NodePlan) {
+			c := find(plan.Certificates, func(c wire.NodeCertificate) bool { return c.Name == "controller-manager" })
+			list, err := nodecert.Parse([]byte(r.read(c.CertPath)))
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			r.offset.Store(int64(time.Until(nodecert.RenewAt(plan.NodeName, list[0])) - time.Minute))
+			e.Assign(r.order(wire.NodeAssignment{Version: "v3", Operation: "certificates 1", Plan: plan}))
+		}},
 		"its life ends, and nobody says anything": {func(r *rig, e *Executor, plan *wire.NodePlan) {
 			r.offset.Store(int64(2*time.Hour + 45*time.Minute))
 			e.Assign(r.order(wire.NodeAssignment{Version: "v3", Hold: true, Plan: copyOf(wire.NodeAssignment{Plan: plan}).Plan}))

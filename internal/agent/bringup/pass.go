@@ -32,6 +32,8 @@ type pass struct {
 	hold bool
 	// restoring is the restore of etcd that comes before all phases, or instead of them; nil for none.
 	restoring *wire.EtcdRestore
+	// renew: it is taken to renew certificates.
+	renew bool
 	// hard ends with the agent. What must not be cut in two runs under it.
 	hard context.Context
 	// soft ends when this plan is no longer the one to carry out: waiting is pointless from then on.
@@ -61,7 +63,9 @@ type part struct {
 
 func (e *Executor) newPass(hard, soft, open context.Context, s *state) *pass {
 	plan := s.Plan
-	p := &pass{Executor: e, plan: plan, former: s.Former, signed: s.Signed, hold: s.Hold, restoring: s.Restore, hard: hard, soft: soft, open: open, done: map[string]chan struct{}{}}
+	renew := !s.Hold && strings.HasPrefix(s.Operation, wire.OperationRenew+" ")
+	p := &pass{Executor: e, plan: plan, former: s.Former, signed: s.Signed, hold: s.Hold, renew: renew, restoring: s.Restore, hard: hard, soft: soft, open: open,
+		done: map[string]chan struct{}{}}
 	for _, ph := range plan.Phases {
 		p.done[ph.Name] = make(chan struct{})
 		if worksOn(plan, ph) {

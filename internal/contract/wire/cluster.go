@@ -11,6 +11,9 @@ const (
 	PathEtcdData    = "/v1/node/etcd-data"   // GET ?restore=ID -> tar archive of the member's folder, see EtcdRestore
 )
 
+// OperationRenew is the first word of NodeAssignment.Operation of a node that is taken to renew certificates.
+const OperationRenew = "certificates"
+
 // NodeAssignment answers "what must I have for my cluster?".
 type NodeAssignment struct {
 	// Version changes whenever the rest does; the long poll returns at once when the caller's differs.

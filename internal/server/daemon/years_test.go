@@ -613,7 +613,7 @@ func TestAuthoritiesAreAnnouncedBeforeTheyEnd(t *testing.T) {
 	for _, e := range s.expiry(end.Add(-89 * day)) {
 		fmt.Fprintln(&log, e.Overdue)
 	}
-	if text := log.String(); !strings.Contains(text, "authority cluster-lab ca ends at ") && !strings.Contains(text, "authority cluster-lab etcd-ca ends at ") {
+	if text := log.String(); !strings.Contains(text, "ca of cluster lab ends at ") || !strings.Contains(text, "replace it: coldrack cluster rotate lab ") {
 		t.Errorf("the cluster's authority is not named:\n%s", text)
 	}
 	_, leaf, err := keys.machines.SignClient(keys.people.Certificate().PublicKey, "x", nil, 20*365*day)
