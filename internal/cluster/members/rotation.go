@@ -285,11 +285,15 @@ func (s *Set) TokenSigner(clusterName string) (crypto.PublicKey, error) {
 	return key.Public(), nil
 }
 
-// ChangedKeys names what two states of a cluster's Secret do not have in common, what a rotation has made and not yet taken into use aside.
+// ChangedKeys names what two states of a cluster's Secret do not have in common. A key that comes counts where it may have made what
+// lies in etcd: a backup of that time holds what the present key does not read, also when the rotation was taken back.
 func ChangedKeys(then, now map[string][]byte) []string {
 	var changed []string
 	for _, key := range v1alpha1.RotatedKeys() {
-		if slices.ContainsFunc(rotatedFiles(key), func(file string) bool { return !bytes.Equal(then[file], now[file]) }) {
+		lies := key == v1alpha1.RotateEncryption || key == v1alpha1.RotateServiceAccount
+		if slices.ContainsFunc(rotatedFiles(key), func(file string) bool {
+			return !bytes.Equal(then[file], now[file]) || lies && then[nextPrefix+file] != nil
+		}) {
 			changed = append(changed, string(key))
 		}
 	}

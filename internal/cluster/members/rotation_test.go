@@ -240,3 +240,24 @@ func TestNextStage(t *testing.T) {
 		}
 	}
 }
+
+// A backup that was taken while Secrets were encrypted with a key that was taken back fits the cluster no more.
+func TestChangedKeys(t *testing.T) {
+	r := record(t, rack(t, "a", v1alpha1.TopologyProduction, 1))
+	before := r.Secret.DeepCopy()
+	for _, key := range v1alpha1.RotatedKeys() {
+		during := r.at(t, key, v1alpha1.RotationSwap).Secret
+		lies := key == v1alpha1.RotateEncryption || key == v1alpha1.RotateServiceAccount
+		if changed := ChangedKeys(during.Data, before.Data); slices.Equal(changed, []string{string(key)}) != lies || len(changed) > 1 {
+			t.Errorf("%s was taken back: %q", key, changed)
+		}
+		after := during.DeepCopy()
+		FinishRotation(after, &v1alpha1.RotationStatus{Key: key, ID: "1", Stage: v1alpha1.RotationDrop})
+		if changed := ChangedKeys(before.Data, after.Data); !slices.Equal(changed, []string{string(key)}) {
+			t.Errorf("%s was rotated: %q", key, changed)
+		}
+	}
+	if changed := ChangedKeys(before.Data, before.Data); changed != nil {
+		t.Errorf("nothing was changed but %q", changed)
+	}
+}
