@@ -202,3 +202,23 @@ func (r *Rack) ReadyNodes() ([]string, error) {
 }
 
 func seconds(n int) metav1.Duration { return metav1.Duration{Duration: time.Duration(n) * time.Second} }
+
+// update changes an object of the server's API.
+func (r *Rack) update(name string, into client.Object, change func(client.Object)) {
+	r.t.Helper()
+	r.Await("write "+name, func() (bool, string) {
+		api, err := r.server.Client()
+		if err != nil {
+			return false, err.Error()
+		}
+		if err := r.server.Get(name, into); err != nil {
+			return false, err.Error()
+		}
+		was := into.DeepCopyObject().(client.Object)
+		change(into)
+		if err := api.Patch(r.t.Context(), into, client.MergeFromWithOptions(was, client.MergeFromWithOptimisticLock{})); err != nil {
+			return false, err.Error()
+		}
+		return true, ""
+	})
+}

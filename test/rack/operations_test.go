@@ -80,26 +80,6 @@ func (r *Rack) scale(group string, replicas int32) {
 	r.update(r.cluster+"-"+group, &v1alpha1.MachineGroup{}, func(o client.Object) { o.(*v1alpha1.MachineGroup).Spec.Replicas = &replicas })
 }
 
-// update changes an object of the server's API.
-func (r *Rack) update(name string, into client.Object, change func(client.Object)) {
-	r.t.Helper()
-	r.Await("write "+name, func() (bool, string) {
-		api, err := r.server.Client()
-		if err != nil {
-			return false, err.Error()
-		}
-		if err := r.server.Get(name, into); err != nil {
-			return false, err.Error()
-		}
-		was := into.DeepCopyObject().(client.Object)
-		change(into)
-		if err := api.Patch(r.t.Context(), into, client.MergeFromWithOptions(was, client.MergeFromWithOptimisticLock{})); err != nil {
-			return false, err.Error()
-		}
-		return true, ""
-	})
-}
-
 // awaitGone waits until a machine is no node any more, and the cluster is as it should be without it.
 func (r *Rack) awaitGone(machine string) {
 	r.t.Helper()

@@ -220,10 +220,3 @@ func parseSwitchPorts(text string) ([]v1alpha1.SwitchPort, error) {
 	}
 	return ports, nil
 }
-
-func hostOf(address string) string {
-	if host, _, err := net.SplitHostPort(address); err == nil {
-		return host
-	}
-	return strings.Trim(address, "[]")
-}
