@@ -3,7 +3,6 @@ package racksheet
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"regexp"
 	"strconv"
