@@ -150,7 +150,7 @@ func (a *app) backupExportCommand() *cobra.Command {
 		Use:   "export NAME ID -o FILE",
 		Short: "Write a backup into one file",
 		Long: `Write a backup into one file: the snapshot, what it is, and the cluster's keys, sealed with the server's master key. A server with
-the same master key (pki/master.key) can import it. Who has both the file and the master key can become anybody in the cluster.`,
+the same master key (pki/master.key) can import it. Who has both the file and the master key can become anybody in the cluster. This needs role admin.`,
 		Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeBackups,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if file == "" {
@@ -187,7 +187,7 @@ func (a *app) backupImportCommand() *cobra.Command {
 		Use:   "import NAME FILE",
 		Short: "Give the server a backup that was exported",
 		Long: `Give the server a backup of cluster NAME that was exported, here or from another server with the same master key. It is restored on
-trial first. A backup of another cluster is refused, also of one that had the same name.`,
+trial first. A backup of another cluster is refused, also of one that had the same name. This needs role admin.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := os.Open(args[1])

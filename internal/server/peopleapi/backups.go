@@ -38,6 +38,10 @@ func (a *ClusterAPI) backups(w http.ResponseWriter, r *http.Request, b *Backend)
 		return nil, err
 	}
 	id, export := strings.CutSuffix(strings.TrimPrefix(rest, "/"), "/export")
+	// An exported backup shows all of the cluster but its Secrets, and who may bring one in decides what a restore makes of the cluster.
+	if (export || r.Method == http.MethodPut) && controlplane.PersonOf(r).Role != controlplane.GroupAdmin {
+		return nil, refuse(http.StatusForbidden, "exporting and importing backups needs role admin")
+	}
 	switch {
 	case rest == "" && r.Method == http.MethodGet:
 		return b.listBackups(cluster)
