@@ -67,7 +67,7 @@ func sheetError(file string, err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &problems):
-		return exit.Refusedf("%s: nothing was written, because of %d problems:\n%w", file, len(problems), err)
+		return exit.Refusedf("%s: nothing was written. Problems: %d\n%w", file, len(problems), err)
 	}
 	return exit.Refusedf("%s: %w", file, err)
 }

@@ -106,7 +106,7 @@ type heading struct {
 
 // squeeze leaves of a header only what tells it from others: lower-case letters, without umlauts and punctuation.
 func squeeze(text string) string {
-	text = strings.NewReplacer("ä", "ae", "ö", "oe", "ü", "ue", "ß", "ss", "#", "nr").Replace(strings.ToLower(clean(text)))
+	text = spelledOut.Replace(strings.ToLower(clean(text)))
 	return strings.Map(func(r rune) rune {
 		if unicode.IsLetter(r) || unicode.IsDigit(r) {
 			return r
@@ -114,6 +114,9 @@ func squeeze(text string) string {
 		return -1
 	}, text)
 }
+
+// spelledOut are letters that people also write as two.
+var spelledOut = strings.NewReplacer("ä", "ae", "ö", "oe", "ü", "ue", "ß", "ss", "#", "nr")
 
 // columnNamed tells what a header means. The column is empty when nobody knows.
 func columnNamed(header string) heading {

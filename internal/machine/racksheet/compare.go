@@ -60,9 +60,11 @@ func (s *Sheet) Compare(wanted []Wanted, w World) (changes []Change, notes []Pro
 	var problems Problems
 	index := indexOf(w.Machines)
 	taken := map[string]*Row{}
+	unchecked := false
 	for i := range wanted {
 		r := wanted[i].Row
-		notes = append(notes, r.chooseSubnet(wanted[i].Machine, w.Subnets, &problems)...)
+		problems = append(problems, r.chooseSubnet(wanted[i].Machine, w.Subnets)...)
+		unchecked = unchecked || wanted[i].Machine.Spec.Network != nil && len(w.Subnets) == 0
 		known, found := index.find(wanted[i])
 		problems = append(problems, found...)
 		if len(found) > 0 {
@@ -76,6 +78,9 @@ func (s *Sheet) Compare(wanted []Wanted, w World) (changes []Change, notes []Pro
 			taken[known.Name] = r
 		}
 		changes = append(changes, changeOf(wanted[i], known))
+	}
+	if unchecked {
+		notes = append(notes, Problem{Message: "the server has no Subnet yet, so it was not checked in which network the addresses lie"})
 	}
 	problems = append(problems, index.conflicts(changes)...)
 	changes = append(changes, missing(changes, w.Machines)...)
@@ -159,7 +164,7 @@ func (x *index) find(w Wanted) (*v1alpha1.Machine, Problems) {
 }
 
 // chooseSubnet checks the line's address with the server's Subnets, and names the one that it lies in.
-func (r *Row) chooseSubnet(m *v1alpha1.Machine, subnets []v1alpha1.Subnet, problems *Problems) (notes []Problem) {
+func (r *Row) chooseSubnet(m *v1alpha1.Machine, subnets []v1alpha1.Subnet) (problems Problems) {
 	n := m.Spec.Network
 	if n == nil {
 		return nil
@@ -178,16 +183,15 @@ func (r *Row) chooseSubnet(m *v1alpha1.Machine, subnets []v1alpha1.Subnet, probl
 	case holding != nil:
 		n.Subnet = holding.Name
 		for _, e := range v1alpha1.ValidateMachineAddress(m, holding) {
-			*problems = append(*problems, r.at(columnAddress, "%s %s", n.Address, e.Detail))
+			problems = append(problems, r.at(columnAddress, "%s %s", n.Address, e.Detail))
 		}
 	case len(subnets) == 0:
-		return []Problem{r.at(columnAddress, "the server has no Subnet yet, so nothing was checked of the address %s", cmp.Or(n.Address, "-"))}
 	case n.Subnet != "":
-		*problems = append(*problems, r.at(columnSubnet, "there is no Subnet %q; there are %s", n.Subnet, strings.Join(names, ", ")))
+		problems = append(problems, r.at(columnSubnet, "there is no Subnet %q; there are %s", n.Subnet, strings.Join(names, ", ")))
 	default:
-		*problems = append(*problems, r.at(columnAddress, "%s is in no Subnet of the server; there are %s", n.Address, strings.Join(names, ", ")))
+		problems = append(problems, r.at(columnAddress, "%s is in no Subnet of the server; there are %s", n.Address, strings.Join(names, ", ")))
 	}
-	return nil
+	return problems
 }
 
 // changeOf puts what the line says into the Machine. What the line does not say stays.

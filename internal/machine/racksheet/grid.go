@@ -130,7 +130,7 @@ func Read(name string, data []byte) ([]Grid, error) {
 // clean is the text of a cell as a person sees it: without spaces around it, without what cannot be seen, and empty where a person
 // wrote that there is nothing.
 func clean(text string) string {
-	text = strings.NewReplacer("\u00a0", " ", "\u3000", " ", "\u202f", " ", "\r", "\n").Replace(text)
+	text = spaces.Replace(text)
 	text = strings.TrimSpace(termtext.Lines(text))
 	if len(text) > 1 && text[0] == '\'' && strings.ContainsRune(formulaStarts, rune(text[1])) {
 		text = text[1:] // how a spreadsheet is told that this is no formula
@@ -140,6 +140,9 @@ func clean(text string) string {
 	}
 	return text
 }
+
+// spaces are what looks like a space, or ends a line.
+var spaces = strings.NewReplacer("\u00a0", " ", "\u3000", " ", "\u202f", " ", "\r", "\n")
 
 // formulaStarts begin what spreadsheets take for a formula.
 const formulaStarts = "=+-@"

@@ -451,3 +451,23 @@ func TestRoundTrip(t *testing.T) {
 		}
 	}
 }
+
+// A site of ten thousand machines is one sheet.
+func TestManyLines(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("rack,unit,serial,mac,address\n")
+	for i := range 10_000 {
+		fmt.Fprintf(&b, "r%d,%d,S%d,5254%08x,10.%d.%d.%d\n", i/40, i%40+1, i, i, i/40/200+1, i/40%200, i%40+1)
+	}
+	grids, err := Read("x.csv", []byte(b.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes, notes, err := Plan(grids, Settings{}, World{})
+	if err != nil || len(changes) != 10_000 {
+		t.Errorf("%d changes, %v", len(changes), err)
+	}
+	if len(notes) != 1 { // no Subnet is there yet
+		t.Errorf("%d notes", len(notes))
+	}
+}
