@@ -23,7 +23,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack e2e e2e-laptop e2e-production bench ui-test screenshots generate clean
+.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys e2e e2e-laptop e2e-production bench ui-test screenshots generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -143,6 +143,10 @@ oracle: bin/gotest bin/kubeadm bin/kube-apiserver bin/etcd bin/kubectl
 ## rack       clusters of real programs on machines that are namespaces: bring-up, power cuts, scaling, rolled changes, at native speed (root)
 rack: setup bin/gotest bin/etcd bin/kubectl bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler
 	@COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),keepalived,kube-apiserver,kube-controller-manager,kube-scheduler gotest -count=1 -v -timeout 40m -parallel 3 ./test/rack
+
+## rack-keys  the same machines: every authority and key of a cluster is replaced while it is used (root)
+rack-keys: setup bin/gotest bin/etcd bin/kubectl bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler
+	@COLDRACK_RACK_KEYS=1 COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),kube-apiserver,kube-controller-manager,kube-scheduler gotest -count=1 -v -timeout 40m -run 'TestAuthoritiesRotate|TestKeysRotate' ./test/rack
 
 # Tests that drive virtual machines, with their bundle.
 E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) gotest -count=1 -v

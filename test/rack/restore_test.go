@@ -19,6 +19,7 @@ import (
 // TestABackupIsRestored brings a cluster back to what a backup holds: first on the machines that it runs on, then on etcd machines that were
 // installed anew with empty disks. The server is killed in the middle of each.
 func TestABackupIsRestored(t *testing.T) {
+	t.Parallel()
 	r := New(t, Options{})
 	r.Cluster(Size{Etcd: 3, ControlPlanes: 1, Workers: 1}, swiftly)
 	r.PowerOn()
