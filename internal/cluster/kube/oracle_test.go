@@ -574,6 +574,7 @@ var kubeadmDifferences = []difference{
 	{"+", `manifest kube-apiserver .* command --(admission-control-config-file|audit-.*|authentication-config|encryption-provider-config.*|kubelet-certificate-authority)`, becauseHardened},
 	{"+", `manifest kube-apiserver .* (volumeMounts|volumes) (audit-log|coldrack-config) .*`, "what the hardening needs"},
 	{"+", `manifest kube-apiserver metadata annotations coldrack.dev/config-digest`, "the kubelet restarts the API server when its configuration changes"},
+	{"+", `manifest \S+ metadata annotations coldrack.dev/keys-digest`, "a program restarts when an authority or a key that it reads only once is another"},
 	{"+", `manifest kube-controller-manager .* command --terminated-pod-gc-threshold`, becauseHardened},
 	{"+", `manifest kube-(controller-manager|scheduler) .* command --leader-elect-(lease-duration|renew-deadline|retry-period)`, "with one control plane nobody takes over"},
 	{"-", `manifest kube-controller-manager .* command --cluster-signing-(cert|key)-file`, becauseSealed},
@@ -617,7 +618,7 @@ var kubeadmDifferences = []difference{
 
 var takeoverDifferences = []difference{
 	{"!", `manifest .* (startupProbe failureThreshold|readinessProbe periodSeconds)`, "not part of what kubeadm keeps in the cluster"},
-	{"+", `manifest kube-apiserver metadata annotations coldrack.dev/config-digest`, "nothing but our own agent needs it"},
+	{"+", `manifest \S+ metadata annotations coldrack.dev/(config|keys)-digest`, "nothing but our own agent needs it"},
 	{"-", `manifest kube-controller-manager .* command --cluster-signing-(cert|key)-file`, "kubeadm has just made an authority with its key in order to run at all"},
 	{"!", `manifest etcd .* command --initial-cluster`, "etcd looks at it only before it has data"},
 	{"!", `manifest etcd .* containers etcd image`, becauseNewer},

@@ -169,6 +169,7 @@ func TestTheQueueForUpstreamsIsBounded(t *testing.T) {
 	site := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	defer site.Close()
 	u := transferUpstream(t, site)
+	defer u.stop() // before the site waits for its requests
 	u.headerTime = time.Hour
 	from := source{strings.TrimPrefix(site.URL, "http://"), "lib/x"}
 	for n := range maxDownloads + maxWaiting {
