@@ -91,9 +91,10 @@ func (r *Rack) awaitGone(machine string) {
 		}
 		return c.Status.Phase == v1alpha1.ClusterReady && c.Status.Work == nil
 	})
-	if nodes := r.Kubectl("get", "nodes", "-o", "name"); strings.Contains(nodes, machine) {
-		r.t.Errorf("the nodes are %s", nodes)
-	}
+	r.Await("the API is without "+machine, func() (bool, string) {
+		nodes := r.Kubectl("get", "nodes", "-o", "name") // its kubelet may have registered once more before the machine was wiped
+		return !strings.Contains(nodes, machine), nodes
+	})
 }
 
 func (r *Rack) awaitMachine(name, what string, is func(*v1alpha1.Machine) bool) {

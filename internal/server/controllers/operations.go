@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -189,6 +190,7 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 		return 0, err
 	}
 	o.sight.observe(o.c, &o.in)
+	o.removeStrayNodes(ctx)
 	if o.recordMembers(ctx) || o.goOn(ctx) {
 		return 100 * time.Millisecond, nil // the next look sees what came of it
 	}
@@ -218,6 +220,35 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 		return o.until(plan, operateIdle), nil
 	}
 	return o.until(plan, operateEvery), nil
+}
+
+// removeStrayNodes deletes the Node objects of machines that left: a kubelet that started once more, before its machine was wiped, has
+// registered again. Foreign nodes cannot have the name of a machine of ours.
+func (o *operation) removeStrayNodes(ctx context.Context) {
+	stray := map[string]bool{}
+	for name := range o.sight.nodes {
+		stray[name] = true
+	}
+	for _, n := range o.c.Status.Nodes {
+		delete(stray, n.NodeName)
+	}
+	for _, n := range o.c.Status.ForeignNodes {
+		delete(stray, n.Name)
+	}
+	if len(stray) == 0 {
+		return
+	}
+	for _, m := range o.Fleet.List() {
+		name := cmp.Or(m.Spec.Hostname, m.Name)
+		if !stray[name] {
+			continue
+		}
+		if err := o.sight.api.DeleteNode(ctx, name); err != nil {
+			o.Log.Warn("cannot remove the node of a machine that left", "cluster", o.c.Name, "machine", m.Name, "node", name, "err", err)
+			continue
+		}
+		o.Log.Info("removed the node of a machine that left; it had registered again", "cluster", o.c.Name, "machine", m.Name, "node", name)
+	}
 }
 
 func (o *operation) until(plan planner.Plan, most time.Duration) time.Duration {
