@@ -476,7 +476,8 @@ func TestCluster(t *testing.T) {
 		b.says("member node-00002 of etcd does not answer")
 		b.goes("/ui/clusters/prod")
 		b.waits(`document.querySelectorAll(".member.up").length === 2 && document.querySelectorAll(".member.down").length === 1`)
-		for _, text := range []string{"2 of 3 are ready; one more that fails ends the quorum", "taken for upgrade: drain", "node-00007 and node-00008 follow", "move-leader", "cluster-authority"} {
+		for _, text := range []string{"2 of 3 are ready; one more that fails ends the quorum", "taken for upgrade: drain", "node-00007 and node-00008 follow", "move-leader", "cluster-authority",
+			"/mnt/backups is not mounted", "1843 keys, 31 MiB", "412 of 412"} {
 			b.says(text)
 		}
 		b.waits(`document.documentElement.scrollWidth <= innerWidth`)

@@ -33,6 +33,9 @@ func seedCluster(ctx context.Context, c client.Client, now time.Time) error {
 			Waits:  []string{"node-00007 and node-00008 follow when node-00006 is ready"},
 			Blocks: []string{"member node-00002 of etcd does not answer: no other member is taken before it does; look at its console"},
 		},
+		Backup: &v1alpha1.BackupStatus{Last: &v1alpha1.BackupRecord{ID: "20261130-181500", TakenAt: *at(5 * time.Hour), Keys: 1843, Revision: 90211, Size: 31 << 20, Etcd: "3.7.3"},
+			TriedAt: at(40 * time.Minute), Error: "the folder /mnt/backups is not mounted", Failures: 2, NextAt: new(metav1.NewTime(now.Add(20 * time.Minute).Truncate(time.Second)))},
+		Rotation:   &v1alpha1.RotationStatus{Key: v1alpha1.RotateEncryption, ID: "r1", Stage: v1alpha1.RotationDone, Since: *at(70 * time.Hour), StartedAt: *at(71 * time.Hour), Rewritten: 412, Secrets: 412, RequestedBy: "anna"},
 		Conditions: []metav1.Condition{{Type: v1alpha1.ConditionBroughtUp, Status: metav1.ConditionTrue, Reason: "AllReady", Message: "every node was ready", LastTransitionTime: *at(300 * time.Hour)}},
 	}
 	began := now.Add(-300 * time.Hour)
