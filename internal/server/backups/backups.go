@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -114,11 +115,7 @@ func (s *Service) Changed() <-chan struct{} {
 func (s *Service) Stats() map[string]Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := map[string]Stats{}
-	for name, is := range s.stats {
-		all[name] = is
-	}
-	return all
+	return maps.Clone(s.stats)
 }
 
 func (s *Service) note(cluster string, change func(*Stats)) {

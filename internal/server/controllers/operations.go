@@ -223,32 +223,40 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 }
 
 // removeStrayNodes deletes the Node objects of machines that left: a kubelet that started once more, before its machine was wiped, has
-// registered again. Foreign nodes cannot have the name of a machine of ours.
+// registered again.
 func (o *operation) removeStrayNodes(ctx context.Context) {
-	stray := map[string]bool{}
-	for name := range o.sight.nodes {
-		stray[name] = true
-	}
-	for _, n := range o.c.Status.Nodes {
-		delete(stray, n.NodeName)
-	}
-	for _, n := range o.c.Status.ForeignNodes {
-		delete(stray, n.Name)
-	}
-	if len(stray) == 0 {
-		return
-	}
-	for _, m := range o.Fleet.List() {
-		name := cmp.Or(m.Spec.Hostname, m.Name)
-		if !stray[name] {
-			continue
-		}
+	for _, name := range strayNodes(&o.c.Status, o.sight.nodes, o.Fleet.List()) {
 		if err := o.sight.api.DeleteNode(ctx, name); err != nil {
-			o.Log.Warn("cannot remove the node of a machine that left", "cluster", o.c.Name, "machine", m.Name, "node", name, "err", err)
+			o.Log.Warn("cannot remove the node of a machine that left", "cluster", o.c.Name, "node", name, "err", err)
 			continue
 		}
-		o.Log.Info("removed the node of a machine that left; it had registered again", "cluster", o.c.Name, "machine", m.Name, "node", name)
+		o.Log.Info("removed the node of a machine that left; it had registered again", "cluster", o.c.Name, "node", name)
 	}
+}
+
+// strayNodes are those of the API's nodes that are recorded nowhere, and have the name of a machine that was last asked to be wiped. The
+// name alone is not enough: a foreign node may have had it before there was such a Machine.
+func strayNodes(s *v1alpha1.ClusterStatus, nodes map[string]kubeapi.NodeState, machines []*v1alpha1.Machine) (stray []string) {
+	unknown := map[string]bool{}
+	for name := range nodes {
+		unknown[name] = true
+	}
+	for _, n := range s.Nodes {
+		delete(unknown, n.NodeName)
+	}
+	for _, n := range s.ForeignNodes {
+		delete(unknown, n.Name)
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	for _, m := range machines {
+		name, intent := cmp.Or(m.Spec.Hostname, m.Name), m.Spec.Intent
+		if unknown[name] && intent != nil && (intent.Action == v1alpha1.ActionRelease || intent.Action == v1alpha1.ActionReinstall) {
+			stray = append(stray, name)
+		}
+	}
+	return stray
 }
 
 func (o *operation) until(plan planner.Plan, most time.Duration) time.Duration {

@@ -199,7 +199,7 @@ func (r *restorer) refuse(ctx context.Context, c *v1alpha1.Cluster, backup strin
 		return facts, "the cluster was not brought up yet", nil
 	case c.Spec.Paused:
 		return facts, "the cluster is paused; resume it first (coldrack cluster resume)", nil
-	case c.Status.Rotation != nil && !c.Status.Rotation.Stage.Ended():
+	case c.Status.OpenRotation() != nil:
 		return facts, fmt.Sprintf("key %s of it is being rotated; wait until that has ended, or take it back", c.Status.Rotation.Key), nil
 	}
 	if facts, err = r.Backups.Snapshot(ctx, c, backup); err != nil {

@@ -140,7 +140,7 @@ type StandIn struct {
 	// ClientCAs and Tokens are by whom people are known.
 	ClientCAs *x509.CertPool
 	Tokens    *Tokens
-	// Why the API is not there, for people.
+	// Why the API is not there, for those who have a role: it may name files of this host.
 	Why func() string
 	// Metrics, at MetricsPath, are for everybody who has a role.
 	MetricsPath string
@@ -178,19 +178,33 @@ func (s StandIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		fmt.Fprint(w, "ok")
 	case path == "/readyz":
-		http.Error(w, fmt.Sprintf("[-]store failed: %s\nreadyz check failed", s.Why()), http.StatusServiceUnavailable)
+		http.Error(w, fmt.Sprintf("[-]store failed: %s\nreadyz check failed", s.why(r)), http.StatusServiceUnavailable)
 	case path == s.MetricsPath && r.Method == http.MethodGet:
-		if groups, err := s.groups(r); err != nil {
+		if has, err := s.hasRole(r); err != nil {
 			s.refuse(w, http.StatusUnauthorized, metav1.StatusReasonUnauthorized, err.Error())
-		} else if !slices.ContainsFunc(groups, func(g string) bool { return slices.Contains(roleGroups(), g) }) {
+		} else if !has {
 			s.refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden, "metrics are for those who have a role; see coldrack token create --help")
 		} else {
 			s.Metrics.ServeHTTP(w, r)
 		}
 	default:
 		s.refuse(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable, fmt.Sprintf("the store of this server is not there: %s. "+
-			"Installed machines are answered meanwhile; on the server, \"coldrack doctor\" and the log say more", s.Why()))
+			"Installed machines are answered meanwhile; on the server, \"coldrack doctor\" and the log say more", s.why(r)))
 	}
+}
+
+// why the API is not there, as far as it is for whoever asks.
+func (s StandIn) why(r *http.Request) string {
+	if has, err := s.hasRole(r); err != nil || !has {
+		return "reason withheld"
+	}
+	return s.Why()
+}
+
+// hasRole says whether whoever asks has one. The error is of credentials that are wrong.
+func (s StandIn) hasRole(r *http.Request) (bool, error) {
+	groups, err := s.groups(r)
+	return slices.ContainsFunc(groups, func(g string) bool { return slices.Contains(roleGroups(), g) }), err
 }
 
 // groups of whoever asks; none without credentials.

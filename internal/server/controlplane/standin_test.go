@@ -67,7 +67,9 @@ func TestTheDoorIsNeverClosed(t *testing.T) {
 		t.Helper()
 		for _, q := range []struct{ path, token, want string }{
 			{"/livez", "", "200 ok"},
-			{"/readyz", "", "503 [-]store failed: it is being looked for"},
+			{"/readyz", "", "503 [-]store failed: reason withheld"},
+			{"/readyz", "coldrack-wrong", "503 [-]store failed: reason withheld"},
+			{"/readyz", secret, "503 [-]store failed: it is being looked for"},
 			{"/m", "", `403 {"kind":"Status"`},
 			{"/m", "coldrack-wrong", `401 {"kind":"Status"`},
 			{"/m", secret, "200 lost 1"},
