@@ -234,7 +234,7 @@ func (o *operation) removeStrayNodes(ctx context.Context) {
 	}
 }
 
-// strayNodes are those of the API's nodes that are recorded nowhere, and have the name of a machine that was last asked to be wiped. The
+// strayNodes are those of the API's nodes that are recorded nowhere, and have the name of a machine whose system was asked to go. The
 // name alone is not enough: a foreign node may have had it before there was such a Machine.
 func strayNodes(s *v1alpha1.ClusterStatus, nodes map[string]kubeapi.NodeState, machines []*v1alpha1.Machine) (stray []string) {
 	unknown := map[string]bool{}
@@ -251,12 +251,22 @@ func strayNodes(s *v1alpha1.ClusterStatus, nodes map[string]kubeapi.NodeState, m
 		return nil
 	}
 	for _, m := range machines {
-		name, intent := cmp.Or(m.Spec.Hostname, m.Name), m.Spec.Intent
-		if unknown[name] && intent != nil && (intent.Action == v1alpha1.ActionRelease || intent.Action == v1alpha1.ActionReinstall) {
+		name := cmp.Or(m.Spec.Hostname, m.Name)
+		if unknown[name] && leftBehind(m, nodes[name]) {
 			stray = append(stray, name)
 		}
 	}
 	return stray
+}
+
+// leftBehind says whether a node is of a system that its machine has no more, or soon has no more. What was asked for is gone from
+// spec when a release is done, and a machine that was installed anew may be a node again.
+func leftBehind(m *v1alpha1.Machine, node kubeapi.NodeState) bool {
+	if i := m.WantedIntent(); i != nil {
+		return i.Action != v1alpha1.ActionInstall
+	}
+	done := m.Status.Intent
+	return done != nil && done.Action != v1alpha1.ActionInstall && (m.Status.Installed == nil || !node.Ready)
 }
 
 func (o *operation) until(plan planner.Plan, most time.Duration) time.Duration {
