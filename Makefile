@@ -23,7 +23,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys e2e e2e-laptop e2e-production bench ui-test screenshots generate clean
+.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys e2e e2e-failures e2e-laptop e2e-production bench ui-test screenshots generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -115,8 +115,9 @@ test: setup build bin/kubectl bin/etcd bin/containerd bin/ctr lint unit soak-min
 
 ## unit       all unit, network-namespace and API tests, with the race detector but for the command line's, which start it a hundred times
 unit: build bin/gotest bin/kubectl bin/etcd bin/containerd bin/ctr
-	@echo "tests of the command line"
+	@echo "tests of the command line, and those that are too slow with the race detector"
 	@gotest -timeout 15m ./cmd/coldrack
+	@hack/swift.sh
 	@echo "unit tests with the race detector"
 	@CGO_ENABLED=1 gotest -race -timeout 15m $$(go list ./... | grep -vE '/(test/browser|test/e2e|test/rack|test/soak|cmd/coldrack)$$')
 
@@ -151,9 +152,13 @@ rack-keys: setup bin/gotest bin/etcd bin/kubectl bin/kube-apiserver bin/kube-con
 # Tests that drive virtual machines, with their bundle.
 E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) gotest -count=1 -v
 
-## e2e        real programs and real firmware: from power-on to Ready, and to a cluster (QEMU, with or without KVM)
+## e2e        real programs and real firmware: from power-on to a cluster (QEMU, with or without KVM)
 e2e: bundle oracle rack bin/gotest
-	@$(E2E) -timeout 75m ./test/e2e/...
+	@$(E2E) -timeout 60m ./test/e2e/...
+
+## e2e-failures  the same, and power cuts, pulled cables, foreign disks, a killed server, on emulated machines
+e2e-failures: bundle bin/gotest bin/kubectl
+	@COLDRACK_E2E_FAILURES=1 $(E2E) -timeout 75m -run 'TestDevelopmentCluster|TestFromPowerOnToReady|TestMishaps' ./test/e2e
 
 ## e2e-laptop  one blank machine becomes a cluster of its own
 e2e-laptop: bundle bin/gotest bin/kubectl

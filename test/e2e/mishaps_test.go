@@ -55,6 +55,7 @@ spec: {image: debian-13, rootDisk: {serial: %[2]q}, wipe: Always}
 // TestMishaps goes through what goes wrong in a rack on one machine, most of it within one boot: an install that
 // failed leaves the machine in discovery, and the next one begins there.
 func TestMishaps(t *testing.T) {
+	needFailures(t)
 	t.Parallel()
 	r := newRack(t, "", lab.Options{Machines: 1, Firmware: lab.BIOS, Disks: []lab.Size{256 * lab.MiB, 2 * lab.GiB, 2 * lab.GiB}})
 	vm, name := r.lab.Machine(1), r.name(1)

@@ -69,10 +69,11 @@ func (r *Rack) applyCluster(size Size, change []func(*ClusterObjects)) {
 	}
 }
 
-// quick has the control plane notice in seconds what it otherwise notices in a minute: a node without power.
+// quick has the control plane notice in seconds what it otherwise notices in a minute: a node without power. A program that
+// ended because the API server was away is started again as soon.
 func quick(cluster *v1alpha1.Cluster) {
 	cluster.Spec.ControllerManager.ExtraArgs = map[string]string{"node-monitor-grace-period": "8s", "node-monitor-period": "1s"}
-	cluster.Spec.Kubelet.Config = &runtime.RawExtension{Raw: []byte(`{"nodeStatusUpdateFrequency": "2s", "nodeLeaseDurationSeconds": 8}`)}
+	cluster.Spec.Kubelet.Config = &runtime.RawExtension{Raw: []byte(`{"nodeStatusUpdateFrequency": "2s", "nodeLeaseDurationSeconds": 8, "crashLoopBackOff": {"maxContainerRestartPeriod": "3s"}}`)}
 }
 
 // AwaitReady waits until the server says that the cluster is as it should be, and Kubernetes says so of each node.

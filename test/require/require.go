@@ -118,3 +118,12 @@ func missing(name string) error {
 	_, err := exec.LookPath(name)
 	return err
 }
+
+// Swift skips a test in the run with the race detector, which would take minutes for it and is not what the test is about. The
+// Makefile's target "unit" runs every such test without it.
+func Swift(t testing.TB) {
+	t.Helper()
+	if raceDetector {
+		t.Skip("runs without the race detector: make unit")
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"coldrack.dev/internal/agent/nodecert"
 	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/contract/wire"
+	"coldrack.dev/test/require"
 )
 
 const (
@@ -95,6 +96,7 @@ func (r *rig) agent() *exec.Cmd {
 // TestKilledAtAnyPoint kills the agent again and again, brings the node up, then another version of the plan in the
 // same way, and then back, and compares with nodes that were left in peace.
 func TestKilledAtAnyPoint(t *testing.T) {
+	require.Swift(t)
 	r := newRig(t)
 	first := r.give("v1", r.controlPlane())
 	second := copyOf(first)

@@ -42,6 +42,7 @@ import (
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/server/machineapi"
 	"coldrack.dev/internal/server/peopleapi/credentials"
+	"coldrack.dev/test/require"
 )
 
 // A server, the agent of a node in a cluster, and a machine that waits for its approval run for two years without a restart. The
@@ -50,6 +51,7 @@ import (
 //
 // Two things are not there: the kubelet, which renews its own client certificate through the cluster's API, and the store.
 func TestTwoYearsWithoutARestart(t *testing.T) {
+	require.Swift(t)
 	// Here goroutines wake each other in turn; to do that across processors costs many times what they do.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	synctest.Test(t, twoYears)
