@@ -556,10 +556,10 @@ func (o *operation) waitFor(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, missin
 	if g := o.group(n.Group); g != nil && g.Spec.Rollout.ChangeTimeout != nil {
 		limit = g.Spec.Rollout.ChangeTimeout.Duration
 	}
+	if running := runningPhase(m); running != "" {
+		missing += " (" + running + ")"
+	}
 	if since > limit {
-		if running := runningPhase(m); running != "" {
-			missing += " (" + running + ")"
-		}
 		return fail("after %s %s", limit, missing)
 	}
 	n.Hand.Message = missing
