@@ -2,6 +2,8 @@ package audit
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,8 +19,14 @@ import (
 
 // Export says where records are sent beside the file.
 type Export struct {
-	// Syslog is udp://HOST[:PORT], tcp://HOST[:PORT] or unix:///PATH; empty: none. The port is 514 unless it is given.
+	// Syslog is tls://HOST[:PORT], tcp://HOST[:PORT], udp://HOST[:PORT] or unix:///PATH; empty: none. The port is 514 unless it is
+	// given, with TLS 6514.
 	Syslog string
+	// SyslogCAFile has the certificates, PEM, that a receiver with TLS is trusted by; empty: those of this host.
+	SyslogCAFile string
+	// SyslogCertFile and SyslogKeyFile are the certificate, PEM, by which a receiver with TLS knows this server; empty: it is not
+	// asked for. They are read for each connection, so that they can be renewed.
+	SyslogCertFile, SyslogKeyFile string
 	// Webhook is an http:// or https:// URL that takes an EventList of audit.k8s.io/v1 by POST, as those of Kubernetes do;
 	// empty: none.
 	Webhook string
@@ -31,8 +39,17 @@ type Export struct {
 // Validate reports every field that cannot work, by its name.
 func (e Export) Validate() map[string]string {
 	wrong := map[string]string{}
-	if _, _, err := syslogAddress(e.Syslog); e.Syslog != "" && err != nil {
+	network, _, err := syslogAddress(e.Syslog)
+	if e.Syslog != "" && err != nil {
 		wrong["Syslog"] = err.Error()
+	}
+	for field, file := range map[string]string{"SyslogCAFile": e.SyslogCAFile, "SyslogCertFile": e.SyslogCertFile, "SyslogKeyFile": e.SyslogKeyFile} {
+		if file != "" && network != networkTLS {
+			wrong[field] = "is of use only with tls:// as the syslog receiver"
+		}
+	}
+	if network == networkTLS && (e.SyslogCertFile == "") != (e.SyslogKeyFile == "") {
+		wrong["SyslogKeyFile"] = "certificate and key are given together"
 	}
 	if u, err := url.Parse(e.Webhook); e.Webhook != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
 		wrong["Webhook"] = "must be a URL that begins with https:// or http://"
@@ -52,15 +69,11 @@ func (e Export) senders() ([]sender, error) {
 		return nil, fmt.Errorf("export of the audit log: %s", text)
 	}
 	if e.Syslog != "" {
-		network, address, err := syslogAddress(e.Syslog)
+		s, err := newSyslog(e)
 		if err != nil {
 			return nil, err
 		}
-		host, err := os.Hostname()
-		if err != nil {
-			host = "-"
-		}
-		list = append(list, &syslog{network: network, address: address, host: host, pid: os.Getpid()})
+		list = append(list, s)
 	}
 	if e.Webhook != "" {
 		w, err := newWebhook(e)
@@ -74,7 +87,7 @@ func (e Export) senders() ([]sender, error) {
 
 // syslogAddress splits a URL into what net.Dial takes.
 func syslogAddress(text string) (network, address string, err error) {
-	const want = "must be udp://HOST:PORT, tcp://HOST:PORT or unix:///PATH"
+	const want = "must be tls://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH"
 	u, err := url.Parse(text)
 	if err != nil {
 		return "", "", errors.New(want)
@@ -82,14 +95,33 @@ func syslogAddress(text string) (network, address string, err error) {
 	switch {
 	case u.Scheme == "unix" && u.Host == "" && strings.HasPrefix(u.Path, "/"):
 		return "unix", u.Path, nil
-	case (u.Scheme == "udp" || u.Scheme == "tcp") && u.Hostname() != "" && strings.Trim(u.Path, "/") == "":
+	case (u.Scheme == "udp" || u.Scheme == "tcp" || u.Scheme == networkTLS) && u.Hostname() != "" && strings.Trim(u.Path, "/") == "":
 		port := u.Port()
-		if port == "" {
+		if port == "" && u.Scheme == networkTLS {
+			port = "6514" // RFC 5425, section 4.1
+		} else if port == "" {
 			port = "514"
 		}
 		return u.Scheme, net.JoinHostPort(u.Hostname(), port), nil
 	}
 	return "", "", errors.New(want)
+}
+
+// trust is what a receiver with TLS is trusted by: the certificates of a file, or those of this host.
+func trust(what, file string) (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if file == "" {
+		return config, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("certificates of the audit %s: %w", what, err)
+	}
+	config.RootCAs = x509.NewCertPool()
+	if !config.RootCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("certificates of the audit %s: %s has none in PEM", what, file)
+	}
+	return config, nil
 }
 
 // sender is a way to a receiver. It is used by one goroutine.

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"coldrack.dev/test/ca"
 )
 
 // within is how long tests wait for what exports do by themselves.
@@ -76,6 +78,19 @@ func TestSyslogOverDatagrams(t *testing.T) {
 }
 
 // A receiver that restarts gets what was written meanwhile.
+// readCounted reads a message with its length before it.
+func readCounted(t testing.TB, r *bufio.Reader) string {
+	t.Helper()
+	length, err := r.ReadString(' ')
+	check(t, err)
+	size, err := strconv.Atoi(strings.TrimSpace(length))
+	check(t, err)
+	message := make([]byte, size)
+	_, err = io.ReadFull(r, message)
+	check(t, err)
+	return string(message)
+}
+
 func TestSyslogOverTCP(t *testing.T) {
 	receiver, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
@@ -88,14 +103,7 @@ func TestSyslogOverTCP(t *testing.T) {
 		defer conn.Close()
 		check(t, conn.SetReadDeadline(time.Now().Add(within)))
 		for r, n := bufio.NewReader(conn), from; n < to; n++ {
-			length, err := r.ReadString(' ')
-			check(t, err)
-			size, err := strconv.Atoi(strings.TrimSpace(length))
-			check(t, err)
-			message := make([]byte, size)
-			_, err = io.ReadFull(r, message)
-			check(t, err)
-			wantSyslog(t, string(message), n)
+			wantSyslog(t, readCounted(t, r), n)
 		}
 	}
 	check(t, l.Keep(stamped(0)))
@@ -122,6 +130,59 @@ func TestSyslogOverTCP(t *testing.T) {
 	check(t, err)
 	defer receiver.Close()
 	read(receiver, 2, 3)
+}
+
+// A receiver with TLS that asks for a certificate gets one, and records; one that nobody vouches for gets none.
+func TestSyslogOverTLS(t *testing.T) {
+	authority, dir := ca.New(t, "logs"), t.TempDir()
+	file := func(name string, content []byte) string {
+		check(t, os.WriteFile(filepath.Join(dir, name), content, 0o600))
+		return filepath.Join(dir, name)
+	}
+	cert, key := authority.IssuePEM(ca.Client("coldrack"))
+	export := Export{SyslogCAFile: file("ca.pem", authority.PEM()), SyslogCertFile: file("own.pem", cert), SyslogKeyFile: file("own-key.pem", key)}
+	listen := func(signer *ca.CA) net.Listener {
+		receiver, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{*signer.Issue(ca.Server("127.0.0.1"))},
+			ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: authority.Pool()})
+		check(t, err)
+		t.Cleanup(func() { receiver.Close() })
+		return receiver
+	}
+
+	receiver := listen(authority)
+	export.Syslog = "tls://" + receiver.Addr().String()
+	check(t, open(t, Options{File: filepath.Join(dir, "audit.log"), MaxBytes: 1 << 20, Export: export}).Keep(stamped(0)))
+	conn, err := receiver.Accept()
+	check(t, err)
+	defer conn.Close()
+	check(t, conn.SetReadDeadline(time.Now().Add(within)))
+	wantSyslog(t, readCounted(t, bufio.NewReader(conn)), 0)
+	if peer := conn.(*tls.Conn).ConnectionState().PeerCertificates; len(peer) != 1 || peer[0].Subject.CommonName != "coldrack" {
+		t.Errorf("the receiver sees %v", peer)
+	}
+
+	stranger := listen(ca.New(t, "stranger"))
+	go func() {
+		for {
+			conn, err := stranger.Accept()
+			if err != nil {
+				return
+			}
+			if n, err := conn.Read(make([]byte, 1)); err == nil {
+				t.Errorf("%d bytes for a stranger", n)
+			}
+			conn.Close()
+		}
+	}()
+	export.Syslog = "tls://" + stranger.Addr().String()
+	l := open(t, Options{File: filepath.Join(dir, "audit2.log"), MaxBytes: 1 << 20, Export: export})
+	check(t, l.Keep(stamped(0)))
+	eventually(t, func() error {
+		if problem := l.Stats().Exports[0].Problem; !strings.Contains(problem, "unknown authority") {
+			return fmt.Errorf("the problem with a stranger is %q", problem)
+		}
+		return nil
+	})
 }
 
 func TestSyslogMessagesAreNotTooLong(t *testing.T) {
@@ -267,16 +328,17 @@ func TestAReceiverThatHangs(t *testing.T) {
 func TestExportsThatCannotWork(t *testing.T) {
 	for _, e := range []Export{
 		{Syslog: "127.0.0.1:514"}, {Syslog: "http://x"}, {Syslog: "udp://"}, {Syslog: "unix://relative"}, {Syslog: "tcp://x/path"},
+		{Syslog: "tls://"}, {Syslog: "tcp://x", SyslogCAFile: "x"}, {Syslog: "tls://x", SyslogCertFile: "x"}, {Syslog: "tls://x", SyslogCAFile: "/nowhere"}, {SyslogKeyFile: "x"},
 		{Webhook: "file:///x"}, {Webhook: "https://"}, {WebhookCAFile: "x"}, {WebhookTokenFile: "x"},
 	} {
-		if len(e.Validate()) != 1 {
+		if len(e.Validate()) != 1 && e.SyslogCAFile != "/nowhere" {
 			t.Errorf("%+v was taken: %v", e, e.Validate())
 		}
 		if _, err := Open(Options{Export: e}); err == nil {
 			t.Errorf("%+v was opened", e)
 		}
 	}
-	for _, text := range []string{"udp://log.example.org", "tcp://[2001:db8::1]:6514", "unix:///dev/log"} {
+	for _, text := range []string{"udp://log.example.org", "tcp://[2001:db8::1]:6514", "unix:///dev/log", "tls://log.example.org"} {
 		if wrong := (Export{Syslog: text}).Validate(); len(wrong) != 0 {
 			t.Errorf("%s: %v", text, wrong)
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"coldrack.dev/test/ca"
 	"coldrack.dev/test/require"
 )
 
@@ -16,9 +17,10 @@ import (
 // installed; `make setup` does not install it, because it would begin to keep that machine's log.
 func TestRsyslogReadsOurMessages(t *testing.T) {
 	require.Need(t, "rsyslogd")
-	for _, network := range []string{"udp", "tcp", "unix"} {
+	for _, network := range []string{"udp", "tcp", "unix", "tls"} {
 		t.Run(network, func(t *testing.T) {
 			dir := t.TempDir()
+			var export Export
 			out, input, to := filepath.Join(dir, "out"), "", ""
 			switch network {
 			case "udp", "tcp":
@@ -29,7 +31,21 @@ func TestRsyslogReadsOurMessages(t *testing.T) {
 				socket := filepath.Join(dir, "log")
 				input = fmt.Sprintf("module(load=\"imuxsock\" SysSock.Use=\"off\")\ninput(type=\"imuxsock\" Socket=%q CreatePath=\"on\" IgnoreTimestamp=\"off\" UseSysTimeStamp=\"off\" UseSpecialParser=\"off\" ParseHostname=\"on\")", socket)
 				to = "unix://" + socket
+			case "tls": // rsyslog-openssl
+				authority, port := ca.New(t, "logs"), freePort(t, "tcp")
+				file := func(name string, content []byte) string {
+					check(t, os.WriteFile(filepath.Join(dir, name), content, 0o600))
+					return filepath.Join(dir, name)
+				}
+				cert, key := authority.IssuePEM(ca.Server("127.0.0.1"))
+				input = fmt.Sprintf(`global(defaultNetstreamDriverCAFile=%q defaultNetstreamDriverCertFile=%q defaultNetstreamDriverKeyFile=%q)
+module(load="imtcp" StreamDriver.Name="ossl" StreamDriver.Mode="1" StreamDriver.AuthMode="x509/name" PermittedPeer=["coldrack"])
+input(type="imtcp" address="127.0.0.1" port="%d")`, file("ca.pem", authority.PEM()), file("cert.pem", cert), file("key.pem", key), port)
+				to = fmt.Sprintf("tls://127.0.0.1:%d", port)
+				cert, key = authority.IssuePEM(ca.Client("coldrack"))
+				export = Export{SyslogCAFile: filepath.Join(dir, "ca.pem"), SyslogCertFile: file("own.pem", cert), SyslogKeyFile: file("own-key.pem", key)}
 			}
+			export.Syslog = to
 			config := filepath.Join(dir, "rsyslog.conf")
 			check(t, os.WriteFile(config, fmt.Appendf(nil, `global(workDirectory=%q)
 %s
@@ -43,7 +59,7 @@ action(type="omfile" file=%q template="parts")
 				_ = receiver.Process.Kill()
 				_ = receiver.Wait()
 			}()
-			l := open(t, Options{File: filepath.Join(dir, "audit.log"), MaxBytes: 1 << 20, Export: Export{Syslog: to}})
+			l := open(t, Options{File: filepath.Join(dir, "audit.log"), MaxBytes: 1 << 20, Export: export})
 			want := "1|13|6|2026-02-03T04:05:06.789012Z|coldrack|audit|" + string(stamped(0))
 			// Who listens to datagrams cannot be told from who does not yet, so the record is sent until it is there.
 			eventually(t, func() error {

@@ -2,26 +2,61 @@ package audit
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"syscall"
 	"time"
 )
 
 // syslog sends records by the syslog protocol (RFC 5424): over UDP one a datagram (RFC 5426), over TCP with octet counting (RFC 6587,
-// section 3.4.1), over a local socket as datagrams, or as a stream where the socket is one.
+// section 3.4.1), the same over TLS (RFC 5425), over a local socket as datagrams, or as a stream where the socket is one.
 type syslog struct {
 	network, address string
 	host             string
 	pid              int
+	tls              *tls.Config // with networkTLS
 
 	conn   net.Conn
 	stream bool
 	gone   chan struct{} // closed when the receiver of a stream has closed it
+}
+
+// networkTLS is syslog over TLS (RFC 5425), as URLs name it.
+const networkTLS = "tls"
+
+func newSyslog(e Export) (*syslog, error) {
+	network, address, err := syslogAddress(e.Syslog)
+	if err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "-"
+	}
+	s := &syslog{network: network, address: address, host: host, pid: os.Getpid()}
+	if network != networkTLS {
+		return s, nil
+	}
+	if s.tls, err = trust("syslog receiver", e.SyslogCAFile); err != nil {
+		return nil, err
+	}
+	if e.SyslogCertFile != "" {
+		own := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(e.SyslogCertFile, e.SyslogKeyFile)
+			return &pair, err
+		}
+		if _, err := own(nil); err != nil {
+			return nil, fmt.Errorf("certificate for the audit syslog receiver: %w", err)
+		}
+		s.tls.GetClientCertificate = own
+	}
+	return s, nil
 }
 
 const (
@@ -72,22 +107,26 @@ func (s *syslog) dial(ctx context.Context) (err error) {
 		return nil
 	}
 	var d net.Dialer
-	network := s.network
-	if network == "unix" {
-		network = "unixgram"
-	}
-	s.conn, err = d.DialContext(ctx, network, s.address)
-	if s.network == "unix" && errors.Is(err, syscall.EPROTOTYPE) {
-		network = "unix"
-		s.conn, err = d.DialContext(ctx, network, s.address)
+	var conn net.Conn
+	s.stream = true
+	switch s.network {
+	case "unix":
+		conn, err = d.DialContext(ctx, "unixgram", s.address)
+		if s.stream = errors.Is(err, syscall.EPROTOTYPE); s.stream {
+			conn, err = d.DialContext(ctx, "unix", s.address)
+		}
+	case networkTLS:
+		conn, err = (&tls.Dialer{NetDialer: &d, Config: s.tls}).DialContext(ctx, "tcp", s.address)
+	default:
+		s.stream = s.network == "tcp"
+		conn, err = d.DialContext(ctx, s.network, s.address)
 	}
 	if err != nil {
-		s.conn = nil
 		return fmt.Errorf("syslog: %w", err)
 	}
-	s.stream = network == "tcp" || network == "unix"
+	s.conn = conn
 	if s.stream {
-		gone, conn := make(chan struct{}), s.conn
+		gone := make(chan struct{})
 		s.gone = gone
 		go func() { // ends with the connection
 			_, _ = io.Copy(io.Discard, conn)

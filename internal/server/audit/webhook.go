@@ -3,8 +3,6 @@ package audit
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,16 +18,9 @@ type webhook struct {
 }
 
 func newWebhook(e Export) (*webhook, error) {
-	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	if e.WebhookCAFile != "" {
-		pem, err := os.ReadFile(e.WebhookCAFile)
-		if err != nil {
-			return nil, fmt.Errorf("certificates of the audit webhook: %w", err)
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("certificates of the audit webhook: %s has none in PEM", e.WebhookCAFile)
-		}
+	config, err := trust("webhook", e.WebhookCAFile)
+	if err != nil {
+		return nil, err
 	}
 	return &webhook{url: e.Webhook, tokenFile: e.WebhookTokenFile, client: &http.Client{
 		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: config, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: sendTime},

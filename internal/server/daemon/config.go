@@ -84,6 +84,9 @@ type Config struct {
 	AuditMinDays int `json:"auditMinDays"`
 	// AuditSyslog and AuditWebhook are where each audit record is sent as well; see audit.Export.
 	AuditSyslog           string `json:"auditSyslog,omitempty"`
+	AuditSyslogCAFile     string `json:"auditSyslogCAFile,omitempty"`
+	AuditSyslogCertFile   string `json:"auditSyslogCertFile,omitempty"`
+	AuditSyslogKeyFile    string `json:"auditSyslogKeyFile,omitempty"`
 	AuditWebhook          string `json:"auditWebhook,omitempty"`
 	AuditWebhookCAFile    string `json:"auditWebhookCAFile,omitempty"`
 	AuditWebhookTokenFile string `json:"auditWebhookTokenFile,omitempty"`
@@ -187,7 +190,8 @@ func (c Config) Validate() error {
 	if c.AuditMinDays < 0 {
 		bad("auditMinDays", c.AuditMinDays, "must be 0 or more")
 	}
-	exports := map[string]string{"Syslog": c.AuditSyslog, "Webhook": c.AuditWebhook, "WebhookCAFile": c.AuditWebhookCAFile, "WebhookTokenFile": c.AuditWebhookTokenFile}
+	exports := map[string]string{"Syslog": c.AuditSyslog, "SyslogCAFile": c.AuditSyslogCAFile, "SyslogCertFile": c.AuditSyslogCertFile,
+		"SyslogKeyFile": c.AuditSyslogKeyFile, "Webhook": c.AuditWebhook, "WebhookCAFile": c.AuditWebhookCAFile, "WebhookTokenFile": c.AuditWebhookTokenFile}
 	for field, want := range c.auditExport().Validate() {
 		bad("audit"+field, exports[field], want)
 	}
@@ -238,7 +242,8 @@ const (
 )
 
 func (c Config) auditExport() audit.Export {
-	return audit.Export{Syslog: c.AuditSyslog, Webhook: c.AuditWebhook, WebhookCAFile: c.AuditWebhookCAFile, WebhookTokenFile: c.AuditWebhookTokenFile}
+	return audit.Export{Syslog: c.AuditSyslog, SyslogCAFile: c.AuditSyslogCAFile, SyslogCertFile: c.AuditSyslogCertFile, SyslogKeyFile: c.AuditSyslogKeyFile,
+		Webhook: c.AuditWebhook, WebhookCAFile: c.AuditWebhookCAFile, WebhookTokenFile: c.AuditWebhookTokenFile}
 }
 
 // openAudit returns the audit log of the server; nil where the API that holds the kinds has its own.
