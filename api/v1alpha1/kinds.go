@@ -12,8 +12,8 @@ type DHCPMode string
 const (
 	// DHCPServer answers with addresses and boot files.
 	DHCPServer DHCPMode = "server"
-	// DHCPProxy will answer with boot files only, beside the site's own DHCP server. ValidateSubnet refuses it
-	// until it does.
+	// DHCPProxy answers machines that boot from the network with what to boot, beside the site's own DHCP server, which gives the
+	// addresses.
 	DHCPProxy DHCPMode = "proxy"
 	// DHCPOff never answers.
 	DHCPOff DHCPMode = "off"
@@ -75,11 +75,13 @@ type SubnetSpec struct {
 	// Domain is the DNS search domain.
 	// +optional
 	Domain string `json:"domain,omitempty"`
-	// DHCP is what Coldrack does on this segment.
+	// DHCP is what Coldrack does on this segment: server gives addresses and boot files; proxy gives boot files only, beside the site's
+	// own DHCP server, which gives the addresses; off never answers.
 	// +optional
 	// +kubebuilder:default=server
 	DHCP DHCPMode `json:"dhcp,omitempty"`
-	// Discovery is the range that machines which are not known yet boot with, "first-last".
+	// Discovery is the range that machines which are not known yet boot with, "first-last". With dhcp: proxy there is none, since the
+	// site's own server gives those addresses.
 	// +optional
 	// +kubebuilder:validation:MaxLength=100
 	Discovery string `json:"discovery,omitempty"`
@@ -88,7 +90,7 @@ type SubnetSpec struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=100
 	Static string `json:"static,omitempty"`
-	// LeaseTime of discovery leases. Default 1h.
+	// LeaseTime of discovery leases. Default 1h. Not with dhcp: proxy.
 	// +optional
 	LeaseTime *metav1.Duration `json:"leaseTime,omitempty"`
 	// Relays are addresses of DHCP relay agents that serve this segment, where it is not attached directly.

@@ -98,7 +98,7 @@ func ValidateSubnet(s *Subnet, others []Subnet) field.ErrorList {
 		errs = append(errs, field.Invalid(at, p.Value, p.Message))
 	}
 	if s.Spec.DHCP == DHCPProxy {
-		errs = append(errs, field.Invalid(spec.Child("dhcp"), s.Spec.DHCP, "is not supported yet: use server, or off where another DHCP server hands out our boot files"))
+		errs = append(errs, validateProxy(spec, s, plan)...)
 	}
 	if s.Spec.DHCP == DHCPServer && s.Spec.Discovery == "" {
 		errs = append(errs, field.Required(spec.Child("discovery"), "in DHCP mode server: the range for machines that are not known yet"))
@@ -108,6 +108,22 @@ func ValidateSubnet(s *Subnet, others []Subnet) field.ErrorList {
 		if err := validate.LeaseTime(lease.Duration); err != nil {
 			errs = append(errs, field.Invalid(spec.Child("leaseTime"), lease.Duration.String(), err.Error()))
 		}
+	}
+	return errs
+}
+
+// validateProxy refuses what a proxy cannot do: the site's own DHCP server gives the addresses.
+func validateProxy(spec *field.Path, s *Subnet, plan validate.IPPlan) field.ErrorList {
+	var errs field.ErrorList
+	if !plan.CIDR.Addr().Is4() {
+		errs = append(errs, field.Invalid(spec.Child("dhcp"), s.Spec.DHCP, "is for IPv4 networks; use off"))
+	}
+	const why = "in DHCP mode proxy: the site's own DHCP server gives the addresses; remove it"
+	if s.Spec.Discovery != "" {
+		errs = append(errs, field.Forbidden(spec.Child("discovery"), why))
+	}
+	if s.Spec.LeaseTime != nil {
+		errs = append(errs, field.Forbidden(spec.Child("leaseTime"), why))
 	}
 	return errs
 }

@@ -106,9 +106,11 @@ func serverPorts(cfg daemon.Config) []doctor.Port {
 	}
 	dhcp := at("udp4", 67, "DHCP")
 	dhcp.Each = true
+	discovery := at("udp4", 4011, "PXE boot server discovery")
+	discovery.Each, discovery.Optional = true, true
 	time := at("udp4", sntp.Port, "the time")
 	time.Optional = true
-	return append(ports, dhcp, time,
+	return append(ports, dhcp, discovery, time,
 		at("udp4", cfg.TFTPPort, "TFTP (tftpPort)"),
 		at("tcp4", cfg.BootPort, "boot files (bootPort)"),
 		at("tcp4", cfg.MachinePort, "the machine API (machinePort)"),

@@ -19,7 +19,7 @@ const (
 	ModeServer Mode = "server"
 	// ModeOff stays silent.
 	ModeOff Mode = "off"
-	// ModeProxy would give boot files beside the site's own DHCP server. It is not supported yet.
+	// ModeProxy tells machines that boot from the network what to load; the site's own DHCP server gives them their addresses.
 	ModeProxy Mode = "proxy"
 )
 
@@ -140,9 +140,11 @@ func (s Subnet) validate(v *validation, path string, serverIP netip.Addr) {
 	switch s.Mode {
 	case ModeServer, ModeOff:
 	case ModeProxy:
-		v.add(path+".mode", "proxy is not supported yet; use server or off")
+		if !s.Pool.IsZero() {
+			v.add(path+".discovery", "%s-%s is set, but in mode proxy the site's own server gives the addresses; remove it", s.Pool.From, s.Pool.To)
+		}
 	default:
-		v.add(path+".mode", "%q is not a mode; use server or off", s.Mode)
+		v.add(path+".mode", "%q is not a mode; use server, proxy or off", s.Mode)
 	}
 	if s.CIDR.IsValid() && !s.CIDR.Addr().Is4() {
 		v.add(path+".cidr", "%s is not an IPv4 network", s.CIDR)

@@ -17,6 +17,8 @@ import (
 const (
 	ServerPort = 67
 	ClientPort = 68
+	// BootPort is where PXE clients that have an address ask what to boot (PXE 2.1, section 2.2.4).
+	BootPort = 4011
 )
 
 // ArchUnknown is Query.Arch of a client that does not tell its architecture.
@@ -31,7 +33,7 @@ type Backend interface {
 	// Reserved tells whether an address is some client's fixed one, and so never given to another.
 	Reserved(address netip.Addr) bool
 	// BootFile returns what a client boots in a subnet. ok is false when nothing fits; it then gets
-	// an address only.
+	// an address only, or in ModeProxy no answer.
 	BootFile(subnet netip.Prefix, client Query) (file BootFile, ok bool)
 	// Observe takes note of what was seen.
 	Observe(Observation)
@@ -74,6 +76,8 @@ type Query struct {
 	PXE, HTTP, IPXE bool
 	// Told is what iPXE tells of its features.
 	Told IPXE
+	// Proxied is true where the site's own DHCP server gives the address: a client that is not answered now goes on without us.
+	Proxied bool
 	// Interface is the server's interface the packet came in by.
 	Interface string
 	// Server is the address under which the client reaches the server.
@@ -99,6 +103,9 @@ const (
 	PoolExhausted Event = "pool-exhausted" // no address is left for the client
 	NoSubnet      Event = "no-subnet"      // no subnet is configured where the client is
 	ForeignServer Event = "foreign-server" // another DHCP server answers on the segment; Address is its
+	Directed      Event = "directed"       // in ModeProxy: the client was told what to boot, and no address
+	Addressed     Event = "addressed"      // in ModeProxy: the client takes Address, which the site's own server has offered
+	BootAsked     Event = "boot-asked"     // a client at Address asked for its boot file on BootPort
 )
 
 // Observation is something seen on the wire.

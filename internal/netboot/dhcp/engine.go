@@ -17,7 +17,9 @@ import (
 type incoming struct {
 	link        link
 	source      netip.Addr
+	port        uint16     // the client's
 	destination netip.Addr // in the IP header
+	boot        bool       // it came to BootPort
 	payload     []byte
 }
 
@@ -38,6 +40,7 @@ type link interface {
 type outgoing struct {
 	payload []byte
 	from    netip.Addr
+	boot    bool // it goes out from BootPort
 	to      netip.AddrPort
 	// hardware, when set, is put on the frame as it is: the client cannot answer ARP for an address
 	// that it does not have yet.
@@ -220,7 +223,13 @@ func (e *engine) handle(in incoming) {
 	for _, p := range e.pools {
 		p.expire(x.now)
 	}
-	if x.locate() {
+	switch {
+	case !x.locate():
+	case in.boot:
+		x.bootServer()
+	case x.subnet.Mode == ModeProxy:
+		x.besideTheirs()
+	default:
 		switch m.MessageType() {
 		case dhcpv4.MessageTypeDiscover:
 			x.discover()
@@ -279,7 +288,7 @@ func (x *exchange) locate() bool {
 		x.complain("subnet "+where, "DHCP client ignored: no subnet is configured "+where)
 		return false
 	}
-	candidates = slices.DeleteFunc(candidates, func(s Subnet) bool { return s.Mode != ModeServer })
+	candidates = slices.DeleteFunc(candidates, func(s Subnet) bool { return s.Mode == ModeOff })
 	if len(candidates) == 0 {
 		return false
 	}
@@ -291,6 +300,7 @@ func (x *exchange) locate() bool {
 		x.after = append(x.after, x.changed)
 	}
 	x.query.Server = x.serverAddress(chosen)
+	x.query.Proxied = chosen.Mode == ModeProxy
 	return x.query.Server.IsValid()
 }
 
@@ -319,6 +329,9 @@ func (x *exchange) candidates() []Subnet {
 	var in func(Subnet) bool
 	ciaddr := toNetip(x.message.ClientIPAddr)
 	switch relay := x.query.Relay; {
+	case x.in.boot:
+		at := x.clientAddress()
+		in = func(s Subnet) bool { return s.CIDR.Contains(at) }
 	case relay.IsValid():
 		at := relay
 		// RFC 3527: the relay may name the client's network apart from its own address.
@@ -692,7 +705,9 @@ func (e *engine) overheard(l link, payload []byte) {
 		if candidates := x.candidates(); len(candidates) > 0 {
 			x.subnet = candidates[0]
 		}
-		x.foreign(server, "%s sent a DHCP %s", server, m.MessageType())
+		if x.subnet.Mode != ModeProxy { // there it is the site's own
+			x.foreign(server, "%s sent a DHCP %s", server, m.MessageType())
+		}
 	}
 	e.mu.Unlock()
 	x.finish()

@@ -102,7 +102,7 @@ func explainUnserved(subnet netip.Prefix, wanted []string, present []netif.Inter
 // service tells how a subnet is served. served are the addresses of each interface that is.
 func service(s Subnet, relaySeen bool, served map[string][]netip.Addr, wanted []string, present []netif.Interface, failed map[string]error) SubnetService {
 	now := SubnetService{Name: s.Name, CIDR: s.CIDR}
-	if s.Mode != ModeServer {
+	if s.Mode == ModeOff {
 		return now
 	}
 	for name, own := range served {

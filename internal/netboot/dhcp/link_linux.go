@@ -28,6 +28,7 @@ type iface struct {
 	device string
 	index  int
 	udp    *net.UDPConn
+	boot   *net.UDPConn // of BootPort; nil when another program has it
 	frames *packet.Conn
 	own    atomic.Pointer[[]netip.Addr]
 	log    *slog.Logger
@@ -66,6 +67,33 @@ func openIface(ctx context.Context, device string, own []netip.Addr, log *slog.L
 		}
 	}()
 	l.own.Store(&own)
+	conn, err := listen(ctx, device, ServerPort)
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return nil, fmt.Errorf("another DHCP server runs on this machine for interface %s (port %d is taken); stop it: %w", device, ServerPort, err)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return nil, fmt.Errorf("no privilege to serve DHCP on interface %s; needs CAP_NET_BIND_SERVICE and CAP_NET_RAW: %w", device, err)
+	case err != nil:
+		return nil, fmt.Errorf("open the DHCP socket on interface %s: %w", device, err)
+	}
+	l.udp = conn
+	// Most firmware is content with what it is told on port 67.
+	if l.boot, err = listen(ctx, device, BootPort); err != nil {
+		log.Warn("boot server discovery is off: firmware that asks on this port gets no answer", "interface", device, "port", BootPort, "err", err)
+	}
+	filter, err := frameFilter()
+	if err != nil {
+		return nil, err
+	}
+	l.frames, err = packet.Listen(ifi, packet.Raw, unix.ETH_P_ALL, &packet.Config{Filter: filter})
+	if err != nil {
+		return nil, fmt.Errorf("open a packet socket on interface %s (needs CAP_NET_RAW): %w", device, err)
+	}
+	return l, l.ignoreOutgoing()
+}
+
+// listen opens a UDP socket of one interface for all its addresses.
+func listen(ctx context.Context, device string, port int) (*net.UDPConn, error) {
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var option error
 		err := raw.Control(func(fd uintptr) {
@@ -81,25 +109,11 @@ func openIface(ctx context.Context, device string, own []netip.Addr, log *slog.L
 		})
 		return errors.Join(err, option)
 	}}
-	conn, err := config.ListenPacket(ctx, "udp4", fmt.Sprintf("0.0.0.0:%d", ServerPort))
-	switch {
-	case errors.Is(err, unix.EADDRINUSE):
-		return nil, fmt.Errorf("another DHCP server runs on this machine for interface %s (port %d is taken); stop it: %w", device, ServerPort, err)
-	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return nil, fmt.Errorf("no privilege to serve DHCP on interface %s; needs CAP_NET_BIND_SERVICE and CAP_NET_RAW: %w", device, err)
-	case err != nil:
-		return nil, fmt.Errorf("open the DHCP socket on interface %s: %w", device, err)
-	}
-	l.udp = conn.(*net.UDPConn)
-	filter, err := frameFilter()
+	conn, err := config.ListenPacket(ctx, "udp4", fmt.Sprintf("0.0.0.0:%d", port))
 	if err != nil {
 		return nil, err
 	}
-	l.frames, err = packet.Listen(ifi, packet.Raw, unix.ETH_P_ALL, &packet.Config{Filter: filter})
-	if err != nil {
-		return nil, fmt.Errorf("open a packet socket on interface %s (needs CAP_NET_RAW): %w", device, err)
-	}
-	return l, l.ignoreOutgoing()
+	return conn.(*net.UDPConn), nil
 }
 
 // ignoreOutgoing keeps the kernel from cloning for us each packet of every download we serve.
@@ -146,20 +160,23 @@ func (l *iface) close() {
 	if l.udp != nil {
 		l.udp.Close()
 	}
+	if l.boot != nil {
+		l.boot.Close()
+	}
 	if l.frames != nil {
 		l.frames.Close()
 	}
 }
 
-// receive hands on messages until the socket fails or is closed.
-func (l *iface) receive(handle func(incoming)) error {
+// receive hands on messages of one of the UDP sockets until it fails or is closed.
+func (l *iface) receive(socket *net.UDPConn, handle func(incoming)) error {
 	const batch, longest = 64, 1500
 	messages := make([]ipv4.Message, batch)
 	for i := range messages {
 		messages[i].Buffers = [][]byte{make([]byte, longest)}
 		messages[i].OOB = make([]byte, 64)
 	}
-	conn := ipv4.NewPacketConn(l.udp)
+	conn := ipv4.NewPacketConn(socket)
 	for {
 		n, err := conn.ReadBatch(messages, 0)
 		if err != nil {
@@ -170,9 +187,9 @@ func (l *iface) receive(handle func(incoming)) error {
 		}
 		for i := range messages[:n] {
 			m := &messages[i]
-			in := incoming{link: l, payload: m.Buffers[0][:m.N]}
+			in := incoming{link: l, boot: socket == l.boot, payload: m.Buffers[0][:m.N]}
 			if from, ok := m.Addr.(*net.UDPAddr); ok {
-				in.source = from.AddrPort().Addr().Unmap()
+				in.source, in.port = from.AddrPort().Addr().Unmap(), from.AddrPort().Port()
 			}
 			var control ipv4.ControlMessage
 			if control.Parse(m.OOB[:m.NN]) == nil {
@@ -217,7 +234,11 @@ func (l *iface) send(out outgoing) {
 			to = netip.AddrPortFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), ClientPort)
 		}
 		control := ipv4.ControlMessage{Src: out.from.AsSlice()}
-		_, _, err = l.udp.WriteMsgUDPAddrPort(out.payload, control.Marshal(), to)
+		socket := l.udp
+		if out.boot {
+			socket = l.boot
+		}
+		_, _, err = socket.WriteMsgUDPAddrPort(out.payload, control.Marshal(), to)
 	}
 	if err != nil && !errors.Is(err, net.ErrClosed) {
 		l.count.sendErrors.Add(1)

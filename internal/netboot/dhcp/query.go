@@ -26,8 +26,9 @@ const (
 	optOverload         = dhcpv4.GenericOptionCode(52)
 	relayCircuitID      = dhcpv4.GenericOptionCode(1)
 	relayRemoteID       = dhcpv4.GenericOptionCode(2)
-	relayLinkSelection  = dhcpv4.GenericOptionCode(5) // RFC 3527
-	pxeDiscoveryControl = dhcpv4.GenericOptionCode(6) // within option 43
+	relayLinkSelection  = dhcpv4.GenericOptionCode(5)  // RFC 3527
+	pxeDiscoveryControl = dhcpv4.GenericOptionCode(6)  // within option 43
+	pxeBootItem         = dhcpv4.GenericOptionCode(71) // within option 43
 	ipxeNoProxyDHCP     = dhcpv4.GenericOptionCode(176)
 )
 

@@ -20,6 +20,7 @@ type answer struct {
 	hostname string
 	boot     *BootFile
 	message  string // of a NAK
+	proxy    bool   // nothing but what to boot: the client's address and settings come from another server
 }
 
 const (
@@ -79,7 +80,11 @@ func encode(request *dhcpv4.DHCPv4, q Query, a answer) []byte {
 		o.Update(dhcpv4.OptRenewTimeValue((lease / 2).Truncate(time.Second)))
 		o.Update(dhcpv4.OptRebindingTimeValue((lease * 7 / 8).Truncate(time.Second)))
 	}
-	addSettings(o, request, a)
+	if a.proxy {
+		reply.SetBroadcast() // a client without an address hears nothing else
+	} else {
+		addSettings(o, request, a)
+	}
 	if a.boot != nil {
 		addBoot(reply, request, q, a)
 	}
@@ -162,22 +167,38 @@ func addBoot(reply, request *dhcpv4.DHCPv4, q Query, a answer) {
 	case q.HTTP:
 		// A UEFI HTTP client takes no offer without its own class in it.
 		o.Update(dhcpv4.OptClassIdentifier("HTTPClient"))
-	case q.PXE && !q.IPXE: // iPXE would take such an offer for a proxyDHCP server's
+	case q.PXE && !q.IPXE, a.proxy: // iPXE takes an offer with it for a proxyDHCP server's, and one without for no such
 		o.Update(dhcpv4.OptClassIdentifier("PXEClient"))
 		if id := request.Options.Get(optClientUUID); len(id) > 0 {
 			o.Update(dhcpv4.OptGeneric(optClientUUID, id)) // PXE 2.1, table 2-2: as it came
 		}
 	}
 	switch {
-	case q.IPXE:
+	case q.IPXE && !a.proxy:
 		// Do not wait for a proxyDHCP server: there is none, and iPXE would lose seconds at each boot.
 		o.Update(dhcpv4.OptGeneric(optIPXE, []byte{ipxeNoProxyDHCP.Code(), 1, 1}))
 	case q.PXE:
 		// Discovery control 8: just load the boot file. Without it some firmware goes looking for
 		// a boot server on port 4011.
-		o.Update(dhcpv4.OptGeneric(dhcpv4.OptionVendorSpecificInformation,
-			[]byte{pxeDiscoveryControl.Code(), 1, 8, dhcpv4.OptionEnd.Code()}))
+		vendor := []byte{pxeDiscoveryControl.Code(), 1, 8}
+		if item := bootItem(request); item != nil {
+			vendor = append([]byte{pxeBootItem.Code(), byte(len(item))}, item...)
+		}
+		o.Update(dhcpv4.OptGeneric(dhcpv4.OptionVendorSpecificInformation, append(vendor, dhcpv4.OptionEnd.Code())))
 	}
+}
+
+// bootItem is what a client that asks a boot server has chosen from a menu (PXE 2.1, section 2.2.4), nil when it has not. The server has to
+// repeat it.
+func bootItem(request *dhcpv4.DHCPv4) []byte {
+	vendor := dhcpv4.Options{}
+	if vendor.FromBytes(request.Options.Get(dhcpv4.OptionVendorSpecificInformation)) != nil {
+		return nil
+	}
+	if item := vendor.Get(pxeBootItem); len(item) == 4 {
+		return item
+	}
+	return nil
 }
 
 func netIPs(addresses []netip.Addr) []net.IP {

@@ -324,7 +324,10 @@ func (s *Server) serve(ctx context.Context, l *iface) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var tasks sync.WaitGroup
-	tasks.Go(func() { cancel(l.receive(s.engine.handle)) })
+	tasks.Go(func() { cancel(l.receive(l.udp, s.engine.handle)) })
+	if l.boot != nil {
+		tasks.Go(func() { cancel(l.receive(l.boot, s.engine.handle)) })
+	}
 	tasks.Go(func() { cancel(l.watch(s.engine.overheard)) })
 	tasks.Go(func() { s.options.Beside(ctx, l.device) })
 	<-ctx.Done()

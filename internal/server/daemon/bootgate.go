@@ -40,6 +40,11 @@ func (g *bootGate) admit(client dhcp.Query) bool {
 		// A firmware that is told of a file which is not there gives up at once; one that hears nothing asks again for a minute.
 		return false
 	}
+	if client.Proxied {
+		// It has the site's offer already, and boots something else when ours does not come at once.
+		g.gate.Seen(client.MAC, g.now())
+		return true
+	}
 	return g.gate.Ask(client.MAC, g.now())
 }
 
@@ -47,7 +52,7 @@ func (g *bootGate) admit(client dhcp.Query) bool {
 func (g *bootGate) observe(seen dhcp.Observation) {
 	mac := seen.Client.MAC
 	switch {
-	case seen.Event != dhcp.Acknowledged:
+	case seen.Event != dhcp.Acknowledged && seen.Event != dhcp.Addressed:
 	case seen.Client.VendorClass == wire.DHCPClass:
 		g.gate.Through(mac, g.now())
 	case seen.Client.PXE || seen.Client.HTTP || seen.Client.IPXE:

@@ -111,7 +111,7 @@ func (b dhcpBackend) Observe(seen dhcp.Observation) {
 		b.ipxes.add(seen.Client.MAC)
 	}
 	switch seen.Event {
-	case dhcp.Acknowledged:
+	case dhcp.Acknowledged, dhcp.Addressed:
 		if stage := b.firstStage(seen.Client); stage.Replaces {
 			b.log.Info("the firmware's iPXE is replaced by our own", "mac", seen.Client.MAC, "version", seen.Client.Told.Version, "file", stage.File, "reason", stage.Reason)
 			b.replaced.add(seen.Client)
@@ -137,7 +137,7 @@ func addressAttr(key string, a netip.Addr) slog.Attr {
 // admitDHCP says whether a DISCOVER is answered now. Before the machines have been read, only machines are that have an address in the
 // copy: any other may have got one since that was written, and would be given a second one.
 func (s *server) admitDHCP(client dhcp.Query) bool {
-	if !s.fleet.IsSynced() {
+	if !s.fleet.IsSynced() && !client.Proxied {
 		if known, _ := s.fleet.ByMAC(client.MAC); !known.Address.IsValid() {
 			return false
 		}
@@ -188,7 +188,7 @@ func (d *dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
 			candidate := config
 			candidate.Subnets = append(slices.Clone(config.Subnets), plan)
 			if err = candidate.Validate(); err == nil {
-				config, report.Served = candidate, plan.Mode == dhcp.ModeServer
+				config, report.Served = candidate, plan.Mode != dhcp.ModeOff
 			}
 		}
 		if err != nil {
