@@ -526,6 +526,9 @@ type ClusterNode struct {
 	// Hand is set while the node is taken for an operation.
 	// +optional
 	Hand *NodeHand `json:"hand,omitempty"`
+	// Prefetch is set from when the node was told to fetch what an upgrade needs until it runs that version.
+	// +optional
+	Prefetch *WantedPrefetch `json:"prefetch,omitempty"`
 	// Leaving is why the node is to leave the cluster, where that was decided for it by name.
 	// +optional
 	Leaving string `json:"leaving,omitempty"`

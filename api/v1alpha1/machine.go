@@ -571,6 +571,9 @@ type KubernetesStatus struct {
 	// Restore is how far the node is with a restore of the cluster's etcd.
 	// +optional
 	Restore *NodeRestore `json:"restore,omitempty"`
+	// Prefetch is how far the node is with what it fetches for a later version, beside what it runs.
+	// +optional
+	Prefetch *NodePrefetch `json:"prefetch,omitempty"`
 	// CertificatesExpireAt is when the first of the node's certificates expires.
 	// +optional
 	CertificatesExpireAt *metav1.Time `json:"certificatesExpireAt,omitempty"`

@@ -51,6 +51,33 @@ type NodeHand struct {
 	Former *NodeVersions `json:"former,omitempty"`
 }
 
+// NodePrefetch is what a node said of the programs and images that it fetches beside those that it runs.
+type NodePrefetch struct {
+	// ID stands for all of them.
+	ID string `json:"id"`
+	// Done: everything is on the node, compared with its digest.
+	// +optional
+	Done bool `json:"done,omitempty"`
+	// Failing: it does not succeed at present, and Message says why. It is tried again.
+	// +optional
+	Failing bool `json:"failing,omitempty"`
+	// +optional
+	Message string `json:"message,omitempty"`
+	// BytesDone of BytesTotal of the programs, as they are transferred.
+	// +optional
+	BytesDone int64 `json:"bytesDone,omitempty"`
+	// +optional
+	BytesTotal int64 `json:"bytesTotal,omitempty"`
+}
+
+// WantedPrefetch says that a node was told to fetch what another version needs.
+type WantedPrefetch struct {
+	// Version of Kubernetes.
+	Version string `json:"version"`
+	// Since when.
+	Since metav1.Time `json:"since"`
+}
+
 // NodeReboot is a reboot that a node was told to make.
 type NodeReboot struct {
 	At metav1.Time `json:"at"`

@@ -176,11 +176,29 @@ func (v *ClusterView) bringUp(n *NodeView, k *v1alpha1.KubernetesStatus, recorde
 	}
 	if n.State != NodeReady {
 		n.Progress = p.String()
+	} else if recorded.Prefetch != nil && recorded.Hand == nil {
+		prefetchInto(n, k.Prefetch, recorded.Prefetch.Version)
 	}
 	if recorded != nil && recorded.ReadyChangedAt != nil && k.Done {
 		n.Since = recorded.ReadyChangedAt.Time
 	} else if !p.Since.IsZero() {
 		n.Since = p.Since
+	}
+}
+
+// prefetchInto says how far a node is that fetches what another version needs, beside what it runs; nil: it has not begun.
+func prefetchInto(n *NodeView, p *v1alpha1.NodePrefetch, version string) {
+	switch {
+	case p == nil:
+	case p.Done:
+		n.Message = "has everything for " + version
+	case p.Failing:
+		n.Stuck = fmt.Sprintf("cannot fetch what %s needs: %s", version, p.Message)
+		n.Message = n.Stuck
+	case p.BytesTotal > 0:
+		n.Progress, n.Message = fmt.Sprintf("%s for %s", Bar(float64(p.BytesDone)/float64(p.BytesTotal), 12), version), p.Message
+	default:
+		n.Message = p.Message
 	}
 }
 

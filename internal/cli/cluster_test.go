@@ -113,3 +113,33 @@ func TestClusterTransitions(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// Of nodes that fetch what an upgrade needs, the one that cannot comes first, and says why.
+func TestNodesThatFetchAreShown(t *testing.T) {
+	v := halfway()
+	for i := range v.Machines {
+		node(v.Cluster.Name, v.Machines[i].Name, true, phase("kubelet", v1alpha1.StepSucceeded, time.Hour, time.Second, ""))(&v.Machines[i])
+		v.Machines[i].Status.Phase = v1alpha1.PhaseReady
+	}
+	says := []*v1alpha1.NodePrefetch{nil, {ID: "a", Done: true}, {ID: "a", Message: "fetches kubelet v1.37.2", BytesDone: 25 << 20, BytesTotal: 100 << 20}, {ID: "a", Failing: true, Message: "connection refused"}}
+	v.Cluster.Status.Nodes = nil
+	for i := range says {
+		v.Machines[i].Status.Kubernetes.Prefetch = says[i]
+		v.Cluster.Status.Nodes = append(v.Cluster.Status.Nodes, v1alpha1.ClusterNode{Machine: v.Machines[i].Name, Ready: true, Prefetch: &v1alpha1.WantedPrefetch{Version: "v1.37.2"}})
+	}
+	var got []string
+	for _, n := range v.Nodes(noon, true) {
+		got = append(got, strings.Join(strings.Fields(n.Machine+" "+n.Progress+" "+n.Message), " "))
+	}
+	name := func(i int) string { return v.Machines[i].Name }
+	want := []string{name(3) + " cannot fetch what v1.37.2 needs: connection refused", name(0), name(1) + " has everything for v1.37.2",
+		name(2) + " " + Bar(0.25, 12) + " for v1.37.2 fetches kubelet v1.37.2"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	before, after := v.Machines[2].DeepCopy(), v.Machines[2].DeepCopy()
+	after.Status.Kubernetes.Prefetch = &v1alpha1.NodePrefetch{ID: "a", Done: true}
+	if diff := cmp.Diff([]string{"  has everything for another version"}, NodeTransitions(before, after, true, true)); diff != "" {
+		t.Error(diff)
+	}
+}

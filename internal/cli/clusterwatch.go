@@ -188,6 +188,12 @@ func NodeTransitions(before, after *v1alpha1.Machine, wasReady, isReady bool) []
 		is = after.Status.Kubernetes.Phases
 	}
 	lines = append(lines, stepTransitions(was, is)...)
+	switch was, is := prefetchOf(before), prefetchOf(after); {
+	case is.Done && !was.Done:
+		lines = append(lines, "  has everything for another version")
+	case is.Failing && (!was.Failing || was.Message != is.Message):
+		lines = append(lines, "  cannot fetch what another version needs: "+oneLine(is.Message))
+	}
 	switch {
 	case isReady && !wasReady:
 		lines = append(lines, "node Ready")
@@ -222,4 +228,12 @@ func stepTransitions(before, after []v1alpha1.Step) []string {
 		}
 	}
 	return lines
+}
+
+// prefetchOf is what a machine says of what it fetches beside what it runs; empty when it fetches nothing.
+func prefetchOf(m *v1alpha1.Machine) v1alpha1.NodePrefetch {
+	if m == nil || m.Status.Kubernetes == nil || m.Status.Kubernetes.Prefetch == nil {
+		return v1alpha1.NodePrefetch{}
+	}
+	return *m.Status.Kubernetes.Prefetch
 }

@@ -48,7 +48,7 @@ func HistoryText(c *v1alpha1.Cluster) string {
 	}
 	if w := c.Status.Work; w != nil {
 		for _, s := range w.Steps {
-			line("now: %s of %s: %s%s", s.Operation, s.Node, s.Kind, after(": ", s.Message))
+			line("now: %s%s: %s%s", s.Operation, after(" of ", s.Node), s.Kind, after(": ", s.Message))
 		}
 		for _, text := range w.Waits {
 			line("waits: %s", text)

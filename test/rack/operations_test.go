@@ -2,6 +2,7 @@ package rack
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/kube"
+	"coldrack.dev/internal/contract/wire"
 )
 
 // TestWorkersComeAndGo lowers and raises the number of workers. A budget that cannot be kept holds the drain and is named; a
@@ -314,7 +316,8 @@ func (r *Rack) nothingLost(balancer, virtual *Client) {
 }
 
 // TestUpgrade takes a cluster under load from the release before to the newest: etcd, then the control planes, then the workers, a
-// server at a time. The server is killed in the middle, and a machine in hand loses its power.
+// server at a time. A machine that cannot fetch stops it before anything has changed. From when all have fetched, the server gives no
+// content any more; it is killed in the middle, and is away while a worker changes.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	versions := kube.KnownVersions()
@@ -329,10 +332,45 @@ func TestUpgrade(t *testing.T) {
 	r.Kubectl("create", "poddisruptionbudget", "web", "--selector=app=web", "--min-available=2")
 	inside, outside := r.ClientAtBalancer("worker-1"), r.ClientAtVirtualIP()
 	began := time.Now()
+	hosts := filepath.Join(r.Machine("etcd-2").disk, "etc/containerd/certs.d/registry.k8s.io/hosts.toml")
+	if err := os.Rename(hosts, hosts+".away"); err != nil {
+		t.Fatal(err)
+	}
 	r.update(r.cluster, &v1alpha1.Cluster{}, func(o client.Object) { o.(*v1alpha1.Cluster).Spec.Version = newest })
+	r.AwaitCluster("stopped by a machine that cannot fetch, when all others have", func(c *v1alpha1.Cluster) bool {
+		if on := inHand(c); on != "" {
+			t.Fatalf("%s is changed before every machine has what it needs", on)
+		}
+		w := c.Status.Work
+		return w != nil && strings.Contains(strings.Join(w.Blocks, "\n"), "etcd-2: cannot fetch what "+newest+" needs: image registry.k8s.io/") &&
+			len(w.Steps) == 1 && strings.HasPrefix(w.Steps[0].Message, "6 of 7 nodes have everything")
+	})
+	t.Log(r.Server().Run("cluster", "history", r.cluster))
+	r.Server().Restart() // what was fetched is not fetched again
+	if err := os.Rename(hosts+".away", hosts); err != nil {
+		t.Fatal(err)
+	}
 	r.AwaitCluster("upgrading etcd", func(c *v1alpha1.Cluster) bool { return strings.HasPrefix(inHand(c), "etcd-") })
+	t.Logf("everything was fetched %s after the upgrade was written", time.Since(began).Round(time.Second))
+	r.Server().ContentAway()
 	r.Server().Restart()
+	r.AwaitCluster("changing a worker", func(c *v1alpha1.Cluster) bool {
+		on := inHand(c)
+		return strings.HasPrefix(on, "worker-") && hand(c, on).Changed && r.planned(on) == newest
+	})
+	r.Server().Kill()
+	r.Await("a kubelet of the new version while the server is away", func() (bool, string) {
+		seen := ""
+		for _, node := range r.must(r.nodes()) {
+			if is := node.Status.NodeInfo.KubeletVersion; strings.HasPrefix(node.Name, "worker-") {
+				seen += " " + node.Name + " " + is
+			}
+		}
+		return strings.Contains(seen, newest), seen
+	})
+	r.Server().Start()
 	most := r.awaitRolled(func(machine string) bool { return true })
+	r.pulledBefore(before.String(), newest)
 	t.Logf("upgraded from %s to %s in %s", before, newest, time.Since(began).Round(time.Second))
 	if most > 1 {
 		t.Errorf("%d servers were in hand at once", most)
@@ -344,6 +382,45 @@ func TestUpgrade(t *testing.T) {
 	}
 	r.nothingLost(inside, outside)
 	r.tellHistory()
+}
+
+// planned is the version of Kubernetes in the plan that a machine carries out.
+func (r *Rack) planned(machine string) string {
+	var saved wire.NodeAssignment
+	b, err := os.ReadFile(filepath.Join(r.Machine(machine).disk, "var/lib/coldrack/kubernetes/assignment.json"))
+	if err != nil || json.Unmarshal(b, &saved) != nil || saved.Plan == nil {
+		return ""
+	}
+	return saved.Plan.KubernetesVersion
+}
+
+// pulledBefore finds images that came with a newer version and were pulled when a pod needed them, and not before.
+func (r *Rack) pulledBefore(was, version string) {
+	r.t.Helper()
+	former, err1 := imagesOf(was)
+	images, err2 := imagesOf(version)
+	if err := errors.Join(err1, err2); err != nil {
+		r.t.Fatal(err)
+	}
+	for _, m := range r.machines {
+		b, err := os.ReadFile(filepath.Join(m.disk, "var/log/rack/pulls.log"))
+		if err != nil {
+			r.t.Error(err)
+		}
+		before := 0
+		for line := range strings.Lines(string(b)) {
+			fields := strings.Fields(line)
+			switch {
+			case fields[0] == "ctr":
+				before++
+			case slices.Contains(images, fields[1]) && !slices.Contains(former, fields[1]):
+				r.t.Errorf("%s pulled %s when it changed", m.name, fields[1])
+			}
+		}
+		if before == 0 {
+			r.t.Errorf("%s has pulled nothing before:\n%s", m.name, b)
+		}
+	}
 }
 
 func (r *Rack) must(nodes []corev1.Node, err error) []corev1.Node {

@@ -106,6 +106,11 @@ func (s *Server) Restart() {
 	s.Start()
 }
 
+// ContentAway has nobody fetch programs any more: the port of the boot listener refuses connections.
+func (s *Server) ContentAway() {
+	s.ns.Run("nft", "add table inet away; add chain inet away input { type filter hook input priority 0; }; add rule inet away input tcp dport 7080 reject with tcp reset")
+}
+
 func (s *Server) kubeconfig() string { return filepath.Join(s.data, "admin.kubeconfig") }
 
 // Try runs a verb of coldrack beside the server, as an administrator, and returns what it printed.

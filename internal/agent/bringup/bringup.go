@@ -82,6 +82,8 @@ type Options struct {
 	Balancer Balancer
 	// Kit is what this node shares with others of its cluster; nil for nothing.
 	Kit Kit
+	// Images of the container runtime; nil: they are pulled when pods start.
+	Images Images
 	// Content is a source of what is below /content/ of a base address. tell is called before each further try.
 	Content func(base string, tell func(what string, err error, wait time.Duration)) Fetcher
 	Pace    Pace
@@ -118,6 +120,7 @@ type Executor struct {
 	tidying sync.Mutex
 	podsMu  sync.Mutex    // of podsFile
 	wake    chan struct{} // of capacity one
+	beside  chan struct{} // the same for what is fetched beside what runs
 
 	mu sync.Mutex
 	// begun is what is carried out, next what shall be.
@@ -137,7 +140,7 @@ type Executor struct {
 // New reads what is on the disk of an earlier run.
 func New(o Options) (*Executor, error) {
 	e := &Executor{Options: o, disk: nodefile.Disk{Root: o.Root}, track: newTrack(o.Now), prober: newProber(o.Pace.ProbeLimit),
-		wake: make(chan struct{}, 1), waits: map[string]time.Time{}}
+		wake: make(chan struct{}, 1), beside: make(chan struct{}, 1), waits: map[string]time.Time{}}
 	// The folder of the state holds keys.
 	if err := e.disk.MakeDir(StateDir, 0o700); err != nil {
 		return nil, err
@@ -208,9 +211,11 @@ func (e *Executor) Assign(a wire.NodeAssignment) {
 	case e.next != nil || resumed || turn:
 		e.interrupt(errSuperseded)
 	}
-	select {
-	case e.wake <- struct{}{}:
-	default:
+	for _, wake := range []chan struct{}{e.wake, e.beside} {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -270,6 +275,7 @@ func (e *Executor) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return e.work(ctx) })
 	g.Go(func() error { return e.report(ctx) })
+	g.Go(func() error { return e.prefetch(ctx) })
 	return g.Wait()
 }
 
@@ -343,7 +349,7 @@ func (e *Executor) start(ctx context.Context) (p *pass, end func()) {
 	}
 	e.track.follow(e.begun)
 	if e.Kit != nil {
-		e.Kit.Set(e.begun.Plan.Kit, e.content, e.begun.Plan.KubernetesVersion)
+		e.Kit.Set(e.begun.Plan.Kit, e.content, e.kitVersion())
 	}
 	soft, interrupt := context.WithCancelCause(ctx)
 	open, hold := context.WithCancelCause(soft)

@@ -316,7 +316,7 @@ func (p *part) changed(what string, args ...any) {
 func (p *part) tidy() error {
 	p.tidying.Lock()
 	defer p.tidying.Unlock()
-	gone := stale(p.plan, p.former, p.ledger.Paths())
+	gone := stale(p.plan, append(keepsakes(p.former), prefetched(p.prefetchWanted())...), p.ledger.Paths())
 	if len(gone) == 0 {
 		return nil
 	}

@@ -212,12 +212,12 @@ func belongings(plan *wire.NodePlan) map[string]bool {
 	return wanted
 }
 
-// stale are the paths that were written for an earlier plan and that neither plan nor a roll-back to former has a use for, what is
+// stale are the paths that were written for an earlier plan and that plan has no use for and that are not kept for another one, what is
 // deepest first. Static pods come before all: they run until their manifest is gone.
-func stale(plan, former *wire.NodePlan, written []string) []string {
+func stale(plan *wire.NodePlan, kept, written []string) []string {
 	keep := map[string]bool{}
 	wanted := belongings(plan)
-	for _, p := range keepsakes(former) {
+	for _, p := range kept {
 		wanted[p] = true
 	}
 	for p := range wanted {

@@ -102,6 +102,41 @@ func (t *track) restore(r *wire.RestoreReport) {
 	}
 }
 
+// prefetch says how far it is with what is fetched beside what runs; nil: nothing is.
+func (t *track) prefetch(r *wire.PrefetchReport) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r != nil {
+		r = new(*r)
+	}
+	if !reflect.DeepEqual(t.report.Prefetch, r) {
+		t.report.Prefetch = r
+		t.tell()
+	}
+}
+
+// prefetching is prefetch for every piece that arrives; it tells of every twentieth part only.
+func (t *track) prefetching(r wire.PrefetchReport) {
+	t.mu.Lock()
+	was := t.report.Prefetch
+	t.mu.Unlock()
+	if was == nil || was.ID != r.ID || was.Failing || was.Message != r.Message || (r.BytesDone-was.BytesDone)*20 >= r.BytesTotal {
+		t.prefetch(&r)
+	}
+}
+
+// stalled says that what is fetched beside what runs does not come, and why that may be.
+func (t *track) stalled(why string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.report.Prefetch; r != nil && !r.Done && !r.Failing {
+		next := *r
+		next.Failing, next.Message = true, r.Message+": "+why
+		t.report.Prefetch = &next
+		t.tell()
+	}
+}
+
 // update changes one phase by f.
 func (t *track) update(name string, f func(*wire.Step)) {
 	t.mu.Lock()

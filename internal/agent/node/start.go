@@ -11,6 +11,7 @@ import (
 	"coldrack.dev/internal/agent/balancer"
 	"coldrack.dev/internal/agent/bringup"
 	"coldrack.dev/internal/agent/client"
+	"coldrack.dev/internal/agent/containerd"
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/routes"
@@ -100,7 +101,7 @@ func cluster(log *slog.Logger, server *client.Client, kit *nodecache.Sharer, ver
 	}
 	lb := balancer.New(log, balancer.UsualPace())
 	executor, err := bringup.New(bringup.Options{
-		Log: log, Root: "/", Server: server, Systemd: systemd.Systemctl{}, Router: keeper, Balancer: lb, Kit: kit,
+		Log: log, Root: "/", Server: server, Systemd: systemd.Systemctl{}, Router: keeper, Balancer: lb, Kit: kit, Images: containerd.Ctr{},
 		Content: func(base string, tell func(string, error, time.Duration)) bringup.Fetcher {
 			return kit.Through(fetch.New(base, "coldrack-agent/"+version, tell))
 		},

@@ -86,6 +86,24 @@ func (r Requirements) Check(s Supply) []Need {
 	return needs
 }
 
+// Lacking is what of the images and programs is not there, for people. Packages of the operating system are not looked at, and neither are
+// programs that may come as one: machines have been installed with an image of their own choice.
+func (r Requirements) Lacking(s Supply) []string {
+	var list []string
+	for _, need := range r.Check(s) {
+		if need.Found != "" || need.Kind == NeedPackage || need.Kind == NeedProgram && need.Wanted == "" {
+			continue
+		}
+		text := strings.TrimSpace(need.Kind + " " + need.Name + " " + need.Wanted)
+		if need.Note != "" {
+			text += " (" + need.Note + ")"
+		}
+		list = append(list, text)
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
 // place is empty when the system has no such package.
 func (s System) place(name string) string {
 	if slices.Contains(s.Packages, name) {

@@ -38,6 +38,10 @@ type Programs interface {
 // Options of a Set.
 type Options struct {
 	Programs Programs
+	// ImageDigest says what the content store has by an image's name with tag, "" for nothing; nil: it has no images.
+	ImageDigest func(name string) string
+	// FetchesFrom says whether images of a registry come from there where no bundle has them; nil: none do.
+	FetchesFrom func(registry string) bool
 	// Registry is the content store that nodes pull images from; nil when there is none.
 	Registry *kube.Registry
 	// RegistryURL is where a node reaches it, by the node's address and the network of its Subnet, the zero Prefix when it is in none.
@@ -70,7 +74,9 @@ type cluster struct {
 	turns    map[string]turn
 	// restores are what a restore of etcd wants of each node.
 	restores map[string]*wire.EtcdRestore
-	paused   bool
+	// prefetches are the versions whose content machines fetch beside what they run.
+	prefetches map[string]string
+	paused     bool
 	// spec is what was written when the plan was rendered, see SpecOf.
 	spec string
 	// rotation is the stage that material belongs to, see RotationMark.
@@ -178,18 +184,22 @@ func (s *Set) wake() {
 
 // take returns was itself when nothing has changed for anybody.
 func (s *Set) take(r Record, was *cluster) *cluster {
-	next := &cluster{paused: r.Cluster.Spec.Paused, nodes: map[string]v1alpha1.ClusterNode{}, turns: map[string]turn{}, restores: restoresOf(r.Cluster), assignments: map[string]wire.NodeAssignment{}}
+	next := &cluster{paused: r.Cluster.Spec.Paused, nodes: map[string]v1alpha1.ClusterNode{}, turns: map[string]turn{}, restores: restoresOf(r.Cluster),
+		prefetches: map[string]string{}, assignments: map[string]wire.NodeAssignment{}}
 	broughtUp := meta.IsStatusConditionTrue(r.Cluster.Status.Conditions, v1alpha1.ConditionBroughtUp)
 	for _, n := range r.Cluster.Status.Nodes {
 		next.nodes[n.Machine] = decided(n)
 		next.turns[n.Machine] = turnOf(n, broughtUp)
+		if n.Prefetch != nil {
+			next.prefetches[n.Machine] = n.Prefetch.Version
+		}
 	}
 	if was != nil {
 		next.input, next.secret, next.material, next.plan, next.spec, next.rotation = was.input, was.secret, was.material, was.plan, was.spec, was.rotation
 	}
 	next.problem = s.fill(next, r)
 	if was != nil && was.plan == next.plan && was.material == next.material && was.paused == next.paused && was.problem == next.problem && was.spec == next.spec && was.rotation == next.rotation &&
-		reflect.DeepEqual(was.nodes, next.nodes) && maps.Equal(was.turns, next.turns) && reflect.DeepEqual(was.restores, next.restores) {
+		reflect.DeepEqual(was.nodes, next.nodes) && maps.Equal(was.turns, next.turns) && reflect.DeepEqual(was.restores, next.restores) && maps.Equal(was.prefetches, next.prefetches) {
 		return was
 	}
 	if next.problem != "" && (was == nil || was.problem != next.problem) {
@@ -200,7 +210,7 @@ func (s *Set) take(r Record, was *cluster) *cluster {
 
 // decided is a node without what changes by itself and what others work with.
 func decided(n v1alpha1.ClusterNode) v1alpha1.ClusterNode {
-	n.Ready, n.ReadyChangedAt, n.Message, n.Hand, n.LearnerFailures, n.Leaving, n.Rebooted, n.Remedies = false, nil, "", nil, 0, "", nil, nil
+	n.Ready, n.ReadyChangedAt, n.Message, n.Hand, n.LearnerFailures, n.Leaving, n.Rebooted, n.Remedies, n.Prefetch = false, nil, "", nil, 0, "", nil, nil, nil
 	return n
 }
 

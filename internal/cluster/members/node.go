@@ -83,6 +83,9 @@ func (s *Set) assignment(name string, c *cluster, machine string) wire.NodeAssig
 		plan.Kit = &wire.NodeKit{Listen: kitListen}
 	}
 	out.Plan = plan
+	if out.Prefetch, err = s.prefetch(c, node.Roles, c.prefetches[machine]); err != nil {
+		out.Message = err.Error()
+	}
 	if c.paused {
 		out.Message = fmt.Sprintf("cluster %s is paused: spec.paused", name)
 	}
@@ -173,7 +176,14 @@ func (s *Set) Kit(machine string) (programs []wire.Program, images []string, ok 
 		images = c.plan.Requirements.EveryNode
 	}
 	s.mu.Unlock()
-	all, err := s.Programs.Programs(assignment.Plan.KubernetesVersion)
+	version := assignment.Plan.KubernetesVersion
+	if assignment.Prefetch != nil && c != nil {
+		version = assignment.Prefetch.KubernetesVersion // what runs is here already
+		if _, images, err = kube.ImagesOf(at(c.input.Cluster, version), nil); err != nil {
+			return nil, nil, false, err
+		}
+	}
+	all, err := s.Programs.Programs(version)
 	if err != nil {
 		return nil, nil, false, err
 	}

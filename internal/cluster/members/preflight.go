@@ -15,6 +15,8 @@ type Preflight struct {
 	// Requested are deprecated APIs that somebody uses; Unasked is why it is not known which.
 	Requested []RequestedAPI
 	Unasked   string
+	// Lacking is what no imported bundle has of what the version needs.
+	Lacking []string
 	// Etcd are the members that were asked; nil where nobody has asked them.
 	Etcd []EtcdState
 }
@@ -53,6 +55,9 @@ func (f Preflight) Blocks(c *v1alpha1.Cluster, in planner.Input) []planner.Block
 		block("", err.Error(), "correct spec.version")
 		return blocks
 	}
+	if len(f.Lacking) > 0 {
+		block("", lackingText(f.Lacking, "what "+c.Spec.Version+" needs"), importRemedy)
+	}
 	if f.Unasked != "" {
 		block("", "it is not known which APIs are in use that "+c.Spec.Version+" has not got: "+f.Unasked, "bring the API servers back; they are asked again")
 	}
@@ -78,6 +83,18 @@ func (f Preflight) Blocks(c *v1alpha1.Cluster, in planner.Input) []planner.Block
 		budgets(in, block)
 	}
 	return blocks
+}
+
+// importRemedy is what to do about content that is in no bundle.
+const importRemedy = "import the bundle that has it: coldrack bundle import FILE (coldrack bundle verify FILE -f CLUSTER.yaml says beforehand whether one is complete)"
+
+// lackingText names some of what lacks.
+func lackingText(lacking []string, of string) string {
+	const most = 6
+	if len(lacking) > most {
+		lacking = append(slices.Clone(lacking[:most]), fmt.Sprintf("and %d more", len(lacking)-most))
+	}
+	return fmt.Sprintf("no imported bundle has all of %s: %s", of, strings.Join(lacking, ", "))
 }
 
 // etcd must be whole, and have room for what the upgrade writes.

@@ -24,6 +24,8 @@ func TestWhatForbidsAnUpgrade(t *testing.T) {
 		want   string
 	}{
 		{"nothing", Preflight{Requested: []RequestedAPI{{"v1 endpoints", ""}, {"a/v1 b", "1.99"}}, Etcd: []EtcdState{{Name: "a", Answers: true, Size: 1 << 30, Quota: 2 << 30}}}, nil, ""},
+		{"content in no bundle", Preflight{Lacking: []string{"image registry.k8s.io/pause:3.10.2", "program kubelet v1.99.0"}}, nil,
+			"no imported bundle has all of what " + to + " needs: image registry.k8s.io/pause:3.10.2, program kubelet v1.99.0"},
 		{"an API that goes", Preflight{Requested: []RequestedAPI{{"policy/v1beta1 old", minor}}}, nil, "policy/v1beta1 old is still in use"},
 		{"an API server that was not asked", Preflight{Unasked: "10.0.0.1:6443: no answer"}, nil, "it is not known which APIs are in use"},
 		{"a flag that goes", Preflight{}, func(c *v1alpha1.Cluster, _ *planner.Input) {

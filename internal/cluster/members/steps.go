@@ -42,7 +42,9 @@ type Facts struct {
 	// Changed are the nodes whose configuration differs from what it is to be, the version aside, by machine, and what
 	// bringing it touches.
 	Changed map[string]planner.Touch
-	Now     time.Time
+	// Prefetched are the machines that have everything that spec.version needs.
+	Prefetched map[string]bool
+	Now        time.Time
 }
 
 // ChangedBy is what rendering a cluster anew changes at its nodes.
@@ -69,6 +71,7 @@ func Steps(f Facts) (planner.Input, error) {
 	in.Wanted = planner.Wanted{
 		Generation: generation(c, own), AllowEvenMembers: c.Spec.Etcd.AllowEvenMembers, AllowDowntime: c.Spec.Upgrade.AllowDowntime,
 		Paused: c.Spec.Paused, Abort: c.Annotations[v1alpha1.AnnotationAbort] == "true", Nodes: map[string]planner.State{},
+		PullFirst: true,
 	}
 	if in.Wanted.Windows, err = windowsOf(c.Spec.MaintenanceWindows); err != nil {
 		return in, err
@@ -114,6 +117,9 @@ func Steps(f Facts) (planner.Input, error) {
 				want.System = m.Spec.Intent.ID
 			}
 			in.Wanted.Nodes[n.Machine] = want
+			if f.Prefetched[n.Machine] {
+				node.Pulled = want
+			}
 		}
 		in.Observed.Nodes = append(in.Observed.Nodes, node)
 		if member != nil {

@@ -448,7 +448,9 @@ type Observed struct {
 	Backup time.Time
 	// Preflight is what forbids to begin an upgrade.
 	Preflight []Block
-	Failure   *Failure
+	// Lacking is what forbids to change the configuration of nodes: it needs what they could not fetch. nil: nothing.
+	Lacking *Block
+	Failure *Failure
 	// Returned is when a node of a group was last given back.
 	Returned map[string]time.Time
 }

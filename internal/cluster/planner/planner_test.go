@@ -553,6 +553,82 @@ func TestWindows(t *testing.T) {
 	}
 }
 
+func TestWhatComesBeforeAnUpgrade(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*Input)
+		steps  []string
+		says   string
+	}{
+		{"every node fetches before anything else, at any time", func(in *Input) {
+			in.Wanted.Windows = []Window{{From: 22 * time.Hour, Length: time.Hour}}
+		}, []string{"pull etcd-1", "pull control-1", "pull worker-1", "pull worker-2"}, "the upgrade begins in"},
+		{"one that has not fetched yet is waited for", func(in *Input) {
+			in.pulled("etcd-1", "control-1", "worker-1")
+		}, []string{"pull worker-2"}, ""},
+		{"then comes the backup", func(in *Input) { in.pulled("etcd-1", "control-1", "worker-1", "worker-2") }, []string{"backup"}, ""},
+		{"what was fetched for another version does not count", func(in *Input) {
+			in.pulled("etcd-1", "control-1", "worker-1", "worker-2")
+			in.node("worker-2").Pulled.Kubelet = "v1.37.1"
+		}, []string{"pull worker-2"}, ""},
+		{"a node that works and whose agent is silent stops the upgrade", func(in *Input) {
+			in.pulled("etcd-1", "control-1", "worker-1")
+			in.node("worker-2").Reachable = false
+		}, nil, "worker-2: its agent does not answer, so it cannot fetch what the upgrade needs"},
+		{"one that is broken does not", func(in *Input) {
+			in.pulled("etcd-1", "control-1", "worker-1")
+			in.die("worker-2")
+		}, []string{"backup"}, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			in := production(1, 1, 2)
+			in.upgrade()
+			in.Wanted.PullFirst, in.Wanted.BackupAge, in.Observed.Backup, in.Wanted.AllowDowntime = true, time.Hour, time.Time{}, true
+			test.change(&in)
+			plan := Next(in)
+			var steps, says []string
+			for _, s := range plan.Steps {
+				steps = append(steps, stepText(s))
+			}
+			for _, w := range plan.Waits {
+				says = append(says, w.Reason)
+			}
+			for _, b := range plan.Blocks {
+				says = append(says, b.String())
+			}
+			if !slices.Equal(steps, test.steps) || !strings.Contains(strings.Join(says, "\n"), test.says) {
+				t.Errorf("steps %q, want %q; it says %q, want %q", steps, test.steps, says, test.says)
+			}
+		})
+	}
+}
+
+func TestAChangeThatNeedsWhatNobodyHasDoesNotBegin(t *testing.T) {
+	in := production(3, 2, 2)
+	in.group("worker").State.Config = "b"
+	in.Observed.Lacking = &Block{OperationChange, "", "no imported bundle has image example.org/cni:2", "import it"}
+	in.node("control-1").WantsReboot = "a new kernel" // needs nothing
+	plan := Next(in)
+	if len(plan.Steps) != 1 || stepText(plan.Steps[0]) != "take control-1" {
+		t.Errorf("steps %v", plan.Steps)
+	}
+	in.node("control-1").WantsReboot = ""
+	if plan = Next(in); len(plan.Steps) > 0 || len(plan.Blocks) == 0 || !strings.Contains(plan.Blocks[0].String(), "example.org/cni:2") {
+		t.Errorf("steps %v, blocks %v", plan.Steps, plan.Blocks)
+	}
+	in.Observed.Lacking = nil
+	if plan = Next(in); len(plan.Steps) != 1 || stepText(plan.Steps[0]) != "take worker-1" {
+		t.Errorf("once it is there: steps %v, blocks %v", plan.Steps, plan.Blocks)
+	}
+}
+
+func (in *Input) pulled(names ...string) {
+	for _, name := range names {
+		n := in.node(name)
+		n.Pulled = in.group(n.Group).State
+	}
+}
+
 func TestForecastOfAnUpgrade(t *testing.T) {
 	in := production(3, 2, 3)
 	in.upgrade()

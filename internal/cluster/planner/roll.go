@@ -105,22 +105,37 @@ func (p *planner) prepared() bool {
 	if len(p.Observed.Preflight) > 0 {
 		return false
 	}
+	ready := p.pulled()
 	if !p.open() {
 		p.wait("", "the upgrade begins in "+p.window())
 		return false
 	}
-	ready := true
+	if !ready {
+		return false
+	}
 	if age := p.Wanted.BackupAge; age > 0 && p.Now.Sub(p.Observed.Backup) > age {
 		p.step(Step{Kind: StepBackup, Operation: OperationUpgrade, Reason: "an upgrade begins with a fresh snapshot: there is no other way back from another minor release of etcd"})
-		ready = false
+		return false
 	}
-	if !p.Wanted.PullFirst {
-		return ready
-	}
+	return true
+}
+
+// pulled is true when every node has what it is to run beside what it runs. Fetching interrupts nothing, and waits for no window. A node
+// that works but does not answer could not fetch anything, so it stops the upgrade; one that is broken fetches when it is mended and its
+// turn comes.
+func (p *planner) pulled() bool {
+	ready := true
 	for i := range p.Observed.Nodes {
 		n := &p.Observed.Nodes[i]
 		parts, want := p.differs(n), p.want(n)
-		if !(parts.Etcd || parts.ControlPlane || parts.Kubelet) || n.Pulled == want || p.going(n) || !n.Reachable {
+		if !p.Wanted.PullFirst || !(parts.Etcd || parts.ControlPlane || parts.Kubelet) || n.Pulled == want || p.going(n) {
+			continue
+		}
+		if !n.Reachable {
+			if n.Ready {
+				ready = false
+				p.block(&Block{OperationUpgrade, n.Name, "its agent does not answer, so it cannot fetch what the upgrade needs", "bring the agent back, or replace the machine"})
+			}
 			continue
 		}
 		ready = false
@@ -172,6 +187,10 @@ func (p *planner) takeToChange(n *Node, only Parts) {
 func (p *planner) mayTake(n *Node, only Parts) bool {
 	parts := p.differs(n).and(only)
 	op, t, g := parts.operation(), p.touches(n, parts), p.groups[n.Group]
+	if b := p.Observed.Lacking; b != nil && parts.Config {
+		p.block(b)
+		return false
+	}
 	if !p.open() {
 		p.wait(n.Name, "changes in "+p.window())
 		return false

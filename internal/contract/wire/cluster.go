@@ -32,9 +32,42 @@ type NodeAssignment struct {
 	RollBack bool `json:"rollBack,omitempty"`
 	// Restore is there while etcd of the cluster is restored from a backup, and afterwards until what was there before may be removed.
 	Restore *EtcdRestore `json:"restore,omitempty"`
+	// Prefetch is what the node fetches beside what it runs. It changes nothing that runs, and does not wait for the node's turn.
+	Prefetch *Prefetch `json:"prefetch,omitempty"`
 	// Plan is absent on a machine that belongs to no cluster. A node that has one already keeps running what
 	// it has: leaving a cluster is an intent of its own.
 	Plan *NodePlan `json:"plan,omitempty"`
+}
+
+// Prefetch is what a later plan of a node needs, so that nothing has to be fetched when the node takes it.
+type Prefetch struct {
+	// ID stands for the rest.
+	ID string `json:"id"`
+	// KubernetesVersion that the later plan runs.
+	KubernetesVersion string          `json:"kubernetesVersion"`
+	Programs          []Program       `json:"programs,omitempty"`
+	Images            []PrefetchImage `json:"images,omitempty"`
+}
+
+// PrefetchImage is an image that containerd is to have.
+type PrefetchImage struct {
+	// Name with tag, as pods name it.
+	Name string `json:"name"`
+	// Digest of its manifest; empty where the server does not have the image, and another registry says what the tag stands for.
+	Digest string `json:"digest,omitempty"`
+}
+
+// PrefetchReport is how far a node is with a Prefetch.
+type PrefetchReport struct {
+	ID string `json:"id"`
+	// Done: everything is on the node, and was compared with its digest.
+	Done bool `json:"done,omitempty"`
+	// Message says what is fetched, or with Failing why that does not succeed. The node goes on trying.
+	Message string `json:"message,omitempty"`
+	Failing bool   `json:"failing,omitempty"`
+	// BytesDone of BytesTotal of the programs, as they are transferred.
+	BytesDone  int64 `json:"bytesDone,omitempty"`
+	BytesTotal int64 `json:"bytesTotal,omitempty"`
 }
 
 // EtcdRestore has the servers of a node stop, or run, its member of etcd with other data.
@@ -250,6 +283,8 @@ type PhaseReport struct {
 	Message string `json:"message,omitempty"`
 	// Restore is nil while none is asked for.
 	Restore *RestoreReport `json:"restore,omitempty"`
+	// Prefetch is nil while nothing is to be fetched beside what runs.
+	Prefetch *PrefetchReport `json:"prefetch,omitempty"`
 }
 
 // CertificateRequest asks for one of the plan's certificates.

@@ -393,6 +393,8 @@ type Bringup struct {
 	Message string
 	// Restore is how far the node is with a restore of etcd; nil: there is none.
 	Restore *v1alpha1.NodeRestore
+	// Prefetch is how far the node is with what it fetches beside what it runs; nil: it is told to fetch nothing.
+	Prefetch *v1alpha1.NodePrefetch
 }
 
 func digestsOf(c wire.ConfigDigests) v1alpha1.ConfigDigests {
@@ -422,11 +424,14 @@ func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
 	if r := report.Restore; r != nil {
 		next.Restore = &v1alpha1.NodeRestore{ID: termtext.Line(r.ID, 64), State: termtext.Line(r.State, 16), Message: termtext.Line(r.Message, 256)}
 	}
+	if p := report.Prefetch; p != nil {
+		next.Prefetch = &v1alpha1.NodePrefetch{ID: termtext.Line(p.ID, 64), Done: p.Done, Failing: p.Failing, Message: termtext.Line(p.Message, 512), BytesDone: p.BytesDone, BytesTotal: p.BytesTotal}
+	}
 	f.observe(name, func(l *live) bool {
 		old := l.Bringup
 		l.Bringup, l.BringupAt = next, f.now()
 		return old == nil || old.Cluster != next.Cluster || old.Done != next.Done || old.KubernetesVersion != next.KubernetesVersion ||
-			old.Config != next.Config || !reflect.DeepEqual(old.FormerConfig, next.FormerConfig) || !reflect.DeepEqual(old.Restore, next.Restore) || old.Message != next.Message || !slices.Equal(old.Drift, next.Drift) ||
+			old.Config != next.Config || !reflect.DeepEqual(old.FormerConfig, next.FormerConfig) || !reflect.DeepEqual(old.Restore, next.Restore) || !reflect.DeepEqual(old.Prefetch, next.Prefetch) || old.Message != next.Message || !slices.Equal(old.Drift, next.Drift) ||
 			!old.CertificatesExpireAt.Equal(next.CertificatesExpireAt) || !old.RenewAt.Equal(next.RenewAt) || !slices.EqualFunc(old.Phases, next.Phases, equalSteps)
 	})
 }

@@ -158,7 +158,7 @@ func foldKubernetes(m *v1alpha1.Machine, live fleet.Live) {
 	if up == nil || live.BringupAt.Before(m.Status.Installed.At.Time) {
 		return
 	}
-	next := &v1alpha1.KubernetesStatus{Cluster: up.Cluster, Version: up.KubernetesVersion, Phases: up.Phases, Done: up.Done, FormerConfig: up.FormerConfig, Drift: up.Drift, Message: up.Message, Restore: up.Restore}
+	next := &v1alpha1.KubernetesStatus{Cluster: up.Cluster, Version: up.KubernetesVersion, Phases: up.Phases, Done: up.Done, FormerConfig: up.FormerConfig, Drift: up.Drift, Message: up.Message, Restore: up.Restore, Prefetch: up.Prefetch}
 	if up.Config != (v1alpha1.ConfigDigests{}) {
 		next.Config = new(up.Config)
 	}

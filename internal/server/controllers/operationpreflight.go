@@ -44,7 +44,7 @@ func (u *inUse) of(ctx context.Context, cluster string, api *kubeapi.Connection,
 
 // preflight is what stands against an upgrade that has not begun.
 func (o *operation) preflight(ctx context.Context) []planner.Block {
-	var seen members.Preflight
+	seen := members.Preflight{Lacking: o.Clusters.Lacking(o.c)}
 	apis, err := o.inUse.of(ctx, o.c.Name, o.sight.api, o.Now())
 	if err != nil {
 		seen.Unasked = err.Error()
@@ -56,4 +56,18 @@ func (o *operation) preflight(ctx context.Context) []planner.Block {
 		seen.Etcd = append(seen.Etcd, members.EtcdState{Name: memberName(m), Answers: m.Answers, Problems: m.Problems, Size: m.Size, Quota: m.Quota})
 	}
 	return seen.Blocks(o.c, o.in)
+}
+
+// noContent is what stands against a change of the configuration of nodes. An upgrade that has begun has fetched what it needs.
+func (o *operation) noContent(ctx context.Context) *planner.Block {
+	for _, n := range o.c.Status.Nodes {
+		if n.Version != o.c.Spec.Version {
+			return nil
+		}
+	}
+	return o.Clusters.LackingBlock(o.c, func() (map[string]bool, error) {
+		ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+		defer cancel()
+		return o.sight.api.NodeImages(ctx)
+	})
 }

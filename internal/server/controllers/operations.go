@@ -154,7 +154,7 @@ func ownInto(into, was, is *v1alpha1.ClusterStatus) {
 		n := &into.Nodes[i]
 		if own := find(is, n.Machine); own != nil {
 			n.Hand, n.Version, n.EtcdVersion, n.Etcd, n.LearnerFailures = own.Hand, own.Version, own.EtcdVersion, own.Etcd, own.LearnerFailures
-			n.Leaving, n.Rebooted, n.Remedies = own.Leaving, own.Rebooted, own.Remedies
+			n.Leaving, n.Rebooted, n.Remedies, n.Prefetch = own.Leaving, own.Rebooted, own.Remedies, own.Prefetch
 		}
 	}
 }
@@ -162,6 +162,7 @@ func ownInto(into, was, is *v1alpha1.ClusterStatus) {
 // run changes o.c's status, and what is behind it.
 func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 	o.forgetRemedies()
+	o.endPrefetch()
 	facts := o.facts()
 	if facts.Spares, err = o.spares(ctx); err != nil {
 		return 0, err
@@ -209,11 +210,14 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 	}
 	if planner.Preflights(o.in) && !o.in.Wanted.Paused {
 		o.in.Observed.Preflight = o.preflight(ctx)
+	} else if len(facts.Changed) > 0 {
+		o.in.Observed.Lacking = o.noContent(ctx)
 	}
 	plan := planner.Next(o.in)
 	for _, s := range plan.Steps {
 		o.begin(ctx, s)
 	}
+	o.tellPrefetch(plan)
 	plan.Blocks = append(plan.Blocks, o.blocks...)
 	o.say(plan)
 	if idle && len(plan.Steps) == 0 {
@@ -278,7 +282,7 @@ func (o *operation) until(plan planner.Plan, most time.Duration) time.Duration {
 
 // facts are what the planner is asked by.
 func (o *operation) facts() members.Facts {
-	f := members.Facts{Cluster: o.c, Groups: o.groups, Placed: map[string][]string{}, Changed: map[string]planner.Touch{}, Now: o.Now()}
+	f := members.Facts{Cluster: o.c, Groups: o.groups, Placed: map[string][]string{}, Changed: map[string]planner.Touch{}, Prefetched: map[string]bool{}, Now: o.Now()}
 	for _, g := range o.groups {
 		f.Placed[g.Name] = g.Status.Machines
 		for _, name := range g.Status.Machines {
@@ -292,6 +296,9 @@ func (o *operation) facts() members.Facts {
 	}
 	for i := range f.Machines {
 		m := &f.Machines[i]
+		if n := o.node(m.Name); n != nil && n.Prefetch != nil {
+			f.Prefetched[m.Name], _, _ = o.Clusters.Prefetched(m, o.c.Spec.Version)
+		}
 		has := configOf(m, o.c.Name)
 		if has == nil {
 			continue

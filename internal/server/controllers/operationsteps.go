@@ -25,6 +25,12 @@ func (o *operation) begin(ctx context.Context, s planner.Step) {
 	case planner.StepBackup:
 		o.wantBackup(s)
 		return
+	case planner.StepPull:
+		if n.Prefetch == nil {
+			n.Prefetch = &v1alpha1.WantedPrefetch{Version: o.c.Spec.Version, Since: o.at}
+			o.Log.Info("node is told to fetch what an upgrade needs", "cluster", o.c.Name, "machine", n.Machine, "version", n.Prefetch.Version)
+		}
+		return
 	case planner.StepTake:
 		n.Hand = &v1alpha1.NodeHand{Operation: string(s.Operation), Parts: s.Parts.Names(), Reason: s.Reason, Since: o.at, StepSince: new(o.at)}
 		o.Log.Info("cluster takes a node in hand", "cluster", o.c.Name, "machine", n.Machine, "operation", s.Operation, "reason", s.Reason)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 
 	"coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/cluster/kube"
@@ -29,7 +31,10 @@ func (c content) Programs(kubernetes string) ([]wire.Program, error) {
 
 // newClusters holds what nodes of clusters are handed out. Without boot services nobody is handed anything.
 func (s *server) newClusters() *members.Set {
-	options := members.Options{Programs: s.content, Log: s.log.With("part", "clusters")}
+	options := members.Options{Programs: s.content, ImageDigest: imageContent{s.content.store}.digestOf, Log: s.log.With("part", "clusters")}
+	options.FetchesFrom = func(host string) bool {
+		return slices.ContainsFunc(s.cfg.RegistryUpstreams, func(text string) bool { return strings.TrimPrefix(text, "http://") == host })
+	}
 	if !s.cfg.NoBoot {
 		options.Registry = &kube.Registry{CA: s.keys.machines.CertPEM()}
 		options.RegistryURL = func(node netip.Addr, subnet netip.Prefix) (string, error) {

@@ -24,6 +24,16 @@ func (c imageContent) Images() []registry.Image {
 	return images
 }
 
+// digestOf an image by its name with tag; "" for one that no bundle has.
+func (c imageContent) digestOf(name string) string {
+	for _, image := range c.Images() {
+		if image.Name == name {
+			return image.Digest
+		}
+	}
+	return ""
+}
+
 func (c imageContent) Open(digest string) (*os.File, int64, error) { return c.store.Open(digest) }
 
 func newRegistry(cfg Config, store *bundle.Store, log *slog.Logger) (*registry.Registry, error) {

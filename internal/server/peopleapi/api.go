@@ -44,6 +44,7 @@ type Clusters interface {
 	EtcdAuthority(clusterName string) []byte
 	AuthorityEnds() map[string]map[kube.Authority]time.Time
 	EtcdClient(clusterName string, ttl time.Duration) (*tls.Certificate, error)
+	Lacking(cluster *v1alpha1.Cluster) []string
 }
 
 // Content is what the content store says of Kubernetes. It is *bundle.Store.

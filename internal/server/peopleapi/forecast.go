@@ -30,6 +30,9 @@ func (w *world) forecast(ctx context.Context, b *Backend, cluster, was *v1alpha1
 	if planner.Preflights(in) {
 		asked = "the cluster's API was asked for what stands against the upgrade; its etcd is asked when it is due"
 		if err := b.preflight(ctx, was, proposed, &in); err != nil {
+			if lacking := b.Clusters.Lacking(proposed); len(lacking) > 0 {
+				in.Observed.Preflight = members.Preflight{Lacking: lacking}.Blocks(proposed, in)
+			}
 			asked = fmt.Sprintf("what stands against the upgrade is looked at when it is due: %v", err)
 		}
 		f = planner.Foretell(in, 0)
@@ -93,7 +96,7 @@ func (b *Backend) preflight(ctx context.Context, cluster, proposed *v1alpha1.Clu
 	if err != nil {
 		return err
 	}
-	var seen members.Preflight
+	seen := members.Preflight{Lacking: b.Clusters.Lacking(proposed)}
 	for _, api := range apis {
 		seen.Requested = append(seen.Requested, members.RequestedAPI(api))
 	}
@@ -151,7 +154,7 @@ func guard(ctx context.Context, connection *kubeapi.Connection, cluster *v1alpha
 // carriedOut is true for steps that the server does.
 func carriedOut(s *planner.Step) bool {
 	switch s.Kind {
-	case planner.StepPull, planner.StepRestartMember, planner.StepMoveVirtualIP:
+	case planner.StepRestartMember, planner.StepMoveVirtualIP:
 		return false
 	}
 	return true

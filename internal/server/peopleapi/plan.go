@@ -205,7 +205,7 @@ func (w *world) preview(ctx context.Context, b *Backend, name string, details bo
 	p.Machines = w.machines(was, groups, &outcome)
 	if outcome.New != nil {
 		p.Changes = kube.Diff(outcome.Old, outcome.New, details)
-		p.Missing = missing(b.Content, outcome.New)
+		p.Missing = missing(b.Content, outcome.New, cluster)
 	}
 	if was != nil && meta.IsStatusConditionTrue(was.Status.Conditions, v1alpha1.ConditionBroughtUp) && len(p.Invalid) == 0 {
 		p.Forecast = w.forecast(ctx, b, cluster, was, groups, &outcome, p.Changes)
@@ -336,16 +336,19 @@ func installOf(m *v1alpha1.Machine, g *v1alpha1.MachineGroup) string {
 	return "is installed with profile " + profile
 }
 
-// missing is what no imported bundle contains. Packages of the operating system are not looked at: machines have
-// been, or will be, installed with an image of their own choice.
-func missing(content Content, plan *kube.Plan) []string {
+// missing is what no imported bundle contains, of what nodes are handed out, and of what the version needs that they are to have.
+func missing(content Content, plan *kube.Plan, cluster *v1alpha1.Cluster) []string {
 	supply := kube.Supply{Images: map[string]string{}}
-	for _, image := range plan.Requirements.Images {
-		if _, ok := content.Container(image); ok {
-			supply.Images[image] = "a bundle"
+	images := func(r kube.Requirements) {
+		for _, image := range r.Images {
+			if _, ok := content.Container(image); ok {
+				supply.Images[image] = "a bundle"
+			}
 		}
 	}
-	var list, versions []string
+	images(plan.Requirements)
+	var list []string
+	versions := []string{cluster.Spec.Version}
 	for _, n := range plan.Nodes {
 		versions = append(versions, n.Version)
 	}
@@ -360,16 +363,10 @@ func missing(content Content, plan *kube.Plan) []string {
 			supply.Programs = append(supply.Programs, kube.SuppliedProgram{Name: p.Name, Path: p.Path, Version: p.Version, Place: "a bundle"})
 		}
 	}
-	for _, need := range plan.Requirements.Check(supply) {
-		// What goes with any version may come as a package.
-		if need.Found != "" || need.Kind == kube.NeedPackage || need.Kind == kube.NeedProgram && need.Wanted == "" {
-			continue
-		}
-		text := strings.TrimSpace(need.Kind + " " + need.Name + " " + need.Wanted)
-		if need.Note != "" {
-			text += " (" + need.Note + ")"
-		}
-		list = append(list, text)
+	list = append(list, plan.Requirements.Lacking(supply)...)
+	if target, err := kube.RequirementsOf(cluster); err == nil { // a wrong version is said elsewhere
+		images(target)
+		list = append(list, target.Lacking(supply)...)
 	}
 	slices.Sort(list)
 	return slices.Compact(list)

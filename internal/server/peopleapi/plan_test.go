@@ -47,12 +47,24 @@ func check(t testing.TB, err error) {
 // supplied is content that has everything of every version.
 type supplied struct{}
 
-func (supplied) KubernetesVersions() []string                        { return []string{"v1.36.3", "v1.37.2"} }
-func (supplied) Programs(string) ([]bundle.StoredProgram, error)     { return nil, nil }
-func (supplied) Container(string) (bundle.Descriptor, bool)          { return bundle.Descriptor{}, true }
-func (nodePrograms) Programs(version string) ([]wire.Program, error) { return nil, nil }
+func (supplied) KubernetesVersions() []string                    { return []string{"v1.36.3", "v1.37.2"} }
+func (supplied) Programs(string) ([]bundle.StoredProgram, error) { return nil, nil }
+func (supplied) Container(string) (bundle.Descriptor, bool)      { return bundle.Descriptor{}, true }
 
+// nodePrograms are those that a version needs.
 type nodePrograms struct{}
+
+func (nodePrograms) Programs(version string) (programs []wire.Program, err error) {
+	cluster, _, err := kube.Preset(v1alpha1.TopologyProduction, kube.PresetOptions{Name: "any", Version: version, Workers: 1})
+	if err != nil {
+		return nil, err
+	}
+	required, err := kube.RequirementsOf(cluster)
+	for _, p := range required.Programs {
+		programs = append(programs, wire.Program{Name: p.Name, Path: p.Path, Version: p.Version})
+	}
+	return programs, err
+}
 
 // site is a real store with a cluster that runs: what the server has recorded of it is all that a plan rests on.
 type site struct {
@@ -64,6 +76,8 @@ type site struct {
 	set     *members.Set
 	// kubernetes is where the cluster's own API is; empty: nowhere.
 	kubernetes string
+	// lacks is an image that no bundle has.
+	lacks string
 }
 
 // signed is a certificate of the cluster's own authority.
@@ -143,7 +157,12 @@ func newSite(t testing.TB, preset v1alpha1.Topology, options kube.PresetOptions)
 		g.Status.ObservedGeneration, g.Status.Machines = g.Generation, decision.Placed[g.Name]
 		check(t, c.Status().Update(t.Context(), g))
 	}
-	set := members.New(members.Options{Programs: nodePrograms{}, Log: slog.New(slog.DiscardHandler)})
+	set := members.New(members.Options{Programs: nodePrograms{}, Log: slog.New(slog.DiscardHandler), ImageDigest: func(name string) string {
+		if name == s.lacks {
+			return ""
+		}
+		return "sha256:" + name
+	}})
 	material, err := members.NewMaterial(cluster, time.Now())
 	check(t, err)
 	secret, err := material.Secret(cluster)
@@ -286,6 +305,12 @@ func TestAPlanForetellsTheStepsOfAClusterThatRuns(t *testing.T) {
 		t.Errorf("an upgrade of production interrupts something, or does not end:\n%s", got)
 	}
 
+	s.lacks = "registry.k8s.io/kube-apiserver:v1.37.2"
+	if got := stepsOf(s.plan(upgraded).Clusters[0].Forecast); !strings.HasPrefix(got, "ends:  no imported bundle has all of what v1.37.2 needs: image "+s.lacks) {
+		t.Errorf("an upgrade whose bundle lacks an image:\n%s", got)
+	}
+	s.lacks = ""
+
 	fewer := group(v1alpha1.RoleWorker)
 	fewer.Spec.Replicas = new(int32(1))
 	last := nodes[len(nodes)-1].Machine
@@ -339,7 +364,7 @@ func TestAPlanForetellsTheStepsOfAClusterThatRuns(t *testing.T) {
 		}
 	}
 	check(t, s.client.Status().Update(t.Context(), dead))
-	if got := stepsOf(s.plan(upgraded).Clusters[0].Forecast); got != "backup all\ntake m-1\nchange m-1\nends: m-1 is not healthy since "+hourAgo(dead) {
+	if got := stepsOf(s.plan(upgraded).Clusters[0].Forecast); got != "pull m-1\npull m-2\npull m-3\npull m-4\npull m-5\npull m-6\npull m-7\nbackup all\ntake m-1\nchange m-1\nends: m-1 is not healthy since "+hourAgo(dead) {
 		t.Errorf("an upgrade with a dead member:\n%s", got)
 	}
 }

@@ -1,5 +1,5 @@
 // Command machine is what runs in a machine of the rack beside the real agent: as PID 1 it makes the machine's file
-// system and starts its units, and it stands in for systemctl, journalctl, containerd and the kubelet. Its role is the name
+// system and starts its units, and it stands in for systemctl, journalctl, containerd, ctr and the kubelet. Its role is the name
 // that it is started by, or its first argument.
 package main
 
@@ -30,6 +30,8 @@ func main() {
 		err = journalctl(args)
 	case "containerd":
 		err = containerd()
+	case "ctr":
+		err = ctr(args[1:])
 	case "kubelet":
 		err = kubelet(version, args[1:])
 	case "modprobe":

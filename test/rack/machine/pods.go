@@ -268,6 +268,11 @@ func (p *staticPod) start(pod *corev1.Pod, hash string, restarts int) (*ran, err
 	if err := prepareVolumes(pod); err != nil {
 		return nil, err
 	}
+	if pulled(c.Image) == "" {
+		if err := pull("kubelet", c.Image); err != nil {
+			return nil, err
+		}
+	}
 	program := filepath.Join(images, c.Image, c.Command[0])
 	if _, err := os.Stat(program); err != nil {
 		return nil, fmt.Errorf("image %s: %w", c.Image, err)
