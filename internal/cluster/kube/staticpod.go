@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"coldrack.dev/api/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
@@ -119,8 +120,16 @@ func (r *renderer) apiServerFlags(n *node) flagSet {
 		"audit-log-path":                              auditLogDir + "/audit.log",
 		"audit-log-maxage":                            "30", "audit-log-maxbackup": "10", "audit-log-maxsize": "100",
 		"tls-min-version": "VersionTLS12", "tls-cipher-suites": tlsCipherSuites,
+		// While it ends it answers that it is not ready, and everything else, for longer than the nodes' load balancers need to notice.
+		// Then it answers what is left with "429, try again", and closes connections: without that it does not listen for ten seconds more,
+		// which it waits for watches to end.
+		"shutdown-delay-duration": shutdownDelay.String(), "shutdown-send-retry-after": "true",
 	}
 }
+
+// shutdownDelay is longer than the pace of the load balancers' checks, three seconds, and with the two seconds that follow shorter than
+// the time that the kubelet leaves critical pods when the machine is shut down.
+const shutdownDelay = 5 * time.Second
 
 // patient has the only controller manager or scheduler keep its lease through a time in which the only API server is
 // slow. With nobody there to take over, ending would only make things slower.
