@@ -72,10 +72,17 @@ func (c *testCluster) testApply(t *testing.T) {
 		if out, err := c.kubectl("get", "namespace", "leaving", "-o", "jsonpath={.status.phase}"); err != nil || out != "Active" {
 			t.Errorf("the namespace: %s", out)
 		}
-		recorded, err := other.readInventory(t.Context())
+		recorded, err := other.readInventory(t.Context(), inventoryName)
 		check(t, err)
-		if len(recorded) != len(c.plan.Objects) {
-			t.Errorf("%d objects are recorded, want %d", len(recorded), len(c.plan.Objects))
+		if len(recorded) != len(c.plan.Objects)+1 || recorded[0].Name != "leaving" || recorded[0].Left == "" {
+			t.Errorf("%d objects are recorded, want %d and the namespace, which is left; the first is %v", len(recorded), len(c.plan.Objects), recorded[0])
+		}
+		if out, err := c.kubectl("label", "namespace", "leaving", LabelManaged+"-"); err != nil {
+			t.Fatal(out)
+		}
+		check(t, other.Apply(t.Context(), c.plan.Objects))
+		if recorded, err = other.readInventory(t.Context(), inventoryName); err != nil || len(recorded) != len(c.plan.Objects) {
+			t.Errorf("once it is somebody else's: %d objects are recorded, %v", len(recorded), err)
 		}
 	})
 	t.Run("an error names its object and does not stop the others", func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"time"
 
+	"coldrack.dev/internal/cluster/addon"
 	"coldrack.dev/internal/cluster/kube"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -69,6 +70,8 @@ type State struct {
 	// Addons are what the applied objects run in the cluster, in order of name; nil while nobody has looked since the
 	// objects were last applied.
 	Addons []AddonState
+	// UserAddons are people's add-ons, by name; nil while nobody has looked. The map is replaced, never changed.
+	UserAddons map[string]addon.State
 	// Nodes that are registered, by name; machines whose node is missing are not among them. Nil while nobody has read
 	// them.
 	Nodes map[string]NodeState

@@ -15,6 +15,7 @@ import (
 func TestAtARealAPIServer(t *testing.T) {
 	c := startCluster(t)
 	t.Run("objects are applied and kept", c.testApply)
+	t.Run("people's add-ons are applied, compared, pruned and removed", c.testAddons)
 	t.Run("people of each role may do what belongs to it", c.testPeople)
 	t.Run("budgets are looked at as a drain would meet them", c.testBudgets)
 	t.Run("deprecated APIs that are in use are known", c.testDeprecated)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"coldrack.dev/internal/cluster/addon"
 	"coldrack.dev/internal/cluster/kube"
 )
 
@@ -45,9 +46,14 @@ type Runner struct {
 	unreachable  string
 	nodeProblems map[string]string
 
+	// userAddons is nil until somebody has said which there are.
+	userAddons *[]addon.Addon
+
 	// changed wakes the reporter, updated whoever works by the options.
 	changed chan struct{}
 	updated chan struct{}
+	// updatedAddons wakes whoever keeps people's add-ons.
+	updatedAddons chan struct{}
 }
 
 // NewRunner checks the options.
@@ -63,7 +69,7 @@ func NewRunner(options Options) (*Runner, error) {
 	return &Runner{
 		log: log, current: options, nodeProblems: map[string]string{},
 		state:   State{Cluster: options.Target.Cluster, Since: time.Now(), Requests: map[string]RequestState{}},
-		changed: make(chan struct{}, 1), updated: make(chan struct{}, 1),
+		changed: make(chan struct{}, 1), updated: make(chan struct{}, 1), updatedAddons: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -219,6 +225,7 @@ func (r *Runner) start(ctx context.Context, connection *Connection, applier *App
 	group.Go(func() { w.run(ctx) })
 	group.Go(func() { r.keepApplied(ctx, applier, applyNow) })
 	group.Go(func() { r.followAddons(ctx, connection) })
+	group.Go(func() { r.followUserAddons(ctx, connection, r.updatedAddons) })
 	group.Go(func() { r.removeForgotten(ctx, connection) })
 	group.Go(func() {
 		for {
@@ -300,6 +307,7 @@ func (r *Runner) applyOnce(ctx context.Context, applier *Applier, objects []kube
 			s.Objects.Errors = lines(err)
 		} else if digest := Digest(objects); s.Objects.Digest != digest {
 			s.Objects.Digest, s.Objects.Applied, s.Objects.Count, s.Addons = digest, time.Now(), len(objects), nil
+			wake(r.updatedAddons)
 			r.log.Info("cluster objects applied", "cluster", s.Cluster, "objects", len(objects))
 		}
 	})
