@@ -18,7 +18,7 @@ BUILD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/coldrack/bundle
 export PATH := $(CURDIR)/bin:$(PATH)
 # What tests may rely on here, after `make setup`; where one of these is missing they fail instead of skipping.
 TOOLS := root netns qemu kubectl etcd curl skopeo tftp udhcpc dhclient dnsmasq nft setpriv containerd ctr losetup sgdisk mtype \
-	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs ipmi_sim ipmitool redfishtool sushy
+	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs ipmi_sim ipmitool redfishtool sushy versitygw
 space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
@@ -94,6 +94,10 @@ bin/etcd: go.mod
 bin/containerd bin/ctr: recipes/modules/containerd-2.4/go.mod recipes/modules/containerd-2.4/go.sum
 	@mkdir -p bin; echo "building $(notdir $@)"
 	@cd recipes/modules/containerd-2.4 && go build -ldflags '-s -w' -o ../../../$@ github.com/containerd/containerd/v2/cmd/$(notdir $@)
+# An S3 server, for the tests of backups.
+bin/versitygw: hack/s3server/go.mod hack/s3server/go.sum
+	@mkdir -p bin; echo "building versitygw"
+	@cd hack/s3server && go build -ldflags '-s -w' -o ../../bin/versitygw github.com/versity/versitygw/cmd/versitygw
 bin/staticcheck: hack/tools/go.mod
 	@mkdir -p bin; echo "building staticcheck"
 	@cd hack/tools && go build -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
@@ -111,10 +115,10 @@ check: bin/gotest
 	@COLDRACK_REQUIRE=none gotest $$(hack/pure.sh)
 
 ## test       everything that can be checked quickly
-test: setup build bin/kubectl bin/etcd bin/containerd bin/ctr lint unit soak-minute fuzz
+test: setup build bin/kubectl bin/etcd bin/containerd bin/ctr bin/versitygw lint unit soak-minute fuzz
 
 ## unit       all unit, network-namespace and API tests, with the race detector but for the command line's, which start it a hundred times
-unit: build bin/gotest bin/kubectl bin/etcd bin/containerd bin/ctr
+unit: build bin/gotest bin/kubectl bin/etcd bin/containerd bin/ctr bin/versitygw
 	@echo "tests of the command line, and those that are too slow with the race detector"
 	@gotest -timeout 15m ./cmd/coldrack
 	@hack/swift.sh

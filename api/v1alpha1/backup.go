@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"fmt"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -46,6 +48,32 @@ type BackupRecord struct {
 	// Etcd is the version that wrote it: an older minor release does not start on it.
 	// +optional
 	Etcd string `json:"etcd,omitempty"`
+}
+
+// SecretTypeBackup is the type of the Secret with the credentials for where copies of backups are kept.
+const SecretTypeBackup = "backup-credentials"
+
+// Keys of such a Secret.
+const (
+	BackupSecretAccessKey = "accessKey"
+	BackupSecretSecretKey = "secretKey"
+)
+
+// BackupCredentials are what such a Secret holds.
+//
+// +kubebuilder:object:generate=false
+type BackupCredentials struct{ AccessKey, SecretKey string }
+
+// ReadBackupCredentials reads a Secret. Its errors name no value.
+func ReadBackupCredentials(s *Secret) (BackupCredentials, error) {
+	c := BackupCredentials{strings.TrimSpace(string(s.Data[BackupSecretAccessKey])), strings.TrimSpace(string(s.Data[BackupSecretSecretKey]))}
+	switch {
+	case s.Type != SecretTypeBackup:
+		return BackupCredentials{}, fmt.Errorf("Secret %s is not of type %s", s.Name, SecretTypeBackup)
+	case c.AccessKey == "" || c.SecretKey == "":
+		return BackupCredentials{}, fmt.Errorf("Secret %s has no %s or no %s", s.Name, BackupSecretAccessKey, BackupSecretSecretKey)
+	}
+	return c, nil
 }
 
 // TimeOf is a time as objects hold it, to the second.

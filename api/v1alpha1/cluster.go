@@ -397,6 +397,8 @@ const (
 	ConditionValid = "Valid"
 	// ConditionBackedUp: the newest backup of etcd is not older than two periods.
 	ConditionBackedUp = "BackedUp"
+	// ConditionBackupCopied: a copy of the newest backup is where the server keeps copies. Absent where it keeps none.
+	ConditionBackupCopied = "BackupCopied"
 )
 
 // Steps of a cluster's bring-up, in order.

@@ -251,7 +251,7 @@ what --for adds. Needs role admin.`,
 			if err != nil {
 				return err
 			}
-			if set.Password, err = a.newPassword(ctx, name, fromStdin); err != nil {
+			if set.Password, err = a.newPassword(ctx, "Password of the BMCs, for Secret "+name+": ", fromStdin); err != nil {
 				return err
 			}
 			c, err := a.client()
@@ -277,7 +277,7 @@ what --for adds. Needs role admin.`,
 }
 
 // newPassword asks twice at the terminal, or reads a line.
-func (a *app) newPassword(ctx context.Context, name string, fromStdin bool) (string, error) {
+func (a *app) newPassword(ctx context.Context, question string, fromStdin bool) (string, error) {
 	var password string
 	var err error
 	if fromStdin {
@@ -287,15 +287,15 @@ func (a *app) newPassword(ctx context.Context, name string, fromStdin bool) (str
 		}
 		password = strings.TrimRight(password, "\r\n")
 	} else {
-		if password, err = cli.AskPassword(ctx, a.in, a.err, "Password of the BMCs, for Secret "+name+": "); err == nil {
+		if password, err = cli.AskPassword(ctx, a.in, a.err, question); err == nil {
 			var again string
 			if again, err = cli.AskPassword(ctx, a.in, a.err, "Once more: "); err == nil && again != password {
-				err = exit.Refusedf("the two passwords differ; nothing was written")
+				err = exit.Refusedf("the two differ; nothing was written")
 			}
 		}
 	}
 	if err == nil && password == "" {
-		err = exit.Usagef("the password is empty; nothing was written")
+		err = exit.Usagef("what was given is empty; nothing was written")
 	}
 	return password, err
 }

@@ -44,7 +44,9 @@ so by itself, too: see spec.etcd.backup of the Cluster. Programs and volumes of 
   coldrack cluster backups lab
   coldrack cluster backup export lab 20261130t214500z -o lab.backup`,
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeClusters,
-		RunE: func(cmd *cobra.Command, args []string) error { return a.backUp(cmd.Context(), args[0], output) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.backUp(cmd.Context(), "cluster "+args[0], args[0], output, backupsPath(args[0]))
+		},
 	}
 	a.addConnectionFlag(cmd)
 	addOutputFlag(cmd, &output, "json", "yaml")
@@ -52,12 +54,13 @@ so by itself, too: see spec.etcd.backup of the Cluster. Programs and volumes of 
 	return cmd
 }
 
-func (a *app) backUp(ctx context.Context, name, output string) error {
+// backUp takes a backup of what is called so, and tells how far it is. name begins the line about it.
+func (a *app) backUp(ctx context.Context, what, name, output string, path []string) error {
 	config, err := a.connect()
 	if err != nil {
 		return err
 	}
-	stream, err := request.Stream(ctx, config, "back up cluster "+name, struct{}{}, nil, backupsPath(name)...)
+	stream, err := request.Stream(ctx, config, "back up "+what, struct{}{}, nil, path...)
 	if err != nil {
 		return err
 	}
@@ -67,9 +70,9 @@ func (a *app) backUp(ctx context.Context, name, output string) error {
 		var line peoplewire.BackupLine
 		switch err := lines.Decode(&line); {
 		case errors.Is(err, io.EOF):
-			return fmt.Errorf("back up cluster %s: the server's answer ended before the backup did; it may be restarting", name)
+			return fmt.Errorf("back up %s: the server's answer ended before the backup did; it may be restarting", what)
 		case err != nil:
-			return fmt.Errorf("back up cluster %s: %w", name, err)
+			return fmt.Errorf("back up %s: %w", what, err)
 		case line.Error != "":
 			return errors.New(line.Error)
 		case line.Backup != nil:
@@ -93,7 +96,9 @@ func (a *app) clusterBackupsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backups NAME",
 		Short: "List the backups of a cluster's etcd",
-		Args:  cobra.ExactArgs(1), ValidArgsFunction: a.completeClusters,
+		Long: `List the backups of a cluster's etcd, and where each one is: here, on this server, or as a copy where the server keeps copies
+(coldrack serve --backup-copies).`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeClusters,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			all, err := a.backupsOf(cmd.Context(), args[0])
 			if err != nil {
@@ -103,12 +108,12 @@ func (a *app) clusterBackupsCommand() *cobra.Command {
 				return err
 			}
 			if len(all) == 0 {
-				fmt.Fprintf(a.err, "cluster %s has no backup on this server\n", args[0])
+				fmt.Fprintf(a.err, "cluster %s has no backup\n", args[0])
 				return nil
 			}
-			t := &cli.Table{Header: []string{"ID", "AGE", "SIZE", "KEYS", "REVISION", "ETCD", "KUBERNETES", "REASON"}}
+			t := &cli.Table{Header: []string{"ID", "AGE", "SIZE", "KEYS", "REVISION", "ETCD", "KUBERNETES", "WHERE", "REASON"}}
 			for _, b := range all {
-				t.Add(b.ID, cli.Age(a.now().Sub(b.TakenAt)), cli.Bytes(b.Size), fmt.Sprint(b.Keys), fmt.Sprint(b.Revision), b.Etcd, b.Kubernetes, b.Reason)
+				t.Add(b.ID, cli.Age(a.now().Sub(b.TakenAt)), cli.Bytes(b.Size), fmt.Sprint(b.Keys), fmt.Sprint(b.Revision), b.Etcd, b.Kubernetes, strings.Join(b.Where, "+"), b.Reason)
 			}
 			return t.Print(a.out, true)
 		},
@@ -118,12 +123,19 @@ func (a *app) clusterBackupsCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) backupsOf(ctx context.Context, cluster string) (all []peoplewire.Backup, err error) {
+func (a *app) backupsOf(ctx context.Context, cluster string) ([]peoplewire.Backup, error) {
+	return a.listBackups(ctx, "backups of cluster "+cluster, backupsPath(cluster))
+}
+
+func (a *app) listBackups(ctx context.Context, what string, path []string) (all []peoplewire.Backup, err error) {
 	config, err := a.connect()
 	if err != nil {
 		return nil, err
 	}
-	err = request.Get(ctx, config, "backups of cluster "+cluster, &all, backupsPath(cluster)...)
+	problem, err := request.GetNoting(ctx, config, what, &all, peoplewire.HeaderProblem, path...)
+	if problem != "" {
+		fmt.Fprintf(a.err, "not all backups are known: %s\n", problem)
+	}
 	return all, err
 }
 
@@ -153,33 +165,38 @@ func (a *app) backupExportCommand() *cobra.Command {
 the same master key (pki/master.key) can import it. Who has both the file and the master key can become anybody in the cluster. This needs role admin.`,
 		Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeBackups,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if file == "" {
-				return exit.Usagef("name the file to write with -o FILE")
-			}
-			config, err := a.connect()
-			if err != nil {
-				return err
-			}
-			stream, err := request.Stream(cmd.Context(), config, "export backup "+args[1], struct{}{}, nil, backupsPath(args[0], url.PathEscape(args[1]), "export")...)
-			if err != nil {
-				return err
-			}
-			defer stream.Close()
-			var n int64
-			err = durable.Write(file, 0o600, func(w io.Writer) (err error) {
-				n, err = io.Copy(w, stream)
-				return err
-			})
-			if err != nil {
-				return fmt.Errorf("export backup %s: %w", args[1], err)
-			}
-			fmt.Fprintf(a.out, "%s: %s\n", file, cli.Bytes(n))
-			return nil
+			return a.exportBackup(cmd.Context(), args[1], file, backupsPath(args[0], url.PathEscape(args[1]), "export"))
 		},
 	}
 	a.addConnectionFlag(cmd)
 	cmd.Flags().StringVarP(&file, "output", "o", "", "file to write")
 	return cmd
+}
+
+// exportBackup writes a backup into a file.
+func (a *app) exportBackup(ctx context.Context, id, file string, path []string) error {
+	if file == "" {
+		return exit.Usagef("name the file to write with -o FILE")
+	}
+	config, err := a.connect()
+	if err != nil {
+		return err
+	}
+	stream, err := request.Stream(ctx, config, "export backup "+id, struct{}{}, nil, path...)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	var n int64
+	err = durable.Write(file, 0o600, func(w io.Writer) (err error) {
+		n, err = io.Copy(w, stream)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("export backup %s: %w", id, err)
+	}
+	fmt.Fprintf(a.out, "%s: %s\n", file, cli.Bytes(n))
+	return nil
 }
 
 func (a *app) backupImportCommand() *cobra.Command {

@@ -87,7 +87,7 @@ that would change something.`,
 			root.AddCommand(c)
 		}
 	}
-	add(server, a.serveCommand(), a.uiCommand(), a.tokenCommand(), a.kubeconfigCommand())
+	add(server, a.serveCommand(), a.serverCommand(), a.uiCommand(), a.tokenCommand(), a.kubeconfigCommand())
 	add(machines, a.machinesCommand(), a.machineCommand(), a.watchCommand(), a.approveCommand(),
 		a.installCommand(), a.reinstallCommand(), a.releaseCommand(), a.readmitCommand(), a.rebootCommand(), a.powerCommand(), a.bmcCommand(), a.logsCommand(), a.explainBootCommand())
 	add(clusters, a.clusterCommand(), a.planCommand())

@@ -146,7 +146,7 @@ func (m *Meter) End() {
 // AskPassword reads a line that the terminal does not show; it is empty when ctx ends before.
 func AskPassword(ctx context.Context, in io.Reader, out io.Writer, prompt string) (string, error) {
 	if !CanAsk(in, out) {
-		return "", exit.Usagef("there is no terminal to ask for the password: give it with --password-stdin")
+		return "", exit.Usagef("there is no terminal to ask for it: give it by standard input (see --help)")
 	}
 	terminal := int(in.(*os.File).Fd())
 	before, err := term.GetState(terminal)

@@ -48,7 +48,7 @@ func Has(name string) bool { return missing(name) == nil }
 
 // built are the programs that make builds into bin.
 func built() []string {
-	return []string{"containerd", "ctr", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubeadm", "kubectl"}
+	return []string{"containerd", "ctr", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubeadm", "kubectl", "versitygw"}
 }
 
 // preferBuilt puts the repository's bin into PATH, before the first folder with one of the built programs, and not before

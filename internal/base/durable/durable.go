@@ -111,6 +111,12 @@ func temporary(path string) (*os.File, error) {
 	}
 }
 
+// IsTemporary says whether path is that of a temporary file of this package.
+func IsTemporary(path string) bool {
+	name := filepath.Base(path)
+	return strings.HasPrefix(name, ".") && strings.HasSuffix(name, suffix)
+}
+
 // Clear removes the temporary files of path whose writers are gone.
 func Clear(path string) {
 	dir, prefix := filepath.Dir(path), "."+filepath.Base(path)+"."

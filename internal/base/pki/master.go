@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -21,6 +22,9 @@ type MasterKey struct{ secret []byte }
 
 const masterKeySize = 32
 
+// masterKeyFile holds the master key in the folder of the authorities.
+const masterKeyFile = "master.key"
+
 // CredentialName is the systemd credential (LoadCredential=, LoadCredentialEncrypted=) from which the
 // master key is taken when there is one; the key then never rests beside the data.
 const CredentialName = "coldrack-master-key"
@@ -36,7 +40,7 @@ func OpenMasterKey(dir string) (MasterKey, error) {
 			return MasterKey{}, fmt.Errorf("read master key: %w", err)
 		}
 	}
-	path := filepath.Join(dir, "master.key")
+	path := filepath.Join(dir, masterKeyFile)
 	text, err := os.ReadFile(path)
 	if err == nil {
 		return parseMasterKey(path, text)
@@ -55,6 +59,39 @@ func OpenMasterKey(dir string) (MasterKey, error) {
 		return MasterKey{}, err
 	}
 	return MasterKey{secret: secret}, nil
+}
+
+// HasMasterKey says whether OpenMasterKey would find a master key, and make none.
+func HasMasterKey(dir string) bool {
+	if credentials := os.Getenv("CREDENTIALS_DIRECTORY"); credentials != "" {
+		if _, err := os.Stat(filepath.Join(credentials, CredentialName)); err == nil {
+			return true
+		}
+	}
+	_, err := os.Stat(filepath.Join(dir, masterKeyFile))
+	return err == nil
+}
+
+// InstallMasterKey puts a copy of the master key in a file into dir. Another one that is there already is an error.
+func InstallMasterKey(file, dir string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("read master key: %w", err)
+	}
+	key, err := parseMasterKey(file, text)
+	if err != nil {
+		return err
+	}
+	if HasMasterKey(dir) {
+		if is, err := OpenMasterKey(dir); err != nil || !bytes.Equal(is.secret, key.secret) {
+			return errors.Join(fmt.Errorf("%s holds another master key than %s", dir, file), err)
+		}
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return replaceFile(filepath.Join(dir, masterKeyFile), []byte(hex.EncodeToString(key.secret)+"\n"), 0o600)
 }
 
 func parseMasterKey(path string, text []byte) (MasterKey, error) {

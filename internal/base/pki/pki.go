@@ -261,6 +261,15 @@ func EncodeCertificate(cert *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
 }
 
+// FingerprintOf is that of a certificate's public key.
+func FingerprintOf(certPEM []byte) (string, error) {
+	cert, err := ParseCertificate(certPEM)
+	if err != nil {
+		return "", err
+	}
+	return fingerprintSPKI(cert.RawSubjectPublicKeyInfo), nil
+}
+
 // ParseCertificate reads the first certificate of a PEM file.
 func ParseCertificate(certPEM []byte) (*x509.Certificate, error) {
 	block, _ := pem.Decode(certPEM)

@@ -37,6 +37,15 @@ func Get(ctx context.Context, config *rest.Config, what string, response any, pa
 	return decode(what, answer, response)
 }
 
+// GetNoting is Get that also returns a header of the answer.
+func GetNoting(ctx context.Context, config *rest.Config, what string, response any, header string, path ...string) (string, error) {
+	answer, err := respond(ctx, config, what, http.MethodGet, nil, "", nil, path)
+	if err != nil {
+		return "", err
+	}
+	return answer.Header.Get(header), decode(what, answer.Body, response)
+}
+
 // Delete asks for the removal of something that is no object, and reads the answer.
 func Delete(ctx context.Context, config *rest.Config, what string, query url.Values, response any, path ...string) error {
 	answer, err := send(ctx, config, what, http.MethodDelete, nil, query, path)
@@ -82,6 +91,15 @@ func send(ctx context.Context, config *rest.Config, what, method string, content
 }
 
 func sendBody(ctx context.Context, config *rest.Config, what, method string, body io.Reader, kind string, query url.Values, path []string) (io.ReadCloser, error) {
+	answer, err := respond(ctx, config, what, method, body, kind, query, path)
+	if err != nil {
+		return nil, err
+	}
+	return answer.Body, nil
+}
+
+// respond returns an answer that is a success.
+func respond(ctx context.Context, config *rest.Config, what, method string, body io.Reader, kind string, query url.Values, path []string) (*http.Response, error) {
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, err
@@ -104,7 +122,7 @@ func sendBody(ctx context.Context, config *rest.Config, what, method string, bod
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	if response.StatusCode == http.StatusOK {
-		return response.Body, nil
+		return response, nil
 	}
 	defer response.Body.Close()
 	text, _ := io.ReadAll(io.LimitReader(response.Body, 64<<10))

@@ -11,7 +11,7 @@ import (
 )
 
 // Bounds of the small files of an archive that somebody sends.
-const maxSmall = 1 << 20
+const maxSmall, maxSealed = 1 << 20, 64 << 20
 
 // Export writes a backup as one file: a tar archive of the manifest, the sealed keys and the snapshot, in that order.
 func (f Folder) Export(m Manifest, w io.Writer) error {
@@ -57,14 +57,14 @@ var ErrArchive = errors.New("this is no file that \"coldrack cluster backup expo
 // ReadArchive reads the beginning of an archive.
 func ReadArchive(r io.Reader) (*Incoming, error) {
 	in := &Incoming{archive: tar.NewReader(r)}
-	text, err := in.small(fileManifest)
+	text, err := in.small(fileManifest, maxSmall)
 	if err != nil {
 		return nil, err
 	}
 	if err := json.Unmarshal(text, &in.Manifest); err != nil {
 		return nil, fmt.Errorf("%w: manifest: %w", ErrArchive, err)
 	}
-	if in.SealedKeys, err = in.small(fileKeys); err != nil {
+	if in.SealedKeys, err = in.small(fileKeys, maxSealed); err != nil {
 		return nil, err
 	}
 	if m := in.Manifest; m.Format != format || !idPattern.MatchString(m.ID) || m.Size <= 0 || digestOf(in.SealedKeys) != m.KeysDigest {
@@ -73,9 +73,9 @@ func ReadArchive(r io.Reader) (*Incoming, error) {
 	return in, nil
 }
 
-func (in *Incoming) small(name string) ([]byte, error) {
+func (in *Incoming) small(name string, most int64) ([]byte, error) {
 	header, err := in.archive.Next()
-	if err != nil || header.Name != name || header.Size > maxSmall {
+	if err != nil || header.Name != name || header.Size > most {
 		return nil, errors.Join(ErrArchive, err)
 	}
 	return io.ReadAll(in.archive)
@@ -93,13 +93,7 @@ func (f Folder) Import(in *Incoming) (*Draft, error) {
 	if err != nil || header.Name != fileSnapshot || header.Size != in.Manifest.Size {
 		return nil, errors.Join(ErrArchive, err)
 	}
-	if err := os.MkdirAll(f.Path, 0o700); err != nil {
-		return nil, err
-	}
-	if err := f.Clear(); err != nil {
-		return nil, err
-	}
-	d, err := f.draft(in.Manifest.ID)
+	d, err := f.beginAs(in.Manifest.ID)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@
 package backup
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -33,19 +34,21 @@ const (
 type Manifest struct {
 	Format int    `json:"format"`
 	ID     string `json:"id"`
-	// Cluster is its name, and UID tells it from others of the same name.
+	// Cluster is its name, and UID tells it from others of the same name. A Coldrack server's own store has no name.
 	Cluster string `json:"cluster"`
 	UID     string `json:"uid"`
 	// TakenAt is when the snapshot was begun.
 	TakenAt time.Time `json:"takenAt"`
 	// Reason is why it was taken: schedule, upgrade, or who asked for it.
 	Reason string `json:"reason"`
-	// Member is the one that gave the snapshot.
+	// Member is the one that gave the snapshot; of a server's own store, its host.
 	Member string `json:"member"`
 	// Etcd is the version that wrote it, Storage the version of the store's format.
 	Etcd       string `json:"etcd"`
 	Storage    string `json:"storage,omitempty"`
-	Kubernetes string `json:"kubernetes"`
+	Kubernetes string `json:"kubernetes,omitempty"`
+	// Coldrack is the version of the server whose own store it is.
+	Coldrack string `json:"coldrack,omitempty"`
 	// Keys and Revision were read in a trial restore.
 	Keys     int   `json:"keys"`
 	Revision int64 `json:"revision"`
@@ -114,7 +117,7 @@ func (m *Manifest) check(id, uid string) error {
 	case m.ID != id:
 		return fmt.Errorf("backup %s: its manifest is that of %q", id, m.ID)
 	case m.UID != uid:
-		return fmt.Errorf("backup %s is of another cluster: of %s with UID %s, and this one's is %s", id, m.Cluster, m.UID, uid)
+		return fmt.Errorf("backup %s is of another cluster: of %s with UID %s, and this one's is %s", id, cmp.Or(m.Cluster, "a server"), m.UID, uid)
 	}
 	return nil
 }
@@ -129,7 +132,7 @@ func (f Folder) SealedKeys(m Manifest) ([]byte, error) {
 		return nil, err
 	}
 	if digestOf(sealed) != m.KeysDigest {
-		return nil, fmt.Errorf("backup %s: %s is not what its digest says: it is damaged", m.ID, fileKeys)
+		return nil, fmt.Errorf("backup %s: %s is not what its digest says: %w", m.ID, fileKeys, ErrDamaged)
 	}
 	return sealed, nil
 }
@@ -147,7 +150,7 @@ func (f Folder) Verify(m Manifest) error {
 		return fmt.Errorf("backup %s: %w", m.ID, err)
 	}
 	if got := fmt.Sprintf("sha256:%x", sum.Sum(nil)); n != m.Size || got != m.Digest {
-		return fmt.Errorf("backup %s: %s is not what its digest says: it is damaged", m.ID, fileSnapshot)
+		return fmt.Errorf("backup %s: %s is not what its digest says: %w", m.ID, fileSnapshot, ErrDamaged)
 	}
 	return nil
 }
@@ -165,12 +168,6 @@ type Draft struct {
 
 // Begin makes room for a new backup. Drafts that an earlier process left are removed: there must be one writer of a folder at a time.
 func (f Folder) Begin(now time.Time) (*Draft, error) {
-	if err := os.MkdirAll(f.Path, 0o700); err != nil {
-		return nil, err
-	}
-	if err := f.Clear(); err != nil {
-		return nil, err
-	}
 	base := strings.ToLower(now.UTC().Format("20060102T150405Z"))
 	id := base
 	for n := 2; ; n++ {
@@ -182,10 +179,17 @@ func (f Folder) Begin(now time.Time) (*Draft, error) {
 		}
 		id = fmt.Sprintf("%s-%d", base, n)
 	}
-	return f.draft(id)
+	return f.beginAs(id)
 }
 
-func (f Folder) draft(id string) (*Draft, error) {
+// beginAs is Begin with an ID that no backup of the folder has.
+func (f Folder) beginAs(id string) (*Draft, error) {
+	if err := os.MkdirAll(f.Path, 0o700); err != nil {
+		return nil, err
+	}
+	if err := f.Clear(); err != nil {
+		return nil, err
+	}
 	d := &Draft{folder: f, id: id, dir: filepath.Join(f.Path, id+partSuffix)}
 	if err := os.Mkdir(d.dir, 0o700); err != nil {
 		return nil, err

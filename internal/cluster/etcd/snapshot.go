@@ -11,6 +11,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // stallTimeout is how long a member may send nothing of a snapshot.
@@ -70,18 +72,25 @@ func rank(m Member) int {
 type localError struct{ error }
 
 func (c *Client) snapshotOf(ctx context.Context, m Member, file *os.File, tell func(done, total int64) error) (Origin, error) {
+	client, err := c.at(m.Node)
+	if err != nil {
+		return Origin{}, err
+	}
+	origin, err := Snapshot(ctx, client, clientURL(m.Node), file, tell)
+	origin.Member = m.Name
+	return origin, err
+}
+
+// Snapshot is Client.Snapshot of the one member that a client of etcd's own speaks to, at an endpoint.
+func Snapshot(ctx context.Context, client *clientv3.Client, endpoint string, file *os.File, tell func(done, total int64) error) (Origin, error) {
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return Origin{}, err
 	}
 	if err := file.Truncate(0); err != nil {
 		return Origin{}, err
 	}
-	client, err := c.at(m.Node)
-	if err != nil {
-		return Origin{}, err
-	}
 	asking, done := context.WithTimeout(ctx, askTimeout)
-	status, err := client.Status(asking, clientURL(m.Node))
+	status, err := client.Status(asking, endpoint)
 	done()
 	if err != nil {
 		return Origin{}, err
@@ -130,7 +139,7 @@ func (c *Client) snapshotOf(ctx context.Context, m Member, file *os.File, tell f
 	if err := file.Sync(); err != nil {
 		return Origin{}, err
 	}
-	return Origin{Member: m.Name, Version: firstOf(status.Version, answer.Version), Size: size, Digest: fmt.Sprintf("sha256:%x", whole.Sum(nil))}, nil
+	return Origin{Version: firstOf(status.Version, answer.Version), Size: size, Digest: fmt.Sprintf("sha256:%x", whole.Sum(nil))}, nil
 }
 
 func firstOf(texts ...string) string {

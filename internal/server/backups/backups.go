@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
@@ -23,17 +22,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/objectstore"
 	"coldrack.dev/internal/cluster/backup"
 	"coldrack.dev/internal/cluster/etcd"
 	"coldrack.dev/internal/cluster/etcddata"
 	"coldrack.dev/internal/cluster/members"
 )
-
-// Keys seal what must be encrypted at rest. It is a pki.MasterKey.
-type Keys interface {
-	Seal(use string, content []byte) ([]byte, error)
-	Open(use string, sealed []byte) ([]byte, error)
-}
 
 // Clusters lets this server speak to the members of a cluster's etcd. It is *members.Set.
 type Clusters interface {
@@ -41,11 +35,11 @@ type Clusters interface {
 	EtcdClient(cluster string, ttl time.Duration) (*tls.Certificate, error)
 }
 
-// Options of a Service. All but Now and DialNode are needed.
+// Options of a Service. All but Now, DialNode and Elsewhere are needed.
 type Options struct {
 	// Dir holds a folder for each cluster, named by its UID.
 	Dir      string
-	Keys     Keys
+	Keys     backup.Keys // the master key
 	Clusters Clusters
 	// DialNode connects to a node; nil is an ordinary net.Dialer.
 	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
@@ -55,8 +49,10 @@ type Options struct {
 	Restore func(ctx context.Context, snapshot, folder string, member etcddata.Member) (etcddata.Content, error)
 	// Room says that a folder's disk has no room for so many bytes more.
 	Room func(folder string, bytes int64) error
-	Log  *slog.Logger
-	Now  func() time.Time
+	// Elsewhere opens the store that keeps copies, with the credentials of now; nil: there are no copies.
+	Elsewhere func(context.Context) (objectstore.Store, error)
+	Log       *slog.Logger
+	Now       func() time.Time
 }
 
 // Service takes and keeps backups.
@@ -66,7 +62,11 @@ type Service struct {
 	mu      sync.Mutex
 	running map[string]string // what is done, by the UID of the cluster
 	stats   map[string]Stats
+	copies  map[string]CopyState // by the name of the cluster
 	changed chan struct{}
+	taken   chan struct{} // closed when there is a new backup
+	known   backup.Known
+	own     *own // nil where the store is not the server's own
 }
 
 // Stats of one cluster, since this server started.
@@ -82,29 +82,55 @@ func New(o Options) *Service {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &Service{Options: o, running: map[string]string{}, stats: map[string]Stats{}, changed: make(chan struct{})}
+	return &Service{Options: o, running: map[string]string{}, stats: map[string]Stats{}, copies: map[string]CopyState{}, changed: make(chan struct{}), taken: make(chan struct{})}
 }
 
 // ErrBusy says that a backup of the cluster is being taken, or read in.
-var ErrBusy = errors.New("a backup of this cluster is being made already")
+var ErrBusy = errors.New("a backup of it is being made already")
 
-// begin makes sure that one thing is done to a cluster's backups at a time.
-func (s *Service) begin(c *v1alpha1.Cluster, what string) (end func(), err error) {
+// set is what is backed up: the etcd of a cluster, or the server's own store.
+type set struct {
+	// name of the cluster; empty: the server's own store.
+	name   string
+	uid    string
+	folder func() (backup.Folder, error)
+	keep   int
+	// hold is a backup that is being restored, and stays.
+	hold string
+}
+
+// String is what people call it.
+func (k set) String() string {
+	if k.name == "" {
+		return "the server's own store"
+	}
+	return "cluster " + k.name
+}
+
+func (s *Service) setOf(c *v1alpha1.Cluster) set {
+	k := set{name: c.Name, uid: string(c.UID), keep: c.Spec.Etcd.BackupsKept(), folder: func() (backup.Folder, error) { return s.Folder(c) }}
+	if c.Status.Restore.Running() {
+		k.hold = c.Status.Restore.Backup
+	}
+	return k
+}
+
+// begin makes sure that one thing is done to the backups of a set at a time.
+func (s *Service) begin(k set, what string) (end func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	uid := string(c.UID)
-	if is := s.running[uid]; is != "" {
-		return nil, fmt.Errorf("cluster %s: %w (%s); try again when it has ended", c.Name, ErrBusy, is)
+	if is := s.running[k.uid]; is != "" {
+		return nil, fmt.Errorf("%s: %w (%s); try again when it has ended", k, ErrBusy, is)
 	}
-	s.running[uid] = what
+	s.running[k.uid] = what
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.running, uid)
+		delete(s.running, k.uid)
 	}, nil
 }
 
-// Changed is closed when there may be another newest backup of a cluster.
+// Changed is closed when there may be another newest backup of a cluster, here or elsewhere.
 func (s *Service) Changed() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,19 +157,14 @@ func (s *Service) Forget(cluster string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.stats, cluster)
+	delete(s.copies, cluster)
 }
-
-// marker is a file that a person makes once in a folder of their own. Where it is missing, what should be mounted there is not.
-const marker = ".coldrack-backups"
 
 // Folder of a cluster's backups. One of a person's own must be there: it is not made, because it may be a mount that is missing.
 func (s *Service) Folder(c *v1alpha1.Cluster) (backup.Folder, error) {
 	uid := string(c.UID)
 	if own := c.Spec.Etcd.Backup.Folder; own != "" {
-		if _, err := os.Stat(filepath.Join(own, marker)); errors.Is(err, fs.ErrNotExist) {
-			return backup.Folder{}, fmt.Errorf("spec.etcd.backup.folder: there is no %s on this server: what belongs at %s is not mounted; if it is, say so once with: touch %s",
-				filepath.Join(own, marker), own, filepath.Join(own, marker))
-		} else if err != nil {
+		if err := objectstore.CheckMarker(own); err != nil {
 			return backup.Folder{}, fmt.Errorf("spec.etcd.backup.folder: %w", err)
 		}
 		return backup.Folder{Path: filepath.Join(own, uid), UID: uid}, nil
@@ -151,15 +172,17 @@ func (s *Service) Folder(c *v1alpha1.Cluster) (backup.Folder, error) {
 	return backup.Folder{Path: filepath.Join(s.Dir, uid), UID: uid}, nil
 }
 
-// List of a cluster's backups, the newest first.
-func (s *Service) List(c *v1alpha1.Cluster) ([]backup.Manifest, error) {
-	folder, err := s.Folder(c)
+// List of a cluster's backups on this server, the newest first.
+func (s *Service) List(c *v1alpha1.Cluster) ([]backup.Manifest, error) { return s.list(s.setOf(c)) }
+
+func (s *Service) list(k set) ([]backup.Manifest, error) {
+	folder, err := k.folder()
 	if err != nil {
 		return nil, err
 	}
 	list, problems := folder.List()
 	for _, problem := range problems {
-		s.Log.Warn("a backup cannot be read; it is left alone", "cluster", c.Name, "err", problem)
+		s.Log.Warn("a backup cannot be read; it is left alone", "of", k.String(), "err", problem)
 	}
 	return list, nil
 }
@@ -190,24 +213,69 @@ type Progress struct {
 // roomEvery is how many bytes are written between two looks at the disk.
 const roomEvery = 32 << 20
 
-// Take a backup. tell may be nil.
-func (s *Service) Take(ctx context.Context, reader client.Reader, c *v1alpha1.Cluster, why string, tell func(Progress)) (m backup.Manifest, err error) {
-	end, err := s.begin(c, "since "+s.Now().UTC().Format("15:04:05 MST"))
+// source is what a backup is made of.
+type source struct {
+	// seal returns what goes beside the snapshot, sealed. It is called once the snapshot is there.
+	seal func() ([]byte, error)
+	// draft is what is known of the backup beforehand.
+	draft    backup.Manifest
+	snapshot func(ctx context.Context, file *os.File, tell func(done, total int64) error) (etcd.Origin, error)
+	close    func()
+}
+
+// Take a backup of a cluster's etcd. tell may be nil.
+func (s *Service) Take(ctx context.Context, reader client.Reader, c *v1alpha1.Cluster, why string, tell func(Progress)) (backup.Manifest, error) {
+	return s.taking(ctx, s.setOf(c), why, tell, func() (source, error) {
+		sealed, err := s.sealedKeys(ctx, reader, c)
+		if err != nil {
+			return source{}, err
+		}
+		members, err := s.connect(c)
+		if err != nil {
+			return source{}, err
+		}
+		draft := backup.Manifest{Cluster: c.Name, Kubernetes: cmp.Or(c.Status.Version, c.Spec.Version)}
+		return source{func() ([]byte, error) { return sealed, nil }, draft, members.Snapshot, members.Close}, nil
+	})
+}
+
+// taking takes a backup of what open returns.
+func (s *Service) taking(ctx context.Context, k set, why string, tell func(Progress), open func() (source, error)) (m backup.Manifest, err error) {
+	end, err := s.begin(k, "since "+s.Now().UTC().Format("15:04:05 MST"))
 	if err != nil {
 		return m, err
 	}
 	defer end()
-	began := s.Now()
-	m, err = s.take(ctx, reader, c, why, tell)
-	if err != nil {
-		s.note(c.Name, func(is *Stats) { is.Failures++ })
-		return m, fmt.Errorf("back up the etcd of cluster %s: %w", c.Name, err)
+	if tell == nil {
+		tell = func(Progress) {}
 	}
-	s.Log.Info("cluster backed up", "cluster", c.Name, "backup", m.ID, "reason", why, "member", m.Member, "bytes", m.Size, "keys", m.Keys, "revision", m.Revision,
+	began := s.Now()
+	m, err = s.take(ctx, k, why, tell, open)
+	if err != nil {
+		s.note(k.name, func(is *Stats) { is.Failures++ })
+		return m, fmt.Errorf("back up %s: %w", k, err)
+	}
+	s.Log.Info("backed up", "what", k.String(), "backup", m.ID, "reason", why, "member", m.Member, "bytes", m.Size, "keys", m.Keys, "revision", m.Revision,
 		"took", s.Now().Sub(began).Round(time.Millisecond))
-	s.prune(c)
-	s.changes()
+	s.prune(k)
+	s.hasTaken()
 	return m, nil
+}
+
+// newest is closed when a backup was taken or read in.
+func (s *Service) newest() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taken
+}
+
+// hasTaken wakes who waits for a new backup.
+func (s *Service) hasTaken() {
+	s.mu.Lock()
+	close(s.taken)
+	s.taken = make(chan struct{})
+	s.mu.Unlock()
+	s.changes()
 }
 
 func (s *Service) changes() {
@@ -217,23 +285,16 @@ func (s *Service) changes() {
 	s.changed = make(chan struct{})
 }
 
-func (s *Service) take(ctx context.Context, reader client.Reader, c *v1alpha1.Cluster, why string, tell func(Progress)) (m backup.Manifest, err error) {
-	if tell == nil {
-		tell = func(Progress) {}
-	}
-	folder, err := s.Folder(c)
+func (s *Service) take(ctx context.Context, k set, why string, tell func(Progress), open func() (source, error)) (m backup.Manifest, err error) {
+	folder, err := k.folder()
 	if err != nil {
 		return m, err
 	}
-	sealed, err := s.sealedKeys(ctx, reader, c)
+	from, err := open()
 	if err != nil {
 		return m, err
 	}
-	members, err := s.connect(c)
-	if err != nil {
-		return m, err
-	}
-	defer members.Close()
+	defer from.close()
 	draft, err := folder.Begin(s.Now())
 	if err != nil {
 		return m, err
@@ -243,9 +304,10 @@ func (s *Service) take(ctx context.Context, reader client.Reader, c *v1alpha1.Cl
 			err = errors.Join(err, draft.Abandon())
 		}
 	}()
-	m = backup.Manifest{Cluster: c.Name, TakenAt: s.Now().UTC().Truncate(time.Second), Reason: why, Kubernetes: cmp.Or(c.Status.Version, c.Spec.Version)}
+	m = from.draft
+	m.TakenAt, m.Reason = s.Now().UTC().Truncate(time.Second), why
 	looked := int64(-1)
-	origin, err := members.Snapshot(ctx, draft.Snapshot, func(done, total int64) error {
+	origin, err := from.snapshot(ctx, draft.Snapshot, func(done, total int64) error {
 		tell(Progress{Step: "copy", Done: done, Total: total})
 		if looked >= 0 && done-looked < roomEvery {
 			return nil
@@ -257,9 +319,13 @@ func (s *Service) take(ctx context.Context, reader client.Reader, c *v1alpha1.Cl
 	if err != nil {
 		return m, err
 	}
-	m.Member, m.Etcd, m.Size, m.Digest = origin.Member, origin.Version, origin.Size, origin.Digest
+	m.Member, m.Etcd, m.Size, m.Digest = cmp.Or(origin.Member, m.Member), origin.Version, origin.Size, origin.Digest
 	tell(Progress{Step: "try"})
 	if err := s.try(ctx, draft, &m); err != nil {
+		return m, err
+	}
+	sealed, err := from.seal()
+	if err != nil {
 		return m, err
 	}
 	tell(Progress{Step: "keep"})
@@ -315,32 +381,28 @@ func (s *Service) sealedKeys(ctx context.Context, reader client.Reader, c *v1alp
 	return s.Keys.Seal(sealedUse(string(c.UID)), text)
 }
 
-// prune removes the oldest backups beyond what the Cluster keeps.
-func (s *Service) prune(c *v1alpha1.Cluster) {
-	folder, err := s.Folder(c)
+// prune removes the oldest backups beyond what is kept.
+func (s *Service) prune(k set) {
+	folder, err := k.folder()
 	if err != nil {
 		return // it was there a moment ago; the next backup says so
 	}
-	hold := ""
-	if c.Status.Restore.Running() {
-		hold = c.Status.Restore.Backup
-	}
-	removed, err := folder.Prune(c.Spec.Etcd.BackupsKept(), hold)
+	removed, err := folder.Prune(k.keep, k.hold)
 	for _, id := range removed {
-		s.Log.Info("old backup removed", "cluster", c.Name, "backup", id)
+		s.Log.Info("old backup removed", "of", k.String(), "backup", id)
 	}
 	if err != nil {
-		s.Log.Warn("cannot remove old backups; trying again after the next one", "cluster", c.Name, "err", err)
+		s.Log.Warn("cannot remove old backups; trying again after the next one", "of", k.String(), "err", err)
 	}
 }
 
-// Export writes a backup as one file.
-func (s *Service) Export(c *v1alpha1.Cluster, id string, w io.Writer) error {
-	folder, err := s.Folder(c)
-	if err != nil {
-		return err
-	}
-	m, err := folder.Get(id)
+// Export writes a backup as one file. One that is only elsewhere is fetched before.
+func (s *Service) Export(ctx context.Context, c *v1alpha1.Cluster, id string, w io.Writer) error {
+	return s.export(ctx, s.setOf(c), id, w)
+}
+
+func (s *Service) export(ctx context.Context, k set, id string, w io.Writer) error {
+	m, folder, err := s.ensure(ctx, k, id)
 	if err != nil {
 		return err
 	}
@@ -349,7 +411,7 @@ func (s *Service) Export(c *v1alpha1.Cluster, id string, w io.Writer) error {
 
 // Import reads a file that Export wrote, here or at another server with the same master key.
 func (s *Service) Import(ctx context.Context, c *v1alpha1.Cluster, from io.Reader) (m backup.Manifest, err error) {
-	end, err := s.begin(c, "one is read in")
+	end, err := s.begin(s.setOf(c), "one is read in")
 	if err != nil {
 		return m, err
 	}
@@ -376,13 +438,10 @@ func (s *Service) Import(ctx context.Context, c *v1alpha1.Cluster, from io.Reade
 	if err != nil {
 		return m, err
 	}
-	if err := s.try(ctx, draft, &m); err != nil {
-		return m, errors.Join(err, draft.Abandon())
-	}
-	if m, err = draft.Finish(m, in.SealedKeys); err != nil {
-		return m, errors.Join(err, draft.Abandon())
+	if m, err = s.admit(ctx, draft, m, in.SealedKeys); err != nil {
+		return m, err
 	}
 	s.Log.Info("backup imported", "cluster", c.Name, "backup", m.ID, "bytes", m.Size)
-	s.changes()
+	s.hasTaken()
 	return m, nil
 }

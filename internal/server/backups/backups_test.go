@@ -28,7 +28,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/objectstore"
 	"coldrack.dev/internal/base/pki"
+	"coldrack.dev/internal/cluster/backup"
 	"coldrack.dev/internal/cluster/etcddata"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/test/ca"
@@ -136,7 +138,7 @@ func TestBackups(t *testing.T) {
 		if _, err := s.Take(ctx, r, c, "test", nil); err == nil || !strings.Contains(err.Error(), "is not mounted") {
 			t.Errorf("%v", err)
 		}
-		if err := os.WriteFile(filepath.Join(c.Spec.Etcd.Backup.Folder, marker), nil, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(c.Spec.Etcd.Backup.Folder, objectstore.Marker), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.Take(ctx, r, c, "test", nil); err != nil {
@@ -148,7 +150,7 @@ func TestBackups(t *testing.T) {
 	})
 	t.Run("exported and imported", func(t *testing.T) {
 		var file bytes.Buffer
-		if err := s.Export(r.cluster, m.ID, &file); err != nil {
+		if err := s.Export(ctx, r.cluster, m.ID, &file); err != nil {
 			t.Fatal(err)
 		}
 		other := r.service("b", r.master("a"))
@@ -420,7 +422,7 @@ func (r *rig) master(name string) pki.MasterKey {
 	return key
 }
 
-func (r *rig) service(name string, keys Keys) *Service {
+func (r *rig) service(name string, keys backup.Keys) *Service {
 	r.t.Helper()
 	program, err := os.Executable()
 	if err != nil {

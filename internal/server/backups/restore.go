@@ -25,13 +25,10 @@ import (
 // restoresDir, beside the folders of clusters, holds the members' data of restores that are under way.
 const restoresDir = ".restores"
 
-// Get one backup, with its digest checked by reading all of it.
-func (s *Service) Get(c *v1alpha1.Cluster, id string) (m backup.Manifest, err error) {
-	folder, err := s.Folder(c)
+// Get one backup, with its digest checked by reading all of it. One that is only elsewhere is fetched before.
+func (s *Service) Get(ctx context.Context, c *v1alpha1.Cluster, id string) (backup.Manifest, error) {
+	m, folder, err := s.ensure(ctx, s.setOf(c), id)
 	if err != nil {
-		return m, err
-	}
-	if m, err = folder.Get(id); err != nil {
 		return m, err
 	}
 	return m, folder.Verify(m)
@@ -85,17 +82,16 @@ type Prepared struct {
 
 // Prepare makes the data of every member of a restore, which MemberData then gives out. What was made before is made anew.
 func (s *Service) Prepare(ctx context.Context, c *v1alpha1.Cluster, p Plan) (map[string]Prepared, error) {
-	end, err := s.begin(c, "its restore is prepared")
+	m, folder, err := s.ensure(ctx, s.setOf(c), p.Backup)
+	if err != nil {
+		return nil, err
+	}
+	end, err := s.begin(s.setOf(c), "its restore is prepared")
 	if err != nil {
 		return nil, err
 	}
 	defer end()
-	m, err := s.Get(c, p.Backup)
-	if err != nil {
-		return nil, err
-	}
-	folder, err := s.Folder(c)
-	if err != nil {
+	if err := folder.Verify(m); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(s.Dir, restoresDir, p.ID)

@@ -22,10 +22,25 @@ type Backups interface {
 	Back(ctx context.Context, c *v1alpha1.Cluster, why string) error
 	// Newest is the newest good one, nil when there is none.
 	Newest(c *v1alpha1.Cluster) (*v1alpha1.BackupRecord, error)
-	// Changed is closed when Newest may be another.
+	// Copies is how the copies of a cluster's backups stand; nil: none are kept.
+	Copies(cluster string) *CopyState
+	// Changed is closed when Newest or Copies may be another.
 	Changed() <-chan struct{}
 	// Forget a cluster that is not there any more. Its backups stay.
 	Forget(cluster string)
+}
+
+// CopyState is how the copies of a cluster's backups stand.
+type CopyState struct {
+	// To is where they are kept; empty until that was opened once.
+	To string
+	// Newest is the ID of the newest backup there; empty: there is none.
+	Newest string
+	// Waiting are how many are still to be copied.
+	Waiting int
+	// Error is why that failed; empty: it did not. Since is when it began to fail.
+	Error string
+	Since time.Time
 }
 
 // ErrBackupRuns says that somebody else takes a backup right now.
@@ -184,6 +199,19 @@ func backedUp(c *v1alpha1.Cluster, b v1alpha1.BackupStatus, now time.Time) (cond
 	return condition, time.Time{}
 }
 
+// copied says whether there is a copy of the newest backup elsewhere.
+func copied(b v1alpha1.BackupStatus, copies *CopyState, now time.Time) metav1.Condition {
+	condition := metav1.Condition{Type: v1alpha1.ConditionBackupCopied, Status: metav1.ConditionFalse, Reason: "Waiting", LastTransitionTime: v1alpha1.TimeOf(now)}
+	switch {
+	case copies.Error != "":
+		condition.Reason = "Failing"
+		condition.Message = fmt.Sprintf("copies are not up to date since %s; it is tried again: %s", copies.Since.UTC().Format(time.RFC3339), copies.Error)
+	case b.Last != nil && b.Last.ID == copies.Newest && copies.Waiting == 0:
+		condition.Status, condition.Reason, condition.Message = metav1.ConditionTrue, "Copied", "backup "+copies.Newest+" is at "+copies.To
+	}
+	return condition
+}
+
 // record writes how the backups stand, and says when that may be otherwise without anything happening.
 func (r *backupKeeper) record(ctx context.Context, name string, b v1alpha1.BackupStatus) (again time.Duration, err error) {
 	for try := 1; ; try++ {
@@ -201,6 +229,13 @@ func (r *backupKeeper) record(ctx context.Context, name string, b v1alpha1.Backu
 		condition, until := backedUp(was, b, r.Now())
 		condition.ObservedGeneration = was.Generation
 		meta.SetStatusCondition(&next.Status.Conditions, condition)
+		if copies := r.Backups.Copies(name); copies == nil {
+			meta.RemoveStatusCondition(&next.Status.Conditions, v1alpha1.ConditionBackupCopied)
+		} else {
+			condition := copied(b, copies, r.Now())
+			condition.ObservedGeneration = was.Generation
+			meta.SetStatusCondition(&next.Status.Conditions, condition)
+		}
 		if !until.IsZero() {
 			again = max(until.Sub(r.Now()), time.Second)
 		}

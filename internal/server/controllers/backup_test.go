@@ -73,3 +73,25 @@ func TestABackupThatIsOverdueIsTold(t *testing.T) {
 		}
 	}
 }
+
+func TestWhetherTheNewestBackupIsCopied(t *testing.T) {
+	now := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
+	last := v1alpha1.BackupStatus{Last: &v1alpha1.BackupRecord{ID: "b"}}
+	for what, test := range map[string]struct {
+		b      v1alpha1.BackupStatus
+		copies CopyState
+		reason string
+		says   string
+	}{
+		"no backup yet":         {v1alpha1.BackupStatus{}, CopyState{}, "Waiting", ""},
+		"an older one is there": {last, CopyState{To: "https://s3/b", Newest: "a"}, "Waiting", ""},
+		"others are waiting":    {last, CopyState{To: "https://s3/b", Newest: "b", Waiting: 2}, "Waiting", ""},
+		"it is there":           {last, CopyState{To: "https://s3/b", Newest: "b"}, "Copied", "backup b is at https://s3/b"},
+		"it fails":              {last, CopyState{To: "https://s3/b", Newest: "b", Error: "connection refused", Since: now}, "Failing", "since 2026-11-30T12:00:00Z; it is tried again: connection refused"},
+	} {
+		condition := copied(test.b, &test.copies, now)
+		if condition.Reason != test.reason || !strings.Contains(condition.Message, test.says) || (condition.Status == metav1.ConditionTrue) != (test.reason == "Copied") {
+			t.Errorf("%s: %+v", what, condition)
+		}
+	}
+}

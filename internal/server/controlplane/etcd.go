@@ -24,6 +24,10 @@ const (
 	// maxObject is the largest object that is stored, in bytes as JSON; the API server accepts no larger
 	// request either.
 	maxObject = 3 << 20
+	// EtcdName is the store's only member, and EtcdPeerURL the label by which it knows itself.
+	EtcdName    = "coldrack"
+	EtcdPeerURL = "unix://" + etcdLabel
+	etcdLabel   = "coldrack:0"
 	// maxSocketPath is what fits into the kernel's sockaddr_un with its final zero.
 	maxSocketPath = 107
 )
@@ -54,14 +58,14 @@ func startEtcd(ctx context.Context, log *slog.Logger, dir string, quota int64) (
 	}
 
 	cfg := embed.NewConfig()
-	cfg.Name = "coldrack"
+	cfg.Name = EtcdName
 	cfg.Dir = dir
 	var stopping atomic.Bool
 	last := &lastWords{said: make(chan error, 1)}
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(log, &stopping, last))
 	// No other member exists, so nothing listens for peers. What is advertised is only the member's label,
 	// which must look like host and port.
-	label := []url.URL{{Scheme: "unix", Host: "coldrack:0"}}
+	label := []url.URL{{Scheme: "unix", Host: etcdLabel}}
 	cfg.ListenPeerUrls = nil
 	cfg.AdvertisePeerUrls, cfg.AdvertiseClientUrls = label, label
 	cfg.ListenClientUrls = []url.URL{{Scheme: "unix", Path: socket}}

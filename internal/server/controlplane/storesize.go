@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -13,6 +14,8 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"coldrack.dev/internal/cluster/etcd"
 )
 
 // StoreSize is how full the embedded store is, in bytes.
@@ -81,6 +84,17 @@ func (c *ControlPlane) StoreSize() (StoreSize, bool) {
 		return StoreSize{}, false
 	}
 	return c.store.size(), true
+}
+
+// ErrNoStore is the error for a store that is no embedded one.
+var ErrNoStore = errors.New("the store is not the server's own")
+
+// Snapshot writes a snapshot of the embedded store into an empty file. tell hears how many bytes have come, of about how many, and stops it by an error.
+func (c *ControlPlane) Snapshot(ctx context.Context, file *os.File, tell func(done, total int64) error) (etcd.Origin, error) {
+	if c.store == nil {
+		return etcd.Origin{}, ErrNoStore
+	}
+	return etcd.Snapshot(ctx, c.store.client, c.store.endpoint, file, tell)
 }
 
 // keepStore looks after the embedded store until Stop.

@@ -14,30 +14,38 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/objectstore"
 	"coldrack.dev/internal/cluster/etcddata"
 	"coldrack.dev/internal/server/backups"
 	"coldrack.dev/internal/server/controllers"
 )
 
-// backupsDir is where backups of clusters are kept, in the data folder.
+// backupsDir is where backups are kept, in the data folder.
 const backupsDir = "backups"
 
-// newBackups keeps the backups of clusters. What reads snapshots is this program, in a process of its own.
+// readSnapshot has this program read a snapshot, in a process of its own.
+func readSnapshot(ctx context.Context, r etcddata.Request) (etcddata.Content, error) {
+	program, err := os.Executable()
+	if err != nil {
+		return etcddata.Content{}, err
+	}
+	return etcddata.Do(ctx, program, r)
+}
+
+// newBackups keeps the backups of clusters and of the server's own store.
 func (s *server) newBackups() *backups.Service {
-	read := func(ctx context.Context, r etcddata.Request) (etcddata.Content, error) {
-		program, err := os.Executable()
-		if err != nil {
-			return etcddata.Content{}, err
-		}
-		return etcddata.Do(ctx, program, r)
+	var elsewhere func(context.Context) (objectstore.Store, error)
+	if s.cfg.BackupCopies != "" {
+		elsewhere = s.storeOfCopies
 	}
 	return backups.New(backups.Options{
-		Dir: s.cfg.path(backupsDir), Keys: s.keys.master, Clusters: s.clusters, DialNode: s.dialNode, Log: s.log.With("part", "backups"),
+		Elsewhere: elsewhere,
+		Dir:       s.cfg.path(backupsDir), Keys: s.keys.master, Clusters: s.clusters, DialNode: s.dialNode, Log: s.log.With("part", "backups"),
 		Try: func(ctx context.Context, snapshot, folder string) (etcddata.Content, error) {
-			return read(ctx, etcddata.Request{Snapshot: snapshot, Folder: folder})
+			return readSnapshot(ctx, etcddata.Request{Snapshot: snapshot, Folder: folder})
 		},
 		Restore: func(ctx context.Context, snapshot, folder string, member etcddata.Member) (etcddata.Content, error) {
-			return read(ctx, etcddata.Request{Snapshot: snapshot, Folder: folder, Member: &member})
+			return readSnapshot(ctx, etcddata.Request{Snapshot: snapshot, Folder: folder, Member: &member})
 		},
 		Room: func(folder string, bytes int64) error {
 			if rest, err := filepath.Rel(s.cfg.DataDir, folder); err == nil && rest != ".." && !strings.HasPrefix(rest, "../") {
@@ -65,7 +73,7 @@ func (k backupKeeper) Back(ctx context.Context, c *v1alpha1.Cluster, why string)
 
 // Snapshot implements controllers.Restores.
 func (k backupKeeper) Snapshot(ctx context.Context, c *v1alpha1.Cluster, id string) (controllers.SnapshotFacts, error) {
-	m, err := k.Get(c, id)
+	m, err := k.Get(ctx, c, id)
 	if err == nil {
 		err = k.SameKeys(ctx, k.reader, c, m)
 	}

@@ -91,6 +91,21 @@ type Config struct {
 	AuditWebhookCAFile    string `json:"auditWebhookCAFile,omitempty"`
 	AuditWebhookTokenFile string `json:"auditWebhookTokenFile,omitempty"`
 
+	// BackupEvery is the time between two backups of the server's own store; 0: none is taken by itself. BackupKeep is how many stay.
+	BackupEvery time.Duration `json:"backupEvery"`
+	BackupKeep  int           `json:"backupKeep"`
+	// BackupCopies is where copies of all backups are kept: the URL of a bucket of an S3-compatible store with a prefix, such as
+	// https://s3.example:9000/backups/rack-1, or an absolute folder, such as a mount, that holds a file named .coldrack-backups. Empty: nowhere.
+	BackupCopies string `json:"backupCopies,omitempty"`
+	// BackupCopiesRegion that requests to S3 are signed for.
+	BackupCopiesRegion string `json:"backupCopiesRegion"`
+	// BackupCopiesPathStyle names the bucket in the path of requests, as the URL does; false: in their host, as AWS does.
+	BackupCopiesPathStyle bool `json:"backupCopiesPathStyle"`
+	// BackupCopiesCAFile has the certificates that S3 is trusted by, PEM; empty: those of this host.
+	BackupCopiesCAFile string `json:"backupCopiesCAFile,omitempty"`
+	// BackupCopiesSecret is the Secret with accessKey and secretKey.
+	BackupCopiesSecret string `json:"backupCopiesSecret"`
+
 	// DiscoveryArgs are kernel arguments of the discovery system in addition to its own, for hardware that
 	// needs some. Installed machines get theirs from their Profile.
 	DiscoveryArgs []string `json:"discoveryArgs,omitempty"`
@@ -121,18 +136,25 @@ const leastStoreQuotaMiB, mostStoreQuotaMiB = 64, 8 << 10
 // DefaultConfig returns the configuration that `coldrack serve` runs with when told nothing.
 func DefaultConfig() Config {
 	return Config{
-		DataDir:           "/var/lib/coldrack",
-		APIAddress:        "127.0.0.1:7443",
-		UI:                true,
-		BootPort:          7080,
-		MachinePort:       7444,
-		TFTPPort:          69,
-		StoreQuotaMiB:     controlplane.DefaultStoreQuota >> 20,
-		RegistryCacheGiB:  20,
-		AuditFailure:      AuditRefuse,
-		AuditMaxMib:       controlplane.AuditMaxMiB,
-		AuditMinDays:      controlplane.AuditMinDays,
-		BootConcurrency:   gate.Usual().Loading,
+		DataDir:          "/var/lib/coldrack",
+		APIAddress:       "127.0.0.1:7443",
+		UI:               true,
+		BootPort:         7080,
+		MachinePort:      7444,
+		TFTPPort:         69,
+		StoreQuotaMiB:    controlplane.DefaultStoreQuota >> 20,
+		RegistryCacheGiB: 20,
+		AuditFailure:     AuditRefuse,
+		AuditMaxMib:      controlplane.AuditMaxMiB,
+		AuditMinDays:     controlplane.AuditMinDays,
+		BootConcurrency:  gate.Usual().Loading,
+
+		BackupEvery:           6 * time.Hour,
+		BackupKeep:            28,
+		BackupCopiesRegion:    "us-east-1",
+		BackupCopiesPathStyle: true,
+		BackupCopiesSecret:    "backup-copies",
+
 		SwarmFrom:         5,
 		HeartbeatInterval: 30 * time.Second,
 		LogLevel:          "info",
@@ -202,6 +224,18 @@ func (c Config) Validate() error {
 	}
 	if c.SwarmFrom < 0 {
 		bad("swarmFrom", c.SwarmFrom, "must be 0 or more")
+	}
+	if c.BackupEvery != 0 && c.BackupEvery < time.Minute {
+		bad("backupEvery", c.BackupEvery, "must be at least 1m, or 0 to take none by itself")
+	}
+	if c.BackupKeep < 1 {
+		bad("backupKeep", c.BackupKeep, "must be at least 1")
+	}
+	if _, err := c.copiesAt(); err != nil {
+		bad("backupCopies", c.BackupCopies, err.Error())
+	}
+	if c.BackupCopies != "" && c.BackupCopiesSecret == "" {
+		bad("backupCopiesSecret", c.BackupCopiesSecret, "must name a Secret")
 	}
 	if c.BootConcurrency < 1 {
 		bad("bootConcurrency", c.BootConcurrency, "must be at least 1")

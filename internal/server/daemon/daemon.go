@@ -121,7 +121,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	s.noStore.Store(new("it is starting"))
 	s.clusters = s.newClusters()
 	s.backups = s.newBackups()
+	s.useOwnStore()
 	s.metrics.watchBackups(s.backups.Stats)
+	s.metrics.watchCopies(s.backups.CopyStates)
 	if s.audit, err = cfg.openAudit(log); err != nil {
 		return err
 	}
@@ -199,17 +201,19 @@ type server struct {
 	fleet        *fleet.Fleet
 	clusters     *members.Set
 	backups      *backups.Service
-	clusterAPI   *peopleapi.ClusterAPI
-	ui           *ui.UI // nil without web pages
-	powerAPI     *peopleapi.PowerAPI
-	bmcs         *bmc.Pool
-	metrics      *metrics
-	bootGate     *bootGate
-	reach        *reach     // nil without boot services
-	audit        *audit.Log // nil where the kinds live elsewhere
-	catalog      *catalog
-	subnets      *dhcpSubnets // nil without boot services
-	late         lateStore
+	// direct reads the store, not a cache; nil until it is there.
+	direct     atomic.Pointer[client.Reader]
+	clusterAPI *peopleapi.ClusterAPI
+	ui         *ui.UI // nil without web pages
+	powerAPI   *peopleapi.PowerAPI
+	bmcs       *bmc.Pool
+	metrics    *metrics
+	bootGate   *bootGate
+	reach      *reach     // nil without boot services
+	audit      *audit.Log // nil where the kinds live elsewhere
+	catalog    *catalog
+	subnets    *dhcpSubnets // nil without boot services
+	late       lateStore
 	// plane holds the kinds, in this life of the store; current is the same for those who ask in between.
 	plane   *controlplane.ControlPlane
 	current atomic.Pointer[controlplane.ControlPlane]
@@ -307,6 +311,7 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 	if err != nil {
 		return fmt.Errorf("client of the API: %w", err)
 	}
+	s.direct.Store(new(client.Reader(direct)))
 	group.Go(func() error { return cached.Start(ctx) })
 	synced, err := controllers.Feed(ctx, cached, s.fleet)
 	if err != nil {
@@ -341,6 +346,17 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 		deps.Own, deps.Subnets = s.reach, s.subnets
 		s.late.use(controllers.NewStore(direct, s.fleet), controllers.NewPlans(cached))
 	}
+	group.Go(func() error { return s.backups.KeepOwn(ctx) })
+	if err := s.watchCopyCredentials(ctx, cached); err != nil {
+		return err
+	}
+	group.Go(func() error {
+		return s.backups.Copy(ctx, func(ctx context.Context) ([]v1alpha1.Cluster, error) {
+			list := &v1alpha1.ClusterList{}
+			err := cached.List(ctx, list)
+			return list.Items, err
+		})
+	})
 	group.Go(func() error { return controllers.Serve(ctx, deps) })
 	group.Go(func() error {
 		return s.plane.Elect(ctx, "controllers", func(ctx context.Context) error { return controllers.Lead(ctx, deps) })

@@ -165,12 +165,21 @@ func (m *metrics) watchExpiry(ends func() []peoplewire.Expiry) {
 func (m *metrics) watchBackups(stats func() map[string]backups.Stats) {
 	m.registry.MustRegister(samples(func(s sink) {
 		for cluster, now := range stats() {
+			name, of, labels := backupMetric(cluster)
 			if !now.Last.IsZero() {
-				s.gauge("coldrack_backup_last_success_timestamp_seconds", "When the newest good backup of a cluster's etcd was taken, in Unix time.", int(now.Last.Unix()), "cluster", cluster)
+				s.gauge(name+"_last_success_timestamp_seconds", "When the newest good backup of "+of+" was taken, in Unix time.", int(now.Last.Unix()), labels...)
 			}
-			s.counter("coldrack_backup_failures_total", "Backups of a cluster's etcd that failed.", now.Failures, "cluster", cluster)
+			s.counter(name+"_failures_total", "Backups of "+of+" that failed.", now.Failures, labels...)
 		}
 	}))
+}
+
+// backupMetric is how metrics about the backups of a cluster begin, and those about the server's own store, which has no name.
+func backupMetric(cluster string) (name, of string, labels []string) {
+	if cluster == "" {
+		return "coldrack_server_backup", "the server's own store", nil
+	}
+	return "coldrack_backup", "a cluster's etcd", []string{"cluster", cluster}
 }
 
 func (m *metrics) watchDisk(space func() diskSpace) {

@@ -82,11 +82,15 @@ func (a *ClusterAPI) Open(backend Backend) { a.backend.Store(&backend) }
 
 // Handlers by path.
 func (a *ClusterAPI) Handlers() map[string]http.Handler {
+	own := Limit{AtOnce: 4, Each: 2}.Around(a.answer(a.ownBackups, http.MethodGet, http.MethodPost))
 	return map[string]http.Handler{
 		// Each object of a plan costs a dry run, and the plan reads all machines.
 		peoplewire.PathPlan:         Limit{AtOnce: 4, Each: 2}.Around(a.post(a.plan)),
 		peoplewire.PathCertificates: Limit{AtOnce: 16, Each: 4, PerMinute: 60}.Around(a.post(a.certificate)),
 		peoplewire.PathClusters:     Limit{AtOnce: 8, Each: 2}.Around(a.ofCluster()),
+
+		peoplewire.PathServerBackups:       own,
+		peoplewire.PathServerBackups + "/": own,
 	}
 }
 

@@ -13,16 +13,17 @@ import (
 
 // Paths below people's API.
 const (
-	PathPlan         = "/coldrack/v1/plan"          // POST PlanRequest -> PlanResponse
-	PathCertificates = "/coldrack/v1/certificates/" // + CLUSTER: POST CertificateRequest -> CertificateResponse
-	PathClusters     = "/coldrack/v1/clusters/"     // + CLUSTER/verify[?pods=no]: POST -> a CheckLine for each check as it ends; + CLUSTER/backups: see BackupLine
-	PathMachines     = "/coldrack/v1/machines"      // GET -> v1alpha1.MachineList, without details; + /NAME/log[?follow=1] -> text
-	PathExpiry       = "/coldrack/v1/expiry"        // GET -> []Expiry
-	PathBoots        = "/coldrack/v1/boots"         // GET -> gate.Counts
-	PathBundles      = "/coldrack/v1/bundles"       // HEAD, POST and PUT: the upload of a bundle; DELETE
-	PathUISession    = "/coldrack/v1/ui/session"    // GET -> UISession; POST: open one for who asks, as a cookie -> UISession
-	PathUILogout     = "/coldrack/v1/ui/logout"     // POST: end the session
-	PathUILinks      = "/coldrack/v1/ui/links"      // POST -> UILink
+	PathPlan          = "/coldrack/v1/plan"           // POST PlanRequest -> PlanResponse
+	PathCertificates  = "/coldrack/v1/certificates/"  // + CLUSTER: POST CertificateRequest -> CertificateResponse
+	PathClusters      = "/coldrack/v1/clusters/"      // + CLUSTER/verify[?pods=no]: POST -> a CheckLine for each check as it ends; + CLUSTER/backups: see BackupLine
+	PathServerBackups = "/coldrack/v1/server/backups" // see Backup
+	PathMachines      = "/coldrack/v1/machines"       // GET -> v1alpha1.MachineList, without details; + /NAME/log[?follow=1] -> text
+	PathExpiry        = "/coldrack/v1/expiry"         // GET -> []Expiry
+	PathBoots         = "/coldrack/v1/boots"          // GET -> gate.Counts
+	PathBundles       = "/coldrack/v1/bundles"        // HEAD, POST and PUT: the upload of a bundle; DELETE
+	PathUISession     = "/coldrack/v1/ui/session"     // GET -> UISession; POST: open one for who asks, as a cookie -> UISession
+	PathUILogout      = "/coldrack/v1/ui/logout"      // POST: end the session
+	PathUILinks       = "/coldrack/v1/ui/links"       // POST -> UILink
 )
 
 // Expiry is when certificates of one sort end.
