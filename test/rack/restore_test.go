@@ -5,15 +5,18 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
+	"coldrack.dev/test/s3server"
 )
 
 // TestABackupIsRestored brings a cluster back to what a backup holds: first on the machines that it runs on, then on etcd machines that were
@@ -131,6 +134,101 @@ func TestABackupIsRestored(t *testing.T) {
 		r.awaitMembers(etcd...)
 		asItWas(t)
 	})
+}
+
+// TestTheServersDiskIsLost: the server's data folder is gone, with the backups of the cluster and of its own. It comes back from an S3 server by one
+// command and the master key; its nodes know it, and the cluster is brought back from a backup of which there is only the copy.
+func TestTheServersDiskIsLost(t *testing.T) {
+	t.Parallel()
+	r := New(t, Options{})
+	s := r.Server()
+	s3 := s3server.NewIn(t, s.ns.Do)
+	ca, keyFile := filepath.Join(r.dir, "s3-ca.pem"), filepath.Join(r.dir, "s3.key")
+	for file, content := range map[string][]byte{ca: s3.CA, keyFile: []byte(s3.SecretKey)} {
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.settings = []string{"COLDRACK_BACKUP_COPIES=" + s3.URL.JoinPath(s3server.Bucket, "rack").String(), "COLDRACK_BACKUP_COPIES_CA_FILE=" + ca, "COLDRACK_BACKUP_EVERY=0"}
+	s.Restart()
+	r.Cluster(Size{Etcd: 1, ControlPlanes: 1, Workers: 1}, swiftly)
+	r.PowerOn()
+	r.AwaitReady()
+	r.AwaitCluster("backed up by itself", func(c *v1alpha1.Cluster) bool { return c.Status.Backup != nil && c.Status.Backup.Last != nil })
+	copied := func(reason string) func(*v1alpha1.Cluster) bool {
+		return func(c *v1alpha1.Cluster) bool {
+			is := meta.FindStatusCondition(c.Status.Conditions, v1alpha1.ConditionBackupCopied)
+			return is != nil && is.Reason == reason && is.ObservedGeneration == c.Generation
+		}
+	}
+	r.AwaitCluster("not copied for want of credentials", copied("Failing"))
+	withKey := func(args ...string) (string, error) {
+		return s.ns.Try(t.Context(), "sh", "-c", "exec env "+strings.Join(s.settings, " ")+" COLDRACK_KUBECONFIG="+s.kubeconfig()+" "+s.r.programs.coldrack+" "+strings.Join(args, " ")+" --access-key "+s3.AccessKey+" --secret-key-stdin <"+keyFile)
+	}
+	if out, err := withKey("server", "backup", "set-credentials"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r.AwaitCluster("copied", copied("Copied"))
+
+	// The server is killed while it copies.
+	r.Kubectl("create", "configmap", "kept", "--from-literal=when=before")
+	s3.HoldAfter(100 << 10)
+	s.Run("cluster", "backup", r.cluster)
+	r.Await("the copy hangs", func() (bool, string) { return s3.Holds(), "nothing is held" })
+	s.Kill()
+	s3.Mend()
+	s.Start()
+	r.AwaitCluster("copied after the kill", copied("Copied"))
+	var backups []peoplewire.Backup
+	list := func() {
+		t.Helper()
+		if err := json.Unmarshal([]byte(s.Run("cluster", "backups", r.cluster, "-o", "json")), &backups); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if list(); len(backups) != 2 || !slices.Equal(backups[0].Where, []string{"here", "copy"}) || !slices.Equal(backups[1].Where, []string{"here", "copy"}) {
+		t.Fatalf("backups %+v", backups)
+	}
+	id := backups[0].ID
+	s.Run("server", "backup")
+	r.Await("the server's own backup is copied", func() (bool, string) {
+		out := s.Run("server", "backups")
+		return strings.Contains(out, "here+copy"), out
+	})
+
+	// The disk is gone; a person has the master key.
+	master, err := os.ReadFile(filepath.Join(s.data, "pki", "master.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Kill()
+	if err := os.RemoveAll(s.data); err != nil {
+		t.Fatal(err)
+	}
+	masterFile := filepath.Join(r.dir, "master.key")
+	if err := os.WriteFile(masterFile, master, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := withKey("server", "restore", "--data-dir", s.data, "--master-key", masterFile)
+	if err != nil || !strings.Contains(out, "restored from backup") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s.Start()
+	for _, m := range r.machines {
+		r.awaitMachine(m.name, "ready", func(m *v1alpha1.Machine) bool { return m.Status.Phase == v1alpha1.PhaseReady })
+	}
+	r.AwaitReady()
+	if list(); len(backups) != 2 || !slices.Equal(backups[0].Where, []string{"copy"}) || backups[0].ID != id {
+		t.Fatalf("backups of the restored server %+v", backups)
+	}
+	r.Kubectl("delete", "configmap", "kept")
+	if out := s.Run("cluster", "restore", r.cluster, "--from", id, "--yes"); !strings.Contains(out, "restored from backup "+id) {
+		t.Errorf("restore: %s", out)
+	}
+	r.AwaitReady()
+	if got := r.Kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.when}"); got != "before" {
+		t.Errorf("what was deleted is %q", got)
+	}
 }
 
 // restore orders one as the command does, which would wait for its end, and returns the request.

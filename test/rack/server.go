@@ -30,6 +30,8 @@ type Server struct {
 	logFile string
 	bundle  string
 	key     string
+	// settings are more environment variables of the server, and of verbs that read its settings.
+	settings []string
 
 	mu      sync.Mutex
 	api     client.Client // nil before the first start
@@ -59,6 +61,7 @@ func (s *Server) Start() {
 	before := readySoFar(s.logFile)
 	cmd := exec.Command(s.r.programs.coldrack, "serve", "--data-dir", s.data, "--boot-address", serverAddress, "--interfaces", "eth0",
 		"--bundles", s.bundle, "--trusted-keys", s.key, "--heartbeat-interval", "2s", "--lost-after", "10s")
+	cmd.Env = append(os.Environ(), s.settings...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := startIn(s.ns, cmd, s.logFile); err != nil {
 		t.Fatal(err)
@@ -117,7 +120,8 @@ func (s *Server) kubeconfig() string { return filepath.Join(s.data, "admin.kubec
 func (s *Server) Try(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(s.r.t.Context(), patience)
 	defer cancel()
-	return s.ns.Try(ctx, append([]string{"env", "COLDRACK_KUBECONFIG=" + s.kubeconfig(), s.r.programs.coldrack}, args...)...)
+	command := append([]string{"env", "COLDRACK_KUBECONFIG=" + s.kubeconfig()}, s.settings...)
+	return s.ns.Try(ctx, append(append(command, s.r.programs.coldrack), args...)...)
 }
 
 // Run is Try for what must not fail.

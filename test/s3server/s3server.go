@@ -34,8 +34,7 @@ type Server struct {
 	scratch string
 	socket  string
 	process *exec.Cmd
-	// left are the bytes that still come through; nil: all.
-	left atomic.Pointer[atomic.Int64]
+	limit   atomic.Pointer[limit] // nil: everything comes through
 }
 
 // Bucket is one that there is from the beginning.
@@ -43,6 +42,12 @@ const Bucket = "backups"
 
 // New starts a server with a bucket. It ends with the test.
 func New(t testing.TB) *Server {
+	t.Helper()
+	return NewIn(t, func(f func() error) error { return f() })
+}
+
+// NewIn is New for a server whose address is where within runs a function, such as a network namespace.
+func NewIn(t testing.TB, within func(func() error) error) *Server {
 	t.Helper()
 	require.Need(t, "versitygw")
 	// Names of sockets must be short.
@@ -65,7 +70,11 @@ func New(t testing.TB) *Server {
 			t.Fatal(err)
 		}
 	}
-	relay, err := net.Listen("tcp", "127.0.0.1:0")
+	var relay net.Listener
+	err = within(func() (err error) {
+		relay, err = net.Listen("tcp", "127.0.0.1:0")
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +83,7 @@ func New(t testing.TB) *Server {
 	conns.Go(func() { s.relay(relay, &conns) })
 	t.Cleanup(func() {
 		relay.Close()
+		s.Mend()
 		s.Stop()
 		conns.Wait()
 	})
@@ -115,26 +125,50 @@ func (s *Server) Stop() {
 	}
 }
 
-// CutAfter cuts all connections once they have brought so many bytes together, counted from now, until Mend.
-func (s *Server) CutAfter(bytes int64) {
-	left := &atomic.Int64{}
-	left.Store(bytes)
-	s.left.Store(left)
+// limit is how many bytes still come through.
+type limit struct {
+	left atomic.Int64
+	// held is closed when what was held back is cut off; nil: it is cut off at once.
+	held chan struct{}
 }
 
-// Mend ends CutAfter.
-func (s *Server) Mend() { s.left.Store(nil) }
+// CutAfter cuts all connections once they have brought so many bytes together, counted from now, until Mend.
+func (s *Server) CutAfter(bytes int64) { s.limitTo(&limit{}, bytes) }
 
-// cutting is what comes through.
-type cutting struct {
+// HoldAfter is CutAfter, and what comes then is not cut off but hangs until Mend.
+func (s *Server) HoldAfter(bytes int64) { s.limitTo(&limit{held: make(chan struct{})}, bytes) }
+
+func (s *Server) limitTo(l *limit, bytes int64) {
+	l.left.Store(bytes)
+	s.limit.Store(l)
+}
+
+// Mend ends CutAfter and HoldAfter. Connections that hang are cut off.
+func (s *Server) Mend() {
+	if l := s.limit.Swap(nil); l != nil && l.held != nil {
+		close(l.held)
+	}
+}
+
+// Holds says whether a connection hangs.
+func (s *Server) Holds() bool {
+	l := s.limit.Load()
+	return l != nil && l.held != nil && l.left.Load() < 0
+}
+
+// limited is what comes through.
+type limited struct {
 	s    *Server
 	from io.Reader
 }
 
 // Read implements io.Reader.
-func (c cutting) Read(b []byte) (int, error) {
+func (c limited) Read(b []byte) (int, error) {
 	n, err := c.from.Read(b)
-	if left := c.s.left.Load(); left != nil && left.Add(-int64(n)) < 0 {
+	if l := c.s.limit.Load(); l != nil && l.left.Add(-int64(n)) < 0 {
+		if l.held != nil {
+			<-l.held
+		}
 		return 0, io.EOF
 	}
 	return n, err
@@ -157,7 +191,7 @@ func (s *Server) relay(listener net.Listener, conns *sync.WaitGroup) {
 		}
 		conns.Go(func() {
 			defer end()
-			_, _ = io.Copy(server, cutting{s, client})
+			_, _ = io.Copy(server, limited{s, client})
 		})
 		conns.Go(func() {
 			defer end()

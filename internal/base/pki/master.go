@@ -72,26 +72,29 @@ func HasMasterKey(dir string) bool {
 	return err == nil
 }
 
-// InstallMasterKey puts a copy of the master key in a file into dir. Another one that is there already is an error.
-func InstallMasterKey(file, dir string) error {
+// ReadMasterKey reads a copy of the master key in a file. Another one that is in dir already is an error.
+func ReadMasterKey(file, dir string) (MasterKey, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return fmt.Errorf("read master key: %w", err)
+		return MasterKey{}, fmt.Errorf("read master key: %w", err)
 	}
 	key, err := parseMasterKey(file, text)
-	if err != nil {
-		return err
+	if err != nil || !HasMasterKey(dir) {
+		return key, err
 	}
+	is, err := OpenMasterKey(dir)
+	if err == nil && !bytes.Equal(is.secret, key.secret) {
+		err = fmt.Errorf("%s is another master key than the one that this server has (%s)", file, dir)
+	}
+	return key, err
+}
+
+// Install writes the master key into dir, where OpenMasterKey finds it, unless it finds it already.
+func (m MasterKey) Install(dir string) error {
 	if HasMasterKey(dir) {
-		if is, err := OpenMasterKey(dir); err != nil || !bytes.Equal(is.secret, key.secret) {
-			return errors.Join(fmt.Errorf("%s holds another master key than %s", dir, file), err)
-		}
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return replaceFile(filepath.Join(dir, masterKeyFile), []byte(hex.EncodeToString(key.secret)+"\n"), 0o600)
+	return replaceFile(filepath.Join(dir, masterKeyFile), []byte(hex.EncodeToString(m.secret)+"\n"), 0o600)
 }
 
 func parseMasterKey(path string, text []byte) (MasterKey, error) {

@@ -210,3 +210,43 @@ func FuzzParseCSR(f *testing.F) {
 		}
 	})
 }
+
+func TestAMasterKeyIsBroughtBack(t *testing.T) {
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	one, other, fresh := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "pki")
+	was, err := OpenMasterKey(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenMasterKey(other); err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(one, masterKeyFile)
+	if _, err := ReadMasterKey(copied, other); err == nil || !strings.Contains(err.Error(), "another master key") {
+		t.Errorf("into a folder that has another: %v", err)
+	}
+	if _, err := ReadMasterKey(filepath.Join(one, "gone"), fresh); err == nil {
+		t.Error("of a file that is not there")
+	}
+	key, err := ReadMasterKey(copied, fresh)
+	if err != nil || HasMasterKey(fresh) {
+		t.Fatalf("%v, or it was written already", err)
+	}
+	if err := key.Install(fresh); err != nil || !HasMasterKey(fresh) {
+		t.Fatal(err)
+	}
+	sealed, err := was.Seal("test", []byte("content"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	is, err := OpenMasterKey(fresh)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if content, err := is.Open("test", sealed); err != nil || string(content) != "content" {
+		t.Errorf("%q, %v", content, err)
+	}
+	if _, err := ReadMasterKey(copied, fresh); err != nil {
+		t.Errorf("a second time: %v", err)
+	}
+}

@@ -58,6 +58,27 @@ func TestWhichCopiesAreMadeAndRemoved(t *testing.T) {
 	}
 }
 
+func TestWhenTheOwnStoreIsBackedUp(t *testing.T) {
+	began := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
+	for what, test := range map[string]struct {
+		last  time.Time
+		every time.Duration
+		now   time.Duration // since began
+		due   time.Duration
+	}{
+		"the first one, when people have had time":     {time.Time{}, 6 * time.Hour, 0, 10 * time.Minute},
+		"the first one, of a short period":             {time.Time{}, 2 * time.Minute, 0, 2 * time.Minute},
+		"the next one a period later":                  {began.Add(-time.Hour), 6 * time.Hour, 0, 5 * time.Hour},
+		"one that was due while the server was away":   {began.Add(-24 * time.Hour), 6 * time.Hour, 0, time.Minute},
+		"one that is due":                              {began, 6 * time.Hour, 7 * time.Hour, 0},
+		"none by itself, looked at once a day at most": {began, 0, 7 * time.Hour, 24 * time.Hour},
+	} {
+		if due := ownDue(test.last, test.every, began, began.Add(test.now)); due != test.due {
+			t.Errorf("%s: in %s, want %s", what, due, test.due)
+		}
+	}
+}
+
 // copier is a service with copies on a real S3 server, and the cluster that they are of.
 type copier struct {
 	*Service

@@ -75,8 +75,12 @@ func (s *Service) ExportOwn(ctx context.Context, id string, w io.Writer) error {
 	return s.export(ctx, s.own.set, id, w)
 }
 
-// ownRetry and ownRetryMost are how long a failed backup of the own store waits for another try; it doubles.
-const ownRetry, ownRetryMost = time.Minute, time.Hour
+const (
+	// ownFirst is how long after a start the first backup of all is taken, and ownSettled one that is due.
+	ownFirst, ownSettled = 10 * time.Minute, time.Minute
+	// ownRetry and ownRetryMost are how long a failed backup of the own store waits for another try; it doubles.
+	ownRetry, ownRetryMost = time.Minute, time.Hour
+)
 
 // KeepOwn takes backups of the server's own store when they are due, until ctx ends.
 func (s *Service) KeepOwn(ctx context.Context) error {
@@ -85,6 +89,7 @@ func (s *Service) KeepOwn(ctx context.Context) error {
 	}
 	var (
 		failures  int
+		began     = s.Now()
 		notBefore time.Time // after a failure
 	)
 	for {
@@ -93,7 +98,7 @@ func (s *Service) KeepOwn(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		wait := max(ownDue(last, s.own.Every, s.Now()), notBefore.Sub(s.Now()))
+		wait := max(ownDue(last, s.own.Every, began, s.Now()), notBefore.Sub(s.Now()))
 		if wait <= 0 {
 			if _, err := s.TakeOwn(ctx, "schedule", nil); ctx.Err() != nil {
 				return nil
@@ -130,15 +135,19 @@ func (s *Service) lastOwn() (last time.Time, err error) {
 	return last, err
 }
 
-// ownDue is how long it is until the next backup.
-func ownDue(last time.Time, every time.Duration, now time.Time) time.Duration {
+// ownDue is how long it is until the next backup, of a store that is there since began.
+func ownDue(last time.Time, every time.Duration, began, now time.Time) time.Duration {
 	if every <= 0 {
 		return 24 * time.Hour // nothing is due; a person's order wakes it
 	}
+	due, least := last.Add(every), began.Add(ownSettled)
 	if last.IsZero() {
-		return 0
+		due = began.Add(min(ownFirst, every))
 	}
-	return max(last.Add(every).Sub(now), 0)
+	if due.Before(least) {
+		due = least
+	}
+	return max(due.Sub(now), 0)
 }
 
 // OwnBackups finds backups of servers' own stores in an object store, by UID, that keys open.

@@ -83,17 +83,17 @@ func openRestoration(cfg Config, o RestoreOptions) (r *restoration, close func()
 			lock.Close()
 		}
 	}()
-	if o.MasterKeyFile != "" {
-		if err := pki.InstallMasterKey(o.MasterKeyFile, cfg.path("pki")); err != nil {
-			return nil, nil, err
-		}
-	}
-	if !pki.HasMasterKey(cfg.path("pki")) {
-		return nil, nil, fmt.Errorf("the master key is missing: it is in no backup. Name the copy that you keep of pki/master.key (--master-key), put it at %s, or run this with the systemd credential %s",
+	r = &restoration{cfg: cfg, o: o}
+	switch {
+	case o.MasterKeyFile != "":
+		r.master, err = pki.ReadMasterKey(o.MasterKeyFile, cfg.path("pki"))
+	case pki.HasMasterKey(cfg.path("pki")):
+		r.master, err = pki.OpenMasterKey(cfg.path("pki"))
+	default:
+		err = fmt.Errorf("the master key is missing: it is in no backup. Name the copy that you keep of pki/master.key (--master-key), put it at %s, or run this with the systemd credential %s",
 			cfg.path("pki", "master.key"), pki.CredentialName)
 	}
-	r = &restoration{cfg: cfg, o: o}
-	if r.master, err = pki.OpenMasterKey(cfg.path("pki")); err != nil {
+	if err != nil {
 		return nil, nil, err
 	}
 	if cfg.BackupCopies != "" && o.File == "" {
@@ -187,6 +187,9 @@ func Restore(ctx context.Context, cfg Config, o RestoreOptions) (done Restored, 
 		return done, fmt.Errorf("backup %s: %w", m.ID, err)
 	}
 	done.Manifest = m
+	if err := r.master.Install(cfg.path("pki")); err != nil {
+		return done, err
+	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		if _, err := os.Lstat(cfg.path(name)); err == nil && name != settingsFile {
 			done.Kept = append(done.Kept, name)

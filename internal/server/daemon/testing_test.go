@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/etcddata"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/contract/nodeconfig"
@@ -42,6 +43,12 @@ func check(t testing.TB, err error) {
 const runEnv = "COLDRACK_TEST_RUN"
 
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == etcddata.Verb { // the process that reads snapshots
+		if err := etcddata.Serve(os.Stdin, os.Stdout); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
 	TakeLibraryLogs(discard())
 	if config := os.Getenv(runEnv); config != "" {
 		if err := runConfig(config); err != nil {
