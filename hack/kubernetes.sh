@@ -19,6 +19,13 @@ minor=${version#v1.}
 minor=${minor%%.*}
 stamp=k8s.io/component-base/version
 mkdir -p "$(dirname "$out")"
-go build -o "$out" \
+file=$out package=k8s.io/kubernetes/cmd/$(basename "$out")
+case $(basename "$out") in
+kube-apiserver | kube-controller-manager | kube-scheduler) # one program of three names
+	file=$(dirname "$out")/kubernetes-control-plane package=./control-plane
+	;;
+esac
+go build -o "$file" \
 	-ldflags "-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=$minor -X $stamp.gitTreeState=clean" \
-	"k8s.io/kubernetes/cmd/$(basename "$out")"
+	"$package"
+[ "$file" = "$out" ] || { ln -f "$file" "$out" && touch "$out"; }
