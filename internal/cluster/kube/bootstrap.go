@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"coldrack.dev/api/v1alpha1"
 	corev1 "k8s.io/api/core/v1"
@@ -50,6 +51,7 @@ type kubeadmConfiguration struct {
 	ControllerManager    kubeadmComponent  `json:"controllerManager"`
 	Scheduler            kubeadmComponent  `json:"scheduler"`
 	Proxy                *kubeadmDisabled  `json:"proxy,omitempty"`
+	DNS                  *kubeadmDisabled  `json:"dns,omitempty"`
 }
 
 type kubeadmNetworking struct {
@@ -65,6 +67,7 @@ type kubeadmEtcd struct {
 
 type kubeadmLocalEtcd struct {
 	DataDir   string       `json:"dataDir"`
+	ImageTag  string       `json:"imageTag,omitempty"`
 	ExtraArgs []kubeadmArg `json:"extraArgs,omitempty"`
 }
 
@@ -109,16 +112,20 @@ func (r *renderer) bootstrapObjects() ([]runtime.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	kubelet, err := encodeConfig(r.kubeletConfiguration())
+	kubelet, err := r.commonKubeletConfiguration()
 	if err != nil {
 		return nil, err
+	}
+	encodedKubelet, err := yaml.Marshal(kubelet)
+	if err != nil {
+		return nil, fmt.Errorf("encode the configuration of kubelets: %w", err)
 	}
 	read := []string{"get", "list", "watch"}
 	objects := []runtime.Object{
 		configMap(kubeSystem, kubeadmConfigMap, map[string]string{"ClusterConfiguration": string(kubeadm)}, nil),
 		readConfigMap(kubeSystem, "kubeadm:nodes-kubeadm-config", kubeadmConfigMap),
 		bindRole(kubeSystem, "kubeadm:nodes-kubeadm-config", group(tokenGroup), group(nodesGroup)),
-		configMap(kubeSystem, "kubelet-config", map[string]string{"kubelet": string(kubelet)}, nil),
+		configMap(kubeSystem, "kubelet-config", map[string]string{"kubelet": string(encodedKubelet)}, nil),
 		readConfigMap(kubeSystem, "kubeadm:kubelet-config", "kubelet-config"),
 		bindRole(kubeSystem, "kubeadm:kubelet-config", group(nodesGroup), group(tokenGroup)),
 		bindClusterRole("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", group(tokenGroup)),
@@ -202,7 +209,9 @@ func (r *renderer) kubeadmConfig() ([]byte, error) {
 	config.Scheduler.ExtraArgs = ours(r.schedulerFlags(n), spec.Scheduler.ExtraArgs, "profiling",
 		"leader-elect-lease-duration", "leader-elect-renew-deadline", "leader-elect-retry-period", "tls-min-version", "tls-cipher-suites")
 	if n.runs(v1alpha1.RoleEtcd) {
-		config.Etcd.Local = &kubeadmLocalEtcd{DataDir: etcdDataDir,
+		// kubeadm has a release of its own, of which no bundle has the image.
+		_, tag, _ := strings.Cut(n.etcd.etcdImage, ":")
+		config.Etcd.Local = &kubeadmLocalEtcd{DataDir: etcdDataDir, ImageTag: tag,
 			ExtraArgs: ours(r.etcdFlags(n), spec.Etcd.ExtraArgs, "cipher-suites", "initial-cluster-token", "quota-backend-bytes")}
 	} else {
 		config.Etcd.External = &kubeadmExternalEtcd{CAFile: pkiDir + "/etcd/ca.crt",
@@ -214,6 +223,8 @@ func (r *renderer) kubeadmConfig() ([]byte, error) {
 	if spec.Network.Proxy == v1alpha1.ProxyNone {
 		config.Proxy = &kubeadmDisabled{true}
 	}
+	// kubeadm gives up on a release of CoreDNS that it does not know, and ours is newer than any that it knows.
+	config.DNS = &kubeadmDisabled{true}
 	return encodeConfig(config)
 }
 

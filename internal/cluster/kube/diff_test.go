@@ -101,10 +101,12 @@ func TestDiff(t *testing.T) {
 		}, []string{
 			"change machine-02",
 			"  change /var/lib/kubelet/config.yaml",
+			"  change /var/lib/kubelet/instance-config.yaml",
 			"  phase config",
 			"  the kubelet restarts: pods keep running; the node is not Ready for some seconds",
 			"change machine-03",
 			"  change /var/lib/kubelet/config.yaml",
+			"  change /var/lib/kubelet/instance-config.yaml",
 			"  phase config",
 			"  the kubelet restarts: pods keep running; the node is not Ready for some seconds",
 		}},
@@ -128,6 +130,7 @@ func TestDiff(t *testing.T) {
 		}, []string{
 			"change machine-01",
 			"  change /var/lib/kubelet/config.yaml",
+			"  change /var/lib/kubelet/instance-config.yaml",
 			"  + taint gpu=a:NoSchedule",
 			"  phase config",
 			"  the kubelet restarts: pods keep running; the node is not Ready for some seconds",

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -25,8 +26,7 @@ const (
 	mebibyte        = 1 << 20
 )
 
-// kubeletConfiguration is what all kubelets of the cluster have in common. kubeadm keeps it in the cluster
-// for machines that join by kubeadm, which may have another runtime and other kernel settings.
+// kubeletConfiguration is what all kubelets of the cluster have in common by Coldrack's own decision.
 func (r *renderer) kubeletConfiguration() kubelet.KubeletConfiguration {
 	var dns []string
 	for _, address := range r.dnsAddresses {
@@ -70,7 +70,22 @@ var decidedKubeletFields = [...]string{
 	"tlsCertFile", "tlsPrivateKeyFile", "healthzPort", "healthzBindAddress", "podCIDR", "providerID",
 }
 
-func (r *renderer) machineKubeletConfiguration(n *node) ([]byte, error) {
+// commonKubeletConfiguration is what all kubelets of the cluster have in common. kubeadm keeps it in the cluster for machines
+// that join by kubeadm, which may have another runtime and other kernel settings.
+func (r *renderer) commonKubeletConfiguration() (map[string]any, error) {
+	tree, err := treeOf(r.kubeletConfiguration())
+	if err != nil {
+		return nil, err
+	}
+	if err := mergeKubeletConfig(tree, "spec.kubelet.config", r.cluster.Spec.Kubelet.Config); err != nil {
+		return nil, err
+	}
+	return dropUnset(tree), nil
+}
+
+// machineKubeletConfiguration is the configuration of one machine's kubelet, and its own part of it: what it has otherwise than
+// the kubelets have in common. "kubeadm upgrade" lays the one over the other.
+func (r *renderer) machineKubeletConfiguration(n *node) (whole, own []byte, err error) {
 	config := r.kubeletConfiguration()
 	config.RegisterWithTaints = nodeTaints(n)
 	config.ContainerRuntimeEndpoint = criSocket
@@ -81,17 +96,27 @@ func (r *renderer) machineKubeletConfiguration(n *node) ([]byte, error) {
 	config.KubeReserved = map[string]string{"cpu": "100m", "memory": reserved}
 	tree, err := treeOf(config)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	for _, own := range []struct {
+	for _, user := range []struct {
 		field  string
 		config *runtime.RawExtension
 	}{{"spec.kubelet.config", r.cluster.Spec.Kubelet.Config}, {"spec.kubelet.config of group " + n.group.Name, n.group.Spec.Kubelet.Config}} {
-		if err := mergeKubeletConfig(tree, own.field, own.config); err != nil {
-			return nil, err
+		if err := mergeKubeletConfig(tree, user.field, user.config); err != nil {
+			return nil, nil, err
 		}
 	}
-	return yaml.Marshal(dropUnset(tree))
+	tree = dropUnset(tree)
+	if whole, err = yaml.Marshal(tree); err != nil {
+		return nil, nil, err
+	}
+	common, err := r.commonKubeletConfiguration()
+	if err != nil {
+		return nil, nil, err
+	}
+	maps.DeleteFunc(tree, func(field string, value any) bool { return reflect.DeepEqual(value, common[field]) })
+	own, err = yaml.Marshal(tree)
+	return whole, own, err
 }
 
 // mergeKubeletConfig lays a user's fields over the rendered ones. A field whose value is an object is merged,
@@ -136,7 +161,7 @@ func reservedMemory(memory int64) int64 {
 }
 
 func (r *renderer) kubeletFiles(n *node) ([]File, error) {
-	config, err := r.machineKubeletConfiguration(n)
+	config, instance, err := r.machineKubeletConfiguration(n)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +180,7 @@ func (r *renderer) kubeletFiles(n *node) ([]File, error) {
 		{Path: manifestsDir, Mode: modeDir | fs.ModeDir},
 		{Path: kubeletDir, Mode: modeDir | fs.ModeDir},
 		{Path: kubeletConfig, Mode: modeSecret, Content: config},
-		{Path: kubeletInstance, Mode: modeSecret, Content: []byte("containerRuntimeEndpoint: " + criSocket + "\n")},
+		{Path: kubeletInstance, Mode: modeSecret, Content: instance},
 		{Path: kubeletFlagsFile, Mode: modePublic, Content: fmt.Appendf(nil, "KUBELET_KUBEADM_ARGS=%q\n", strings.Join(flags.command("")[1:], " "))},
 		// The kubelet finds its certificate by this link, and points it elsewhere when it rotates.
 		{Path: kubeletClientLink, Link: kubeletClientFile, Once: true},

@@ -592,6 +592,7 @@ var kubeadmDifferences = []difference{
 	{"+", `kubelet config resolvConf`, "the installed system has no systemd-resolved; kubeadm looks whether it runs"},
 	{"+", `kubelet config registerWithTaints .*`, "the taint is there before the first pod could be placed; kubeadm adds it afterwards"},
 	{"+", `kubelet config clusterDNS fd00:96::a`, "DNS has an address of both families"},
+	{"+", `kubelet instance .*`, "kubeadm upgrade lays it over what all kubelets have in common; what a machine has for itself would be lost"},
 	{"+", `kubelet flag --node-(ip|labels)`, "known beforehand"},
 
 	// What kubeadm uploads.
@@ -604,6 +605,7 @@ var kubeadmDifferences = []difference{
 	{"-", `object ConfigMap (kubelet-config|kube-proxy) metadata annotations kubeadm.kubernetes.io/component-config.hash`, "it marks what kubeadm may replace by its own defaults"},
 	{"+", `object ConfigMap kubelet-config kubelet .*`, "as in the kubelet's own configuration"},
 	{"+", `object ConfigMap kubeadm-config ClusterConfiguration (apiServer|controllerManager|scheduler|etcd local) (extraArgs|extraVolumes|certSANs) .*`, "tells kubeadm how this cluster differs"},
+	{"+", `object ConfigMap kubeadm-config ClusterConfiguration (dns disabled|etcd local imageTag)`, "kubeadm knows older releases only, and bundles have no images of those"},
 	{"-", `object ConfigMap kubeadm-config ClusterConfiguration etcd external httpEndpoints .*`, "a default that kubeadm fills in when it reads"},
 	{"!", `object ConfigMap kube-proxy config.conf mode`, "nftables is faster with many services; kubeadm writes iptables, the default until 1.40"},
 	{"!", `object ConfigMap kube-proxy kubeconfig.conf clusters default cluster server`, becauseLocal},
@@ -622,6 +624,5 @@ var takeoverDifferences = []difference{
 	{"+", `manifest \S+ metadata annotations coldrack.dev/(config|keys)-digest`, "nothing but our own agent needs it"},
 	{"-", `manifest kube-controller-manager .* command --cluster-signing-(cert|key)-file`, "kubeadm has just made an authority with its key in order to run at all"},
 	{"!", `manifest etcd .* command --initial-cluster`, "etcd looks at it only before it has data"},
-	{"!", `manifest etcd .* containers etcd image`, becauseNewer},
 	{"+", `manifest etcd .* command --initial-cluster-state`, "etcd looks at it only before it has data"},
 }
