@@ -389,6 +389,10 @@ const AnnotationAbort = "coldrack.dev/abort"
 // AnnotationRetry on a Cluster, with another value than before, has a change tried again that failed.
 const AnnotationRetry = "coldrack.dev/retry"
 
+// AnnotationPutBack on a Cluster, with another value than before, lets it be resumed although somebody changed files of its nodes
+// while it was paused. They are then as before.
+const AnnotationPutBack = "coldrack.dev/put-back"
+
 // Conditions of a Cluster.
 const (
 	// ConditionBroughtUp: every node was ready at one time. It never becomes false again.

@@ -560,7 +560,8 @@ type KubernetesStatus struct {
 	// +optional
 	FormerConfig *ConfigDigests `json:"formerConfig,omitempty"`
 	// Drift are files of the configuration that somebody else had changed or removed on the node. It has put them right; they stand
-	// here until its next configuration, or until its agent starts anew.
+	// here until its next configuration, or until its agent starts anew. While the cluster is paused, they are the files that would be
+	// put right if it were resumed.
 	// +optional
 	// +listType=atomic
 	Drift []string `json:"drift,omitempty"`

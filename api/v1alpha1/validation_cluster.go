@@ -660,6 +660,46 @@ func ValidatePlacement(groups []MachineGroup, machines []Machine) field.ErrorLis
 	return errs
 }
 
+// ValidateResume refuses to end a pause in which somebody else changed files of the nodes, such as kubeadm: every node would put them
+// back at once. It is let through by another value of AnnotationPutBack.
+func ValidateResume(c, old *Cluster, machines []Machine) field.ErrorList {
+	if !old.Spec.Paused || c.Spec.Paused || c.Annotations[AnnotationPutBack] != old.Annotations[AnnotationPutBack] {
+		return nil
+	}
+	changed := ChangedFiles(c.Name, machines)
+	if changed == "" {
+		return nil
+	}
+	return field.ErrorList{field.Forbidden(field.NewPath("spec", "paused"), fmt.Sprintf("files are not as Coldrack left them: %s. When the cluster is "+
+		"resumed, all nodes put them back at once, and what reads them restarts. If that is what you want: coldrack cluster resume %s --put-back", changed, c.Name))}
+}
+
+// ChangedFiles names files of a cluster's nodes that somebody else has changed, by machine; "" for none.
+func ChangedFiles(cluster string, machines []Machine) string {
+	const mostMachines, mostFiles = 3, 3
+	var texts []string
+	more := 0
+	for i := range machines {
+		k := machines[i].Status.Kubernetes
+		if k == nil || k.Cluster != cluster || len(k.Drift) == 0 {
+			continue
+		}
+		if len(texts) == mostMachines {
+			more++
+			continue
+		}
+		text := machines[i].Name + ": " + strings.Join(k.Drift[:min(len(k.Drift), mostFiles)], ", ")
+		if n := len(k.Drift) - mostFiles; n > 0 {
+			text += fmt.Sprintf(" and %d more", n)
+		}
+		texts = append(texts, text)
+	}
+	if more > 0 {
+		texts = append(texts, fmt.Sprintf("and of %d more machines", more))
+	}
+	return strings.Join(texts, "; ")
+}
+
 // ValidateClusterChange refuses to change what running nodes and pods rest on, once the cluster has nodes, and versions that
 // these nodes cannot go to. What was left open before counts as its default.
 func ValidateClusterChange(c, old *Cluster) field.ErrorList {

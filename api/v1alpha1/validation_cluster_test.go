@@ -333,3 +333,40 @@ func TestValidateClusterChange(t *testing.T) {
 		})
 	}
 }
+
+func TestAPauseInWhichOthersChangedFilesEndsOnPurposeOnly(t *testing.T) {
+	machine := func(name, cluster string, drift ...string) Machine {
+		return Machine{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: MachineStatus{Kubernetes: &KubernetesStatus{Cluster: cluster, Drift: drift}}}
+	}
+	changed := []Machine{machine("a", "rack", "/1", "/2", "/3", "/4"), machine("b", "rack"), {}, machine("c", "other", "/5")}
+	for _, test := range []struct {
+		name     string
+		was, is  bool // paused
+		putBack  string
+		machines []Machine
+		want     string
+	}{
+		{"nobody changed anything", true, false, "", []Machine{machine("b", "rack"), machine("c", "other", "/5")}, ""},
+		{"somebody did", true, false, "", changed, "a: /1, /2, /3 and 1 more. "},
+		{"and it is to be put back", true, false, "now", changed, ""},
+		{"it stays paused", true, true, "", changed, ""},
+		{"it begins to be", false, true, "", changed, ""},
+		{"it was not paused", false, false, "", changed, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			old := &Cluster{ObjectMeta: metav1.ObjectMeta{Name: "rack", Annotations: map[string]string{}}, Spec: ClusterSpec{Paused: test.was}}
+			c := old.DeepCopy()
+			c.Spec.Paused = test.is
+			if test.putBack != "" {
+				c.Annotations[AnnotationPutBack] = test.putBack
+			}
+			errs := ValidateResume(c, old, test.machines)
+			if (len(errs) > 0) != (test.want != "") || test.want != "" && !strings.Contains(errs[0].Error(), test.want) {
+				t.Errorf("%v, want %q", errs, test.want)
+			}
+			if test.putBack != "" && len(ValidateResume(c, c, test.machines)) != 0 {
+				t.Error("a cluster that was resumed is refused")
+			}
+		})
+	}
+}

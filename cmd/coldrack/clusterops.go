@@ -136,10 +136,13 @@ wanted is then begun again, so change what is wanted first.`,
 }
 
 func (a *app) clusterResumeCommand() *cobra.Command {
+	var putBack bool
 	cmd := &cobra.Command{
 		Use:   "resume NAME",
 		Short: "Go on with a cluster that was paused or aborted, or that a failure stopped",
-		Args:  cobra.ExactArgs(1), ValidArgsFunction: a.completeClusters,
+		Long: `Go on with a cluster that was paused or aborted, or that a failure stopped. A cluster whose nodes' files somebody else has changed while it
+was paused, kubeadm for example, is resumed only with --put-back: all nodes write the files anew at once, and what reads them restarts.`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeClusters,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, cluster, err := a.clusterNamed(cmd, args[0])
 			if err != nil {
@@ -154,6 +157,9 @@ func (a *app) clusterResumeCommand() *cobra.Command {
 			annotations := map[string]any{v1alpha1.AnnotationAbort: nil}
 			if failure != nil {
 				annotations[v1alpha1.AnnotationRetry] = a.now().UTC().Format(time.RFC3339Nano)
+			}
+			if putBack {
+				annotations[v1alpha1.AnnotationPutBack] = a.now().UTC().Format(time.RFC3339Nano)
 			}
 			change["metadata"] = map[string]any{"annotations": annotations}
 			patch, err := json.Marshal(change)
@@ -170,6 +176,7 @@ func (a *app) clusterResumeCommand() *cobra.Command {
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&putBack, "put-back", false, "put back files of nodes that somebody else has changed meanwhile")
 	return a.addConnectionFlag(cmd)
 }
 

@@ -62,6 +62,7 @@ type Pace struct {
 	Retry       time.Duration // of a failed phase, doubling
 	MaxRetry    time.Duration
 	Again       time.Duration // after which everything is looked at again
+	Look        time.Duration // between two looks at what somebody else has changed, while paused
 	ReportDelay time.Duration // in which changes are collected into one report
 	ReportAgain time.Duration // after which a report is sent without a change
 }
@@ -69,7 +70,7 @@ type Pace struct {
 // UsualPace suits real nodes.
 func UsualPace() Pace {
 	return Pace{Probe: 2 * time.Second, ProbeLimit: 10 * time.Second, Restart: 2 * time.Minute, Explain: time.Minute, Retry: time.Second, MaxRetry: time.Minute,
-		Again: 10 * time.Minute, ReportDelay: time.Second, ReportAgain: 5 * time.Minute}
+		Again: 10 * time.Minute, Look: time.Minute, ReportDelay: time.Second, ReportAgain: 5 * time.Minute}
 }
 
 // Options of an Executor. All are needed.
@@ -301,10 +302,14 @@ func (e *Executor) work(ctx context.Context) error {
 	for ctx.Err() == nil {
 		p, end := e.start(ctx)
 		if p == nil {
+			e.look()
+			again := time.NewTimer(e.Pace.Look)
 			select {
 			case <-e.wake:
+			case <-again.C:
 			case <-ctx.Done():
 			}
+			again.Stop()
 			continue
 		}
 		if p.run() {

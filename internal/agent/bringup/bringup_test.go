@@ -134,6 +134,41 @@ func TestDriftIsTold(t *testing.T) {
 	}
 }
 
+// TestWhatOthersChangeStaysWhileThatIsPaused has somebody else change files, as kubeadm does.
+func TestWhatOthersChangeStaysWhileThatIsPaused(t *testing.T) {
+	r := newRig(t)
+	a := r.order(wire.NodeAssignment{Version: "v1", Plan: r.rollable()})
+	e := r.executor(func(o *Options) { o.Pace.Again = 20 * time.Millisecond })
+	r.start(e)
+	e.Assign(a)
+	r.done("v1")
+	paused := copyOf(a)
+	paused.Version, paused.Paused = "v1-paused", true
+	e.Assign(paused)
+	r.until("it is paused", func(p wire.PhaseReport) bool { return p.Version == "v1-paused" })
+	const manifest, kubelet = "/etc/kubernetes/manifests/etcd.yaml", "/var/lib/kubelet/config.yaml"
+	was := r.read(kubelet)
+	put := func(path, content string) {
+		if err := os.WriteFile(filepath.Join(r.root, path), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(kubelet, "theirs")
+	if err := os.Remove(filepath.Join(r.root, manifest)); err != nil {
+		t.Fatal(err)
+	}
+	r.until("both are told", func(p wire.PhaseReport) bool { return slices.Equal(p.Drift, []string{manifest, kubelet}) })
+	put(kubelet, was)
+	report := r.until("one is as it was", func(p wire.PhaseReport) bool { return slices.Equal(p.Drift, []string{manifest}) })
+	if !report.Done || r.has(manifest) {
+		t.Errorf("while it is paused, the file is there: %t; done: %t", r.has(manifest), report.Done)
+	}
+	resumed := copyOf(a)
+	resumed.Version = "v2"
+	e.Assign(resumed)
+	r.until("it is put back", func(p wire.PhaseReport) bool { return p.Version == "v2" && p.Done && r.has(manifest) })
+}
+
 func TestDriftIsMended(t *testing.T) {
 	harm := map[string]func(*rig) error{
 		"a file with other content": func(r *rig) error {

@@ -494,7 +494,7 @@ func newTwin(root string) *twin {
 
 func quickPace() Pace {
 	return Pace{Probe: 5 * time.Millisecond, ProbeLimit: 5 * time.Second, Restart: time.Hour, Explain: 20 * time.Millisecond, Retry: 5 * time.Millisecond,
-		MaxRetry: 20 * time.Millisecond, Again: time.Hour, ReportDelay: time.Millisecond, ReportAgain: time.Hour}
+		MaxRetry: 20 * time.Millisecond, Again: time.Hour, Look: 5 * time.Millisecond, ReportDelay: time.Millisecond, ReportAgain: time.Hour}
 }
 
 func wait(ctx context.Context, d time.Duration) {

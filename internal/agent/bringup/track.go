@@ -260,6 +260,16 @@ func (t *track) drift(path string) {
 	}
 }
 
+// found replaces what is told of files that somebody else has changed.
+func (t *track) found(paths []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !slices.Equal(t.report.Drift, paths) {
+		t.report.Drift = paths
+		t.tell()
+	}
+}
+
 // snapshot is the report as it is now.
 func (t *track) snapshot() wire.PhaseReport {
 	t.mu.Lock()

@@ -277,7 +277,8 @@ type PhaseReport struct {
 	// Config are the digests of the plan that is carried out, FormerConfig those of the one before, which is kept for a roll-back.
 	Config       ConfigDigests  `json:"config,omitzero"`
 	FormerConfig *ConfigDigests `json:"formerConfig,omitempty"`
-	// Drift are paths of files that were not as this version of the plan had left them, and were written again.
+	// Drift are paths of files that were not as this version of the plan had left them, and were written again; while paused, of files
+	// that are so.
 	Drift []string `json:"drift,omitempty"`
 	// Message says why something that was asked for is not done, for example a roll-back without a former plan.
 	Message string `json:"message,omitempty"`

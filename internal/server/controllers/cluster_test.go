@@ -395,6 +395,13 @@ func TestClusterStatus(t *testing.T) {
 			f.nodes = append(slices.Clone(f.nodes), v1alpha1.ClusterNode{Machine: "d", Group: "rack-workers", NodeName: "d", Addresses: []string{"10.0.0.4"}})
 		}, v1alpha1.ClusterReady, "3/4", "machine d has not begun"},
 		{"it is paused", true, func(c *v1alpha1.Cluster, _ *clusterFacts) { c.Spec.Paused = true }, v1alpha1.ClusterReady, "3/3", "paused"},
+		{"it is paused, and kubeadm changes a node", true, func(c *v1alpha1.Cluster, f *clusterFacts) {
+			c.Spec.Paused = true
+			f.machines["b"].Status.Kubernetes = &v1alpha1.KubernetesStatus{Cluster: c.Name, Done: true, Drift: []string{"/etc/kubernetes/manifests/kube-apiserver.yaml"}}
+		}, v1alpha1.ClusterReady, "3/3", "leaves them so while it is paused: b: /etc/kubernetes/manifests/kube-apiserver.yaml"},
+		{"somebody changes a node, which puts it back", true, func(c *v1alpha1.Cluster, f *clusterFacts) {
+			f.machines["b"].Status.Kubernetes = &v1alpha1.KubernetesStatus{Cluster: c.Name, Done: true, Drift: []string{"/etc/a"}}
+		}, v1alpha1.ClusterReady, "3/3", "they were put back: b: /etc/a"},
 		{"an address was edited", true, func(_ *v1alpha1.Cluster, f *clusterFacts) { f.machines["b"].Spec.Network.Address = "10.0.0.9" }, v1alpha1.ClusterReady, "3/3",
 			"spec.network.address is 10.0.0.9, and the cluster knows it by 10.0.0.2"},
 		{"the writing is invalid", true, func(_ *v1alpha1.Cluster, f *clusterFacts) { f.invalid = "spec.version: no" }, v1alpha1.ClusterInvalid, "3/3", "spec.version: no"},

@@ -74,6 +74,7 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 	if c.Spec.Paused {
 		messages = append(messages, "paused: nothing new is begun until spec.paused is false")
 	}
+	messages = append(messages, changedByOthers(c, f)...)
 	if s.Work != nil && s.Work.Message != "" {
 		messages = append(messages, s.Work.Message)
 	}
@@ -113,6 +114,24 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 		messages = append(append(messages, bringingUp(s.Nodes, f)...), waitingAddons(f)...)
 	}
 	s.Message = shortened(messages)
+}
+
+// changedByOthers tells of files on nodes that somebody else has changed. While the cluster is paused they stay as they are.
+func changedByOthers(c *v1alpha1.Cluster, f clusterFacts) []string {
+	var machines []v1alpha1.Machine
+	for i := range f.nodes {
+		if m := f.machines[f.nodes[i].Machine]; m != nil {
+			machines = append(machines, *m)
+		}
+	}
+	changed := v1alpha1.ChangedFiles(c.Name, machines)
+	switch {
+	case changed == "":
+		return nil
+	case c.Spec.Paused:
+		return []string{"somebody else has changed files of nodes, and Coldrack leaves them so while it is paused: " + changed}
+	}
+	return []string{"somebody else has changed files of nodes, and they were put back: " + changed}
 }
 
 // workInHand says what is done to which node.

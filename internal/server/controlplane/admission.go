@@ -390,6 +390,13 @@ func (r *rules) checkCluster(ctx context.Context, c, old *v1alpha1.Cluster) (fie
 	if old != nil {
 		errs = append(errs, v1alpha1.ValidateClusterChange(c, old)...)
 	}
+	if old != nil && old.Spec.Paused && !c.Spec.Paused {
+		var machines v1alpha1.MachineList
+		if err := r.list(ctx, map[string]runtime.Object{"machines": &machines}); err != nil {
+			return nil, err
+		}
+		errs = append(errs, v1alpha1.ValidateResume(c, old, machines.Items)...)
+	}
 	own := groupsOf(c.Name, groups.Items)
 	if old != nil {
 		at := field.NewPath("spec", "etcd", "allowEvenMembers")
