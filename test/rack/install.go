@@ -244,7 +244,7 @@ var systemFiles = map[string]string{
 var systemLinks = map[string]string{
 	"/bin": "usr/bin", "/sbin": "usr/sbin", "/lib": "usr/lib", "/lib64": "usr/lib64",
 	"/usr/lib": "/host/usr/lib", "/usr/lib64": "/host/usr/lib64", "/usr/share": "/host/usr/share",
-	"/usr/bin/sh": "/host/usr/bin/sh", "/usr/bin/curl": "/host/usr/bin/curl", "/usr/sbin/nft": "/host/usr/sbin/nft",
+	"/usr/bin/sh": "/host/usr/bin/sh", "/usr/bin/curl": "/host/usr/bin/curl", "/usr/bin/cp": "/host/usr/bin/cp", "/usr/sbin/nft": "/host/usr/sbin/nft",
 	"/usr/sbin/keepalived": "/host/usr/sbin/keepalived",
 	"/usr/bin/systemctl":   "/rack/machine", "/usr/bin/journalctl": "/rack/machine", "/usr/sbin/modprobe": "/rack/machine",
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -193,6 +194,31 @@ func (m *Machine) Run(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(m.r.t.Context(), time.Minute)
 	defer cancel()
 	return ns.Try(ctx, args...)
+}
+
+// RunInside runs a program of the machine's own in all its namespaces, and returns what it printed. It sees the machine's disk as its
+// root, and nothing of the host but what the machine sees, read-only.
+func (m *Machine) RunInside(args ...string) (string, error) {
+	m.mu.Lock()
+	cmd := m.process
+	m.mu.Unlock()
+	if cmd == nil {
+		return "", fmt.Errorf("%s does not run", m.name)
+	}
+	// Until PID 1 has made the machine's root its own, it sees the host's.
+	own, err := os.Stat(fmt.Sprintf("/proc/%d/root/", cmd.Process.Pid))
+	if err != nil {
+		return "", err
+	}
+	if host, err := os.Stat("/"); err != nil || os.SameFile(own, host) {
+		return "", errors.Join(fmt.Errorf("%s has not made its file system yet", m.name), err)
+	}
+	ctx, cancel := context.WithTimeout(m.r.t.Context(), patience)
+	defer cancel()
+	enter := exec.CommandContext(ctx, "nsenter", slices.Concat([]string{"--target", fmt.Sprint(cmd.Process.Pid), "--mount", "--uts", "--ipc", "--net", "--pid", "--"}, args)...)
+	enter.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "HOME=/root"}
+	out, err := enter.CombinedOutput()
+	return string(out), err
 }
 
 // CarriesVirtualIP says whether the machine has the API's virtual address now.

@@ -1,6 +1,7 @@
 package rack
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -21,6 +22,8 @@ type programs struct {
 	coldrack, machine, kubectl string
 	// version of Kubernetes that a cluster begins with, such as v1.37.2.
 	version string
+	// newest that there is, where it is another one.
+	newest string
 	// versions that there are programs for.
 	versions []string
 	// binds are folders of the host, with the place at which machines see them: HOST:MACHINE.
@@ -106,6 +109,42 @@ func makeImages(images, version, folder string) error {
 		}
 	}
 	return nil
+}
+
+// addEarlierPatch adds the patch release before the newest and has clusters begin with it. The module proxy does not have every patch
+// release, and building two takes long: kube-apiserver is the newest one's program that says it is of another release, the rest is the
+// newest's. What is tested with it is who changes what on a node, not what patch releases differ in.
+func (p *programs) addEarlierPatch(t testing.TB, dir string) {
+	t.Helper()
+	newest := p.version
+	v, err := kube.ParseVersion(newest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Patch--
+	if v.Patch < 0 || len(v.String()) != len(newest) {
+		t.Skipf("there is no patch release before %s whose name is as long", newest)
+	}
+	folder := filepath.Join(dir, "rack", "earlier")
+	program, err := os.ReadFile(filepath.Join(filepath.Dir(p.kubectl), "kube-apiserver"))
+	if err == nil {
+		program = bytes.ReplaceAll(program, []byte(newest), []byte(v.String()))
+		err = errors.Join(os.MkdirAll(folder, 0o755), os.WriteFile(filepath.Join(folder, "kube-apiserver"), program, 0o755))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
+		at, is := filepath.Join(dir, "rack", "images", "registry.k8s.io", name+":"+v.String()), "/programs/"+newest+"/"+name
+		if name == "kube-apiserver" {
+			is = "/rack/earlier/kube-apiserver"
+		}
+		if err := errors.Join(os.MkdirAll(at, 0o755), os.Symlink(is, filepath.Join(at, name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.version, p.newest = v.String(), newest
+	p.versions = append(p.versions, p.version)
 }
 
 // imagesOf a cluster of this version.

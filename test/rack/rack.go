@@ -49,6 +49,8 @@ type Options struct {
 	Kubernetes string
 	// VirtualIP has the control planes carry an address of the API. It needs keepalived.
 	VirtualIP bool
+	// EarlierPatch has clusters begin with the patch release before the newest, so that there is one to upgrade to.
+	EarlierPatch bool
 }
 
 // Rack is a server, machines and the switch between them. Its methods end the test when they fail, so they are for the
@@ -77,6 +79,9 @@ func New(t testing.TB, o Options) *Rack {
 	}
 	r := &Rack{t: t, options: o, dir: t.TempDir(), began: time.Now()}
 	r.programs = findPrograms(t, r.dir, o.Kubernetes)
+	if o.EarlierPatch {
+		r.programs.addEarlierPatch(t, r.dir)
+	}
 	r.hub = netns.New(t)
 	r.hub.Bridge("br0")
 	r.desk = r.plug("desk", "", deskAddress)

@@ -124,6 +124,16 @@ func (s *Server) Try(args ...string) (string, error) {
 	return s.ns.Try(ctx, append(append(command, s.r.programs.coldrack), args...)...)
 }
 
+// kubectl runs kubectl beside the server, as an administrator of its API.
+func (s *Server) kubectl(args ...string) string {
+	s.r.t.Helper()
+	out, err := s.ns.Try(s.r.t.Context(), append([]string{s.r.programs.kubectl, "--kubeconfig", s.kubeconfig()}, args...)...)
+	if err != nil {
+		s.r.t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
 // Run is Try for what must not fail.
 func (s *Server) Run(args ...string) string {
 	s.r.t.Helper()

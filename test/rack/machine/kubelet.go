@@ -34,6 +34,10 @@ type hollow struct {
 
 // kubelet runs until it is told to end. What it started goes on.
 func kubelet(version string, args []string) error {
+	if len(args) == 1 && args[0] == "--version" {
+		fmt.Println("Kubernetes", version)
+		return nil
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	k, kubeconfig, err := readOptions(version, args)

@@ -493,6 +493,11 @@ func systemctl(args []string) error {
 	if args[0] == "set-property" {
 		return nil // there are no control groups
 	}
+	for i, name := range args[1:] {
+		if !strings.Contains(name, ".") {
+			args[i+1] = name + ".service"
+		}
+	}
 	conn, err := (&net.Dialer{}).DialContext(context.Background(), "unix", controlSocket)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -160,6 +161,9 @@ func (p *nodePods) run(ctx context.Context) error {
 // pretend says of a pod that it runs, or ends it when it shall.
 func (p *nodePods) pretend(ctx context.Context, pod *corev1.Pod) error {
 	pods := p.k.api.CoreV1().Pods(pod.Namespace)
+	if pod.DeletionTimestamp == nil && pod.Status.Phase == corev1.PodSucceeded {
+		return nil
+	}
 	if pod.DeletionTimestamp != nil {
 		now := int64(0)
 		err := pods.Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &now, Preconditions: &metav1.Preconditions{UID: &pod.UID}})
@@ -169,7 +173,33 @@ func (p *nodePods) pretend(ctx context.Context, pod *corev1.Pod) error {
 		return err
 	}
 	status := running(pod, p.address(pod), p.node.Status.Addresses[0].Address, nil)
+	if saysItsVersion(pod) {
+		status = ended(status)
+	}
 	return p.write(ctx, pod, status)
+}
+
+// saysItsVersion is true of a pod that only prints a version: "kubeadm upgrade" runs one to see whether pods run at all.
+func saysItsVersion(pod *corev1.Pod) bool {
+	c := pod.Spec.Containers
+	return len(c) == 1 && strings.Contains(c[0].Image, "/pause:") && slices.Equal(c[0].Args, []string{"-v"})
+}
+
+// ended is the status of a pod whose containers have all ended well.
+func ended(status corev1.PodStatus) corev1.PodStatus {
+	status.Phase = corev1.PodSucceeded
+	for i := range status.ContainerStatuses {
+		c := &status.ContainerStatuses[i]
+		if c.State.Running != nil {
+			c.State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Reason: "Completed", StartedAt: c.State.Running.StartedAt, FinishedAt: metav1.Now()}}
+		}
+		c.Ready = false
+	}
+	now := metav1.Now()
+	for _, kind := range []corev1.PodConditionType{corev1.ContainersReady, corev1.PodReady} {
+		setCondition(&status, corev1.PodCondition{Type: kind, Status: corev1.ConditionFalse}, now)
+	}
+	return status
 }
 
 // write updates a pod's status where it differs.
