@@ -67,11 +67,18 @@ type SubnetSpec struct {
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=8
 	DNS []string `json:"dns,omitempty"`
+	// ServeDNS lets Coldrack answer DNS for clients with an address in this segment: the names of its machines itself, other
+	// names by asking the servers in dns. DHCP then names Coldrack's address alone, installed nodes name it before those in dns.
+	// +optional
+	ServeDNS bool `json:"serveDNS,omitempty"`
 	// NTP servers, in order.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=8
 	NTP []string `json:"ntp,omitempty"`
+	// ServeNTP names Coldrack's address as a time server, before those in ntp, to DHCP clients and to nodes that are installed.
+	// +optional
+	ServeNTP bool `json:"serveNTP,omitempty"`
 	// Domain is the DNS search domain.
 	// +optional
 	Domain string `json:"domain,omitempty"`

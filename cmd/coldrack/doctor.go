@@ -14,6 +14,7 @@ import (
 	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/request"
 	"coldrack.dev/internal/lab"
+	"coldrack.dev/internal/netboot/dns"
 	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/server/daemon"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
@@ -110,7 +111,17 @@ func serverPorts(cfg daemon.Config) []doctor.Port {
 	discovery.Each, discovery.Optional = true, true
 	time := at("udp4", sntp.Port, "the time")
 	time.Optional = true
-	return append(ports, dhcp, discovery, time,
+	if cfg.NTP {
+		ports = append(ports, time)
+	}
+	if cfg.DNS {
+		for _, network := range []string{"udp4", "tcp4"} {
+			names := at(network, dns.Port, "DNS in Subnets with serveDNS")
+			names.Optional, names.Own = true, true
+			ports = append(ports, names)
+		}
+	}
+	return append(ports, dhcp, discovery,
 		at("udp4", cfg.TFTPPort, "TFTP (tftpPort)"),
 		at("tcp4", cfg.BootPort, "boot files (bootPort)"),
 		at("tcp4", cfg.MachinePort, "the machine API (machinePort)"),

@@ -51,6 +51,17 @@ func built() []string {
 	return []string{"containerd", "ctr", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubeadm", "kubectl", "versitygw"}
 }
 
+// unpacked are programs of packages that hack/setup.sh only unpacks, and where below bin/unpacked.
+var unpacked = map[string]string{"named": "bind9/usr/sbin/named", "chronyd": "chrony/usr/sbin/chronyd"}
+
+// Program is the path of a program that Need has found, where it is not in PATH.
+func Program(name string) string {
+	if path := filepath.Join(preferBuilt(), "unpacked", unpacked[name]); unpacked[name] != "" {
+		return path
+	}
+	return name
+}
+
 // preferBuilt puts the repository's bin into PATH, before the first folder with one of the built programs, and not before
 // what a test has put there itself; it returns "" outside of the repository.
 var preferBuilt = sync.OnceValue(func() string {
@@ -89,6 +100,12 @@ func missing(name string) error {
 		}
 		return nil
 	}
+	if unpacked[name] != "" {
+		if _, err := exec.LookPath(Program(name)); err != nil {
+			return fmt.Errorf("%w; unpack it: make setup", err)
+		}
+		return nil
+	}
 	if minor, ok := strings.CutPrefix(name, "kubernetes-"); ok {
 		for _, program := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
 			if _, err := exec.LookPath(filepath.Join(bin, minor, program)); err != nil {
@@ -112,6 +129,8 @@ func missing(name string) error {
 			return fmt.Errorf("create a network namespace: %w: %s", err, strings.TrimSpace(string(out)))
 		}
 		return nil
+	case "timesyncd":
+		name = "/usr/lib/systemd/systemd-timesyncd"
 	case "qemu":
 		name = "qemu-system-x86_64"
 	}

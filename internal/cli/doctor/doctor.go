@@ -40,6 +40,8 @@ type Port struct {
 	Interfaces []string
 	// Each says that it is opened on each interface by itself, where it is needed.
 	Each bool
+	// Own says that it is opened on addresses of the server, none of them a loopback address: another program may have it there.
+	Own bool
 	// Optional says that the server does without when another program has it.
 	Optional bool
 }

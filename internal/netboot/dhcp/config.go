@@ -43,7 +43,9 @@ type Subnet struct {
 	Router netip.Addr
 	DNS    []netip.Addr
 	NTP    []netip.Addr
-	Domain string
+	// OwnDNS names the server's own address instead of DNS, OwnNTP before NTP.
+	OwnDNS, OwnNTP bool
+	Domain         string
 	// LeaseTime is an hour by default.
 	LeaseTime time.Duration
 	Mode      Mode

@@ -121,11 +121,11 @@ func addSettings(o dhcpv4.Options, request *dhcpv4.DHCPv4, a answer) {
 	if wants(dhcpv4.OptionBroadcastAddress) {
 		o.Update(dhcpv4.OptBroadcastAddress(broadcast(s.CIDR).AsSlice()))
 	}
-	if len(s.DNS) > 0 && wants(dhcpv4.OptionDomainNameServer) {
-		o.Update(dhcpv4.OptDNS(netIPs(s.DNS)...))
+	if names := a.nameServers(); len(names) > 0 && wants(dhcpv4.OptionDomainNameServer) {
+		o.Update(dhcpv4.OptDNS(netIPs(names)...))
 	}
-	if len(s.NTP) > 0 && wants(dhcpv4.OptionNTPServers) {
-		o.Update(dhcpv4.OptNTPServers(netIPs(s.NTP)...))
+	if clocks := a.timeServers(); len(clocks) > 0 && wants(dhcpv4.OptionNTPServers) {
+		o.Update(dhcpv4.OptNTPServers(netIPs(clocks)...))
 	}
 	if s.Domain != "" && wants(dhcpv4.OptionDomainName) {
 		o.Update(dhcpv4.OptDomainName(s.Domain))
@@ -133,6 +133,22 @@ func addSettings(o dhcpv4.Options, request *dhcpv4.DHCPv4, a answer) {
 	if a.hostname != "" && wants(dhcpv4.OptionHostName) {
 		o.Update(dhcpv4.OptHostName(a.hostname))
 	}
+}
+
+// nameServers are this server alone where it answers: clients take several for servers that know the same, and others do not know the
+// names of machines.
+func (a answer) nameServers() []netip.Addr {
+	if a.subnet.OwnDNS {
+		return []netip.Addr{a.server}
+	}
+	return a.subnet.DNS
+}
+
+func (a answer) timeServers() []netip.Addr {
+	if a.subnet.OwnNTP && !slices.Contains(a.subnet.NTP, a.server) {
+		return slices.Insert(slices.Clone(a.subnet.NTP), 0, a.server)
+	}
+	return a.subnet.NTP
 }
 
 // addBoot adds the boot file, in the form that the client's kind of firmware understands.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/content/registry"
+	"coldrack.dev/internal/contract/validate"
 	"coldrack.dev/internal/netboot/gate"
 	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/controlplane"
@@ -50,6 +51,15 @@ type Config struct {
 	BootNetns string `json:"bootNetns,omitempty"`
 	// NoBoot starts no boot services: only the control plane, controllers and people's API.
 	NoBoot bool `json:"noBoot,omitempty"`
+
+	// DNS answers names in Subnets that ask for it (serveDNS). NTP tells the time.
+	DNS bool `json:"dns"`
+	NTP bool `json:"ntp"`
+	// DNSDomain is that of machines in Subnets without one. Empty: they have no names.
+	DNSDomain string `json:"dnsDomain,omitempty"`
+	// DNSUpstreams are asked for other names by clients in Subnets that name no servers: addresses, with a port or not, or "none".
+	// Empty: those of this host's /etc/resolv.conf.
+	DNSUpstreams []string `json:"dnsUpstreams,omitempty"`
 
 	// StoreQuotaMiB is the size of the embedded store's file at which it refuses writes.
 	StoreQuotaMiB int `json:"storeQuotaMib"`
@@ -142,6 +152,8 @@ func DefaultConfig() Config {
 		BootPort:         7080,
 		MachinePort:      7444,
 		TFTPPort:         69,
+		DNS:              true,
+		NTP:              true,
 		StoreQuotaMiB:    controlplane.DefaultStoreQuota >> 20,
 		RegistryCacheGiB: 20,
 		AuditFailure:     AuditRefuse,
@@ -184,6 +196,16 @@ func (c Config) Validate() error {
 	for field, port := range map[string]int{"bootPort": c.BootPort, "machinePort": c.MachinePort, "tftpPort": c.TFTPPort} {
 		if port < 1 || port > 65535 {
 			bad(field, port, "must be between 1 and 65535")
+		}
+	}
+	if c.DNSDomain != "" {
+		if err := validate.Domain(c.DNSDomain); err != nil {
+			bad("dnsDomain", c.DNSDomain, err.Error())
+		}
+	}
+	for _, upstream := range c.DNSUpstreams {
+		if _, err := parseUpstream(upstream); err != nil && (upstream != noUpstreams || len(c.DNSUpstreams) > 1) {
+			bad("dnsUpstreams", upstream, "must be an address such as 10.0.0.53 or 10.0.0.53:5353, or none alone")
 		}
 	}
 	if c.Kubeconfig != "" && len(c.EtcdEndpoints) > 0 {

@@ -158,6 +158,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 			group.Go(func() error { return err })
 			return group.Wait()
 		}
+		if err := s.serveNames(ctx, group); err != nil {
+			group.Go(func() error { return err })
+			return group.Wait()
+		}
 		keeper := &copyKeeper{file: cfg.path(copyFile), fleet: s.fleet, subnets: s.subnets, log: log.With("part", "boot")}
 		if keeper.restore() {
 			// Machines are answered; the service manager does not wait for the store.
@@ -213,6 +217,7 @@ type server struct {
 	audit      *audit.Log // nil where the kinds live elsewhere
 	catalog    *catalog
 	subnets    *dhcpSubnets // nil without boot services
+	names      *names       // nil without boot services
 	late       lateStore
 	// plane holds the kinds, in this life of the store; current is the same for those who ask in between.
 	plane   *controlplane.ControlPlane
@@ -260,6 +265,9 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		peoplewire.PathBoots:          peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.bootGate),
 		peoplewire.PathExpiry:         peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.expiryHandler()),
 		profilesPath:                  peopleapi.Limit{AtOnce: 2}.Around(profiles()),
+	}
+	if s.names != nil {
+		handlers[peoplewire.PathNames] = peopleapi.Limit{AtOnce: 4, Each: 2}.Around(s.names)
 	}
 	maps.Copy(handlers, s.clusterAPI.Handlers())
 	maps.Copy(handlers, s.powerAPI.Handlers())

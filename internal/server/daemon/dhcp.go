@@ -147,6 +147,7 @@ func (s *server) admitDHCP(client dhcp.Query) bool {
 
 // dhcpSubnets passes valid IP plans on to the DHCP server; it implements controllers.SubnetSink.
 type dhcpSubnets struct {
+	cfg    Config
 	server *dhcp.Server
 	reach  *reach
 	base   dhcp.Config
@@ -165,8 +166,8 @@ func (d *dhcpSubnets) current() []v1alpha1.Subnet {
 	return d.given
 }
 
-func newDHCPSubnets(server *dhcp.Server, base dhcp.Config, reach *reach, log *slog.Logger) *dhcpSubnets {
-	return &dhcpSubnets{server: server, base: base, reach: reach, log: log, change: make(chan struct{})}
+func newDHCPSubnets(cfg Config, server *dhcp.Server, base dhcp.Config, reach *reach, log *slog.Logger) *dhcpSubnets {
+	return &dhcpSubnets{cfg: cfg, server: server, base: base, reach: reach, log: log, change: make(chan struct{})}
 }
 
 // SetSubnets implements controllers.SubnetSink.
@@ -175,7 +176,7 @@ func (d *dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
 	var segments []netip.Prefix
 	for _, subnet := range subnets {
 		report := controllers.SubnetReport{Generation: subnet.Generation}
-		plan, err := dhcpSubnet(subnet)
+		plan, err := d.cfg.dhcpSubnet(subnet)
 		if err == nil {
 			segments = append(segments, plan.CIDR)
 		}
@@ -260,7 +261,7 @@ func (d *dhcpSubnets) Changed() <-chan struct{} {
 }
 
 // dhcpSubnet turns an IP plan into what the DHCP server works by. IPv6 plans are none of its business.
-func dhcpSubnet(subnet v1alpha1.Subnet) (dhcp.Subnet, error) {
+func (c Config) dhcpSubnet(subnet v1alpha1.Subnet) (dhcp.Subnet, error) {
 	plan, errs := subnet.IPPlan()
 	if len(errs) > 0 {
 		return dhcp.Subnet{}, errs.ToAggregate()
@@ -273,6 +274,7 @@ func dhcpSubnet(subnet v1alpha1.Subnet) (dhcp.Subnet, error) {
 		Name: subnet.Name, Mode: dhcp.Mode(subnet.Spec.DHCP), Domain: subnet.Spec.Domain,
 		CIDR: plan.CIDR, Router: plan.Gateway, Pool: dhcp.Range{From: plan.Discovery.First, To: plan.Discovery.Last},
 		DNS: ipv4(plan.DNS), NTP: ipv4(plan.NTP), Relays: plan.Relays,
+		OwnDNS: c.DNS && subnet.Spec.ServeDNS, OwnNTP: c.NTP && subnet.Spec.ServeNTP,
 	}
 	if subnet.Spec.LeaseTime != nil {
 		made.LeaseTime = subnet.Spec.LeaseTime.Duration
@@ -302,7 +304,7 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 		return nil, err
 	}
 	s.metrics.watchDHCP(server.Stats)
-	sink = newDHCPSubnets(server, base, s.reach, log)
+	sink = newDHCPSubnets(s.cfg, server, base, s.reach, log)
 	group.Go(func() error { return server.Serve(ctx) })
 	return sink, nil
 }

@@ -14,6 +14,7 @@ import (
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/connlimit"
 	"coldrack.dev/internal/netboot/dhcp"
+	"coldrack.dev/internal/netboot/dns"
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/tftp"
 	"coldrack.dev/internal/server/audit"
@@ -100,6 +101,25 @@ func (m *metrics) watchDHCP(stats func() dhcp.Stats) {
 				s.gauge("coldrack_dhcp_pool_addresses", "Addresses of a discovery range, by state.", n, "subnet", subnet.Name, "state", state)
 			}
 		}
+	}))
+}
+
+func (m *metrics) watchDNS(stats func() dns.Stats, asking func() int) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := stats()
+		const questions = "Questions to the DNS responder, by protocol."
+		s.counter("coldrack_dns_questions_total", questions, now.UDP, "protocol", "udp")
+		s.counter("coldrack_dns_questions_total", questions, now.TCP, "protocol", "tcp")
+		for outcome, n := range map[string]uint64{
+			"own": now.Own - now.NoSuchName, "no_such_name": now.NoSuchName, "forwarded": now.Forwarded, "failed": now.Failed, "refused": now.Refused, "malformed": now.Malformed,
+		} {
+			s.counter("coldrack_dns_answers_total", "Answers of the DNS responder, by outcome.", n, "outcome", outcome)
+		}
+		s.counter("coldrack_dns_dropped_total", "Packets to the DNS responder without an answer, by reason.", now.Strangers, "reason", "not_in_a_subnet")
+		s.counter("coldrack_dns_dropped_total", "Packets to the DNS responder without an answer, by reason.", now.Limited, "reason", "too_often")
+		s.counter("coldrack_dns_truncated_total", "Answers of the DNS responder that were too large for a datagram.", now.Truncated)
+		s.gauge("coldrack_dns_connections", "Open connections to the DNS responder.", now.Conns)
+		s.gauge("coldrack_dns_forwarding", "Questions that wait for another DNS server.", asking())
 	}))
 }
 

@@ -153,6 +153,21 @@ func (r *reach) allLocked() []netip.Addr {
 	return all
 }
 
+// deviceOf is the interface that sockets for one of this server's addresses are bound to: its own where interfaces were chosen, or none.
+func (r *reach) deviceOf(own netip.Addr) string {
+	if len(r.interfaces) == 0 {
+		return ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, i := range r.present {
+		if slices.ContainsFunc(i.Addresses, func(a netip.Prefix) bool { return a.Addr() == own }) {
+			return i.Name
+		}
+	}
+	return ""
+}
+
 // Changed implements controllers.OwnAddresses.
 func (r *reach) Changed() <-chan struct{} {
 	r.mu.Lock()

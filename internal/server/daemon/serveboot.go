@@ -78,6 +78,17 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	return s.serveDHCP(ctx, group, answers)
 }
 
+// serveNames answers DNS, after serveBoot.
+func (s *server) serveNames(ctx context.Context, group *errgroup.Group) error {
+	names, err := s.newNames()
+	if err != nil {
+		return err
+	}
+	s.names = names
+	s.serveDNS(ctx, group, names)
+	return nil
+}
+
 // readyForAll says why not every machine is answered; the boot listener's /healthz shows it.
 func (s *server) readyForAll() error {
 	switch {

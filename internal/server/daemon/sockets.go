@@ -91,7 +91,9 @@ func openBootSockets(ctx context.Context, cfg Config, on netif.Interface) (s boo
 	}
 	s.tftp = conn.(*net.UDPConn)
 	// A host with a time server of its own needs no other.
-	if conn, err := netns.ListenPacketOn(ctx, cfg.BootNetns, device, "udp", net.JoinHostPort("", strconv.Itoa(sntp.Port))); err == nil {
+	if !cfg.NTP {
+		s.timeErr = errors.New("--ntp=false")
+	} else if conn, err := netns.ListenPacketOn(ctx, cfg.BootNetns, device, "udp", net.JoinHostPort("", strconv.Itoa(sntp.Port))); err == nil {
 		s.time = conn.(*net.UDPConn)
 	} else {
 		s.timeErr = err

@@ -352,5 +352,5 @@ func testDHCPSubnets(t *testing.T) (*dhcpSubnets, *logText) {
 	base := dhcp.Config{Interfaces: []string{"eth0"}}
 	server, err := dhcp.New(dhcp.Options{Backend: nobody{}, Dir: t.TempDir(), Log: discard()}, base)
 	check(t, err)
-	return newDHCPSubnets(server, base, testReach(t, ""), slog.New(slog.NewTextHandler(text, nil))), text
+	return newDHCPSubnets(DefaultConfig(), server, base, testReach(t, ""), slog.New(slog.NewTextHandler(text, nil))), text
 }

@@ -20,6 +20,7 @@ const (
 	PathMachines      = "/coldrack/v1/machines"       // GET -> v1alpha1.MachineList, without details; + /NAME/log[?follow=1] -> text
 	PathExpiry        = "/coldrack/v1/expiry"         // GET -> []Expiry
 	PathBoots         = "/coldrack/v1/boots"          // GET -> gate.Counts
+	PathNames         = "/coldrack/v1/names"          // GET -> Names
 	PathBundles       = "/coldrack/v1/bundles"        // HEAD, POST and PUT: the upload of a bundle; DELETE
 	PathUISession     = "/coldrack/v1/ui/session"     // GET -> UISession; POST: open one for who asks, as a cookie -> UISession
 	PathUILogout      = "/coldrack/v1/ui/logout"      // POST: end the session

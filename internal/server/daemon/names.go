@@ -1,0 +1,524 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/base/durable"
+	"coldrack.dev/internal/base/netns"
+	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/netboot/dns"
+	"coldrack.dev/internal/netboot/sntp"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
+)
+
+const (
+	// namesFresh is how long names are taken for right without a look, namesStale how long leases, of which no object tells, are.
+	namesFresh, namesStale = 500 * time.Millisecond, 5 * time.Second
+	// dnsAgain is when sockets that could not be opened are tried again.
+	dnsAgain = 30 * time.Second
+	// serialsFile keeps the serial numbers of the zones, which must never become less.
+	serialsFile = "dns-serials.json"
+	resolvConf  = "/etc/resolv.conf"
+)
+
+// names are those of the inventory, as DNS answers them.
+type names struct {
+	cfg Config
+	// machines, clusters and subnets are what there is now, own the addresses of this server.
+	machines func() []fleet.Snapshot
+	changes  func() uint64
+	clusters func() []clusterNames
+	subnets  func() []v1alpha1.Subnet
+	own      func() []netip.Addr
+	now      func() time.Time
+	log      *slog.Logger
+
+	mu      sync.Mutex
+	zones   *dns.Zones
+	built   time.Time
+	seen    uint64
+	said    []dns.Collision
+	serials map[string]zoneSerial
+
+	plans struct {
+		sync.Mutex
+		of       []v1alpha1.Subnet
+		networks []network
+	}
+	resolv struct {
+		sync.Mutex
+		read    time.Time
+		servers []netip.AddrPort
+	}
+}
+
+// clusterNames is what names tell of a cluster.
+type clusterNames struct {
+	name, host string
+	port       int32
+	virtual    netip.Addr
+	apiServers []netip.Addr
+}
+
+type zoneSerial struct {
+	Digest string `json:"digest"`
+	Serial uint32 `json:"serial"`
+}
+
+func (s *server) newNames() (*names, error) {
+	n := &names{
+		cfg: s.cfg, machines: s.fleet.Snapshot, changes: s.fleet.Changes, clusters: s.clusterNames, own: s.reach.All, now: time.Now, log: s.log.With("part", "dns"),
+		subnets: func() []v1alpha1.Subnet { return s.subnets.current() }, serials: map[string]zoneSerial{},
+	}
+	switch content, err := os.ReadFile(s.cfg.path(serialsFile)); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("serial numbers of DNS zones: %w", err)
+	default:
+		if err := json.Unmarshal(content, &n.serials); err != nil {
+			return nil, fmt.Errorf("serial numbers of DNS zones: %s: %w; delete the file to have them begin anew by the clock", s.cfg.path(serialsFile), err)
+		}
+	}
+	return n, nil
+}
+
+func (s *server) clusterNames() []clusterNames {
+	all, _ := s.clusters.Names()
+	var out []clusterNames
+	for _, name := range all {
+		view, ok, _ := s.clusters.View(name)
+		if !ok || view.Cluster == nil {
+			continue
+		}
+		endpoint := view.Cluster.Spec.Endpoint
+		c := clusterNames{name: name, host: endpoint.Host, port: endpoint.Port}
+		if endpoint.VirtualIP != nil {
+			c.virtual, _ = netip.ParseAddr(endpoint.VirtualIP.Address)
+		}
+		for _, api := range view.APIServers {
+			c.apiServers = append(c.apiServers, api.Addr())
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// Zones are the names now: at most half a second old where an object has changed, and five where a lease has.
+func (n *names) Zones() *dns.Zones {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now, changes := n.now(), n.changes()
+	age := now.Sub(n.built)
+	if n.zones == nil || age < 0 || age >= namesStale || age >= namesFresh && changes != n.seen {
+		n.zones, n.built, n.seen = n.build(), now, changes
+	}
+	return n.zones
+}
+
+func (n *names) build() *dns.Zones {
+	before := maps.Clone(n.serials)
+	zones := dns.Build(n.inventory(), func(zone, digest string) uint32 {
+		was, known := n.serials[zone]
+		if known && was.Digest == digest {
+			return was.Serial
+		}
+		// The time of the change, in seconds, unless the clock was set back or two changes are closer.
+		next := zoneSerial{digest, max(was.Serial+1, uint32(n.now().Unix()))}
+		n.serials[zone] = next
+		return next.Serial
+	})
+	if !maps.Equal(before, n.serials) {
+		content, err := json.MarshalIndent(n.serials, "", "  ")
+		if err == nil {
+			err = durable.WriteFile(n.cfg.path(serialsFile), append(content, '\n'), 0o600)
+		}
+		if err != nil {
+			n.log.Error("cannot keep the serial numbers of DNS zones; after a restart with a clock that was set back they may become less", "err", err)
+		}
+	}
+	for _, c := range zones.Collisions {
+		if !slices.Contains(n.said, c) {
+			n.log.Warn("two want one DNS name; the other one is not answered by it", "name", c.Name, "holder", c.Holder, "loser", c.Loser)
+		}
+	}
+	n.said = zones.Collisions
+	return zones
+}
+
+// network is a Subnet as names need it.
+type network struct {
+	cidr     netip.Prefix
+	domain   string
+	serves   bool
+	servers  []netip.Addr
+	timeHere bool
+}
+
+// networks are those of the Subnets, read once for each change of them.
+func (n *names) networks() []network {
+	subnets := n.subnets()
+	n.plans.Lock()
+	defer n.plans.Unlock()
+	if len(subnets) == len(n.plans.of) && (len(subnets) == 0 || &subnets[0] == &n.plans.of[0]) {
+		return n.plans.networks
+	}
+	var all []network
+	for _, subnet := range subnets {
+		plan, errs := subnet.IPPlan()
+		if len(errs) > 0 {
+			continue // the Subnet's condition says so
+		}
+		all = append(all, network{plan.CIDR.Masked(), cmp.Or(subnet.Spec.Domain, n.cfg.DNSDomain), subnet.Spec.ServeDNS, plan.DNS, subnet.Spec.ServeNTP})
+	}
+	n.plans.of, n.plans.networks = subnets, all
+	return all
+}
+
+func (n *names) inventory() dns.Inventory {
+	networks := n.networks()
+	of := func(a netip.Addr) (network, bool) {
+		i := slices.IndexFunc(networks, func(n network) bool { return n.cidr.Contains(a) })
+		if i < 0 {
+			return network{domain: n.cfg.DNSDomain}, false
+		}
+		return networks[i], true
+	}
+	var in dns.Inventory
+	for _, a := range n.own() {
+		if _, ok := of(a); ok {
+			in.Server = append(in.Server, a)
+		}
+	}
+	for _, each := range networks {
+		in.Networks = append(in.Networks, dns.Network{CIDR: each.cidr, Domain: each.domain})
+		if name := "_ntp._udp." + each.domain; n.cfg.NTP && each.timeHere && each.domain != "" && !slices.ContainsFunc(in.Services, func(s dns.Service) bool { return s.Name == name }) {
+			in.Services = append(in.Services, dns.Service{Name: name, Target: "coldrack." + each.domain, Port: sntp.Port, Source: "this server"})
+		}
+	}
+	machines := n.machines()
+	// Who is installed comes before who is approved, and who was there first before who came later: a newcomer takes nobody's name.
+	slices.SortFunc(machines, func(a, b fleet.Snapshot) int {
+		return cmp.Or(standing(b.Machine)-standing(a.Machine), a.Machine.CreationTimestamp.Compare(b.Machine.CreationTimestamp.Time), strings.Compare(a.Machine.Name, b.Machine.Name))
+	})
+	var hostnames, controllers []dns.Claim
+	for _, m := range machines {
+		source := "Machine " + m.Machine.Name
+		addresses := addressesOf(m, func(a netip.Addr) bool { _, ok := of(a); return ok })
+		host := cmp.Or(m.Machine.Spec.Hostname, m.Machine.Name)
+		var domain string
+		if len(addresses) > 0 {
+			at, _ := of(addresses[0])
+			domain = at.domain
+		}
+		if domain != "" {
+			name := dns.Claim{Name: m.Machine.Name + "." + domain, Addresses: addresses, Reverse: 2, Source: source}
+			in.Claims = append(in.Claims, name)
+			if host != m.Machine.Name {
+				name.Name, name.Reverse = host+"."+domain, 3
+				hostnames = append(hostnames, name)
+			}
+		}
+		if bmc, ok := bmcAddress(m.Machine); ok {
+			at, _ := of(bmc)
+			if in := cmp.Or(at.domain, domain); in != "" {
+				controllers = append(controllers, dns.Claim{Name: host + "-bmc." + in, Addresses: []netip.Addr{bmc}, Reverse: 2, Source: "BMC of " + source})
+			}
+		}
+	}
+	in.Claims = append(in.Claims, hostnames...)
+	for _, c := range n.clusters() {
+		claims, services := c.names(func(a netip.Addr) string { at, _ := of(a); return at.domain })
+		in.Claims, in.Services = append(in.Claims, claims...), append(in.Services, services...)
+	}
+	in.Claims = append(in.Claims, controllers...)
+	return in
+}
+
+// names of a cluster: api.CLUSTER and the host of its endpoint, for the virtual address or, without one, those of its API servers.
+func (c clusterNames) names(domainOf func(netip.Addr) string) (claims []dns.Claim, services []dns.Service) {
+	addresses, reverse := c.apiServers, 0
+	if c.virtual.IsValid() {
+		addresses, reverse = []netip.Addr{c.virtual}, 1
+	}
+	if len(addresses) == 0 {
+		return nil, nil
+	}
+	source := "Cluster " + c.name
+	if domain := domainOf(addresses[0]); domain != "" {
+		api := "api." + c.name + "." + domain
+		claims = append(claims, dns.Claim{Name: api, Addresses: addresses, Reverse: reverse, Source: source})
+		services = append(services, dns.Service{Name: "_kubernetes._tcp." + c.name + "." + domain, Target: api, Port: uint16(c.port), Source: source})
+	}
+	if _, err := netip.ParseAddr(c.host); err != nil && c.host != "" {
+		claims = append(claims, dns.Claim{Name: strings.ToLower(strings.TrimSuffix(c.host, ".")), Addresses: addresses, Source: source})
+	}
+	return claims, services
+}
+
+func standing(m *v1alpha1.Machine) int {
+	switch {
+	case m.Status.Installed != nil:
+		return 2
+	case m.Spec.Approved:
+		return 1
+	}
+	return 0
+}
+
+// addressesOf are the planned address of a machine or else the one that it boots with, and those of its node in Subnets.
+func addressesOf(m fleet.Snapshot, inSubnet func(netip.Addr) bool) []netip.Addr {
+	var all []netip.Addr
+	add := func(text string) {
+		if a, err := netip.ParseAddr(text); err == nil && inSubnet(a) && !slices.Contains(all, a) {
+			all = append(all, a)
+		}
+	}
+	if n := m.Machine.Spec.Network; n != nil {
+		add(n.Address)
+	}
+	if lease := m.Live.Lease; lease != nil && len(all) == 0 {
+		add(lease.Address)
+	}
+	if node := m.Machine.Status.Node; node != nil {
+		for _, text := range node.Addresses {
+			if prefix, err := netip.ParsePrefix(text); err == nil && prefix.Addr().Is6() {
+				add(prefix.Addr().String())
+			}
+		}
+	}
+	return all
+}
+
+func bmcAddress(m *v1alpha1.Machine) (netip.Addr, bool) {
+	if m.Spec.BMC == nil {
+		return netip.Addr{}, false
+	}
+	host := m.Spec.BMC.Address
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	a, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return a, err == nil
+}
+
+// Upstreams says whether a client is answered, and who knows the names that are not ours: the servers of its Subnet, those of the
+// setting, or those of this host. This server is never among them.
+func (n *names) Upstreams(client netip.Addr) ([]netip.AddrPort, bool) {
+	for _, each := range n.networks() {
+		if !each.serves || !each.cidr.Contains(client) {
+			continue
+		}
+		var servers []netip.AddrPort
+		switch {
+		case len(each.servers) > 0:
+			for _, a := range each.servers {
+				servers = append(servers, netip.AddrPortFrom(a, dns.Port))
+			}
+		case len(n.cfg.DNSUpstreams) > 0:
+			for _, text := range n.cfg.DNSUpstreams {
+				if at, err := parseUpstream(text); err == nil { // or it is "none"
+					servers = append(servers, at)
+				}
+			}
+		default:
+			servers = n.hostServers()
+		}
+		own := n.own()
+		return slices.DeleteFunc(slices.Clone(servers), func(s netip.AddrPort) bool { return s.Port() == dns.Port && slices.Contains(own, s.Addr()) }), true
+	}
+	return nil, false
+}
+
+// noUpstreams is the setting for which nothing is forwarded.
+const noUpstreams = "none"
+
+func parseUpstream(text string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(text); err == nil {
+		return netip.AddrPortFrom(a, dns.Port), nil
+	}
+	return netip.ParseAddrPort(text)
+}
+
+// hostServers are the name servers of this host.
+func (n *names) hostServers() []netip.AddrPort {
+	n.resolv.Lock()
+	defer n.resolv.Unlock()
+	if now := n.now(); n.resolv.read.IsZero() || now.Sub(n.resolv.read).Abs() > namesStale {
+		n.resolv.read, n.resolv.servers = now, nil
+		content, err := os.ReadFile(resolvConf)
+		if err != nil {
+			return nil // there are none
+		}
+		for line := range strings.Lines(string(content)) {
+			if fields := strings.Fields(line); len(fields) >= 2 && fields[0] == "nameserver" {
+				if at, err := parseUpstream(fields[1]); err == nil {
+					n.resolv.servers = append(n.resolv.servers, at)
+				}
+			}
+		}
+	}
+	return n.resolv.servers
+}
+
+// dial reaches servers in a Subnet from where machines boot, and others as this host does.
+func (n *names) dial(ctx context.Context, protocol string, to netip.AddrPort) (net.Conn, error) {
+	namespace := ""
+	if slices.ContainsFunc(n.networks(), func(each network) bool { return each.cidr.Contains(to.Addr()) }) {
+		namespace = n.cfg.BootNetns
+	}
+	return netns.Dial(ctx, namespace, protocol, to.String())
+}
+
+// listenAt are the addresses to answer at: those in Subnets that are to be served, and the one that DHCP names everywhere.
+func (n *names) listenAt(r *reach) map[netip.Addr]string {
+	at := map[netip.Addr]string{}
+	if !n.cfg.DNS {
+		return at
+	}
+	own := n.own()
+	for _, each := range n.networks() {
+		if !each.serves {
+			continue
+		}
+		found := false
+		for _, a := range own {
+			if each.cidr.Contains(a) {
+				at[a], found = r.deviceOf(a), true
+			}
+		}
+		if configured := r.configured; configured.IsValid() && slices.Contains(own, configured) {
+			at[configured] = r.deviceOf(configured)
+		} else if !found {
+			if a, err := r.node(each.cidr.Addr().Next(), each.cidr); err == nil && slices.Contains(own, a) {
+				at[a] = r.deviceOf(a)
+			}
+		}
+	}
+	return at
+}
+
+// serveDNS answers questions until ctx ends. Addresses are followed, and so are Subnets.
+func (s *server) serveDNS(ctx context.Context, group *errgroup.Group, n *names) {
+	forwarder := &dns.Forwarder{Dial: n.dial}
+	server := dns.New(dns.Options{Zones: n.Zones, Upstreams: n.Upstreams, Forwarder: forwarder, Log: n.log})
+	s.metrics.watchDNS(server.Stats, forwarder.Asking)
+	group.Go(func() error {
+		served := map[netip.Addr]context.CancelFunc{}
+		failed := map[netip.Addr]string{}
+		var running sync.WaitGroup
+		defer running.Wait()
+		defer func() {
+			for _, stop := range served {
+				stop()
+			}
+		}()
+		tick := time.NewTicker(dnsAgain)
+		defer tick.Stop()
+		for {
+			changed, given := s.reach.Changed(), s.subnets.Changed()
+			wanted := n.listenAt(s.reach)
+			for a, stop := range served {
+				if _, ok := wanted[a]; !ok {
+					n.log.Info("DNS is not answered any more at an address", addressAttr("at", a))
+					stop()
+					delete(served, a)
+				}
+			}
+			for a, device := range wanted {
+				if served[a] != nil {
+					continue
+				}
+				run, err := s.openDNS(ctx, server, a, device)
+				if err != nil {
+					if failed[a] != err.Error() {
+						n.log.Error("cannot answer DNS at an address; trying again every half minute", addressAttr("at", a), "err", err)
+					}
+					failed[a] = err.Error()
+					continue
+				}
+				delete(failed, a)
+				n.log.Info("DNS is answered", addressAttr("at", a))
+				served[a] = run.stop
+				running.Go(run.wait)
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+			case <-given:
+			case <-tick.C:
+			}
+		}
+	})
+}
+
+// dnsAt are the sockets of an address.
+type dnsAt struct {
+	stop context.CancelFunc
+	wait func()
+}
+
+// openDNS opens both sockets of an address, or none.
+func (s *server) openDNS(ctx context.Context, server *dns.Server, at netip.Addr, device string) (dnsAt, error) {
+	address := net.JoinHostPort(at.String(), strconv.Itoa(dns.Port))
+	conn, err := netns.ListenPacketOn(ctx, s.cfg.BootNetns, device, "udp", address)
+	if err != nil {
+		return dnsAt{}, explainListen(err, "DNS", "udp", dns.Port, "--dns=false for none")
+	}
+	listener, err := netns.ListenOn(ctx, s.cfg.BootNetns, device, "tcp", address)
+	if err != nil {
+		conn.Close()
+		return dnsAt{}, explainListen(err, "DNS", "tcp", dns.Port, "--dns=false for none")
+	}
+	ctx, stop := context.WithCancel(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return server.ServeUDP(ctx, conn.(*net.UDPConn)) })
+	group.Go(func() error { return server.ServeTCP(ctx, listener) })
+	return dnsAt{stop, func() {
+		if err := group.Wait(); err != nil && ctx.Err() == nil {
+			s.log.Error("DNS has ended at an address", addressAttr("at", at), "err", err)
+		}
+	}}, nil
+}
+
+// ServeHTTP answers GET with all names (peoplewire.Names).
+func (n *names) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet {
+		w.Header().Set("Allow", http.MethodGet)
+		http.Error(w, "GET only", http.StatusMethodNotAllowed)
+		return
+	}
+	zones := n.Zones()
+	answer := peoplewire.Names{Zones: []peoplewire.Zone{}, Collisions: []peoplewire.NameCollision{}}
+	for _, zone := range zones.List() {
+		each := peoplewire.Zone{Name: zone.Name, Serial: zone.Serial, Partial: zone.Partial(), File: zone.File()}
+		for _, record := range zone.Records() {
+			each.Records = append(each.Records, peoplewire.NameRecord(record))
+		}
+		answer.Zones = append(answer.Zones, each)
+	}
+	for _, c := range zones.Collisions {
+		answer.Collisions = append(answer.Collisions, peoplewire.NameCollision(c))
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(answer)
+}
