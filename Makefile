@@ -79,11 +79,11 @@ demo-down:
 # The real programs that tests drive, built from Go modules. Those of Kubernetes are the ones that bundles contain: the build is
 # shared, as that of the container runtime.
 KUBERNETES := $(lastword $(sort $(wildcard recipes/modules/kubernetes-*)))
-bin/kubectl bin/kubeadm bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler: $(KUBERNETES)/go.mod $(KUBERNETES)/go.sum hack/kubernetes.sh
+bin/kubectl bin/kubeadm bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler: $(wildcard $(KUBERNETES)/go.* $(KUBERNETES)/*/*.go) hack/kubernetes.sh
 	@mkdir -p bin; echo "building $(notdir $@)"
 	@hack/kubernetes.sh $@
 # The release to upgrade from, for the rack.
-bin/1.36/kube-%: recipes/modules/kubernetes-1.36/go.mod recipes/modules/kubernetes-1.36/go.sum hack/kubernetes.sh
+bin/1.36/kube-%: $(wildcard recipes/modules/kubernetes-1.36/go.* recipes/modules/kubernetes-1.36/*/*.go) hack/kubernetes.sh
 	@echo "building $(notdir $@) of Kubernetes 1.36"
 	@hack/kubernetes.sh $@
 bin/1.36/etcd: recipes/modules/etcd-3.6/go.mod recipes/modules/etcd-3.6/go.sum

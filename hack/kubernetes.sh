@@ -24,6 +24,9 @@ case $(basename "$out") in
 kube-apiserver | kube-controller-manager | kube-scheduler) # one program of three names
 	file=$(dirname "$out")/kubernetes-control-plane package=./control-plane
 	;;
+kubelet | kubeadm | kubectl)
+	file=$(dirname "$out")/kubernetes-node package=./node
+	;;
 esac
 go build -o "$file" \
 	-ldflags "-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=$minor -X $stamp.gitTreeState=clean" \

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"syscall"
 	"time"
 
 	"coldrack.dev/internal/agent/nodefile"
@@ -142,7 +143,7 @@ func (e *Executor) fetchBeside(ctx context.Context, want *wire.Prefetch) error {
 	for _, p := range want.Programs {
 		report.BytesTotal += p.Content.Size
 	}
-	for _, p := range want.Programs {
+	for i, p := range want.Programs {
 		report.Message = fmt.Sprintf("fetches %s %s", p.Name, p.Version)
 		before := report.BytesDone
 		tell := func(n int64) {
@@ -156,7 +157,7 @@ func (e *Executor) fetchBeside(ctx context.Context, want *wire.Prefetch) error {
 			e.track.prefetch(&failing)
 		}
 		tell(0)
-		if err := e.programBeside(ctx, p, tell, stuck); err != nil {
+		if err := e.programBeside(ctx, p, want.Programs[:i], tell, stuck); err != nil {
 			return err
 		}
 		tell(p.Content.Size)
@@ -176,8 +177,8 @@ func (e *Executor) fetchBeside(ctx context.Context, want *wire.Prefetch) error {
 	return nil
 }
 
-// programBeside fetches one program, unless it is in place already, or beside it.
-func (e *Executor) programBeside(ctx context.Context, program wire.Program, progress func(int64), stuck func(string, error, time.Duration)) error {
+// programBeside fetches one program, unless it is in place already, or beside it, or the same as one of those that are there now.
+func (e *Executor) programBeside(ctx context.Context, program wire.Program, there []wire.Program, progress func(int64), stuck func(string, error, time.Duration)) error {
 	kept := keptProgram(program)
 	for _, file := range []string{program.Path, kept} {
 		switch has, err := e.digestAt(ctx, file, program.Size); {
@@ -185,6 +186,22 @@ func (e *Executor) programBeside(ctx context.Context, program wire.Program, prog
 			return err
 		case has == program.Digest:
 			return nil
+		}
+	}
+	for _, other := range there {
+		if other.Digest != program.Digest {
+			continue
+		}
+		for _, file := range []string{keptProgram(other), other.Path} {
+			if has, err := e.digestAt(ctx, file, program.Size); err != nil || has != program.Digest {
+				continue
+			}
+			if err := e.ledger.Prepare(append([]string{kept}, e.disk.MissingParents(kept)...), nil); err != nil {
+				return err
+			}
+			if err := e.disk.Share(kept, file); !errors.Is(err, syscall.EXDEV) {
+				return err
+			}
 		}
 	}
 	if free, total := e.disk.Space(path.Dir(kept)); total > 0 && free < program.Size+spare {

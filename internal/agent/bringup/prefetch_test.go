@@ -95,6 +95,28 @@ func TestANodeFetchesBesideWhatRuns(t *testing.T) {
 	}
 }
 
+// Programs of the same content are fetched once beside what runs, too.
+func TestProgramsThatAreOneAreFetchedBesideOnce(t *testing.T) {
+	r := newRig(t)
+	first := r.order(wire.NodeAssignment{Version: "v1", Plan: r.rollable()})
+	r.bringUp(first)
+	next := r.changed(first.Plan)
+	next.Programs[0] = r.program("kubelet", "/usr/bin/kubelet", []byte("kubelet v1.37.3, and more"))
+	next.Programs[1] = r.program("kubeadm", "/usr/bin/kubeadm", []byte("kubelet v1.37.3, and more"))
+	e := r.executor()
+	r.start(e)
+	e.Assign(r.order(wire.NodeAssignment{Version: "v2", Hold: true, Plan: first.Plan, Prefetch: prefetchOf("p1", next)}))
+	r.until("it has everything", func(p wire.PhaseReport) bool { return p.Prefetch != nil && p.Prefetch.Done })
+	if n := r.fetched[next.Programs[0].Content.Digest]; n != 1 {
+		t.Errorf("fetched %d times", n)
+	}
+	for _, p := range next.Programs[:2] {
+		if r.read(keptProgram(p)) != "kubelet v1.37.3, and more" {
+			t.Errorf("%s is not beside", p.Name)
+		}
+	}
+}
+
 // What was fetched for a version that nobody wants any more goes. What was damaged meanwhile is fetched again.
 func TestWhatWasFetchedIsCheckedAndGoes(t *testing.T) {
 	r := newRig(t)

@@ -84,7 +84,7 @@ func (p *part) programs(ctx context.Context, programs []wire.Program) error {
 	for _, program := range missing {
 		p.say("fetches %s %s", program.Name, program.Version)
 		p.track.bytes(p.name, done, total)
-		if err := p.fetch(ctx, program, digests[program.Path].Digest, func(n int64) { p.track.bytes(p.name, done+n, total) }); err != nil {
+		if err := p.fetch(ctx, program, digests, func(n int64) { p.track.bytes(p.name, done+n, total) }); err != nil {
 			return err
 		}
 		done += program.Content.Size
@@ -96,6 +96,11 @@ func (p *part) programs(ctx context.Context, programs []wire.Program) error {
 		k := identify(info)
 		k.Digest = program.Digest
 		digests[program.Path], news = k, true
+		for file, other := range digests { // another name for a file changes the time of its last change, and nothing that was read
+			if other.Digest == k.Digest && other.Inode == k.Inode && other.Mtime == k.Mtime && p.sameFile(file, program.Path) {
+				digests[file] = k
+			}
+		}
 		if program.Name == programKubelet {
 			p.track.kubelet(p.versionOf(program))
 		}
@@ -176,13 +181,16 @@ func (c contextReader) Read(b []byte) (int, error) {
 
 func digestOf(h hash.Hash) string { return "sha256:" + hex.EncodeToString(h.Sum(nil)) }
 
-// fetch brings a program to where one with the digest has may be: the one that was kept, or else from the server, unpacked while
-// it arrives. One that is running goes on with the old file.
-func (p *part) fetch(ctx context.Context, program wire.Program, has string, progress func(int64)) error {
-	if err := p.keepProgram(program.Path, has); err != nil {
+// fetch brings a program to its place, where another one may be: the one that was kept, or one that is here under another name, or
+// else from the server, unpacked while it arrives. One that is running goes on with the old file.
+func (p *part) fetch(ctx context.Context, program wire.Program, digests map[string]known, progress func(int64)) error {
+	if err := p.keepProgram(program.Path, digests[program.Path].Digest); err != nil {
 		return err
 	}
 	if restored, err := p.restoreProgram(ctx, program); restored || err != nil {
+		return err
+	}
+	if shared, err := p.shareProgram(program, digests); shared || err != nil {
 		return err
 	}
 	if free, total := p.disk.Space(path.Dir(program.Path)); total > 0 && free < program.Size+spare {
@@ -204,6 +212,44 @@ func (p *part) fetch(ctx context.Context, program wire.Program, has string, prog
 			program.Name, program.Version, missing.Digest, missing.Status, p.plan.KubernetesVersion)
 	}
 	return err
+}
+
+// shareProgram gives a program that is here already its other name, and says whether there was one: some programs are what they are
+// called as.
+func (p *part) shareProgram(program wire.Program, digests map[string]known) (bool, error) {
+	for file, k := range digests {
+		if k.Digest != program.Digest || file == program.Path {
+			continue
+		}
+		info, err := os.Lstat(p.disk.At(file))
+		if err != nil {
+			continue
+		}
+		now := identify(info)
+		if now.Digest = k.Digest; now != k {
+			continue // it is not known to be what it was
+		}
+		if err := p.prepare([]string{program.Path}); err != nil {
+			return false, err
+		}
+		switch err := p.disk.Share(program.Path, file); {
+		case errors.Is(err, syscall.EXDEV):
+			continue
+		case err != nil:
+			return false, err
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+func (p *part) sameFile(a, b string) bool {
+	one, err := os.Lstat(p.disk.At(a))
+	if err != nil {
+		return false
+	}
+	other, err := os.Lstat(p.disk.At(b))
+	return err == nil && os.SameFile(one, other)
 }
 
 func unpack(ctx context.Context, source Fetcher, program wire.Program, w io.Writer, progress func(int64)) error {

@@ -3,6 +3,7 @@ package bringup
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -67,6 +68,52 @@ func TestProgramsThatAreNotWhatThePlanSays(t *testing.T) {
 				t.Error("it was installed all the same")
 			}
 		})
+	}
+}
+
+// Programs of the same content are fetched once and lie on the disk once. Each can be replaced without the others.
+func TestProgramsThatAreOne(t *testing.T) {
+	r := newRig(t)
+	plan := r.controlPlane()
+	plan.Programs[0] = r.program("kubelet", "/usr/bin/kubelet", []byte("kubelet v1.37.2"))
+	plan.Programs[1] = r.program("kubeadm", "/usr/bin/kubeadm", []byte("kubelet v1.37.2"))
+	plan.Programs[2] = r.program("kubectl", "/usr/bin/kubectl", []byte("kubelet v1.37.2"))
+	a := r.give("v1", plan)
+	r.bringUp(a)
+	if n := r.fetched[plan.Programs[0].Content.Digest]; n != 1 {
+		t.Errorf("fetched %d times", n)
+	}
+	inode := func(path string) uint64 {
+		t.Helper()
+		var s unix.Stat_t
+		if err := unix.Lstat(filepath.Join(r.root, path), &s); err != nil {
+			t.Fatal(err)
+		}
+		return s.Ino
+	}
+	if inode("/usr/bin/kubelet") != inode("/usr/bin/kubeadm") || inode("/usr/bin/kubelet") != inode("/usr/bin/kubectl") {
+		t.Error("they lie on the disk more than once")
+	}
+	digests := map[string]known{}
+	if err := json.Unmarshal([]byte(r.read(digestsFile)), &digests); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/usr/bin/kubelet", "/usr/bin/kubeadm", "/usr/bin/kubectl"} {
+		info, err := os.Lstat(filepath.Join(r.root, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := identify(info)
+		if now.Digest = plan.Programs[0].Digest; digests[path] != now {
+			t.Errorf("%s would be read once more: %+v is noted, it is %+v", path, digests[path], now)
+		}
+	}
+
+	plan = copyOf(a).Plan
+	plan.Programs[0] = r.program("kubelet", "/usr/bin/kubelet", []byte("kubelet v1.37.3"))
+	r.bringUp(r.give("v2", plan))
+	if r.read("/usr/bin/kubelet") != "kubelet v1.37.3" || r.read("/usr/bin/kubeadm") != "kubelet v1.37.2" {
+		t.Errorf("kubelet is %q, kubeadm %q", r.read("/usr/bin/kubelet"), r.read("/usr/bin/kubeadm"))
 	}
 }
 

@@ -84,6 +84,24 @@ func (d Disk) Link(p, target string) (err error) {
 	return d.Sync(path.Dir(p))
 }
 
+// Share replaces whatever is at p by another name of the file at from, on the same file system.
+func (d Disk) Share(p, from string) error {
+	if err := d.parents(p); err != nil {
+		return err
+	}
+	part := d.At(PartOf(p))
+	_ = os.Remove(part)
+	if err := os.Link(d.At(from), part); err != nil {
+		return d.Explain(p, err)
+	}
+	err := os.Rename(part, d.At(p))
+	_ = os.Remove(part) // rename(2) leaves it when both are names of the same file already
+	if err != nil {
+		return d.Explain(p, err)
+	}
+	return d.Sync(path.Dir(p))
+}
+
 // Read reads a file, through links that lead to another place of this disk.
 func (d Disk) Read(p string) ([]byte, error) {
 	for range 8 {
