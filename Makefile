@@ -24,7 +24,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm e2e e2e-failures e2e-laptop e2e-production bench ui-test screenshots generate clean
+.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm e2e e2e-failures e2e-proxy e2e-laptop e2e-production bench ui-test screenshots generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -168,6 +168,10 @@ e2e: bundle oracle rack bin/gotest
 ## e2e-failures  the same, and power cuts, pulled cables, foreign disks, a killed server, on emulated machines
 e2e-failures: bundle bin/gotest bin/kubectl
 	@COLDRACK_E2E_FAILURES=1 $(E2E) -timeout 75m -run 'TestDevelopmentCluster|TestFromPowerOnToReady|TestMishaps' ./test/e2e
+
+## e2e-proxy  real firmware, by BIOS and by UEFI, boots by Coldrack while dnsmasq gives the addresses
+e2e-proxy: bundle bin/gotest bin/kubectl
+	@COLDRACK_E2E_PROXY=1 $(E2E) -timeout 40m -run TestBesideTheSitesServer ./test/e2e
 
 ## e2e-laptop  one blank machine becomes a cluster of its own
 e2e-laptop: bundle bin/gotest bin/kubectl

@@ -100,10 +100,33 @@ type SubnetSpec struct {
 	// LeaseTime of discovery leases. Default 1h. Not with dhcp: proxy.
 	// +optional
 	LeaseTime *metav1.Duration `json:"leaseTime,omitempty"`
+	// DHCPOptions are further options that machines get by DHCP, if they ask for them. Not with dhcp: proxy.
+	// +optional
+	// +listType=map
+	// +listMapKey=code
+	// +kubebuilder:validation:MaxItems=32
+	DHCPOptions []DHCPOption `json:"dhcpOptions,omitempty"`
 	// Relays are addresses of DHCP relay agents that serve this segment, where it is not attached directly.
 	// +optional
 	// +listType=set
 	Relays []string `json:"relays,omitempty"`
+}
+
+// DHCPOption is an option of DHCPv4 (RFC 2132 and later).
+type DHCPOption struct {
+	// Code of the option, for example 26 for the MTU.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=254
+	Code int32 `json:"code"`
+	// Value in the form of the option: a number for 26 (MTU), domains for 119 (search list), routes such as
+	// "10.0.0.0/8 via 10.20.0.1, 10.9.0.0/16 via 10.20.0.2" for 121, addresses for lists of servers, text otherwise.
+	// +optional
+	// +kubebuilder:validation:MaxLength=512
+	Value string `json:"value,omitempty"`
+	// Hex is the value byte by byte, in place of Value, for example "01:04:c0:00:02:01".
+	// +optional
+	// +kubebuilder:validation:MaxLength=512
+	Hex string `json:"hex,omitempty"`
 }
 
 // Conditions of a Subnet, beside Ready. They are there once they have been true.
@@ -112,7 +135,15 @@ const (
 	ConditionAddressConflict = "AddressConflict"
 	// ConditionARPProxy: somebody answers ARP for addresses of others.
 	ConditionARPProxy = "ARPProxy"
+	// ConditionOtherDHCPServer: with dhcp: server, another DHCP server answers on the segment. It is false an hour after that was last heard.
+	ConditionOtherDHCPServer = "OtherDHCPServer"
+	// ConditionProxyIgnored: with dhcp: proxy, the firmware of machines asks again and again, and does not do as it is told. A Machine has it,
+	// too, only while that is so.
+	ConditionProxyIgnored = "ProxyIgnored"
 )
+
+// ProxyIgnoredRemedy says what to do about ProxyIgnored.
+const ProxyIgnoredRemedy = "Let the site's DHCP server itself say what to boot: coldrack doctor --foreign-dhcp prints the lines for it"
 
 // SubnetStatus says whether the plan is in effect.
 type SubnetStatus struct {

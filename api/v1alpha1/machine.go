@@ -67,6 +67,12 @@ type MachineSpec struct {
 	// +kubebuilder:validation:MaxLength=63
 	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
 	Hostname string `json:"hostname,omitempty"`
+	// DHCPOptions are further options that this machine gets by DHCP, if it asks for them. They replace those of its Subnet with the same code.
+	// +optional
+	// +listType=map
+	// +listMapKey=code
+	// +kubebuilder:validation:MaxItems=32
+	DHCPOptions []DHCPOption `json:"dhcpOptions,omitempty"`
 
 	// Profile names the Profile that says how the machine is installed. Required once approved.
 	// +optional

@@ -100,6 +100,7 @@ func ValidateSubnet(s *Subnet, others []Subnet) field.ErrorList {
 	if s.Spec.DHCP == DHCPProxy {
 		errs = append(errs, validateProxy(spec, s, plan)...)
 	}
+	errs = append(errs, validateDHCPOptions(spec.Child("dhcpOptions"), s.Spec.DHCPOptions)...)
 	if s.Spec.DHCP == DHCPServer && s.Spec.Discovery == "" {
 		errs = append(errs, field.Required(spec.Child("discovery"), "in DHCP mode server: the range for machines that are not known yet"))
 	}
@@ -122,8 +123,33 @@ func validateProxy(spec *field.Path, s *Subnet, plan validate.IPPlan) field.Erro
 	if s.Spec.Discovery != "" {
 		errs = append(errs, field.Forbidden(spec.Child("discovery"), why))
 	}
+	if len(s.Spec.DHCPOptions) > 0 {
+		errs = append(errs, field.Forbidden(spec.Child("dhcpOptions"), why))
+	}
 	if s.Spec.LeaseTime != nil {
 		errs = append(errs, field.Forbidden(spec.Child("leaseTime"), why))
+	}
+	return errs
+}
+
+// validateDHCPOptions checks options of DHCP, each and together.
+func validateDHCPOptions(at *field.Path, options []DHCPOption) field.ErrorList {
+	var errs field.ErrorList
+	size, seen := 0, map[int32]bool{}
+	for i, o := range options {
+		encoded, err := validate.DHCPOption(int(o.Code), o.Value, o.Hex)
+		switch {
+		case err != nil:
+			errs = append(errs, field.Invalid(at.Index(i), o.Code, err.Error()))
+		case seen[o.Code]:
+			errs = append(errs, field.Duplicate(at.Index(i), o.Code))
+		}
+		seen[o.Code] = true
+		size += len(encoded) + 2
+	}
+	if size > validate.MostDHCPOptions {
+		errs = append(errs, field.TooLong(at, "", validate.MostDHCPOptions))
+		errs[len(errs)-1].Detail = fmt.Sprintf("have %d bytes together, and an answer that every firmware takes has room for %d", size, validate.MostDHCPOptions)
 	}
 	return errs
 }
@@ -159,6 +185,7 @@ func ValidateMachine(m, old *Machine) field.ErrorList {
 		errs = append(errs, validateBMC(spec.Child("bmc"), m.Spec.BMC)...)
 	}
 	errs = append(errs, rule(spec.Child("hostname"), m.Spec.Hostname, validate.Hostname)...)
+	errs = append(errs, validateDHCPOptions(spec.Child("dhcpOptions"), m.Spec.DHCPOptions)...)
 	if n := m.Spec.Network; n != nil {
 		errs = append(errs, rule(spec.Child("network", "mac"), n.MAC, validate.MAC)...)
 		if n.Address != "" {

@@ -2,14 +2,21 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cli/doctor"
 	"coldrack.dev/internal/cli/exit"
 	"coldrack.dev/internal/cli/request"
@@ -22,9 +29,10 @@ import (
 
 func (a *app) doctorCommand() *cobra.Command {
 	var (
-		server serverFlags
-		probe  bool
-		output string
+		server  serverFlags
+		probe   bool
+		foreign string
+		output  string
 	)
 	cmd := &cobra.Command{
 		Use:   "doctor",
@@ -35,12 +43,20 @@ func (a *app) doctorCommand() *cobra.Command {
 While the server runs, the ports that it has open, and on which interfaces, are compared with those that it should have.
 
 --probe-dhcp also asks, on every interface, who answers DHCP already, and whether an ARP proxy answers for the addresses of
-others. That sends packets; no address is taken.`,
+others. That sends packets; no address is taken.
+
+While the server runs, what it has found on its Subnets is shown as well, such as firmware that ignores proxy DHCP. For that,
+--foreign-dhcp prints lines for the site's own DHCP server, which then itself tells machines what to boot, and checks nothing.`,
+		Example: `  coldrack doctor --probe-dhcp
+  coldrack doctor --foreign-dhcp dnsmasq --boot-address 10.20.0.1 > /etc/dnsmasq.d/coldrack.conf`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := server.load(a)
 			if err != nil {
 				return err
+			}
+			if foreign != "" {
+				return a.printForeignDHCP(foreign, cfg)
 			}
 			results := doctor.Run(cmd.Context(), doctor.Subject{
 				DataDir:    cfg.DataDir,
@@ -49,6 +65,7 @@ others. That sends packets; no address is taken.`,
 				Interfaces: cfg.Interfaces,
 				ProbeDHCP:  probe,
 				ProbeKVM:   probeKVM,
+				Subnets:    func(ctx context.Context) ([]v1alpha1.Subnet, error) { return serverSubnets(ctx, cfg) },
 				Expiry:     func(ctx context.Context) ([]peoplewire.Expiry, error) { return serverExpiry(ctx, cfg) },
 			})
 			if done, err := a.printStructured(output, results); done && err != nil {
@@ -64,8 +81,70 @@ others. That sends packets; no address is taken.`,
 	}
 	server.addFlags(cmd)
 	cmd.Flags().BoolVar(&probe, "probe-dhcp", false, "ask on every interface who answers DHCP, and ARP for others; takes four seconds and root")
+	cmd.Flags().StringVar(&foreign, "foreign-dhcp", "", "print what another DHCP server must say for machines to boot from here: "+strings.Join(doctor.ForeignServers(), ", "))
+	_ = cmd.RegisterFlagCompletionFunc("foreign-dhcp", cobra.FixedCompletions(doctor.ForeignServers(), cobra.ShellCompDirectiveNoFileComp))
 	addOutputFlag(cmd, &output, "json", "yaml")
 	return cmd
+}
+
+// printForeignDHCP prints the lines for another DHCP server.
+func (a *app) printForeignDHCP(kind string, cfg daemon.Config) error {
+	address, err := bootAddress(cfg)
+	if err != nil {
+		return err
+	}
+	lines, err := doctor.ForeignDHCP(kind, address, cfg.BootPort)
+	if err != nil {
+		return exit.Usagef("%v", err)
+	}
+	fmt.Fprint(a.out, lines)
+	return nil
+}
+
+// bootAddress is the one address that machines reach this server by.
+func bootAddress(cfg daemon.Config) (netip.Addr, error) {
+	if cfg.BootAddress != "" {
+		return netip.ParseAddr(cfg.BootAddress)
+	}
+	if cfg.BootNetns != "" {
+		return netip.Addr{}, errors.New("the server's addresses are in another network namespace: say by --boot-address which one machines reach")
+	}
+	own, err := doctor.BootAddresses(cfg.Interfaces)
+	switch {
+	case err != nil:
+		return netip.Addr{}, err
+	case len(own) == 0:
+		return netip.Addr{}, errors.New("no interface has an IPv4 address: say by --boot-address where machines reach the server")
+	case len(own) > 1:
+		return netip.Addr{}, fmt.Errorf("this machine has several addresses, %s: say by --boot-address which one machines reach", strings.Join(own, ", "))
+	}
+	return netip.ParseAddr(own[0])
+}
+
+// serverSubnets asks the running server for its Subnets; none where no server has run.
+func serverSubnets(ctx context.Context, cfg daemon.Config) ([]v1alpha1.Subnet, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", cfg.AdminKubeconfig())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	c, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, err
+	}
+	var all v1alpha1.SubnetList
+	if err := c.List(ctx, &all); err != nil {
+		return nil, err
+	}
+	return all.Items, nil
 }
 
 // serverExpiry asks the running server by its administrator's kubeconfig, and reads the data folder where there is none.

@@ -60,7 +60,8 @@ type strangers struct{}
 func (strangers) Reservation(netip.Prefix, dhcp.Query) (dhcp.Reservation, bool) {
 	return dhcp.Reservation{}, false
 }
-func (strangers) Reserved(netip.Addr) bool { return false }
+func (strangers) Options(dhcp.Query) []dhcp.Option { return nil }
+func (strangers) Reserved(netip.Addr) bool         { return false }
 func (strangers) BootFile(_ netip.Prefix, q dhcp.Query) (dhcp.BootFile, bool) {
 	return dhcp.BootFile{}, false
 }

@@ -138,7 +138,7 @@ var rooms = []room{
 	{"cli/power", "cli", front, may("api/v1alpha1", "cli", "machine/racksheet", "server/peopleapi/peoplewire")},
 	{"cli/request", "cli", front, may("cli/exit")},
 	{"cli/upload", "cli", front, may("cli", "content/bundle", "server/peopleapi/peoplewire")},
-	{"cli/doctor", "cli", front, may("netboot/dhcp", "server/peopleapi/peoplewire")},
+	{"cli/doctor", "cli", front, may("api/v1alpha1", "netboot/boot", "netboot/dhcp", "server/peopleapi/peoplewire")},
 	{"cli/settings", "cli", front, may("contract/manifest/yamlerr")},
 	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/exit", "cli/follow", "cli/labs", "cli/machine", "cli/objects", "cli/power", "cli/request", "cli/settings", "cli/upload", "cluster/etcddata", "cluster/kube", "cluster/supply", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "contract/manifest", "machine/expect", "machine/racksheet", "netboot/dns", "netboot/gate", "netboot/sntp", "server/audit", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
 	{"cmd/coldrack-agent", "cmd", front, may("agent/console", "agent/discovery", "agent/inventory", "agent/node", "agent/pid1")},

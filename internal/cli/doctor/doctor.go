@@ -9,6 +9,9 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
@@ -69,6 +72,8 @@ type Subject struct {
 	// ProbeKVM runs a virtual machine by KVM the way the lab does, and says why that does not work here; empty: it
 	// works. The error says why it could not be tried.
 	ProbeKVM func(context.Context) (whyNot string, err error)
+	// Subnets are those of the running server, with what it found on them; none without a server.
+	Subnets func(context.Context) ([]v1alpha1.Subnet, error)
 	// Expiry says when certificates end: of the running server, its nodes and clusters, or what the data folder tells. The error says
 	// why no more is known.
 	Expiry func(context.Context) ([]peoplewire.Expiry, error)
@@ -86,10 +91,39 @@ func Run(ctx context.Context, s Subject) []Result {
 	if s.ProbeDHCP {
 		results = append(results, probeSegments(ctx, s.Interfaces, probeTime)...)
 	}
+	results = append(results, segments(ctx, s.Subnets)...)
 	results = append(results, clock(time.Now()))
 	results = append(results, dataDir(s.DataDir)...)
 	results = append(results, certificates(ctx, s.Expiry)...)
 	results = append(results, kvm(ctx, s.ProbeKVM), programs())
+	return results
+}
+
+// segments tells what the running server found wrong with its Subnets.
+func segments(ctx context.Context, list func(context.Context) ([]v1alpha1.Subnet, error)) []Result {
+	subnets, err := list(ctx)
+	if err != nil {
+		return []Result{warn("subnets", "not known: "+err.Error(), "look again while the server runs, as the owner of its data folder")}
+	}
+	var results []Result
+	for _, s := range subnets {
+		check := "subnet " + s.Name
+		before := len(results)
+		for _, c := range s.Status.Conditions {
+			switch {
+			case c.Type == v1alpha1.ConditionReady && c.Status == metav1.ConditionFalse:
+				results = append(results, fail(check, c.Message, "mend that; coldrack get subnet "+s.Name+" -o yaml shows it"))
+			case c.Status != metav1.ConditionTrue:
+			case c.Type == v1alpha1.ConditionProxyIgnored:
+				results = append(results, warn(check, c.Message, fmt.Sprintf("coldrack doctor --foreign-dhcp KIND, with KIND one of %s", strings.Join(ForeignServers(), ", "))))
+			case c.Type != v1alpha1.ConditionReady:
+				results = append(results, warn(check, c.Type+": "+c.Message, "see the condition: coldrack get subnet "+s.Name+" -o yaml"))
+			}
+		}
+		if len(results) == before {
+			results = append(results, ok(check, "dhcp: %s; nothing amiss", s.Spec.DHCP))
+		}
+	}
 	return results
 }
 

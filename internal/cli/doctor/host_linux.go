@@ -145,6 +145,25 @@ func ipv4Of(i net.Interface) []string {
 	return texts
 }
 
+// BootAddresses are the IPv4 addresses of the Ethernet interfaces with those names, or of all that are up.
+func BootAddresses(wanted []string) ([]string, error) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, i := range all {
+		if i.Flags&net.FlagLoopback != 0 || i.Flags&net.FlagUp == 0 || len(i.HardwareAddr) != 6 || len(wanted) > 0 && !slices.Contains(wanted, i.Name) {
+			continue
+		}
+		for _, a := range ipv4Of(i) {
+			address, _, _ := strings.Cut(a, "/")
+			found = append(found, address)
+		}
+	}
+	return found, nil
+}
+
 // oldestClock is a time that any running system is past.
 var oldestClock = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 

@@ -400,6 +400,8 @@ type Reservation struct {
 	Subnet   string     // name, may be empty
 	Address  netip.Addr // invalid when no address is planned
 	MACs     []string   // all of the machine
+	// DHCPOptions are its own.
+	DHCPOptions []v1alpha1.DHCPOption
 }
 
 // ByMAC returns what DHCP must know of the machine with that MAC.
@@ -411,7 +413,7 @@ func (f *Fleet) ByMAC(mac string) (Reservation, bool) {
 	if m == nil {
 		return Reservation{}, false
 	}
-	r := Reservation{Machine: m.Name, Hostname: m.Spec.Hostname, MACs: m.Spec.Identifiers.MACs}
+	r := Reservation{Machine: m.Name, Hostname: m.Spec.Hostname, MACs: m.Spec.Identifiers.MACs, DHCPOptions: m.Spec.DHCPOptions}
 	if r.Hostname == "" {
 		r.Hostname = m.Name
 	}

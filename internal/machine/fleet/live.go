@@ -69,6 +69,9 @@ type Live struct {
 	Bringup   *Bringup
 	BringupAt time.Time
 
+	// ProxyIgnored is how the machine's firmware ignores proxy DHCP, or "".
+	ProxyIgnored string
+
 	// Conflict is why the machine was last not recognised, and ConflictAt when.
 	Conflict   string
 	ConflictAt time.Time
@@ -172,6 +175,7 @@ func (f *Fleet) Booted(ids v1alpha1.Identifiers, record v1alpha1.BootRecord) str
 	f.observe(name, func(l *live) bool {
 		boots := append([]v1alpha1.BootRecord{record}, l.Boots...)
 		l.Boots = boots[:min(len(boots), maxBoots)]
+		l.ProxyIgnored = ""
 		l.ContactAt = f.now()
 		if _, err := netip.ParseAddr(record.Address); err == nil {
 			l.Address = record.Address
@@ -246,6 +250,19 @@ func (f *Fleet) Leased(mac, address, subnet string) {
 		next := v1alpha1.LeaseStatus{Address: address, Subnet: subnet, MAC: identify.MAC(mac)}
 		changed := l.Lease == nil || *l.Lease != next
 		l.Lease = &next
+		return changed
+	})
+}
+
+// ProxyIgnored records how the firmware of a known machine ignores proxy DHCP; "": it no longer does.
+func (f *Fleet) ProxyIgnored(mac, how string) {
+	match := f.Match(identify.Query{Identifiers: v1alpha1.Identifiers{MACs: []string{mac}}})
+	if match.Machine == "" {
+		return
+	}
+	f.observe(match.Machine, func(l *live) bool {
+		changed := l.ProxyIgnored != how
+		l.ProxyIgnored = how
 		return changed
 	})
 }

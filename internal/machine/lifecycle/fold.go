@@ -230,6 +230,11 @@ func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin,
 			key.From, key.KeyFingerprint, key.IssuedAt.UTC().Format(time.RFC3339), s.Identity.KeyFingerprint, m.Name, key.KeyFingerprint)
 	}
 	only(v1alpha1.ConditionKeyRefused, reason, message)
+	reason, message = "", ""
+	if live.ProxyIgnored != "" {
+		reason, message = "NotHeeded", live.ProxyIgnored+". "+v1alpha1.ProxyIgnoredRemedy
+	}
+	only(v1alpha1.ConditionProxyIgnored, reason, message)
 	foldExpected(m, set)
 	foldBMC(m, set)
 }

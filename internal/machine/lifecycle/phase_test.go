@@ -250,6 +250,21 @@ func TestConditions(t *testing.T) {
 	}
 }
 
+func TestFirmwareThatIgnoresAProxyIsACondition(t *testing.T) {
+	s := newScene(inventory)
+	l := LimitsFor(90*time.Second, s.now)
+	s.live.ProxyIgnored = "52:54:00:00:00:01 asked 3 times"
+	Fold(s.m, s.live, nil, s.now, l)
+	if c := conditionOf(s.m, v1alpha1.ConditionProxyIgnored); c == nil || c.Status != metav1.ConditionTrue || !strings.Contains(c.Message, "asked 3 times. ") || !strings.Contains(c.Message, "coldrack doctor --foreign-dhcp") {
+		t.Errorf("ignored: %+v", c)
+	}
+	s.live.ProxyIgnored = ""
+	Fold(s.m, s.live, nil, s.now, l)
+	if c := conditionOf(s.m, v1alpha1.ConditionProxyIgnored); c != nil {
+		t.Errorf("it is over: %+v", c)
+	}
+}
+
 // The condition names what keeps an install from beginning, and goes with it.
 func TestBlockedIsACondition(t *testing.T) {
 	l := LimitsFor(90*time.Second, time.Unix(1e9, 0))

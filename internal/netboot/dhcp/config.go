@@ -51,6 +51,14 @@ type Subnet struct {
 	Mode      Mode
 	// Relays are addresses of relay agents of this segment that are not in CIDR.
 	Relays []netip.Addr
+	// Options are further ones for clients that ask for them.
+	Options []Option
+}
+
+// Option is an option of DHCP, as it goes over the wire.
+type Option struct {
+	Code  uint8
+	Value []byte
 }
 
 // Range is a range of addresses, both ends included.

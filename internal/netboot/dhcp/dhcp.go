@@ -30,6 +30,8 @@ type Backend interface {
 	// Reservation returns the fixed address of a known client in a subnet. ok is false for clients
 	// that have none there.
 	Reservation(subnet netip.Prefix, client Query) (reservation Reservation, ok bool)
+	// Options are a client's own further options; they replace those of its subnet with the same code.
+	Options(client Query) []Option
 	// Reserved tells whether an address is some client's fixed one, and so never given to another.
 	Reserved(address netip.Addr) bool
 	// BootFile returns what a client boots in a subnet. ok is false when nothing fits; it then gets
@@ -106,6 +108,9 @@ const (
 	Directed      Event = "directed"       // in ModeProxy: the client was told what to boot, and no address
 	Addressed     Event = "addressed"      // in ModeProxy: the client takes Address, which the site's own server has offered
 	BootAsked     Event = "boot-asked"     // a client at Address asked for its boot file on BootPort
+	DuplicateMAC  Event = "duplicate-mac"  // two machines with this hardware address boot; Detail tells their UUIDs
+	Ignored       Event = "ignored"        // in ModeProxy: a firmware asked again, and does not do as it was told; Detail tells what it did
+	Heeded        Event = "heeded"         // in ModeProxy: one of which that was said does so now
 )
 
 // Observation is something seen on the wire.

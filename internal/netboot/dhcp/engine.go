@@ -82,6 +82,11 @@ type engine struct {
 	quiet   map[string]time.Time
 	relays  map[netip.Prefix]bool // subnets for which a relay has asked
 	probes  map[netip.Prefix]*probing
+	// unheeded are clients in ModeProxy since their last sign of doing as they were told; servers are others', by subnet.
+	unheeded map[netip.Prefix]map[string]*Unheeded
+	servers  map[netip.Prefix]servers
+	// uuids are what the clients of each subnet said last when their firmware asked.
+	uuids   map[string]lastUUID
 	changed func() // Options.Changed
 }
 
@@ -117,7 +122,37 @@ type exchange struct {
 func newEngine(backend Backend, log *slog.Logger, now func() time.Time, store func(record, func(error)), count *counters) *engine {
 	return &engine{backend: backend, log: log, now: now, store: store, count: count,
 		pools: map[netip.Prefix]*pool{}, pending: map[string]*pending{}, quiet: map[string]time.Time{},
-		relays: map[netip.Prefix]bool{}, probes: map[netip.Prefix]*probing{}, changed: func() {}}
+		relays: map[netip.Prefix]bool{}, probes: map[netip.Prefix]*probing{},
+		unheeded: map[netip.Prefix]map[string]*Unheeded{}, servers: map[netip.Prefix]servers{}, uuids: map[string]lastUUID{}, changed: func() {}}
+}
+
+// lastUUID is the SMBIOS UUID that a client said.
+type lastUUID struct {
+	uuid string
+	at   time.Time
+}
+
+// twinTime is within what time one hardware address must say two UUIDs to be two machines': a board is not swapped, nor its UUID written, and booted
+// again so soon.
+const twinTime = 2 * time.Minute
+
+// twins recognizes two machines of one segment with one hardware address, by their UUIDs. They cannot be told apart by what follows in DHCP, and
+// get one address, so all that can be done is to say so.
+func (x *exchange) twins() {
+	if x.query.UUID == "" {
+		return
+	}
+	key := x.pendingKey()
+	before := x.uuids[key]
+	if len(x.uuids) >= mostKept {
+		clear(x.uuids)
+	}
+	x.uuids[key] = lastUUID{x.query.UUID, x.now}
+	if before.uuid == "" || before.uuid == x.query.UUID || x.now.Sub(before.at) >= twinTime {
+		return
+	}
+	x.complain("twin "+key, "two machines have one hardware address; they get one address, and disturb each other", "uuid", x.query.UUID, "other", before.uuid)
+	x.observe(DuplicateMAC, netip.Addr{}, "machines with the UUIDs %s and %s have this hardware address; change one of them, or take it off this network", before.uuid, x.query.UUID)
 }
 
 // relayed tells whether a relay has asked for a client in a subnet.
@@ -132,6 +167,16 @@ func (e *engine) relayed(subnet netip.Prefix) bool {
 func (e *engine) configure(config Config, restored []record) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	for subnet := range e.unheeded {
+		if !slices.ContainsFunc(config.Subnets, func(s Subnet) bool { return s.CIDR == subnet && s.Mode == ModeProxy }) {
+			delete(e.unheeded, subnet)
+		}
+	}
+	for subnet := range e.servers {
+		if !slices.ContainsFunc(config.Subnets, func(s Subnet) bool { return s.CIDR == subnet }) {
+			delete(e.servers, subnet)
+		}
+	}
 	before := e.pools
 	e.config, e.pools = config, map[netip.Prefix]*pool{}
 	for _, s := range config.Subnets {
@@ -223,8 +268,12 @@ func (e *engine) handle(in incoming) {
 	for _, p := range e.pools {
 		p.expire(x.now)
 	}
+	located := x.locate()
+	if located && m.MessageType() == dhcpv4.MessageTypeDiscover {
+		x.twins()
+	}
 	switch {
-	case !x.locate():
+	case !located:
 	case in.boot:
 		x.bootServer()
 	case x.subnet.Mode == ModeProxy:
@@ -375,7 +424,7 @@ func (x *exchange) serverAddress(s Subnet) netip.Addr {
 
 // isOurs tells whether a server identifier means this server.
 func (x *exchange) isOurs(server netip.Addr) bool {
-	return server == x.query.Server || server == x.config.ServerIP || slices.Contains(x.in.link.addresses(), server)
+	return server == x.query.Server || server == x.config.ServerIP || server == serverOverride(x.message) || slices.Contains(x.in.link.addresses(), server)
 }
 
 // usable tells whether an address may be given from a pool.
@@ -684,6 +733,9 @@ func (x *exchange) forgetOffer() {
 
 func (x *exchange) foreign(server netip.Addr, format string, args ...any) {
 	x.count.foreign.Add(1)
+	if x.subnet.CIDR.IsValid() {
+		x.heard(server)
+	}
 	x.complain("server "+server.String(), "another DHCP server is active on this network", "server", server, "subnet", x.subnet.Name)
 	x.observe(ForeignServer, server, format, args...)
 }
@@ -705,7 +757,9 @@ func (e *engine) overheard(l link, payload []byte) {
 		if candidates := x.candidates(); len(candidates) > 0 {
 			x.subnet = candidates[0]
 		}
-		if x.subnet.Mode != ModeProxy { // there it is the site's own
+		if x.subnet.Mode == ModeProxy { // it is the site's own
+			x.heard(server)
+		} else {
 			x.foreign(server, "%s sent a DHCP %s", server, m.MessageType())
 		}
 	}
@@ -791,10 +845,22 @@ func (x *exchange) transmit(kind dhcpv4.MessageType, out outgoing) {
 	})
 }
 
+// furtherOptions are those of the client, and those of its subnet that it has none of its own for.
+func (x *exchange) furtherOptions() []Option {
+	all := slices.Clone(x.backend.Options(x.query))
+	for _, o := range x.subnet.Options {
+		if !slices.ContainsFunc(all, func(own Option) bool { return own.Code == o.Code }) {
+			all = append(all, o)
+		}
+	}
+	return all
+}
+
 // build makes a reply and chooses its way, RFC 2131, section 4.1.
 func (x *exchange) build(kind dhcpv4.MessageType, address netip.Addr, hostname, message string) ([]byte, outgoing) {
 	a := answer{kind: kind, address: address, server: x.query.Server, subnet: x.subnet, hostname: hostname, message: message}
 	if kind != dhcpv4.MessageTypeNak {
+		a.options = x.furtherOptions()
 		if file, ok := x.backend.BootFile(x.subnet.CIDR, x.query); ok {
 			a.boot = &file
 		}

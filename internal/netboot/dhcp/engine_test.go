@@ -37,6 +37,7 @@ func mac(n int) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 0, byt
 // fakeBackend knows machines by MAC.
 type fakeBackend struct {
 	machines map[string]Reservation
+	options  map[string][]Option
 	seen     []Observation
 }
 
@@ -44,6 +45,8 @@ func (b *fakeBackend) Reservation(subnet netip.Prefix, q Query) (Reservation, bo
 	r, ok := b.machines[q.MAC]
 	return r, ok && subnet.Contains(r.Address)
 }
+
+func (b *fakeBackend) Options(q Query) []Option { return b.options[q.MAC] }
 
 func (b *fakeBackend) Reserved(a netip.Addr) bool {
 	for _, r := range b.machines {

@@ -105,6 +105,11 @@ func parseARPReply(frame []byte) (address netip.Addr, holder net.HardwareAddr, o
 // frameFilter lets ARP replies and the replies of DHCP servers through.
 func frameFilter() ([]bpf.RawInstruction, error) {
 	return bpf.Assemble([]bpf.Instruction{
+		// An interface sees the frames of VLANs on it, too, with their tags beside them; they are for the VLANs' own interfaces.
+		bpf.LoadExtension{Num: bpf.ExtVLANTag},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x0fff},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1},
+		bpf.RetConstant{Val: 0},
 		/*  0 */ bpf.LoadAbsolute{Off: 12, Size: 2},
 		/*  1 */ bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_ARP, SkipTrue: 2},
 		/*  2 */ bpf.LoadAbsolute{Off: etherLen + 6, Size: 2},

@@ -13,6 +13,7 @@ import (
 type SubnetService struct {
 	Name string
 	CIDR netip.Prefix
+	Mode Mode
 	// Interfaces by which it is served directly.
 	Interfaces []string
 	// Relayed: its clients are behind a relay agent, which is configured or has asked for some.
@@ -24,6 +25,10 @@ type SubnetService struct {
 	Taken []Taken
 	// Proxy is the hardware address of who answers ARP for others in it, empty when nobody does.
 	Proxy string
+	// Servers are other DHCP servers that were heard on its segment within the last hour; in ModeProxy, the site's own are among them.
+	Servers []netip.Addr
+	// Unheeded are firmwares that ignore what ModeProxy tells them.
+	Unheeded []Unheeded
 }
 
 // unfit says why an interface is not served, empty when it is to be. wanted are the names of Config.Interfaces.
@@ -101,7 +106,7 @@ func explainUnserved(subnet netip.Prefix, wanted []string, present []netif.Inter
 
 // service tells how a subnet is served. served are the addresses of each interface that is.
 func service(s Subnet, relaySeen bool, served map[string][]netip.Addr, wanted []string, present []netif.Interface, failed map[string]error) SubnetService {
-	now := SubnetService{Name: s.Name, CIDR: s.CIDR}
+	now := SubnetService{Name: s.Name, CIDR: s.CIDR, Mode: s.Mode}
 	if s.Mode == ModeOff {
 		return now
 	}

@@ -17,11 +17,14 @@ func (x *exchange) besideTheirs() {
 		}
 		if x.direct(dhcpv4.MessageTypeOffer, netip.AddrPort{}) {
 			x.observe(Directed, netip.Addr{}, "told what to boot; the address is another server's to give")
+			x.firmwareAsked()
 		}
 	case dhcpv4.MessageTypeRequest:
 		server := optionAddr(x.message, dhcpv4.OptionServerIdentifier)
 		address := optionAddr(x.message, dhcpv4.OptionRequestedIPAddress)
 		if address.IsValid() && server.IsValid() && !x.isOurs(server) && x.subnet.CIDR.Contains(address) {
+			x.heard(server)
+			x.firmwareTook(address, server)
 			x.observe(Addressed, address, "takes %s from the DHCP server %s", address, server)
 		}
 	}
@@ -60,6 +63,7 @@ func (x *exchange) bootServer() {
 	}
 	if x.direct(dhcpv4.MessageTypeAck, netip.AddrPortFrom(address, port)) {
 		x.observe(BootAsked, address, "asked for its boot file on port %d", BootPort)
+		x.heeded("asked on port 4011")
 	}
 }
 

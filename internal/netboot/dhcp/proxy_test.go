@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/base/netns"
+	"coldrack.dev/test/foreigndhcp"
 	netnstest "coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )
@@ -54,9 +52,9 @@ func TestAProxyOffersWhatToBootAndNoAddress(t *testing.T) {
 		vendor            []byte
 	}{
 		"OVMF by PXE":  {ovmf(discover, 1), "snponly.efi", "192.0.2.77", "PXEClient", []byte{6, 1, 8, 255}},
-		"OVMF by HTTP": {http64(1), "http://192.0.2.1:8080/snponly.efi", "192.0.2.1", "HTTPClient", nil},
-		"iPXE, which takes no proxy for one without the class": {seabios(1), "http://192.0.2.1:8080/boot.ipxe", "192.0.2.1", "PXEClient", []byte{6, 1, 8, 255}},
-		"a BIOS ROM": {message(discover, 1, option(60, []byte("PXEClient:Arch:00000:UNDI:002001")...), option(93, 0, 0)), "undionly.kpxe", "192.0.2.1", "PXEClient", []byte{6, 1, 8, 255}},
+		"OVMF by HTTP": {http64(2), "http://192.0.2.1:8080/snponly.efi", "192.0.2.1", "HTTPClient", nil},
+		"iPXE, which takes no proxy for one without the class": {seabios(3), "http://192.0.2.1:8080/boot.ipxe", "192.0.2.1", "PXEClient", []byte{6, 1, 8, 255}},
+		"a BIOS ROM": {message(discover, 4, option(60, []byte("PXEClient:Arch:00000:UNDI:002001")...), option(93, 0, 0)), "undionly.kpxe", "192.0.2.1", "PXEClient", []byte{6, 1, 8, 255}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -111,6 +109,77 @@ func TestAProxyKeepsOutOfWhatIsNotItsOwn(t *testing.T) {
 	s.expect("nothing to boot yet", "silence", "", ovmf(discover, 1))
 	if len(s.stored) != 0 || len(s.link.probes) != 0 {
 		t.Errorf("stored %v, probed %v", s.stored, s.link.probes)
+	}
+}
+
+func TestFirmwareThatIgnoresAProxyIsRecognized(t *testing.T) {
+	s := newStage(t, beside())
+	changes := 0
+	s.engine.changed = func() { changes++ }
+	ignoring := func() string { return Tell(s.engine.ignoring(beside().CIDR)) }
+	boot := func(client int, events string) {
+		t.Helper()
+		s.expect("discover", "offer", events, ovmf(discover, client))
+		s.expect("takes the site's address", "silence", "addressed 192.0.2.150", ovmf(request, client, asking("192.0.2.150"), ofServer("192.0.2.2")))
+		s.now = s.now.Add(5 * time.Minute)
+	}
+	boot(1, "directed")
+	changes = 0 // the site's server was heard
+	boot(1, "directed")
+	if got := ignoring(); got != "" || changes != 0 {
+		t.Errorf("after two boots: %q, %d changes", got, changes)
+	}
+	boot(1, "directed, ignored 192.0.2.150")
+	want := "52:54:00:00:00:01 asked 3 times, was told each time what to boot, took 192.0.2.150 from the DHCP server 192.0.2.2, and never came for its boot file"
+	if got := ignoring(); got != want || changes != 1 {
+		t.Errorf("after three boots: %q, %d changes", got, changes)
+	}
+	boot(1, "directed, ignored 192.0.2.150")
+	if changes != 1 {
+		t.Errorf("%d changes", changes)
+	}
+	// What gets no address at all is the site's server's fault.
+	for _, events := range []string{"directed", "directed", "directed, ignored"} {
+		s.expect("discover", "offer", events, ovmf(discover, 2))
+	}
+	if got := ignoring(); !strings.Contains(got, "52:54:00:00:00:02 asked 3 times, was told each time what to boot, and took no address from anybody") {
+		t.Errorf("without an address: %q", got)
+	}
+	// Machines that come for their file, or for the script, were not counted.
+	for range 4 {
+		boot(3, "directed")
+		s.expect("iPXE", "offer", "directed", seabios(3))
+		boot(4, "directed")
+		s.ask(ovmf(request, 4, having("192.0.2.150"), unicast), "192.0.2.150:4011")
+	}
+	changes = 0
+	s.expect("iPXE", "offer", "directed, heeded 192.0.2.150", seabios(1))
+	s.ask(ovmf(request, 2, having("192.0.2.150"), unicast), "192.0.2.150:4011")
+	if seen := s.backend.events(); seen != "boot-asked 192.0.2.150, heeded" || ignoring() != "" || changes != 2 {
+		t.Errorf("once they do: %q, %q, %d changes", seen, ignoring(), changes)
+	}
+	// A machine that is away for long begins anew.
+	boot(5, "directed")
+	boot(5, "directed")
+	s.now = s.now.Add(unheededFor + time.Hour)
+	boot(5, "directed")
+	if got := ignoring(); got != "" {
+		t.Errorf("after a day: %q", got)
+	}
+}
+
+func TestOtherServersAreListedWhileTheyAreHeard(t *testing.T) {
+	s := newStage(t, rack())
+	s.expect("takes another's offer", "silence", "foreign-server 192.0.2.66", message(request, 1, asking("192.0.2.150"), ofServer("192.0.2.66")))
+	offer := message(dhcpv4.MessageTypeOffer, 1, ofServer("192.0.2.9"))
+	offer.OpCode = dhcpv4.OpcodeBootReply
+	s.engine.overheard(s.link, offer.ToBytes())
+	if got := s.engine.others(rack().CIDR); fmt.Sprint(got) != "[192.0.2.9 192.0.2.66]" {
+		t.Errorf("heard %v", got)
+	}
+	s.now = s.now.Add(serverTime + time.Second)
+	if got := s.engine.others(rack().CIDR); len(got) != 0 {
+		t.Errorf("an hour later: %v", got)
 	}
 }
 
@@ -181,69 +250,6 @@ func TestBootServerDiscovery(t *testing.T) {
 			}
 		})
 	}
-}
-
-// foreign is a real DHCP server of the site's at 192.0.2.2, which gives 192.0.2.150 to .159 and knows nothing of us.
-type foreign struct {
-	program string
-	// files by name; %s is the folder.
-	files map[string]string
-	args  []string
-}
-
-var foreigners = map[string]foreign{
-	"dnsmasq": {program: "dnsmasq", args: strings.Fields("--keep-in-foreground --conf-file=/dev/null --port=0 --interface=eth0 --bind-interfaces --user=root --pid-file= " +
-		"--dhcp-authoritative --dhcp-leasefile=%s/leases --dhcp-range=192.0.2.150,192.0.2.159,10m --dhcp-option=3,192.0.2.254")},
-	"dhcpd": {program: "dhcpd", files: map[string]string{"leases": "", "conf": "authoritative; default-lease-time 600; max-lease-time 600;\n" +
-		"subnet 192.0.2.0 netmask 255.255.255.0 { range 192.0.2.150 192.0.2.159; option routers 192.0.2.254; }\n"},
-		args: strings.Fields("-4 -f -q -cf %s/conf -lf %s/leases --no-pid eth0")},
-	"kea-dhcp4": {program: "kea-dhcp4", files: map[string]string{"conf": `{"Dhcp4": {"interfaces-config": {"interfaces": ["eth0"]}, "valid-lifetime": 600,
-		"lease-database": {"type": "memfile", "persist": false},
-		"subnet4": [{"id": 1, "subnet": "192.0.2.0/24", "pools": [{"pool": "192.0.2.150-192.0.2.159"}], "option-data": [{"name": "routers", "data": "192.0.2.254"}]}],
-		"loggers": [{"name": "kea-dhcp4", "severity": "ERROR", "output_options": [{"output": "stderr"}]}]}}`},
-		args: strings.Fields("-c %s/conf")},
-}
-
-// start runs the server in a network namespace with an interface eth0, until the test ends. It runs a copy of the program: Debian's AppArmor
-// profiles keep the packaged one to its own folders.
-func (f foreign) start(t *testing.T, ns *netnstest.NS) {
-	t.Helper()
-	dir := t.TempDir()
-	packaged, err := exec.LookPath(f.program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := os.ReadFile(packaged)
-	if err != nil {
-		t.Fatal(err)
-	}
-	own := filepath.Join(dir, f.program)
-	if err := os.WriteFile(own, program, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for name, text := range f.files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var args []string
-	for _, arg := range f.args {
-		args = append(args, strings.ReplaceAll(arg, "%s", dir))
-	}
-	var said bytes.Buffer
-	cmd := exec.Command(own, args...)
-	cmd.Env = append(os.Environ(), "KEA_PIDFILE_DIR="+dir, "KEA_LOCKFILE_DIR="+dir)
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := ns.Start(cmd); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-		if t.Failed() {
-			t.Logf("%s said: %s", f.program, said.String())
-		}
-	})
 }
 
 // firmware is a client of DHCP in a namespace of its own, by the bytes that firmware sends.
@@ -330,16 +336,16 @@ func (f *firmware) take(m, offer *dhcpv4.DHCPv4) {
 }
 
 func TestBesideRealServers(t *testing.T) {
-	for name, theirs := range foreigners {
-		t.Run(name, func(t *testing.T) {
-			require.Need(t, "netns", "udhcpc", theirs.program)
+	for _, theirs := range foreigndhcp.All() {
+		t.Run(theirs.Program, func(t *testing.T) {
+			require.Need(t, "netns", "udhcpc", theirs.Program)
 			n := newNetwork(t)
 			config := n.config()
 			config.Subnets[0] = beside()
 			n.serve(config)
 			site := n.machine(60)
 			site.Address("eth0", "192.0.2.2/24")
-			theirs.start(t, site)
+			theirs.Start(t, site, "")
 
 			f := newFirmware(n, 1)
 			address, boot := f.offers(ovmf(discover, 1))
@@ -371,7 +377,7 @@ func TestBesideRealServers(t *testing.T) {
 				t.Errorf("the script: %s", script.Summary())
 			}
 			if !again.YourIPAddr.Equal(address.YourIPAddr) {
-				t.Logf("%s gives iPXE %s after %s for its firmware", theirs.program, again.YourIPAddr, address.YourIPAddr)
+				t.Logf("%s gives iPXE %s after %s for its firmware", theirs.Program, again.YourIPAddr, address.YourIPAddr)
 			}
 			// And what boots from its own disk gets nothing from us.
 			lease, err := udhcpc(t, n.machine(2))

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -26,10 +27,14 @@ const (
 	optOverload         = dhcpv4.GenericOptionCode(52)
 	relayCircuitID      = dhcpv4.GenericOptionCode(1)
 	relayRemoteID       = dhcpv4.GenericOptionCode(2)
+	relayServerOverride = dhcpv4.GenericOptionCode(11) // RFC 5107
 	relayLinkSelection  = dhcpv4.GenericOptionCode(5)  // RFC 3527
 	pxeDiscoveryControl = dhcpv4.GenericOptionCode(6)  // within option 43
 	pxeBootItem         = dhcpv4.GenericOptionCode(71) // within option 43
 	ipxeNoProxyDHCP     = dhcpv4.GenericOptionCode(176)
+
+	optRoutes       = 121 // RFC 3442
+	optRoutesBefore = 249 // the same, as Windows asked for it first
 )
 
 var errMalformed = errors.New("malformed message")
@@ -99,6 +104,12 @@ func queryOf(m *dhcpv4.DHCPv4) Query {
 	}
 	if arch := m.Options.Get(dhcpv4.OptionClientSystemArchitectureType); len(arch) >= 2 {
 		q.Arch = binary.BigEndian.Uint16(arch)
+	} else if _, named, ok := strings.Cut(q.VendorClass, "Client:Arch:"); ok {
+		// Some firmware sends no option 93, or a cut one, and names its architecture here only (PXE 2.1, table 2-1).
+		digits, _, _ := strings.Cut(named, ":")
+		if n, err := strconv.ParseUint(digits, 10, 16); err == nil {
+			q.Arch = uint16(n)
+		}
 	}
 	q.PXE = strings.HasPrefix(q.VendorClass, "PXEClient")
 	q.HTTP = strings.HasPrefix(q.VendorClass, "HTTPClient")
@@ -146,6 +157,18 @@ func relayOptions(m *dhcpv4.DHCPv4) dhcpv4.Options {
 		return nil
 	}
 	return sub
+}
+
+// serverOverride is the address under which a relay wants its clients to know the server, so that they renew through it (RFC 5107). It is the zero
+// Addr when it wants nothing of the kind.
+func serverOverride(m *dhcpv4.DHCPv4) netip.Addr {
+	if a := toNetip(m.GatewayIPAddr); !a.IsValid() || a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	if b := relayOptions(m).Get(relayServerOverride); len(b) == 4 {
+		return netip.AddrFrom4([4]byte(b))
+	}
+	return netip.Addr{}
 }
 
 // text makes a string from the network fit for names and logs.

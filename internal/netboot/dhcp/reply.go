@@ -19,8 +19,9 @@ type answer struct {
 	subnet   Subnet
 	hostname string
 	boot     *BootFile
-	message  string // of a NAK
-	proxy    bool   // nothing but what to boot: the client's address and settings come from another server
+	options  []Option // of people
+	message  string   // of a NAK
+	proxy    bool     // nothing but what to boot: the client's address and settings come from another server
 }
 
 const (
@@ -53,7 +54,11 @@ func encode(request *dhcpv4.DHCPv4, q Query, a answer) []byte {
 	}
 	o := reply.Options
 	o.Update(dhcpv4.OptMessageType(a.kind))
-	o.Update(dhcpv4.OptServerIdentifier(a.server.AsSlice()))
+	identifier := a.server
+	if override := serverOverride(request); override.IsValid() {
+		identifier = override
+	}
+	o.Update(dhcpv4.OptServerIdentifier(identifier.AsSlice()))
 	// RFC 6842: the client identifier comes back. RFC 3046: so does the relay's information, as it was.
 	for _, code := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation} {
 		if value := request.Options.Get(code); len(value) > 0 {
@@ -84,6 +89,7 @@ func encode(request *dhcpv4.DHCPv4, q Query, a answer) []byte {
 		reply.SetBroadcast() // a client without an address hears nothing else
 	} else {
 		addSettings(o, request, a)
+		addOptions(o, request, q, a)
 	}
 	if a.boot != nil {
 		addBoot(reply, request, q, a)
@@ -93,7 +99,11 @@ func encode(request *dhcpv4.DHCPv4, q Query, a answer) []byte {
 		limit = min(max(limit, int(binary.BigEndian.Uint16(size))), mostMessageSize)
 	}
 	packet := reply.ToBytes()
-	for _, code := range expendable {
+	droppable := slices.Clone(expendable)
+	for _, further := range a.options {
+		droppable = append(droppable, dhcpv4.GenericOptionCode(further.Code))
+	}
+	for _, code := range droppable {
 		if len(packet) <= limit-ipUDP {
 			break
 		}
@@ -149,6 +159,38 @@ func (a answer) timeServers() []netip.Addr {
 		return slices.Insert(slices.Clone(a.subnet.NTP), 0, a.server)
 	}
 	return a.subnet.NTP
+}
+
+// addOptions adds the options of people. Vendor options are for installed systems: to firmware, option 43 is PXE's.
+func addOptions(o dhcpv4.Options, request *dhcpv4.DHCPv4, q Query, a answer) {
+	wanted := request.Options.Get(dhcpv4.OptionParameterRequestList)
+	for _, further := range a.options {
+		code := dhcpv4.GenericOptionCode(further.Code)
+		vendor := further.Code == dhcpv4.OptionVendorSpecificInformation.Code()
+		if vendor && q.boots() || len(wanted) > 0 && !slices.Contains(wanted, further.Code) {
+			continue
+		}
+		value := further.Value
+		if further.Code == optRoutes || further.Code == optRoutesBefore {
+			value = withDefaultRoute(value, a.subnet.Router)
+		}
+		o.Update(dhcpv4.OptGeneric(code, value))
+	}
+}
+
+// withDefaultRoute adds the router to static routes that have no default route: who takes those takes no router beside them (RFC 3442).
+func withDefaultRoute(value []byte, router netip.Addr) []byte {
+	if !router.IsValid() {
+		return value
+	}
+	for rest := value; len(rest) > 0; {
+		length := 1 + (int(rest[0])+7)/8 + 4
+		if rest[0] == 0 || len(rest) < length {
+			return value
+		}
+		rest = rest[length:]
+	}
+	return append(append(slices.Clone(value), 0), router.AsSlice()...)
 }
 
 // addBoot adds the boot file, in the form that the client's kind of firmware understands.

@@ -124,6 +124,7 @@ func (s *Server) Services() []SubnetService {
 			now.Problem = ""
 		}
 		now.Taken, now.Proxy = s.engine.trouble(subnet.CIDR)
+		now.Servers, now.Unheeded = s.engine.others(subnet.CIDR), s.engine.ignoring(subnet.CIDR)
 		all = append(all, now)
 	}
 	return all

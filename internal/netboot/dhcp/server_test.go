@@ -42,6 +42,12 @@ func (b *lockedBackend) Reservation(subnet netip.Prefix, q Query) (Reservation, 
 	return b.inner.Reservation(subnet, q)
 }
 
+func (b *lockedBackend) Options(q Query) []Option {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.inner.Options(q)
+}
+
 func (b *lockedBackend) Reserved(a netip.Addr) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -73,6 +73,10 @@ type SubnetReport struct {
 	Conflicts string
 	// ARPProxy is who answers for addresses of others, for a person. Empty: nobody is known to.
 	ARPProxy string
+	// OtherServers are DHCP servers beside ours, where ours gives the addresses, for a person. Empty: none was heard lately.
+	OtherServers string
+	// ProxyIgnored is whose firmware does not do as our proxy tells it, for a person. Empty: nobody's is known to.
+	ProxyIgnored string
 }
 
 // OwnAddresses are this server's addresses where machines boot.

@@ -57,15 +57,25 @@ func subnetReconciler(d Deps) reconciler {
 			if err != nil {
 				return 0, err
 			}
+			var again time.Duration
 			for i := range all {
 				if err := updateSubnetStatus(ctx, d, &all[i], all); err != nil {
 					return 0, err
 				}
+				if d.Subnets == nil {
+					continue
+				}
+				if report, _ := d.Subnets.Subnet(all[i].Name); report.OtherServers != "" || report.ProxyIgnored != "" {
+					again = silenceCheck
+				}
 			}
-			return 0, nil
+			return again, nil
 		},
 	}
 }
+
+// silenceCheck is how often it is looked whether what was heard on a segment is over: silence wakes nobody.
+const silenceCheck = 10 * time.Minute
 
 func updateSubnetStatus(ctx context.Context, d Deps, subnet *v1alpha1.Subnet, all []v1alpha1.Subnet) error {
 	ready, known := subnetReady(subnet, all, d.Subnets)
@@ -80,6 +90,8 @@ func updateSubnetStatus(ctx context.Context, d Deps, subnet *v1alpha1.Subnet, al
 		report, _ := d.Subnets.Subnet(subnet.Name)
 		setFinding(&next.Status.Conditions, v1alpha1.ConditionAddressConflict, report.Conflicts, ready)
 		setFinding(&next.Status.Conditions, v1alpha1.ConditionARPProxy, report.ARPProxy, ready)
+		setFinding(&next.Status.Conditions, v1alpha1.ConditionOtherDHCPServer, report.OtherServers, ready)
+		setFinding(&next.Status.Conditions, v1alpha1.ConditionProxyIgnored, report.ProxyIgnored, ready)
 	}
 	if equality.Semantic.DeepEqual(subnet.Status, next.Status) {
 		return nil

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/contract/validate"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/radv"
@@ -75,6 +76,26 @@ func (b dhcpBackend) Reservation(subnet netip.Prefix, client dhcp.Query) (dhcp.R
 	return dhcp.Reservation{Address: known.Address, Hostname: known.Hostname, Hardware: known.MACs}, true
 }
 
+// Options are a known machine's own.
+func (b dhcpBackend) Options(client dhcp.Query) []dhcp.Option {
+	known, ok := b.fleet.ByMAC(client.MAC)
+	if !ok {
+		return nil
+	}
+	return dhcpOptions(known.DHCPOptions)
+}
+
+// dhcpOptions encodes options; what an API let through that does not know our rules is left out.
+func dhcpOptions(options []v1alpha1.DHCPOption) []dhcp.Option {
+	var encoded []dhcp.Option
+	for _, o := range options {
+		if value, err := validate.DHCPOption(int(o.Code), o.Value, o.Hex); err == nil {
+			encoded = append(encoded, dhcp.Option{Code: uint8(o.Code), Value: value})
+		}
+	}
+	return encoded
+}
+
 // Reserved keeps planned addresses out of the pools.
 func (b dhcpBackend) Reserved(address netip.Addr) bool {
 	return len(b.fleet.AddressOwners(address.String())) > 0
@@ -117,10 +138,16 @@ func (b dhcpBackend) Observe(seen dhcp.Observation) {
 			b.replaced.add(seen.Client)
 		}
 		b.fleet.Leased(seen.Client.MAC, seen.Address.String(), seen.Subnet.String())
+	case dhcp.Ignored:
+		b.log.Warn("a firmware does not do as proxy DHCP tells it; put what it boots into the site's DHCP server (coldrack doctor --foreign-dhcp)",
+			"mac", seen.Client.MAC, "interface", seen.Client.Interface, "detail", seen.Detail)
+		b.fleet.ProxyIgnored(seen.Client.MAC, seen.Detail)
+	case dhcp.Heeded:
+		b.fleet.ProxyIgnored(seen.Client.MAC, "")
 	case dhcp.ForeignServer:
 		b.log.Error("another DHCP server answers on this segment; machines may use its offer instead of ours: switch it off or exclude our machines there",
 			"interface", seen.Client.Interface, addressAttr("server", seen.Address), "detail", seen.Detail)
-	case dhcp.Conflict, dhcp.ARPProxy, dhcp.Declined, dhcp.PoolExhausted, dhcp.NoSubnet:
+	case dhcp.Conflict, dhcp.ARPProxy, dhcp.DuplicateMAC, dhcp.Declined, dhcp.PoolExhausted, dhcp.NoSubnet:
 		b.log.Warn("DHCP: "+string(seen.Event), "mac", seen.Client.MAC, "interface", seen.Client.Interface,
 			addressAttr("address", seen.Address), "detail", seen.Detail)
 	}
@@ -247,6 +274,17 @@ func reportService(report controllers.SubnetReport, now dhcp.SubnetService) cont
 		taken = append(taken, fmt.Sprintf("%s, which is reserved for the machine with MAC %s, is in use by %s", t.Address, t.Client, t.Holder))
 	}
 	report.Conflicts = strings.Join(taken, "; ")
+	if len(now.Unheeded) > 0 {
+		report.ProxyIgnored = dhcp.Tell(now.Unheeded) + ". " + v1alpha1.ProxyIgnoredRemedy
+	}
+	if now.Mode == dhcp.ModeServer && len(now.Servers) > 0 {
+		var names []string
+		for _, s := range now.Servers {
+			names = append(names, s.String())
+		}
+		report.OtherServers = "answered as well within the last hour: " + strings.Join(names, ", ") +
+			". Two servers race for every machine: switch the other off here, or set spec.dhcp to proxy"
+	}
 	if now.Proxy != "" {
 		report.ARPProxy = now.Proxy + " answers ARP for addresses of others, so that addresses in use cannot be told; switch proxy ARP off for this network"
 	}
@@ -275,6 +313,7 @@ func (c Config) dhcpSubnet(subnet v1alpha1.Subnet) (dhcp.Subnet, error) {
 		CIDR: plan.CIDR, Router: plan.Gateway, Pool: dhcp.Range{From: plan.Discovery.First, To: plan.Discovery.Last},
 		DNS: ipv4(plan.DNS), NTP: ipv4(plan.NTP), Relays: plan.Relays,
 		OwnDNS: c.DNS && subnet.Spec.ServeDNS, OwnNTP: c.NTP && subnet.Spec.ServeNTP,
+		Options: dhcpOptions(subnet.Spec.DHCPOptions),
 	}
 	if subnet.Spec.LeaseTime != nil {
 		made.LeaseTime = subnet.Spec.LeaseTime.Duration

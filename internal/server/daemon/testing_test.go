@@ -341,6 +341,7 @@ type nobody struct{}
 func (nobody) Reservation(netip.Prefix, dhcp.Query) (dhcp.Reservation, bool) {
 	return dhcp.Reservation{}, false
 }
+func (nobody) Options(dhcp.Query) []dhcp.Option                        { return nil }
 func (nobody) Reserved(netip.Addr) bool                                { return false }
 func (nobody) BootFile(netip.Prefix, dhcp.Query) (dhcp.BootFile, bool) { return dhcp.BootFile{}, false }
 func (nobody) Observe(dhcp.Observation)                                {}
