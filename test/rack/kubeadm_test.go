@@ -26,7 +26,7 @@ const (
 )
 
 // TestKubeadmTakesOver has the real kubeadm do on a cluster of ours what people do with it: look at certificates, make tokens, plan an upgrade
-// and carry it out on every node, and take a node out. Nothing but the programs' version may be another one afterwards.
+// and carry it out on every node, and take a node out or give the cluster back. Nothing but the programs' version may be another one afterwards.
 func TestKubeadmTakesOver(t *testing.T) {
 	if os.Getenv("COLDRACK_RACK_KUBEADM") == "" {
 		t.Skip("runs with: make rack-kubeadm")
@@ -67,7 +67,7 @@ func takeOver(t *testing.T, stacked bool) {
 	r.PowerOn()
 	r.AwaitReady()
 	k := &kubeadm{r, "/programs/" + r.programs.newest + "/kubeadm"}
-	first, worker := r.Machine("control-1"), r.Machine("worker-1")
+	first := r.Machine("control-1")
 
 	k.looks(t, first)
 	k.tokens(t, first)
@@ -104,16 +104,11 @@ func takeOver(t *testing.T, stacked bool) {
 
 	k.coldrackSays(t)
 
-	k.run(t, worker, "reset", "--force")
-	for _, path := range []string{"etc/kubernetes/kubelet.conf", "etc/kubernetes/pki/ca.crt", "var/lib/kubelet/config.yaml"} {
-		if _, err := os.Stat(filepath.Join(worker.disk, path)); !os.IsNotExist(err) {
-			t.Errorf("after reset, /%s is there: %v", path, err)
-		}
+	if stacked {
+		k.reset(t, r.Machine("worker-1"))
+	} else {
+		k.putBack(t, before, size.ControlPlanes)
 	}
-	r.Await("a node without a kubelet", func() (bool, string) {
-		ready, err := r.ReadyNodes()
-		return err == nil && !slices.Contains(ready, "worker-1") && len(ready) == len(r.machines)-1, fmt.Sprint(ready, err)
-	})
 }
 
 // kubeadm runs on machines of the rack.
@@ -211,6 +206,34 @@ func (k *kubeadm) coldrackSays(t *testing.T) {
 	if err == nil || !strings.Contains(out, manifest) || !strings.Contains(out, "--put-back") {
 		t.Errorf("resume: %v %s", err, out)
 	}
+}
+
+// putBack has Coldrack go on with the cluster as it left it.
+func (k *kubeadm) putBack(t *testing.T, before map[string]*onDisk, servers int) {
+	k.server.Run("cluster", "resume", k.cluster, "--put-back")
+	k.serversRun(t, k.programs.version, servers)
+	k.AwaitReady()
+	for _, m := range k.machines {
+		before[m.name].compare(t, m, k.programs.version, k.programs.version)
+	}
+	k.Await("the objects of the cluster", func() (bool, string) {
+		config, err := k.TryKubectl("get", "-n", "kube-system", "configmaps", "kubeadm-config", "kube-proxy", "-o", "yaml")
+		return err == nil && strings.Contains(config, "kubernetesVersion: "+k.programs.version+"\n") && strings.Contains(config, "server: https://"+balancerAddress+"\n"), ""
+	})
+}
+
+// reset takes a node out.
+func (k *kubeadm) reset(t *testing.T, m *Machine) {
+	k.run(t, m, "reset", "--force")
+	for _, path := range []string{"etc/kubernetes/kubelet.conf", "etc/kubernetes/pki/ca.crt", "var/lib/kubelet/config.yaml"} {
+		if _, err := os.Stat(filepath.Join(m.disk, path)); !os.IsNotExist(err) {
+			t.Errorf("after reset, /%s is there: %v", path, err)
+		}
+	}
+	k.Await("a node without a kubelet", func() (bool, string) {
+		ready, err := k.ReadyNodes()
+		return err == nil && !slices.Contains(ready, m.name) && len(ready) == len(k.machines)-1, fmt.Sprint(ready, err)
+	})
 }
 
 // serversRun waits until Kubernetes shows that all control planes run a version.
