@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -213,13 +214,11 @@ func (a *app) updateZones(ctx context.Context, site dns.Site, zones []string, dr
 		files[zone.Name] = zone.File
 	}
 	changes, err := site.Plan(ctx, files)
-	if err != nil {
-		return err
+	if err == nil && !dryRun {
+		err = site.Apply(ctx, changes)
 	}
-	if !dryRun {
-		if err := site.Apply(ctx, changes); err != nil {
-			return err
-		}
+	if err != nil {
+		return errors.New(err.Error()) // that one refused a connection must not be said of our own server
 	}
 	done, err := a.printStructured(output, changes)
 	if err != nil {

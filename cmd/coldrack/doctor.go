@@ -67,6 +67,7 @@ While the server runs, what it has found on its Subnets is shown as well, such a
 				ProbeKVM:   probeKVM,
 				Subnets:    func(ctx context.Context) ([]v1alpha1.Subnet, error) { return serverSubnets(ctx, cfg) },
 				Expiry:     func(ctx context.Context) ([]peoplewire.Expiry, error) { return serverExpiry(ctx, cfg) },
+				Names:      func(ctx context.Context) (*peoplewire.Names, error) { return serverNames(ctx, cfg) },
 			})
 			if done, err := a.printStructured(output, results); done && err != nil {
 				return err
@@ -164,6 +165,18 @@ func serverExpiry(ctx context.Context, cfg daemon.Config) ([]peoplewire.Expiry, 
 		return onDisk, err
 	}
 	return all, nil
+}
+
+// serverNames asks the running server for its names by its administrator's kubeconfig; nil where there is none, or no boot services.
+func serverNames(ctx context.Context, cfg daemon.Config) (*peoplewire.Names, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", cfg.AdminKubeconfig())
+	if err != nil || cfg.NoBoot || cfg.Kubeconfig != "" {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var all peoplewire.Names
+	return &all, request.Get(ctx, config, "names of the running server", &all, peoplewire.PathNames)
 }
 
 // probeKVM is the lab's trial.

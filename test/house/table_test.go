@@ -79,7 +79,7 @@ var rooms = []room{
 	{"netboot/netif", "netboot", engines, nil},
 	{"netboot/radv", "netboot", engines, nil},
 	{"netboot/ratelimit", "netboot", engines, nil},
-	{"netboot/sntp", "netboot", engines, nil},
+	{"netboot/sntp", "netboot", engines, may("netboot/ratelimit")},
 	{"netboot/tftp", "netboot", engines, may("netboot/filename")},
 	{"cluster/kube", "cluster", engines, may("api/v1alpha1")},
 	{"cluster/addon", "cluster", engines, may("contract/manifest")},

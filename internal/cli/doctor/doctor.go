@@ -77,6 +77,8 @@ type Subject struct {
 	// Expiry says when certificates end: of the running server, its nodes and clusters, or what the data folder tells. The error says
 	// why no more is known.
 	Expiry func(context.Context) ([]peoplewire.Expiry, error)
+	// Names are those of the running server; nil without one.
+	Names func(context.Context) (*peoplewire.Names, error)
 }
 
 // Run carries out all checks, in the order in which a person would look.
@@ -95,6 +97,7 @@ func Run(ctx context.Context, s Subject) []Result {
 	results = append(results, clock(time.Now()))
 	results = append(results, dataDir(s.DataDir)...)
 	results = append(results, certificates(ctx, s.Expiry)...)
+	results = append(results, names(ctx, s.Names)...)
 	results = append(results, kvm(ctx, s.ProbeKVM), programs())
 	return results
 }
@@ -146,6 +149,30 @@ func certificates(ctx context.Context, expiry func(context.Context) ([]peoplewir
 	}
 	if first != nil {
 		results = append(results, ok(check, "next to end: %s, at %s; it is renewed by itself where it can be", expiryName(first), first.Until.UTC().Format(time.RFC3339)))
+	}
+	return results
+}
+
+// names says which names of machines are not answered as somebody wants.
+func names(ctx context.Context, ask func(context.Context) (*peoplewire.Names, error)) []Result {
+	const check = "names"
+	if ask == nil {
+		return nil
+	}
+	all, err := ask(ctx)
+	if err != nil || all == nil {
+		return nil // the server's own check says that it is not there
+	}
+	var results []Result
+	for _, c := range all.Collisions {
+		results = append(results, warn(check, fmt.Sprintf("%s wants the name %s, which %s has", c.Loser, c.Name, c.Holder), "give one of them another host name: coldrack dns show"))
+	}
+	if len(results) == 0 && len(all.Zones) > 0 {
+		records := 0
+		for _, zone := range all.Zones {
+			records += len(zone.Records)
+		}
+		results = append(results, ok(check, "%d records in %d zones, no name is wanted twice", records, len(all.Zones)))
 	}
 	return results
 }

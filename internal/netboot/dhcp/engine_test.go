@@ -627,6 +627,23 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+// Where this server answers names, it alone is named: the others do not know those of machines.
+func TestOwnServersAreNamed(t *testing.T) {
+	own := rack()
+	own.OwnDNS, own.OwnNTP, own.NTP = true, true, addrs("192.0.2.123")
+	m, _ := newStage(t, own).say(message(discover, 1), "255.255.255.255")
+	for code, want := range map[uint8]string{6: "\xc0\x00\x02\x01", 42: "\xc0\x00\x02\x01\xc0\x00\x02\x7b"} {
+		if got := string(m.Options.Get(dhcpv4.GenericOptionCode(code))); got != want {
+			t.Errorf("option %d: %q, want %q", code, got, want)
+		}
+	}
+	own.NTP = addrs("192.0.2.123", "192.0.2.1")
+	m, _ = newStage(t, own).say(message(discover, 1), "255.255.255.255")
+	if got := string(m.Options.Get(dhcpv4.OptionNTPServers)); got != "\xc0\x00\x02\x7b\xc0\x00\x02\x01" {
+		t.Errorf("the order that somebody wrote has become %q", got)
+	}
+}
+
 func TestAnAnswerFitsIntoWhatTheClientTakes(t *testing.T) {
 	big := rack()
 	big.Domain = strings.Repeat("long.", 39) + "rack"

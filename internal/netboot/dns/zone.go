@@ -8,9 +8,9 @@ package dns
 import (
 	"cmp"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -242,17 +242,41 @@ func (z *Zone) finish(name, host string, serials Serials) {
 			}
 		}
 	}
-	sum := sha256.New()
-	for _, owner := range z.owners() {
-		for _, rr := range z.nodes[owner].records {
-			io.WriteString(sum, rr.String()+"\n")
+	var sum digest
+	for _, at := range z.nodes {
+		for _, rr := range at.records {
+			sum.add(rr)
 		}
 	}
-	z.Digest = hex.EncodeToString(sum.Sum(nil))
+	z.Digest = sum.String()
 	z.Serial = serials(name, z.Digest)
 	soa := &mdns.SOA{Hdr: header(name, mdns.TypeSOA), Ns: host, Mbox: mailbox, Serial: z.Serial, Refresh: 600, Retry: 120, Expire: 7 * 86400, Minttl: negativeTTL}
 	z.nodes[name].records = append([]mdns.RR{soa}, z.nodes[name].records...)
 }
+
+// digest is one of a set of records, in no order. It takes a fraction of the time that sorting and writing them would.
+type digest [4]uint64
+
+func (d *digest) add(rr mdns.RR) {
+	h := rr.Header()
+	text := append([]byte(h.Name), byte(h.Rrtype>>8), byte(h.Rrtype))
+	switch rr := rr.(type) {
+	case *mdns.A:
+		text = append(text, rr.A...)
+	case *mdns.AAAA:
+		text = append(text, rr.AAAA...)
+	case *mdns.PTR:
+		text = append(text, rr.Ptr...)
+	default:
+		text = append(text, rr.String()...)
+	}
+	sum := sha256.Sum256(text)
+	for i := range d {
+		d[i] += binary.BigEndian.Uint64(sum[8*i:])
+	}
+}
+
+func (d *digest) String() string { return fmt.Sprintf("%016x%016x%016x%016x", d[0], d[1], d[2], d[3]) }
 
 // owners are the names of a zone in DNSSEC's canonical order (RFC 4034, section 6.1), the zone's own first.
 func (z *Zone) owners() []string {

@@ -23,6 +23,7 @@ type bootServices struct {
 	web      *httpboot.Server
 	files    *tftp.Server
 	machines *http.Server
+	clock    *sntp.Server
 	places   int // for connections to the machine API, for each set of sockets
 	log      *slog.Logger
 
@@ -48,10 +49,10 @@ func (b *bootServices) serve(ctx context.Context, set bootSockets) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return b.web.Serve(ctx, set.http) })
 	group.Go(func() error { return b.files.Serve(ctx, set.tftp) })
-	if clock := b.log.With("part", "time"); set.time != nil {
-		group.Go(func() error { return sntp.Serve(ctx, set.time, clock) })
+	if set.time != nil {
+		group.Go(func() error { return b.clock.Serve(ctx, set.time) })
 	} else {
-		clock.Info("machines are not told the time by this server; if its host has no time server, their clocks need another", "err", set.timeErr)
+		b.log.Info("machines are not told the time by this server; if its host has no time server, their clocks need another", "err", set.timeErr)
 	}
 	limited := limitMachines(set.machine, b.places)
 	b.mu.Lock()

@@ -154,7 +154,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	if !cfg.NoBoot {
 		group.Go(func() error { return s.reach.run(ctx) })
-		if s.subnets, err = s.serveBoot(ctx, group, machineapi.NewNonces(nil), &s.late, &s.late); err != nil {
+		if s.subnets, err = s.serveBoot(ctx, group, machineapi.NewNonces(nil), &s.late, s.servedPlans()); err != nil {
 			group.Go(func() error { return err })
 			return group.Wait()
 		}
@@ -266,9 +266,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		peoplewire.PathExpiry:         peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.expiryHandler()),
 		profilesPath:                  peopleapi.Limit{AtOnce: 2}.Around(profiles()),
 	}
-	if s.names != nil {
-		handlers[peoplewire.PathNames] = peopleapi.Limit{AtOnce: 4, Each: 2}.Around(s.names)
-	}
+	handlers[peoplewire.PathNames] = peopleapi.Limit{AtOnce: 4, Each: 2}.Around(s.namesHandler())
 	maps.Copy(handlers, s.clusterAPI.Handlers())
 	maps.Copy(handlers, s.powerAPI.Handlers())
 	var front func(http.Handler) http.Handler

@@ -16,6 +16,7 @@ import (
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/dns"
 	"coldrack.dev/internal/netboot/httpboot"
+	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/netboot/tftp"
 	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/backups"
@@ -120,6 +121,15 @@ func (m *metrics) watchDNS(stats func() dns.Stats, asking func() int) {
 		s.counter("coldrack_dns_truncated_total", "Answers of the DNS responder that were too large for a datagram.", now.Truncated)
 		s.gauge("coldrack_dns_connections", "Open connections to the DNS responder.", now.Conns)
 		s.gauge("coldrack_dns_forwarding", "Questions that wait for another DNS server.", asking())
+	}))
+}
+
+func (m *metrics) watchTime(stats func() sntp.Stats) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := stats()
+		s.counter("coldrack_time_answers_total", "Clients that were told the time.", now.Answered)
+		s.counter("coldrack_time_dropped_total", "Packets to the time server without an answer, by reason.", now.Ignored, "reason", "no_question")
+		s.counter("coldrack_time_dropped_total", "Packets to the time server without an answer, by reason.", now.Limited, "reason", "too_often")
 	}))
 }
 

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -27,11 +28,12 @@ import (
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/dns"
 	"coldrack.dev/internal/netboot/sntp"
+	"coldrack.dev/internal/server/machineapi"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
 const (
-	// namesFresh is how long names are taken for right without a look, namesStale how long leases, of which no object tells, are.
+	// namesFresh is how often is looked whether names have changed, namesStale how often leases are, of which no object tells.
 	namesFresh, namesStale = 500 * time.Millisecond, 5 * time.Second
 	// dnsAgain is when sockets that could not be opened are tried again.
 	dnsAgain = 30 * time.Second
@@ -52,9 +54,11 @@ type names struct {
 	now      func() time.Time
 	log      *slog.Logger
 
-	mu      sync.Mutex
-	zones   *dns.Zones
+	zones atomic.Pointer[dns.Zones]
+
+	mu      sync.Mutex // of who builds them
 	built   time.Time
+	took    time.Duration // the last time
 	seen    uint64
 	said    []dns.Collision
 	serials map[string]zoneSerial
@@ -122,16 +126,46 @@ func (s *server) clusterNames() []clusterNames {
 	return out
 }
 
-// Zones are the names now: at most half a second old where an object has changed, and five where a lease has.
+// Zones are the names now: at most half a second old where an object has changed, and five where a lease has. Whoever asks waits
+// neither for a large fleet nor for the disk.
 func (n *names) Zones() *dns.Zones {
+	if zones := n.zones.Load(); zones != nil {
+		return zones
+	}
+	n.refresh()
+	return n.zones.Load()
+}
+
+// run keeps the names as they are until ctx ends.
+func (n *names) run(ctx context.Context) error {
+	tick := time.NewTicker(namesFresh)
+	defer tick.Stop()
+	for {
+		n.refresh()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// refresh builds the names anew if something may have changed.
+func (n *names) refresh() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now, changes := n.now(), n.changes()
-	age := now.Sub(n.built)
-	if n.zones == nil || age < 0 || age >= namesStale || age >= namesFresh && changes != n.seen {
-		n.zones, n.built, n.seen = n.build(), now, changes
+	stale := namesStale
+	if changes != n.seen {
+		stale = 0
 	}
-	return n.zones
+	// Of a large fleet that changes all the time, names are some seconds old rather than a tenth of a processor is lost.
+	if age := now.Sub(n.built); n.zones.Load() != nil && age >= 0 && age < max(stale, 20*n.took) {
+		return
+	}
+	zones := n.build()
+	n.took, n.built, n.seen = n.now().Sub(now), now, changes
+	n.zones.Store(zones)
 }
 
 func (n *names) build() *dns.Zones {
@@ -418,6 +452,7 @@ func (n *names) listenAt(r *reach) map[netip.Addr]string {
 
 // serveDNS answers questions until ctx ends. Addresses are followed, and so are Subnets.
 func (s *server) serveDNS(ctx context.Context, group *errgroup.Group, n *names) {
+	group.Go(func() error { return n.run(ctx) })
 	forwarder := &dns.Forwarder{Dial: n.dial}
 	server := dns.New(dns.Options{Zones: n.Zones, Upstreams: n.Upstreams, Forwarder: forwarder, Log: n.log})
 	s.metrics.watchDNS(server.Stats, forwarder.Asking)
@@ -507,6 +542,7 @@ func (n *names) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "GET only", http.StatusMethodNotAllowed)
 		return
 	}
+	n.refresh()
 	zones := n.Zones()
 	answer := peoplewire.Names{Zones: []peoplewire.Zone{}, Collisions: []peoplewire.NameCollision{}}
 	for _, zone := range zones.List() {
@@ -521,4 +557,42 @@ func (n *names) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// servedPlans are machineapi.Plans in which Subnets name this server where they ask for it: before the other servers, so that a node goes
+// on with those while this one is away.
+type servedPlans struct {
+	machineapi.Plans
+	cfg Config
+	own func(subnet netip.Prefix) (netip.Addr, error)
+}
+
+// Subnets implements machineapi.Plans.
+func (p servedPlans) Subnets(ctx context.Context) ([]v1alpha1.Subnet, error) {
+	subnets, err := p.Plans.Subnets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	subnets = slices.Clone(subnets)
+	for i := range subnets {
+		spec := &subnets[i].Spec
+		plan, errs := subnets[i].IPPlan()
+		if len(errs) > 0 || !(p.cfg.DNS && spec.ServeDNS || p.cfg.NTP && spec.ServeNTP) {
+			continue
+		}
+		own, err := p.own(plan.CIDR)
+		if err != nil {
+			return nil, fmt.Errorf("subnet %s has serveDNS or serveNTP: %w", subnets[i].Name, err)
+		}
+		first := func(others []string) []string {
+			return append([]string{own.String()}, slices.DeleteFunc(slices.Clone(others), func(o string) bool { return o == own.String() })...)
+		}
+		if p.cfg.DNS && spec.ServeDNS {
+			spec.DNS = first(spec.DNS)
+		}
+		if p.cfg.NTP && spec.ServeNTP {
+			spec.NTP = first(spec.NTP)
+		}
+	}
+	return subnets, nil
 }

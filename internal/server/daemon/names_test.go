@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/dns"
+	"coldrack.dev/internal/server/machineapi"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )
@@ -233,6 +235,7 @@ func TestSerialsGrow(t *testing.T) {
 	n, machines, now := testNames(t)
 	serial := func() uint32 {
 		*now = now.Add(time.Minute)
+		n.refresh()
 		for _, zone := range n.Zones().List() {
 			if zone.Name == "rack.example.org." {
 				return zone.Serial
@@ -274,5 +277,37 @@ func BenchmarkNames(b *testing.B) {
 	n.machines = func() []fleet.Snapshot { return slices.Clone(machines) }
 	for b.Loop() {
 		n.build()
+	}
+}
+
+type planned struct{ machineapi.Plans }
+
+func (planned) Subnets(context.Context) ([]v1alpha1.Subnet, error) {
+	return []v1alpha1.Subnet{
+		{Spec: v1alpha1.SubnetSpec{CIDR: "10.20.0.0/24", ServeDNS: true, ServeNTP: true, DNS: []string{"10.0.0.53", "10.20.0.1"}}},
+		{Spec: v1alpha1.SubnetSpec{CIDR: "10.30.0.0/24", DNS: []string{"10.0.0.53"}, NTP: []string{"ntp.example.org"}}},
+	}, nil
+}
+
+func TestInstalledNodesNameThisServerFirst(t *testing.T) {
+	plans := servedPlans{Plans: planned{}, cfg: DefaultConfig(), own: func(subnet netip.Prefix) (netip.Addr, error) { return subnet.Addr().Next(), nil }}
+	show := func() (all []string) {
+		subnets, err := plans.Subnets(t.Context())
+		check(t, err)
+		for _, s := range subnets {
+			all = append(all, fmt.Sprint(s.Spec.DNS, s.Spec.NTP))
+		}
+		return all
+	}
+	if got, want := show(), []string{"[10.20.0.1 10.0.0.53] [10.20.0.1]", "[10.0.0.53] [ntp.example.org]"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	plans.cfg.DNS, plans.cfg.NTP = false, false
+	if got, want := show(), []string{"[10.0.0.53 10.20.0.1] []", "[10.0.0.53] [ntp.example.org]"}; !slices.Equal(got, want) {
+		t.Errorf("when both are off: %q, want %q", got, want)
+	}
+	plans.cfg.NTP, plans.own = true, func(netip.Prefix) (netip.Addr, error) { return netip.Addr{}, errors.New("no address") }
+	if _, err := plans.Subnets(t.Context()); err == nil {
+		t.Error("a node is installed without the time server that its Subnet asks for")
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/content/swarm"
 	"coldrack.dev/internal/netboot/httpboot"
+	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/netboot/tftp"
 	"coldrack.dev/internal/server/machineapi"
 )
@@ -72,10 +74,27 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 		// A long poll that is cut off is asked again; there is nothing to wait for.
 		return machines.Close()
 	})
-	services := &bootServices{web: web, files: files, machines: machines, places: places.machine / max(1, len(s.cfg.Interfaces)), log: s.log}
+	clock := sntp.New(s.log.With("part", "time"))
+	s.metrics.watchTime(clock.Stats)
+	services := &bootServices{clock: clock, web: web, files: files, machines: machines, places: places.machine / max(1, len(s.cfg.Interfaces)), log: s.log}
 	s.metrics.watchMachineAPI(services.connections)
 	group.Go(func() error { return s.serveSockets(ctx, services) })
 	return s.serveDHCP(ctx, group, answers)
+}
+
+// servedPlans are what machines are installed by.
+func (s *server) servedPlans() machineapi.Plans {
+	return servedPlans{Plans: &s.late, cfg: s.cfg, own: func(subnet netip.Prefix) (netip.Addr, error) { return s.reach.node(subnet.Addr().Next(), subnet) }}
+}
+
+// namesHandler shows the names, where there are any.
+func (s *server) namesHandler() http.Handler {
+	if s.names != nil {
+		return s.names
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "this server has no boot services (--no-boot), and so no names of machines; ask the one that has", http.StatusNotFound)
+	})
 }
 
 // serveNames answers DNS, after serveBoot.
