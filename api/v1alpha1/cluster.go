@@ -228,6 +228,41 @@ type ClusterNetwork struct {
 	// +kubebuilder:validation:Minimum=576
 	// +kubebuilder:validation:Maximum=9216
 	MTU int32 `json:"mtu,omitempty"`
+	// LoadBalancer gives Services of type LoadBalancer addresses, and has nodes answer for them on the machines' segment.
+	// Without it nobody does.
+	// +optional
+	LoadBalancer *ClusterLoadBalancer `json:"loadBalancer,omitempty"`
+}
+
+// ClusterLoadBalancer says which addresses Services of type LoadBalancer get, and which nodes answer for them.
+type ClusterLoadBalancer struct {
+	// Pools of addresses. No machine and no DHCP server may give them to anybody else.
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	Pools []LoadBalancerPool `json:"pools"`
+	// NodeSelector chooses by labels the nodes that answer. Default: all with the role worker.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=16
+	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
+}
+
+// LoadBalancerPool is addresses for Services.
+type LoadBalancerPool struct {
+	// Name by which Services may ask for it.
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Name string `json:"name"`
+	// Addresses, of IPv4 or IPv6: networks (10.20.0.192/27, of which every address is given), ranges "first-last", single ones.
+	// +listType=atomic
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MaxLength=100
+	Addresses []string `json:"addresses"`
+	// OnRequest keeps the pool for Services that name it, or one of its addresses.
+	// +optional
+	OnRequest bool `json:"onRequest,omitempty"`
 }
 
 // KeyAlgorithm of a cluster's keys.

@@ -57,6 +57,7 @@ func ValidateCluster(cluster *Cluster, facts ClusterFacts) field.ErrorList {
 	errs = append(errs, more...)
 	errs = append(errs, validateApart(networks, facts.Subnets)...)
 	errs = append(errs, validateEndpoint(spec.Child("endpoint"), c, networks, facts)...)
+	errs = append(errs, validateLoadBalancer(spec.Child("network", "loadBalancer"), c, networks, facts)...)
 	errs = append(errs, validatePKI(spec.Child("pki"), &c.Spec.PKI)...)
 	errs = append(errs, validateExtraArgs(c)...)
 	errs = append(errs, validateRegistries(spec.Child("registries"), c.Spec.Registries)...)
@@ -317,7 +318,16 @@ func validateVirtualIP(at *field.Path, c *Cluster, networks []namedNetwork, fact
 	for i := range facts.Clusters {
 		other := &facts.Clusters[i]
 		theirs := other.Spec.Endpoint.VirtualIP
-		if other.Name == c.Name || theirs == nil {
+		if other.Name == c.Name {
+			continue
+		}
+		pools, _ := poolRanges(nil, other.Spec.Network.LoadBalancer)
+		for _, r := range pools {
+			if r.Contains(address) {
+				errs = append(errs, field.Invalid(at, vip.Address, fmt.Sprintf("lies in %s, a pool of Cluster %s", r.text, other.Name)))
+			}
+		}
+		if theirs == nil {
 			continue
 		}
 		if a, err := netip.ParseAddr(theirs.Address); err == nil && a == address {
@@ -732,4 +742,168 @@ func ValidateClusterChange(c, old *Cluster) field.ErrorList {
 		errs = append(errs, validateVersionStep(is.Spec.Version, old.Status.Nodes)...)
 	}
 	return errs
+}
+
+// poolRange is addresses of a pool with the field that they come from.
+type poolRange struct {
+	at   *field.Path
+	text string
+	AddressRange
+}
+
+// poolRanges are the addresses of all pools of a cluster, and what of them cannot be read.
+func poolRanges(at *field.Path, lb *ClusterLoadBalancer) (ranges []poolRange, errs field.ErrorList) {
+	if lb == nil {
+		return nil, nil
+	}
+	for i, pool := range lb.Pools {
+		for j, text := range pool.Addresses {
+			at := at.Child("pools").Index(i).Child("addresses").Index(j)
+			r, err := ParsePoolAddresses(text)
+			if err != nil {
+				errs = append(errs, field.Invalid(at, text, err.Error()))
+				continue
+			}
+			ranges = append(ranges, poolRange{at, text, r})
+		}
+	}
+	return ranges, errs
+}
+
+// validateLoadBalancer keeps the addresses of Services apart from all others: what two hosts answer for, neither serves.
+func validateLoadBalancer(at *field.Path, c *Cluster, networks []namedNetwork, facts ClusterFacts) field.ErrorList {
+	lb := c.Spec.Network.LoadBalancer
+	if lb == nil {
+		return nil
+	}
+	var errs field.ErrorList
+	if len(lb.Pools) == 0 {
+		errs = append(errs, field.Required(at.Child("pools"), "name at least one pool, or leave loadBalancer out"))
+	}
+	for i, pool := range lb.Pools {
+		for _, problem := range validation.IsDNS1123Label(pool.Name) {
+			errs = append(errs, field.Invalid(at.Child("pools").Index(i).Child("name"), pool.Name, problem))
+		}
+		if slices.IndexFunc(lb.Pools, func(p LoadBalancerPool) bool { return p.Name == pool.Name }) < i {
+			errs = append(errs, field.Duplicate(at.Child("pools").Index(i).Child("name"), pool.Name))
+		}
+		if len(pool.Addresses) == 0 {
+			errs = append(errs, field.Required(at.Child("pools").Index(i).Child("addresses"), "name at least one address, range or network"))
+		}
+	}
+	errs = append(errs, metav1validation.ValidateLabels(lb.NodeSelector, at.Child("nodeSelector"))...)
+	ranges, more := poolRanges(at, lb)
+	errs = append(errs, more...)
+	for i, r := range ranges {
+		for _, other := range ranges[:i] {
+			if r.Overlaps(other.AddressRange) {
+				errs = append(errs, field.Invalid(r.at, r.text, fmt.Sprintf("overlaps with %s, %s", other.at, other.text)))
+			}
+		}
+		for _, taken := range takenAddresses(c, networks, facts) {
+			if r.Overlaps(taken.AddressRange) {
+				errs = append(errs, field.Invalid(r.at, r.text, fmt.Sprintf("overlaps with %s", taken.what)))
+			}
+		}
+	}
+	return errs
+}
+
+// taken is addresses that somebody else has.
+type taken struct {
+	AddressRange
+	what string
+}
+
+func rangeOf(network netip.Prefix) AddressRange {
+	return AddressRange{First: network.Masked().Addr(), Last: lastOf(network.Masked())}
+}
+
+// takenAddresses are those that no pool of a cluster may have.
+func takenAddresses(c *Cluster, networks []namedNetwork, facts ClusterFacts) []taken {
+	var all []taken
+	for _, cidr := range []string{"127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "0.0.0.0/8", "::/127", "fe80::/10", "ff00::/8"} {
+		all = append(all, taken{rangeOf(netip.MustParsePrefix(cidr)), cidr + ", addresses that no Service can have"})
+	}
+	for _, n := range networks {
+		all = append(all, taken{rangeOf(n.prefix), fmt.Sprintf("%s, %s", n.at, n.prefix)})
+	}
+	one := func(text, format string, args ...any) {
+		if a, err := netip.ParseAddr(text); err == nil {
+			all = append(all, taken{AddressRange{First: a, Last: a}, fmt.Sprintf(format, args...)})
+		}
+	}
+	for i := range facts.Subnets {
+		s := &facts.Subnets[i]
+		for name, text := range map[string]string{"discovery": s.Spec.Discovery, "static": s.Spec.Static} {
+			if r, err := ParseAddressRange(text); err == nil {
+				all = append(all, taken{r, fmt.Sprintf("the %s range %s of Subnet %s, whose addresses go to machines", name, r, s.Name)})
+			}
+		}
+		one(s.Spec.Gateway, "the gateway %s of Subnet %s", s.Spec.Gateway, s.Name)
+		for _, address := range slices.Concat(s.Spec.DNS, s.Spec.NTP, s.Spec.Relays) {
+			one(address, "%s, a server that Subnet %s names", address, s.Name)
+		}
+		if network, err := netip.ParsePrefix(s.Spec.CIDR); err == nil && network.Addr().Is4() && network.Bits() < 31 {
+			r := rangeOf(network)
+			one(r.First.String(), "%s, the network's own address of Subnet %s", r.First, s.Name)
+			one(r.Last.String(), "%s, the broadcast address of Subnet %s", r.Last, s.Name)
+		}
+	}
+	if vip := c.Spec.Endpoint.VirtualIP; vip != nil {
+		one(vip.Address, "the virtual IP of the API, %s", vip.Address)
+	}
+	one(c.Spec.Endpoint.Host, "spec.endpoint.host, %s", c.Spec.Endpoint.Host)
+	for i := range facts.Clusters {
+		other := &facts.Clusters[i]
+		if other.Name == c.Name {
+			for _, n := range other.Status.Nodes {
+				for _, address := range n.Addresses {
+					one(address, "the address %s of node %s", address, n.NodeName)
+				}
+			}
+			continue
+		}
+		if vip := other.Spec.Endpoint.VirtualIP; vip != nil {
+			one(vip.Address, "the virtual IP %s of Cluster %s", vip.Address, other.Name)
+		}
+		theirs, _ := poolRanges(nil, other.Spec.Network.LoadBalancer)
+		for _, r := range theirs {
+			all = append(all, taken{r.AddressRange, fmt.Sprintf("%s of a pool of Cluster %s", r.text, other.Name)})
+		}
+	}
+	return all
+}
+
+// ParsePoolAddresses reads addresses of a pool: a network such as 10.20.0.192/27, all of it; a range; or one address.
+func ParsePoolAddresses(text string) (AddressRange, error) {
+	const want = "want a network, \"first-last\" or one address, for example 10.20.0.192/27, 10.20.0.200-10.20.0.220 or 10.20.0.200"
+	if strings.Contains(text, "-") {
+		return ParseAddressRange(text)
+	}
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		address, err := netip.ParseAddr(text)
+		if err != nil || address.Zone() != "" || address.Is4In6() {
+			return AddressRange{}, fmt.Errorf("is no address and no network; %s", want)
+		}
+		return AddressRange{First: address, Last: address}, nil
+	}
+	switch {
+	case prefix.Addr().Is4In6():
+		return AddressRange{}, fmt.Errorf("IPv4 addresses are written without the prefix ::ffff: here")
+	case prefix != prefix.Masked():
+		return AddressRange{}, fmt.Errorf("has bits set behind the prefix length; the network that this address is in is %s", prefix.Masked())
+	}
+	return AddressRange{First: prefix.Addr(), Last: lastOf(prefix)}, nil
+}
+
+// lastOf a network is its address with all host bits set.
+func lastOf(network netip.Prefix) netip.Addr {
+	b := network.Addr().AsSlice()
+	for bit := network.Bits(); bit < len(b)*8; bit++ {
+		b[bit/8] |= 0x80 >> (bit % 8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return last
 }

@@ -28,6 +28,9 @@ func TestValidateCluster(t *testing.T) {
 	vip := func(w world, address string) {
 		w.c.Spec.Endpoint.VirtualIP = &VirtualIP{Address: address}
 	}
+	pool := func(w world, addresses ...string) {
+		w.c.Spec.Network.LoadBalancer = &ClusterLoadBalancer{Pools: []LoadBalancerPool{{Name: "default", Addresses: addresses}}}
+	}
 	duration := func(d time.Duration) *metav1.Duration { return &metav1.Duration{Duration: d} }
 	tests := []struct {
 		name   string
@@ -93,6 +96,36 @@ func TestValidateCluster(t *testing.T) {
 		{"a virtual IP of the machines' subnet", func(w world) { vip(w, "10.20.0.5") }, nil},
 		{"a virtual IP that is none", func(w world) { vip(w, "10.20.0.5/24") }, []string{"spec.endpoint.virtualIP.address: without prefix length"}},
 		{"a virtual IP in no subnet", func(w world) { vip(w, "10.30.0.5") }, []string{"spec.endpoint.virtualIP.address: in no Subnet"}},
+		{"a pool beside all other addresses", func(w world) { pool(w, "10.20.0.110-10.20.0.119", "10.20.0.128/26", "10.20.0.120", "fd20::/120") }, nil},
+		{"a pool in no Subnet", func(w world) { pool(w, "192.0.2.0/24") }, nil},
+		{"a loadBalancer without pools", func(w world) { w.c.Spec.Network.LoadBalancer = &ClusterLoadBalancer{} }, []string{"spec.network.loadBalancer.pools: name at least one pool"}},
+		{"a pool of no addresses", func(w world) { pool(w) }, []string{"spec.network.loadBalancer.pools[0].addresses: at least one address"}},
+		{"a pool of something else", func(w world) { pool(w, "lan", "10.20.0.120/26", "10.20.0.120-", "::ffff:10.20.0.120") }, []string{
+			"spec.network.loadBalancer.pools[0].addresses[0]: is no address and no network; want", "spec.network.loadBalancer.pools[0].addresses[1]: is in is 10.20.0.64/26",
+			"spec.network.loadBalancer.pools[0].addresses[2]: is not an IP address", "spec.network.loadBalancer.pools[0].addresses[3]: is no address and no network"}},
+		{"a pool that machines get addresses of", func(w world) { pool(w, "10.20.0.90-10.20.0.110", "10.20.0.240/28") }, []string{
+			"spec.network.loadBalancer.pools[0].addresses[0]: overlaps with the static range 10.20.0.10-10.20.0.99 of Subnet lan",
+			"spec.network.loadBalancer.pools[0].addresses[1]: overlaps with the discovery range", "spec.network.loadBalancer.pools[0].addresses[1]: overlaps with 10.20.0.255, the broadcast address of Subnet lan"}},
+		{"a pool with the gateway and the network's address", func(w world) { pool(w, "10.20.0.0/29") }, []string{
+			"spec.network.loadBalancer.pools[0].addresses[0]: overlaps with 10.20.0.0, the network's own address", "spec.network.loadBalancer.pools[0].addresses[0]: overlaps with the gateway 10.20.0.1"}},
+		{"a pool among pods, services and loopback", func(w world) { pool(w, "10.244.3.0/24", "10.96.0.200", "127.0.0.1") }, []string{
+			"spec.network.loadBalancer.pools[0].addresses[0]: overlaps with spec.network.podCIDRs[0], 10.244.0.0/16", "spec.network.loadBalancer.pools[0].addresses[1]: overlaps with spec.network.serviceCIDRs[0]",
+			"spec.network.loadBalancer.pools[0].addresses[2]: overlaps with 127.0.0.0/8"}},
+		{"a pool with the virtual IP", func(w world) { vip(w, "10.20.0.120"); pool(w, "10.20.0.120") }, []string{"spec.network.loadBalancer.pools[0].addresses[0]: overlaps with the virtual IP of the API"}},
+		{"pools that overlap", func(w world) { pool(w, "10.20.0.120", "10.20.0.112/28") }, []string{"spec.network.loadBalancer.pools[0].addresses[1]: overlaps with spec.network.loadBalancer.pools[0].addresses[0], 10.20.0.120"}},
+		{"a pool with addresses of another cluster's", func(w world) {
+			pool(w, "10.20.0.112/28")
+			other := Cluster{ObjectMeta: metav1.ObjectMeta{Name: "other"}}
+			other.Spec.Network.LoadBalancer = &ClusterLoadBalancer{Pools: []LoadBalancerPool{{Name: "p", Addresses: []string{"10.20.0.120"}}}}
+			other.Spec.Endpoint.VirtualIP = &VirtualIP{Address: "10.20.0.121"}
+			w.f.Clusters = []Cluster{other}
+		}, []string{"spec.network.loadBalancer.pools[0].addresses[0]: overlaps with the virtual IP 10.20.0.121 of Cluster other", "spec.network.loadBalancer.pools[0].addresses[0]: overlaps with 10.20.0.120 of a pool of Cluster other"}},
+		{"a virtual IP in another cluster's pool", func(w world) {
+			vip(w, "10.20.0.120")
+			other := Cluster{ObjectMeta: metav1.ObjectMeta{Name: "other"}}
+			other.Spec.Network.LoadBalancer = &ClusterLoadBalancer{Pools: []LoadBalancerPool{{Name: "p", Addresses: []string{"10.20.0.120"}}}}
+			w.f.Clusters = []Cluster{other}
+		}, []string{"spec.endpoint.virtualIP.address: lies in 10.20.0.120, a pool of Cluster other"}},
 		{"the gateway as virtual IP", func(w world) { vip(w, "10.20.0.1") }, []string{"spec.endpoint.virtualIP.address: is the gateway of Subnet lan"}},
 		{"a virtual IP that a machine could get", func(w world) { vip(w, "10.20.0.50") }, []string{"spec.endpoint.virtualIP.address: lies in the static range"}},
 		{"a virtual IP of the discovery range", func(w world) { vip(w, "10.20.0.220") }, []string{"spec.endpoint.virtualIP.address: lies in the discovery range"}},

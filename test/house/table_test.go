@@ -89,6 +89,10 @@ var rooms = []room{
 	{"cluster/etcd", "cluster", engines, nil},
 	{"cluster/backup", "cluster", engines, may("base/objectstore")},
 	{"cluster/etcddata", "cluster", engines, nil},
+	{"cluster/loadbalancer", "cluster", engines, may("api/v1alpha1")},
+	{"cluster/loadbalancer/segment", "cluster", engines, nil},
+	{"cluster/loadbalancer/speaker", "cluster", engines, may("cluster/loadbalancer")},
+	{"cluster/loadbalancer/node", "cluster", engines, may("api/v1alpha1", "cluster/loadbalancer", "cluster/loadbalancer/segment", "cluster/loadbalancer/speaker")},
 	{"cluster/supply", "cluster", engines, may("api/v1alpha1", "cluster/kube", "content/bundle", "contract/manifest", "contract/manifest/yamlerr")},
 	{"cluster/members", "cluster", engines, may("api/v1alpha1", "cluster/kube", "cluster/planner", "contract/wire")},
 
@@ -142,6 +146,7 @@ var rooms = []room{
 	{"cli/settings", "cli", front, may("contract/manifest/yamlerr")},
 	{"cmd/coldrack", "cmd", front, may("api/v1alpha1", "cli", "cli/doctor", "cli/exit", "cli/follow", "cli/labs", "cli/machine", "cli/objects", "cli/power", "cli/request", "cli/settings", "cli/upload", "cluster/etcddata", "cluster/kube", "cluster/supply", "content/bundle", "content/bundle/build", "lab", "lab/rehearse", "contract/manifest", "machine/expect", "machine/racksheet", "netboot/dns", "netboot/gate", "netboot/sntp", "server/audit", "server/controlplane", "server/daemon", "server/peopleapi/credentials", "server/peopleapi/peoplewire")},
 	{"cmd/coldrack-agent", "cmd", front, may("agent/console", "agent/discovery", "agent/inventory", "agent/node", "agent/pid1")},
+	{"cmd/coldrack-loadbalancer", "cmd", front, may("cluster/loadbalancer/node")},
 	{"cmd/coldrack-probe", "cmd", front, nil},
 }
 
@@ -177,7 +182,12 @@ var bans = []ban{
 	{"internal/netboot/httpboot", "api/", false, "protocol servers have no product knowledge"},
 	{"internal/content/registry", "api/", false, "protocol servers have no product knowledge"},
 	{"internal/cluster/kube$", "internal/", false, "what a cluster needs on each machine is rendered by a pure function"},
+<<<<<<< HEAD
 	{"internal/cluster/addon", "net/http", true, "what is applied, removed and healthy is decided by pure code"},
+=======
+	{"internal/cluster/loadbalancer$", "net/http", true, "who gets which address, and who answers for it, is decided by pure code"},
+	{"internal/cluster/loadbalancer/", "internal/server/", false, "it runs in a cluster, and goes on without the server"},
+>>>>>>> f237879 (loadbalancer: addresses for Services, announced by the cluster's nodes)
 	{"internal/cluster/planner", product, false, "what is taken away, and when, is decided by a pure function"},
 	{"internal/cluster/planner", "net", true, "what is taken away, and when, is decided by a pure function"},
 	{"internal/cluster/planner", "k8s.io/", false, "what is taken away, and when, is decided by a pure function"},

@@ -38,6 +38,31 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestGoldenLoadBalancer freezes what gives Services addresses. Pools reach nodes by the ConfigMap alone: another one restarts nothing.
+func TestGoldenLoadBalancer(t *testing.T) {
+	render := func(addresses string) *txtar.Archive {
+		in := testInput(t, v1alpha1.TopologyDevelopment, DefaultVersion())
+		in.Cluster.Spec.Network.LoadBalancer = &v1alpha1.ClusterLoadBalancer{Pools: []v1alpha1.LoadBalancerPool{{Name: "default", Addresses: []string{addresses}}}}
+		plan, err := Render(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(plan.Requirements.Images, loadBalancerImage) {
+			t.Errorf("bundles need not have %s", loadBalancerImage)
+		}
+		full := archive(t, in, plan)
+		full.Files = slices.DeleteFunc(full.Files, func(f txtar.File) bool { return !strings.Contains(f.Name, loadBalancerName) })
+		return full
+	}
+	first, second := render("10.20.0.200-10.20.0.220"), render("10.20.0.200")
+	compareGolden(t, filepath.Join("testdata", "golden", "loadbalancer.txtar"), first)
+	for i, f := range first.Files {
+		if same := bytes.Equal(f.Data, second.Files[i].Data); same == strings.Contains(f.Name, "/ConfigMap") {
+			t.Errorf("%s with another pool is the same: %v", f.Name, same)
+		}
+	}
+}
+
 // TestGoldenNetworks freezes what differs with the network: flannel, dual stack, IPv6 alone.
 func TestGoldenNetworks(t *testing.T) {
 	for _, test := range networkVariants() {

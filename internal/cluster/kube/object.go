@@ -10,7 +10,7 @@ import (
 // Object is an API object that the cluster must contain. The server applies it, again and again, so that
 // what was changed by hand comes back.
 type Object struct {
-	// Addon groups objects that belong together: bootstrap, kube-proxy, coredns, flannel.
+	// Addon groups objects that belong together: bootstrap, kube-proxy, coredns, flannel, loadbalancer.
 	Addon           string
 	Kind            string
 	Namespace, Name string
@@ -31,11 +31,15 @@ func (r *renderer) objects() ([]Object, error) {
 	if err != nil {
 		return nil, err
 	}
+	balancer, err := r.loadBalancerObjects()
+	if err != nil {
+		return nil, err
+	}
 	var objects []Object
 	for _, addon := range []struct {
 		name    string
 		objects []runtime.Object
-	}{{"bootstrap", bootstrap}, {"kube-proxy", proxy}, {"flannel", flannel}, {"coredns", r.dnsObjects()}} {
+	}{{"bootstrap", bootstrap}, {"kube-proxy", proxy}, {"flannel", flannel}, {"coredns", r.dnsObjects()}, {"loadbalancer", balancer}} {
 		for _, object := range addon.objects {
 			content, err := encodeObject(object)
 			if err != nil {

@@ -61,6 +61,9 @@ func (r *renderer) requirements() Requirements {
 			programs = append(programs, Program{Name: "cni-" + plugin, Path: "/opt/cni/bin/" + plugin, Version: "v1.6.0", Least: true})
 		}
 	}
+	if r.cluster.Spec.Network.LoadBalancer != nil {
+		images[loadBalancerImage] = true
+	}
 	packages := []string{"conntrack", "iptables", "kmod", "nftables"}
 	if r.cluster.Spec.Endpoint.VirtualIP != nil {
 		packages = append(packages, "curl", "keepalived")

@@ -427,6 +427,20 @@ func (f *Fleet) ByMAC(mac string) (Reservation, bool) {
 	return r, true
 }
 
+// OwnersWithin are the names of all machines whose plan has an address that contains says yes to.
+func (f *Fleet) OwnersWithin(contains func(netip.Addr) bool) []string {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	var owners []string
+	for address, names := range f.addresses {
+		if contains(address) {
+			owners = append(owners, names...)
+		}
+	}
+	slices.Sort(owners)
+	return slices.Compact(owners)
+}
+
 // AddressOwners are the names of all machines whose plan has that address.
 func (f *Fleet) AddressOwners(address string) []string {
 	parsed, err := netip.ParseAddr(address)

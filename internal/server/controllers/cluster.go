@@ -259,6 +259,25 @@ func (r *clusterLeader) validateAddresses(c *v1alpha1.Cluster) field.ErrorList {
 			errs = append(errs, field.Invalid(at, v.Address, fmt.Sprintf("is the address of machine %s", owner)))
 		}
 	}
+	if lb := c.Spec.Network.LoadBalancer; lb != nil {
+		for i, pool := range lb.Pools {
+			for j, text := range pool.Addresses {
+				addresses, err := v1alpha1.ParsePoolAddresses(text)
+				if err != nil {
+					continue
+				}
+				at := spec.Child("network", "loadBalancer", "pools").Index(i).Child("addresses").Index(j)
+				for _, own := range reserved {
+					if addresses.Contains(own) {
+						errs = append(errs, field.Invalid(at, text, fmt.Sprintf("contains %s, an address of this server", own)))
+					}
+				}
+				for _, owner := range r.Fleet.OwnersWithin(addresses.Contains) {
+					errs = append(errs, field.Invalid(at, text, fmt.Sprintf("contains the address of machine %s", owner)))
+				}
+			}
+		}
+	}
 	for name, list := range map[string][]string{"podCIDRs": c.Spec.Network.PodCIDRs, "serviceCIDRs": c.Spec.Network.ServiceCIDRs} {
 		for i, text := range list {
 			network, err := netip.ParsePrefix(text)
