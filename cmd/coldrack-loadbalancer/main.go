@@ -9,11 +9,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -51,7 +49,7 @@ func run(args []string, getenv func(string) string, stderr io.Writer) int {
 		defer stop()
 		options := node.Options{Log: log, API: config, Node: *name, Namespace: "kube-system", Nodes: *nodes}
 		if *health != "" {
-			options.Healthy = proxyHealth(*health)
+			options.Healthy = node.ProxyHealth(*health)
 		}
 		err = node.Run(ctx, options)
 	}
@@ -67,24 +65,4 @@ func apiConfig(kubeconfig string) (*rest.Config, error) {
 		return rest.InClusterConfig()
 	}
 	return clientcmd.BuildConfigFromFlags("", kubeconfig)
-}
-
-// proxyHealth asks kube-proxy.
-func proxyHealth(url string) func(context.Context) error {
-	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	return func(ctx context.Context) error {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
-			return err
-		}
-		response, err := client.Do(request)
-		if err != nil {
-			return err
-		}
-		response.Body.Close()
-		if response.StatusCode != http.StatusOK {
-			return fmt.Errorf("%s answers %s", url, response.Status)
-		}
-		return nil
-	}
 }

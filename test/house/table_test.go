@@ -182,12 +182,9 @@ var bans = []ban{
 	{"internal/netboot/httpboot", "api/", false, "protocol servers have no product knowledge"},
 	{"internal/content/registry", "api/", false, "protocol servers have no product knowledge"},
 	{"internal/cluster/kube$", "internal/", false, "what a cluster needs on each machine is rendered by a pure function"},
-<<<<<<< HEAD
 	{"internal/cluster/addon", "net/http", true, "what is applied, removed and healthy is decided by pure code"},
-=======
 	{"internal/cluster/loadbalancer$", "net/http", true, "who gets which address, and who answers for it, is decided by pure code"},
 	{"internal/cluster/loadbalancer/", "internal/server/", false, "it runs in a cluster, and goes on without the server"},
->>>>>>> f237879 (loadbalancer: addresses for Services, announced by the cluster's nodes)
 	{"internal/cluster/planner", product, false, "what is taken away, and when, is decided by a pure function"},
 	{"internal/cluster/planner", "net", true, "what is taken away, and when, is decided by a pure function"},
 	{"internal/cluster/planner", "k8s.io/", false, "what is taken away, and when, is decided by a pure function"},

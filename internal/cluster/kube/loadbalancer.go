@@ -76,6 +76,7 @@ func (r *renderer) loadBalancerObjects() ([]runtime.Object, error) {
 			},
 		},
 	}
+	daemons.Annotations = map[string]string{AnnotationMayBeEmpty: "true"} // a cluster is ready without a node that the selector fits
 	rule := func(group string, resources []string, name string, verbs ...string) rbac.PolicyRule {
 		p := rbac.PolicyRule{APIGroups: []string{group}, Resources: resources, Verbs: verbs}
 		if name != "" {

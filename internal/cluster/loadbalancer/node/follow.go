@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"time"
 
@@ -154,4 +155,24 @@ func addressesWanted(pools []loadbalancer.Pool, services []*corev1.Service, endp
 		}
 	}
 	return wanted
+}
+
+// ProxyHealth asks a service proxy at a URL that answers with status 200 while it works.
+func ProxyHealth(url string) func(context.Context) error {
+	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	return func(ctx context.Context) error {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		response, err := client.Do(request)
+		if err != nil {
+			return err
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s answers %s", url, response.Status)
+		}
+		return nil
+	}
 }

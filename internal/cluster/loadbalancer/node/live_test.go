@@ -35,6 +35,8 @@ const asNode = "COLDRACK_TEST_LOADBALANCER"
 type nodeConfig struct {
 	Name, API, Token string
 	Home             netip.Addr
+	// ProxyHealth is asked where kube-proxy runs; empty: rules in nftables stand for it.
+	ProxyHealth string
 }
 
 const backendPort = 8080
@@ -72,7 +74,11 @@ func runNode(text string) error {
 			_, _ = backend.WriteToUDPAddrPort([]byte(c.Name), from)
 		}
 	}()
-	return Run(ctx, Options{Log: slog.New(slog.NewTextHandler(os.Stdout, nil)).With("node", c.Name), Node: c.Name, Namespace: "kube-system",
+	var healthy func(context.Context) error
+	if c.ProxyHealth != "" {
+		healthy = ProxyHealth(c.ProxyHealth)
+	}
+	return Run(ctx, Options{Healthy: healthy, Log: slog.New(slog.NewTextHandler(os.Stdout, nil)).With("node", c.Name), Node: c.Name, Namespace: "kube-system",
 		API: &rest.Config{Host: c.API, BearerToken: c.Token, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}, Nodes: "node-role.kubernetes.io/worker=", Steady: time.Second})
 }
 
@@ -89,13 +95,13 @@ type site struct {
 
 type siteNode struct {
 	nodeConfig
-	ns  *netns.NS
-	cmd *exec.Cmd
+	ns         *netns.NS
+	cmd, proxy *exec.Cmd
 }
 
 const apiURL = "https://10.20.0.1:6443"
 
-func newSite(t *testing.T) *site {
+func newSite(t *testing.T, proxy bool) *site {
 	require.Need(t, "netns", "ip", "nft", "etcd", "kube-apiserver", "kubectl")
 	s := &site{t: t, server: netns.New(t), client: netns.New(t), nodes: map[string]*siteNode{}, token0: "administrator"}
 	s.server.Bridge("br0")
@@ -112,11 +118,15 @@ func newSite(t *testing.T) *site {
 		s.nodes[n.Name] = n
 		s.server.Plug("br0", n.Name, n.ns, "eth0")
 		n.ns.Address("eth0", n.Home.String()+"/24")
+		s.apply(fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q,"labels":{"node-role.kubernetes.io/worker":""}}}`, n.Name))
+		s.kubectl("patch", "node", n.Name, "--subresource=status", "--type=merge", "--patch", fmt.Sprintf(`{"status":{"addresses":[{"type":"InternalIP","address":%q}]}}`, n.Home))
+		if proxy {
+			s.startProxy(n)
+			continue
+		}
 		// As kube-proxy does it, for all addresses of the pools.
 		n.ns.Run("nft", fmt.Sprintf("add table ip proxy; add chain ip proxy prerouting { type nat hook prerouting priority dstnat; }; "+
 			"add rule ip proxy prerouting ip daddr 10.20.0.240-10.20.0.250 udp dport 80 dnat to %s:%d", n.Home, backendPort))
-		s.apply(fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q,"labels":{"node-role.kubernetes.io/worker":""}}}`, n.Name))
-		s.kubectl("patch", "node", n.Name, "--subresource=status", "--type=merge", "--patch", fmt.Sprintf(`{"status":{"addresses":[{"type":"InternalIP","address":%q}]}}`, n.Home))
 		s.start(n.Name)
 	}
 	return s
@@ -138,8 +148,8 @@ func (s *site) startAPI() {
 		}
 	}
 	at := func(name string) string { return filepath.Join(dir, name) }
-	s.process("etcd", "--data-dir", at("etcd"), "--unsafe-no-fsync", "--log-level", "error")
-	s.api = s.process("kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", "--bind-address=10.20.0.1", "--advertise-address=10.20.0.1", "--cert-dir="+at("certs"),
+	s.process(s.server, "etcd", "--data-dir", at("etcd"), "--unsafe-no-fsync", "--log-level", "error")
+	s.api = s.process(s.server, "kube-apiserver", "--etcd-servers=http://127.0.0.1:2379", "--bind-address=10.20.0.1", "--advertise-address=10.20.0.1", "--cert-dir="+at("certs"),
 		"--token-auth-file="+at("tokens.csv"), "--authorization-mode=RBAC", "--service-account-issuer=https://site", "--service-account-key-file="+at("sa.key"),
 		"--service-account-signing-key-file="+at("sa.key"), "--service-cluster-ip-range=10.96.0.0/16,fd96::/112")
 	s.await("the API server", func() (string, bool) {
@@ -148,13 +158,13 @@ func (s *site) startAPI() {
 	})
 }
 
-// process runs a program beside the API server until the test ends.
-func (s *site) process(args ...string) *exec.Cmd {
+// process runs a program until the test ends.
+func (s *site) process(where *netns.NS, args ...string) *exec.Cmd {
 	cmd := exec.Command(args[0], args[1:]...)
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.server.Start(cmd); err != nil {
+	if err := where.Start(cmd); err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() {
@@ -322,7 +332,7 @@ func service(name, more string) string {
 
 // TestAtARealAPIServer tells one story: each part goes on with what the one before left.
 func TestAtARealAPIServer(t *testing.T) {
-	s := newSite(t)
+	s := newSite(t, false)
 	someone := func(who string) bool { return who != "" }
 	nobody := func(who string) bool { return who == "" }
 
@@ -393,4 +403,64 @@ func TestAtARealAPIServer(t *testing.T) {
 	s.apply(`{"apiVersion":"v1","kind":"Service","metadata":{"name":"web"},"spec":{"type":"ClusterIP","ports":[{"port":80,"protocol":"UDP"}]}}`)
 	s.awaitStatus("web", "")
 	s.awaitAnswers("10.20.0.243", nobody)
+}
+
+// startProxy runs kube-proxy, and the speaker that asks how it is.
+func (s *site) startProxy(n *siteNode) {
+	n.ns.Run("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")
+	kubeconfig := filepath.Join(s.t.TempDir(), "kubeconfig")
+	content := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c","contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],
+		"clusters":[{"name":"c","cluster":{"server":%q,"insecure-skip-tls-verify":true}}],"users":[{"name":"u","user":{"token":%q}}]}`, apiURL, s.token0)
+	if err := os.WriteFile(kubeconfig, []byte(content), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	n.proxy = s.process(n.ns, "kube-proxy", "--kubeconfig="+kubeconfig, "--hostname-override="+n.Name, "--proxy-mode=nftables", "--cluster-cidr=10.244.0.0/16",
+		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s", "--healthz-bind-address=127.0.0.1:10256")
+	n.ProxyHealth = "http://127.0.0.1:10256/livez"
+	s.start(n.Name)
+}
+
+// TestKubeProxyCarriesTheTraffic needs kube-proxy, which the repository's other tests do not: the data path, and that a node leaves
+// addresses to others when its proxy has ended.
+func TestKubeProxyCarriesTheTraffic(t *testing.T) {
+	require.Need(t, "kube-proxy")
+	s := newSite(t, true)
+	pod := netns.New(t)
+	s.server.Plug("br0", "pod", pod, "eth0")
+	pod.Address("eth0", "10.20.0.50/24")
+	backend := pod.ListenUDP("10.20.0.50:8080")
+	go func() {
+		b := make([]byte, 100)
+		for {
+			_, from, err := backend.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			// The node that the packet came through, since kube-proxy puts its address there.
+			_, _ = backend.WriteToUDPAddrPort([]byte(from.Addr().String()), from)
+		}
+	}()
+	s.apply(service("web", `,"allocateLoadBalancerNodePorts":false`))
+	s.apply(`{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{"name":"web-1","labels":{"kubernetes.io/service-name":"web"}},"addressType":"IPv4",
+		"ports":[{"port":8080,"protocol":"UDP"}],"endpoints":[{"addresses":["10.20.0.50"],"conditions":{"ready":true}}]}`)
+	s.awaitStatus("web", "10.20.0.240 VIP")
+	all := []loadbalancer.Member{{Name: "node-1", Standing: loadbalancer.Ready}, {Name: "node-2", Standing: loadbalancer.Ready}, {Name: "node-3", Standing: loadbalancer.Ready}}
+	first := s.nodes[loadbalancer.Holder(loadbalancer.Address{Addr: netip.MustParseAddr("10.20.0.240")}, all)]
+	through := func(n *siteNode) func(string) bool { return func(who string) bool { return who == n.Home.String() } }
+	s.awaitAnswers("10.20.0.240", through(first))
+
+	if err := first.proxy.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	second := s.awaitAnswers("10.20.0.240", func(who string) bool { return who != "" && who != first.Home.String() })
+	for _, n := range s.nodes {
+		if n.Home.String() == second {
+			began := time.Now()
+			s.server.Run("ip", "link", "set", n.Name, "down")
+			_ = n.cmd.Process.Kill()
+			_ = n.proxy.Process.Kill()
+			s.awaitAnswers("10.20.0.240", func(who string) bool { return who != "" && who != second })
+			t.Logf("answered by another node %s after a power cut", time.Since(began).Round(10*time.Millisecond))
+		}
+	}
 }

@@ -46,6 +46,8 @@ const (
 const (
 	// steady is how long nothing may be wrong with a node before it is Ready: its proxy learns of Services meanwhile.
 	steady = 10 * time.Second
+	// maxLeft bounds what a node that does not allocate remembers.
+	maxLeft = 1000
 	// again is when something is tried again that the API refused.
 	again = 2 * time.Second
 )
@@ -222,7 +224,9 @@ func (a *agent) watch() {
 	_, _ = a.services.AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(o any) {
 		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o); err == nil {
 			a.mu.Lock()
-			a.left[key] = true
+			if len(a.left) < maxLeft {
+				a.left[key] = true
+			}
 			a.mu.Unlock()
 			poke(a.wanting)
 		}

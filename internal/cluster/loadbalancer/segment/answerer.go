@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // Pace of an Answerer.
@@ -145,28 +147,31 @@ type netInterface struct {
 	networks []netip.Prefix
 }
 
+// interfaces of the calling thread's network namespace. It takes two questions to the kernel, however many pods have one.
 func interfaces() ([]netInterface, error) {
-	all, err := net.Interfaces()
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, err
 	}
 	var up []netInterface
-	for _, i := range all {
+	for _, l := range links {
+		i := l.Attrs()
 		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 || len(i.HardwareAddr) != 6 {
 			continue
 		}
-		addresses, err := i.Addrs()
-		if err != nil {
-			continue // it has gone meanwhile
-		}
-		found := netInterface{Interface: i}
+		found := netInterface{Interface: net.Interface{Index: i.Index, Name: i.Name, MTU: i.MTU, HardwareAddr: i.HardwareAddr, Flags: i.Flags}}
 		for _, address := range addresses {
-			if n, ok := address.(*net.IPNet); ok {
-				ip, _ := netip.AddrFromSlice(n.IP)
-				ones, _ := n.Mask.Size()
-				if ip = ip.Unmap(); !ip.IsLinkLocalUnicast() {
-					found.networks = append(found.networks, netip.PrefixFrom(ip, ones))
-				}
+			if address.LinkIndex != i.Index || address.IPNet == nil {
+				continue
+			}
+			ip, _ := netip.AddrFromSlice(address.IP)
+			ones, _ := address.Mask.Size()
+			if ip = ip.Unmap(); ip.IsValid() && !ip.IsLinkLocalUnicast() {
+				found.networks = append(found.networks, netip.PrefixFrom(ip, ones))
 			}
 		}
 		up = append(up, found)
@@ -177,6 +182,9 @@ func interfaces() ([]netInterface, error) {
 // sync listens where addresses are to be answered for. It is called under mu.
 func (a *Answerer) sync() {
 	all, err := interfaces()
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		return // something changes just now; the next look sees it
+	}
 	if err != nil {
 		a.fail(fmt.Errorf("read this node's interfaces: %w", err))
 		return
