@@ -521,6 +521,11 @@ type ClusterStatus struct {
 	// +optional
 	// +listType=atomic
 	PastRotations []string `json:"pastRotations,omitempty"`
+	// Addons that it has, Coldrack's own first.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	Addons []ClusterAddon `json:"addons,omitempty"`
 	// Failure has stopped all changes.
 	// +optional
 	Failure *ClusterFailure `json:"failure,omitempty"`

@@ -25,6 +25,7 @@ func AddToScheme(scheme *runtime.Scheme) error {
 		&EnrollmentPolicy{}, &EnrollmentPolicyList{},
 		&Cluster{}, &ClusterList{},
 		&MachineGroup{}, &MachineGroupList{},
+		&Addon{}, &AddonList{},
 		&Bundle{}, &BundleList{},
 		&Secret{}, &SecretList{},
 	)

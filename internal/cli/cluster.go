@@ -304,6 +304,11 @@ func DescribeCluster(v ClusterView, now time.Time) string {
 		nodes.Add(n.Machine, n.Node, n.Group, roleText(n.Roles), n.Address, n.Version, n.Phase, n.Progress, orElse(n.Stuck, n.Message))
 	}
 	d.table("Nodes", nodes)
+	addons := &Table{Header: []string{"ADD-ON", "VERSION", "READY", "MESSAGE"}}
+	for _, a := range c.Status.Addons {
+		addons.Add(a.Name, a.Version, map[bool]string{true: "yes", false: "no"}[a.Ready], a.Message)
+	}
+	d.table("Add-ons", addons)
 	d.table("Steps", stepTable(c.Status.Steps, now))
 	d.conditions(c.Status.Conditions)
 	return d.String()

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -129,6 +130,18 @@ func respond(ctx context.Context, config *rest.Config, what, method string, body
 	return nil, refusal(what, response, text)
 }
 
+// errUnavailable is behind the errors of servers, or of what is behind them, that do not answer now.
+var errUnavailable = errors.New("unavailable")
+
+// Unavailable says whether a request failed because what it asks does not answer now.
+func Unavailable(err error) bool { return errors.Is(err, errUnavailable) }
+
+// unavailable is an answer that says so, in its own words.
+type unavailable struct{ text string }
+
+func (u *unavailable) Error() string { return u.text }
+func (u *unavailable) Unwrap() error { return errUnavailable }
+
 // refusal turns an answer that is no success into an error.
 func refusal(what string, response *http.Response, text []byte) error {
 	var status metav1.Status
@@ -144,6 +157,8 @@ func refusal(what string, response *http.Response, text []byte) error {
 		code = exit.Usage
 	case http.StatusForbidden, http.StatusConflict:
 		code = exit.Refused
+	case http.StatusServiceUnavailable:
+		return &unavailable{fmt.Sprintf("%s: %s", what, cmp.Or(said, response.Status))}
 	case http.StatusUnauthorized:
 		return fmt.Errorf("%s: %w", what, apierrors.NewUnauthorized(said))
 	}

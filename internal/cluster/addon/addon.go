@@ -3,6 +3,7 @@ package addon
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 )
@@ -29,6 +30,15 @@ type Addon struct {
 	Removed bool
 	// Problem is why its files cannot be used; what is in the cluster stays then.
 	Problem string
+}
+
+// Same says whether two are the same wish. Objects are compared by where they are in memory: they are never changed.
+func (a Addon) Same(b Addon) bool {
+	if len(a.Objects) != len(b.Objects) || len(a.Objects) > 0 && &a.Objects[0] != &b.Objects[0] {
+		return false
+	}
+	a.Objects, b.Objects = nil, nil
+	return reflect.DeepEqual(a, b)
 }
 
 // Digest stands for all that is wanted of an add-on.

@@ -2,9 +2,11 @@ package kube
 
 import (
 	"fmt"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/yaml"
 )
 
 // Object is an API object that the cluster must contain. The server applies it, again and again, so that
@@ -58,4 +60,21 @@ func (r *renderer) objects() ([]Object, error) {
 
 func objectMeta(namespace, name string, labels map[string]string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels}
+}
+
+// AddonVersion is the version of an add-on of a plan: that of Kubernetes where it comes with it, else the tag of its image.
+func AddonVersion(plan *Plan, kubernetes, addon string) string {
+	for _, o := range plan.Objects {
+		if o.Addon != addon || o.Kind != "DaemonSet" && o.Kind != "Deployment" {
+			continue
+		}
+		var document any
+		if yaml.Unmarshal(o.Content, &document) != nil {
+			return kubernetes // it was rendered here, so that it can be read
+		}
+		for _, image := range ImageReferences(document) {
+			return image[strings.LastIndexByte(image, ':')+1:]
+		}
+	}
+	return kubernetes
 }

@@ -81,7 +81,7 @@ func (c *testCluster) testAddons(t *testing.T) {
 	}
 	changesOf := func(a addon.Addon) string {
 		t.Helper()
-		changes, err := connection.DiffAddon(t.Context(), a, nil)
+		changes, err := connection.DiffAddon(t.Context(), a, nil, nil)
 		check(t, err)
 		var lines []string
 		for _, change := range changes {
@@ -111,7 +111,7 @@ func (c *testCluster) testAddons(t *testing.T) {
 	})
 	t.Run("a diff is a dry run, and shows what a person would want to know", func(t *testing.T) {
 		a := addonOf(t, "shop", widgets, strings.Replace(widget, "size: 1", "size: 2", 1), settings)
-		changes, err := connection.DiffAddon(t.Context(), a, nil)
+		changes, err := connection.DiffAddon(t.Context(), a, nil, nil)
 		check(t, err)
 		if len(changes) != 1 || changes[0].Change != kube.Changed || !strings.Contains(changes[0].Diff, "-  size: 1\n+  size: 2") || strings.Contains(changes[0].Diff, "managedFields") {
 			t.Errorf("the diff is %+v", changes)
@@ -185,7 +185,7 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
 	t.Run("objects of others are not taken unless that is said", func(t *testing.T) {
 		kubectl("create", "configmap", "theirs", "--from-literal=color=blue")
 		a := addonOf(t, "painter", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: theirs, namespace: default}\ndata: {color: red}\n")
-		if changes, err := connection.DiffAddon(t.Context(), a, nil); err != nil || len(changes) != 1 || changes[0].Change != ChangeRefused {
+		if changes, err := connection.DiffAddon(t.Context(), a, nil, nil); err != nil || len(changes) != 1 || changes[0].Change != ChangeRefused {
 			t.Errorf("the diff is %v, %v", changes, err)
 		}
 		_, _, err := apply(a)
@@ -255,6 +255,53 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
 		}
 		if _, err := next.RemoveAddon(t.Context(), a); err != nil {
 			t.Error(err)
+		}
+	})
+	t.Run("add-ons come in their order, and what does not get healthy is named", func(t *testing.T) {
+		w := c.run(t, nil)
+		first := addonOf(t, "first", `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template: {metadata: {labels: {app: web}}, spec: {containers: [{name: web, image: registry.example.org/web:1}]}}
+`)
+		second := addonOf(t, "second", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: after}\n")
+		first.Namespace, second.Namespace, second.Order, first.Timeout = "default", "default", 1, time.Millisecond
+		w.SetAddons([]addon.Addon{second, first})
+		see := func(what string, seen func(states map[string]addon.State) bool) {
+			t.Helper()
+			eventually(t, what, func() (bool, string) {
+				states := w.last().UserAddons
+				return seen(states), fmt.Sprint(states)
+			})
+		}
+		see("the first fails, the second waits", func(states map[string]addon.State) bool {
+			return states["first"].Phase == addon.Broken && states["first"].Message == "Deployment default/web its controller has not seen it yet" &&
+				states["second"].Phase == addon.Waiting && states["second"].Message == "waits until add-on first, which comes before it, is ready"
+		})
+		if out, err := c.kubectl("get", "configmap", "after", "--ignore-not-found", "-o", "name"); err != nil || out != "" {
+			t.Errorf("while the first is not ready, there is %s", out)
+		}
+		// As the controller manager would.
+		kubectl("patch", "deployment", "web", "--subresource=status", "--type=merge", "-p", `{"status":{"observedGeneration":1,"replicas":1,"updatedReplicas":1,"availableReplicas":1,"readyReplicas":1}}`)
+		see("both are ready", func(states map[string]addon.State) bool {
+			return states["first"].Phase == addon.Ready && states["second"].Phase == addon.Ready && states["first"].Healthy == 1 && states["second"].Digest != ""
+		})
+		// One that breaks later holds nobody up, and one whose files are broken keeps what it has.
+		second.Problem, second.Objects = "a.yaml: document 1: line 2: broken", nil
+		w.SetAddons([]addon.Addon{second, first})
+		see("the second is broken", func(states map[string]addon.State) bool {
+			return states["second"].Phase == addon.Broken && states["second"].Message == second.Problem
+		})
+		kubectl("get", "configmap", "after")
+		first.Removed, second.Removed = true, true
+		w.SetAddons([]addon.Addon{second, first})
+		see("both are gone", func(states map[string]addon.State) bool {
+			return states["first"].Phase == addon.Gone && states["second"].Phase == addon.Gone
+		})
+		if out, err := c.kubectl("get", "configmap,deployment", "--ignore-not-found", "-l", addon.LabelAddon, "-o", "name"); err != nil || out != "" {
+			t.Errorf("left are %s", out)
 		}
 	})
 	t.Run("the inventory of a server that knew no add-ons is taken over, and nothing is written anew", func(t *testing.T) {

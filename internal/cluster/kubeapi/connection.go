@@ -90,6 +90,8 @@ func Connect(target Target) (*Connection, error) {
 		Host: "https://" + target.Servers[0].String(), Transport: c, UserAgent: userAgent,
 		// Applying a cluster's objects for the first time takes some seventy requests.
 		QPS: 100, Burst: 200,
+		// The API server repeats what it warns of each time that the same object is applied.
+		WarningHandler: rest.NoWarnings{},
 	}
 	var err error
 	if c.client, err = kubernetes.NewForConfig(c.config); err != nil {

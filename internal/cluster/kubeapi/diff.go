@@ -2,8 +2,8 @@ package kubeapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -82,9 +82,9 @@ func readable(o *unstructured.Unstructured) []byte {
 	return text
 }
 
-// DiffAddon says what would become of the cluster if an add-on were applied, by dry runs of its API. taken are the objects that others have. Nothing is
-// changed. Objects that would stay as they are are left out.
-func (c *Connection) DiffAddon(ctx context.Context, a addon.Addon, taken []addon.Ref) ([]kube.ObjectChange, error) {
+// DiffAddon says what would become of the cluster if an add-on were applied, by dry runs of its API. own are the objects that every cluster has,
+// beside the other add-ons. Nothing is changed. Objects that would stay as they are are left out.
+func (c *Connection) DiffAddon(ctx context.Context, a addon.Addon, own []kube.Object, beside []addon.Addon) ([]kube.ObjectChange, error) {
 	applier, err := NewApplier(c)
 	if err != nil {
 		return nil, err
@@ -101,10 +101,19 @@ func (c *Connection) DiffAddon(ctx context.Context, a addon.Addon, taken []addon
 			return nil, err
 		}
 		set = addonSet(a, objects...)
-		for _, o := range set.objects() {
-			if slices.Contains(taken, addon.RefOf(o.Unstructured)) {
-				return nil, fmt.Errorf("%s: is one of the objects that Coldrack gives every cluster, or another add-on's; give yours another name", named(o))
+		a.Objects = objects
+		refs, err := refsOf(own)
+		if err != nil {
+			return nil, err
+		}
+		all := []addon.Addon{a}
+		for _, other := range beside {
+			if other.Objects, err = c.place(other); err == nil {
+				all = append(all, other)
 			}
+		}
+		if problems := addon.Claims(refs, all)[a.Name]; len(problems) > 0 {
+			return nil, errors.Join(problems...)
 		}
 		for _, o := range set.objects() {
 			change, err := c.wouldChange(ctx, &set, o)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"coldrack.dev/internal/cluster/addon"
+	"coldrack.dev/internal/cluster/kube"
 )
 
 // addonInventory is the ConfigMap that lists what a person's add-on has applied.
@@ -201,11 +203,9 @@ func (k *addonKeeper) round(ctx context.Context) time.Duration {
 	applied := k.runner.applied()
 	states := map[string]addon.State{}
 	pause := applyInterval
-	var own []addon.Ref
-	if decoded, err := decodeAll(k.runner.options().Wanted.Objects); err == nil {
-		for _, o := range decoded {
-			own = append(own, addon.RefOf(o.Unstructured))
-		}
+	own, err := refsOf(k.runner.options().Wanted.Objects)
+	if err != nil {
+		return pause // options are checked when they are set
 	}
 	ordered := addon.Ordered(addons)
 	refused := map[string]string{}
@@ -255,6 +255,15 @@ func (k *addonKeeper) round(ctx context.Context) time.Duration {
 		k.runner.change(func(s *State) { s.UserAddons = states })
 	}
 	return pause
+}
+
+func refsOf(objects []kube.Object) ([]addon.Ref, error) {
+	decoded, err := decodeAll(objects)
+	var refs []addon.Ref
+	for _, o := range decoded {
+		refs = append(refs, addon.RefOf(o.Unstructured))
+	}
+	return refs, err
 }
 
 // remove takes an add-on's objects away.
@@ -332,6 +341,14 @@ func atMost(messages []string) string {
 func (r *Runner) SetAddons(addons []addon.Addon) {
 	r.mu.Lock()
 	r.userAddons = &addons
+	if len(r.state.UserAddons) > 0 {
+		// What was removed under a name says nothing of another add-on that gets the name.
+		states := maps.Clone(r.state.UserAddons)
+		maps.DeleteFunc(states, func(name string, s addon.State) bool {
+			return s.Phase == addon.Gone && !slices.ContainsFunc(addons, func(a addon.Addon) bool { return a.Name == name && a.Removed })
+		})
+		r.state.UserAddons = states
+	}
 	r.mu.Unlock()
 	wake(r.updatedAddons)
 }

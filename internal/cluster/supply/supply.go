@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/addon"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/contract/manifest"
@@ -75,6 +76,8 @@ func (r *Report) Advice() []string {
 type Planned struct {
 	Cluster *v1alpha1.Cluster
 	groups  []v1alpha1.MachineGroup
+	// images of its Addons, each with the one that names it first.
+	images map[string]string
 	// systems are the images that the groups' Profiles name; all says that some group's is not known here.
 	systems []string
 	all     bool
@@ -88,6 +91,7 @@ func ReadPlanned(documents []*manifest.Document) ([]Planned, error) {
 	var plans []Planned
 	var groups []v1alpha1.MachineGroup
 	systems := map[string]string{} // by Profile
+	var addons []*v1alpha1.Addon
 	var errs []error
 	for _, d := range documents {
 		var err error
@@ -102,6 +106,10 @@ func ReadPlanned(documents []*manifest.Document) ([]Planned, error) {
 			var g v1alpha1.MachineGroup
 			err = decodeInto(d, &g)
 			groups = append(groups, g)
+		case kind == "Addon":
+			a := &v1alpha1.Addon{}
+			err = decodeInto(d, a)
+			addons = append(addons, a)
 		case kind == "Profile":
 			var p v1alpha1.Profile
 			err = decodeInto(d, &p)
@@ -124,6 +132,14 @@ func ReadPlanned(documents []*manifest.Document) ([]Planned, error) {
 				p.systems = append(p.systems, image)
 			}
 		}
+		for _, a := range addons {
+			if a.Spec.Cluster != p.Cluster.Name {
+				continue
+			}
+			if err := p.addImages(a); err != nil {
+				errs = append(errs, fmt.Errorf("Addon %s: %w", a.Name, err))
+			}
+		}
 		for _, problem := range v1alpha1.ValidateCluster(p.Cluster, v1alpha1.ClusterFacts{Groups: p.groups}) {
 			errs = append(errs, fmt.Errorf("cluster %s: %w", p.Cluster.Name, problem))
 		}
@@ -132,6 +148,27 @@ func ReadPlanned(documents []*manifest.Document) ([]Planned, error) {
 		errs = append(errs, ErrNoCluster)
 	}
 	return plans, errors.Join(errs...)
+}
+
+// addImages collects what an add-on's pods run.
+func (p *Planned) addImages(a *v1alpha1.Addon) error {
+	objects, err := addon.ObjectsOf(a, addon.FactsOf(p.Cluster))
+	if err != nil {
+		return err
+	}
+	if p.images == nil {
+		p.images = map[string]string{}
+	}
+	for _, image := range addon.Images(objects, kube.ImageReferences) {
+		full, err := fullImageName(image)
+		if err != nil {
+			return err
+		}
+		if _, known := p.images[full]; !known {
+			p.images[full] = "add-on " + a.Name
+		}
+	}
+	return nil
 }
 
 func decodeInto(d *manifest.Document, object any) error {
@@ -290,14 +327,40 @@ func (c *Content) needsOf(p Planned, manifests map[string]string) ([]Need, error
 		kube.Need{Kind: kube.NeedImage, Name: ProbeImage, For: "coldrack cluster verify", Found: supply.Images[ProbeImage]},
 		"image " + ProbeImage + ": the recipes of Kubernetes (recipes/kubernetes-*) of this version of Coldrack bring it; build the bundle again",
 	})
-	for _, image := range slices.Sorted(maps.Keys(manifests)) {
-		need := kube.Need{Kind: kube.NeedImage, Name: image, For: manifests[image], Found: supply.Images[image]}
+	wanted := maps.Clone(p.images)
+	if wanted == nil {
+		wanted = map[string]string{}
+	}
+	maps.Copy(wanted, manifests)
+	for _, image := range slices.Sorted(maps.Keys(wanted)) {
+		need := kube.Need{Kind: kube.NeedImage, Name: image, For: wanted[image], Found: supply.Images[image]}
 		if mirror := mirrorOf(p.Cluster, image); need.Found == "" && mirror != "" {
 			need.Found, need.Note = mirror, "a registry of spec.registries, not asked"
 		}
 		needs = append(needs, Need{need, "image " + image + ": add it to the containers of a recipe, or give a registry that has it in spec.registries"})
 	}
 	return needs, nil
+}
+
+// MissingImages are those of images that no artifact is and that no registry of the cluster may have.
+func MissingImages(artifacts []bundle.Artifact, cluster *v1alpha1.Cluster, images []string) []string {
+	has := map[string]bool{}
+	for _, a := range artifacts {
+		if a.Kind != bundle.KindContainer {
+			continue
+		}
+		if full, err := fullImageName(a.Name); err == nil {
+			has[full], has[full[:strings.LastIndexByte(full, ':')]+"@"+a.Digest] = true, true
+		}
+	}
+	var missing []string
+	for _, image := range images {
+		full, err := fullImageName(image)
+		if err != nil || !has[full] && mirrorOf(cluster, full) == "" {
+			missing = append(missing, image)
+		}
+	}
+	return missing
 }
 
 // mirrorOf is the registry beside Coldrack's own that nodes would pull an image from.

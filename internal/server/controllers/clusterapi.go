@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/addon"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/kubeapi"
 	"coldrack.dev/internal/cluster/members"
@@ -34,11 +35,14 @@ type clusterAPIs struct {
 
 	mu     sync.Mutex
 	states map[string]kubeapi.State
-	queues []workqueue.TypedRateLimitingInterface[reconcile.Request]
+	// runners of the clusters, and what people want of add-ons in each; clusters of which nobody has said that yet are not in addons.
+	runners map[string]*kubeapi.Runner
+	addons  map[string][]addon.Addon
+	queues  []workqueue.TypedRateLimitingInterface[reconcile.Request]
 }
 
 func newClusterAPIs(d Deps) *clusterAPIs {
-	return &clusterAPIs{Deps: d, states: map[string]kubeapi.State{}}
+	return &clusterAPIs{Deps: d, states: map[string]kubeapi.State{}, runners: map[string]*kubeapi.Runner{}, addons: map[string][]addon.Addon{}}
 }
 
 // state of a cluster's API, nil while nothing is known of it.
@@ -80,6 +84,30 @@ func (a *clusterAPIs) forget(cluster string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.states, cluster)
+	delete(a.runners, cluster)
+}
+
+// setAddons says which add-ons people want in a cluster, all of them.
+func (a *clusterAPIs) setAddons(cluster string, addons []addon.Addon) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if was, known := a.addons[cluster]; known && slices.EqualFunc(was, addons, addon.Addon.Same) {
+		return
+	}
+	a.addons[cluster] = addons
+	if runner := a.runners[cluster]; runner != nil {
+		runner.SetAddons(addons)
+	}
+}
+
+// employ remembers a cluster's runner, and tells it of the add-ons.
+func (a *clusterAPIs) employ(cluster string, runner *kubeapi.Runner) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.runners[cluster] = runner
+	if addons, known := a.addons[cluster]; known {
+		runner.SetAddons(addons)
+	}
 }
 
 // attended is a cluster whose API has a runner.
@@ -158,6 +186,7 @@ func (a *clusterAPIs) attend(ctx context.Context, running map[string]*attended, 
 	ctx, stop := context.WithCancel(ctx)
 	is := &attended{plan: view.Plan, runner: runner, stop: stop, done: make(chan struct{})}
 	running[name] = is
+	a.employ(name, runner)
 	go func() { // ends with ctx or by stop; run waits for it
 		defer close(is.done)
 		for ctx.Err() == nil {

@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/addon"
 	"coldrack.dev/internal/cluster/kube"
 	"coldrack.dev/internal/cluster/kubeapi"
 	"coldrack.dev/internal/cluster/members"
@@ -70,6 +72,7 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 				ObservedGeneration: c.Generation, LastTransitionTime: metav1.NewTime(f.now)})
 		}
 	}
+	foldAddons(c, f, applied)
 	var messages []string
 	if c.Spec.Paused {
 		messages = append(messages, "paused: nothing new is begun until spec.paused is false")
@@ -355,7 +358,80 @@ func troubles(nodes []v1alpha1.ClusterNode, f clusterFacts) (worse, others []str
 	for _, e := range f.api.Objects.Errors {
 		others = append(others, "cannot apply "+e)
 	}
+	for _, name := range slices.Sorted(maps.Keys(f.api.UserAddons)) {
+		if s := f.api.UserAddons[name]; s.Phase != addon.Ready && s.Phase != addon.Gone {
+			others = append(others, strings.TrimSuffix(fmt.Sprintf("add-on %s is %s: %s", name, s.Phase, s.Message), ": "))
+		}
+	}
 	return worse, append(others, f.api.Problems...)
+}
+
+// foldAddons says how each add-on is, Coldrack's own first, and remembers what became of people's. While the cluster's API says nothing, what it
+// said last stands.
+func foldAddons(c *v1alpha1.Cluster, f clusterFacts, applied bool) {
+	if f.api == nil || !f.api.Reachable || f.view.Plan == nil {
+		return
+	}
+	var list []v1alpha1.ClusterAddon
+	of := map[string]string{} // the add-on of a workload
+	for _, o := range f.view.Plan.Objects {
+		of[strings.ToLower(o.Kind)+" "+o.Namespace+"/"+o.Name] = o.Addon
+		if !slices.ContainsFunc(list, func(a v1alpha1.ClusterAddon) bool { return a.Name == o.Addon }) {
+			list = append(list, v1alpha1.ClusterAddon{Name: o.Addon, Version: kube.AddonVersion(f.view.Plan, c.Spec.Version, o.Addon), Ready: applied})
+		}
+	}
+	for _, workload := range f.api.Addons {
+		i := slices.IndexFunc(list, func(a v1alpha1.ClusterAddon) bool {
+			return a.Name == of[workload.Kind+" "+workload.Namespace+"/"+workload.Name]
+		})
+		if i >= 0 && !workload.Ready {
+			list[i].Ready, list[i].Message = false, workload.Message
+		}
+	}
+	s := &c.Status
+	if f.api.UserAddons == nil {
+		for _, a := range s.Addons {
+			if !slices.Contains(v1alpha1.OwnAddons(), a.Name) {
+				list = append(list, a)
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.api.UserAddons)) {
+		is := f.api.UserAddons[name]
+		if is.Phase == addon.Gone {
+			continue
+		}
+		a := v1alpha1.ClusterAddon{Name: name, Version: is.Version, Ready: is.Phase == addon.Ready, Message: is.Message}
+		if i := slices.IndexFunc(s.Addons, func(a v1alpha1.ClusterAddon) bool { return a.Name == name }); i >= 0 {
+			a.Applied = s.Addons[i].Applied
+		}
+		if a.Ready && a.Applied != is.Digest {
+			a.Applied = is.Digest
+			s.Remember(addonStep("apply", strings.TrimSpace(name+" "+is.Version), f.now))
+		}
+		list = append(list, a)
+	}
+	for _, was := range s.Addons {
+		if f.api.UserAddons != nil && was.Applied != "" && !slices.ContainsFunc(list, func(a v1alpha1.ClusterAddon) bool { return a.Name == was.Name }) {
+			s.Remember(addonStep("remove", was.Name, f.now))
+		}
+	}
+	s.Addons = list
+	ready := metav1.Condition{Type: v1alpha1.ConditionAddonsReady, Status: metav1.ConditionTrue, Reason: "Healthy", ObservedGeneration: c.Generation, LastTransitionTime: metav1.NewTime(f.now)}
+	var waiting []string
+	for _, a := range list {
+		if !a.Ready {
+			waiting = append(waiting, strings.TrimSuffix(a.Name+": "+a.Message, ": "))
+		}
+	}
+	if len(waiting) > 0 {
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "NotHealthy", shortened(waiting)
+	}
+	meta.SetStatusCondition(&s.Conditions, ready)
+}
+
+func addonStep(kind, reason string, now time.Time) v1alpha1.ClusterWorkStep {
+	return v1alpha1.ClusterWorkStep{Kind: kind, Operation: "add-on", Reason: reason, FinishedAt: new(metav1.NewTime(now.Truncate(time.Second)))}
 }
 
 // bringingUp says what each machine that is no node yet is doing.

@@ -20,6 +20,9 @@
 //	Cluster  status.backup, condition BackedUp                         backup.go
 //	Cluster  status.restore                                            restore.go
 //	Cluster  status.foreignNodes                                      clusterapi.go
+//	Addon    status                                                   addons.go
+//
+// status.history has a second writer: cluster.go adds what became of add-ons. Both write only what they have read last.
 //
 // Nothing here assumes that the API is in this process.
 package controllers
@@ -96,6 +99,8 @@ type Catalog interface {
 	Missing(image *v1alpha1.Image) string
 	// KubernetesVersions that nodes can be given.
 	KubernetesVersions() []string
+	// MissingImages are those that no bundle has, and that no registry of the cluster may have.
+	MissingImages(cluster *v1alpha1.Cluster, images []string) []string
 	// Changed is closed when any answer may have become another.
 	Changed() <-chan struct{}
 }
@@ -183,7 +188,7 @@ func Lead(ctx context.Context, d Deps) error {
 		group.Go(func() error { return d.Power.Run(ctx) })
 	}
 	parts := []reconciler{
-		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis), operationReconciler(d, apis),
+		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis), operationReconciler(d, apis), addonReconciler(d, apis),
 	}
 	if d.Backups != nil {
 		parts = append(parts, backupReconciler(d), restoreReconciler(d, apis))

@@ -129,7 +129,8 @@ func (c *fakeCatalog) KubernetesVersions() []string {
 	defer c.mu.Unlock()
 	return c.kubernetes
 }
-func (c *fakeCatalog) Changed() <-chan struct{} { c.mu.Lock(); defer c.mu.Unlock(); return c.changed }
+func (c *fakeCatalog) MissingImages(*v1alpha1.Cluster, []string) []string { return nil }
+func (c *fakeCatalog) Changed() <-chan struct{}                           { c.mu.Lock(); defer c.mu.Unlock(); return c.changed }
 
 func (c *fakeCatalog) set(change func(*fakeCatalog)) {
 	c.mu.Lock()
@@ -164,6 +165,7 @@ func TestLive(t *testing.T) {
 		{"the keys of a cluster are made once", keysAreMadeOnce},
 		{"a cluster that cannot be carried out says which field, and its nodes keep what they have", invalidClusterSaysWhy},
 		{"a deleted cluster waits for its machines, and its keys are kept", deletedClusterWaits},
+		{"an add-on says what it waits for, and goes when its cluster is not there", addonWithoutCluster},
 		{"the store starts over when it was not the fastest", storeStartsOver},
 		{"the store never takes an interruption for success", storeInterrupted},
 	} {
@@ -238,7 +240,7 @@ func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane) *liveWorld {
 		leftovers.Items[i].Finalizers = nil
 		check(t, w.client.Update(t.Context(), &leftovers.Items[i]))
 	}
-	for _, kind := range []client.Object{&v1alpha1.Cluster{}, &v1alpha1.MachineGroup{}, &v1alpha1.Secret{}, &v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}} {
+	for _, kind := range []client.Object{&v1alpha1.Cluster{}, &v1alpha1.MachineGroup{}, &v1alpha1.Secret{}, &v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}, &v1alpha1.Addon{}} {
 		check(t, w.client.DeleteAllOf(t.Context(), kind))
 	}
 	w.start()

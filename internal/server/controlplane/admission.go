@@ -210,6 +210,14 @@ func (r *rules) check(ctx context.Context, a admission.Attributes) (errs field.E
 			}
 			return r.checkCluster(ctx, c, old)
 		})
+	case "addons":
+		errs, err = checkTyped(a, &v1alpha1.Addon{}, func(added, old *v1alpha1.Addon) (field.ErrorList, error) {
+			if old != nil && equality.Semantic.DeepEqual(added.Spec, old.Spec) {
+				return nil, nil
+			}
+			r.warnUnknown(ctx, "spec.cluster", "clusters", added.Spec.Cluster)
+			return v1alpha1.ValidateAddon(added), nil
+		})
 	case "machinegroups":
 		errs, err = checkTyped(a, &v1alpha1.MachineGroup{}, func(g, old *v1alpha1.MachineGroup) (field.ErrorList, error) {
 			if old != nil && equality.Semantic.DeepEqual(g.Spec, old.Spec) {

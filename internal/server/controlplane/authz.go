@@ -15,7 +15,7 @@ import (
 const (
 	// GroupAdmin may do everything.
 	GroupAdmin = "coldrack:admin"
-	// GroupOperator may read and write every kind but Secrets, but not status, CRDs or tokens.
+	// GroupOperator may read every kind but Secrets, and write every kind but Secrets and Addons, but not status, CRDs or tokens.
 	GroupOperator = "coldrack:operator"
 	// GroupViewer may read every kind but Secrets.
 	GroupViewer = "coldrack:viewer"
@@ -97,6 +97,8 @@ func needs(a authorizer.Attributes) role {
 			return roleAdmin
 		case slices.Contains(readVerbs, a.GetVerb()):
 			return roleViewer
+		case a.GetResource() == "addons":
+			return roleAdmin
 		case slices.Contains(writeVerbs, a.GetVerb()) && a.GetSubresource() == "":
 			return roleOperator
 		}
@@ -119,6 +121,8 @@ func why(a authorizer.Attributes) string {
 		return ""
 	case a.GetAPIGroup() == v1alpha1.Group && a.GetResource() == "secrets":
 		return "; Secrets are only for admins"
+	case a.GetAPIGroup() == v1alpha1.Group && a.GetResource() == "addons":
+		return "; what an Addon holds is made with all rights in its cluster"
 	case a.GetAPIGroup() == v1alpha1.Group && a.GetSubresource() == "status":
 		return "; status is written by the controllers"
 	case a.GetAPIGroup() == "apiextensions.k8s.io":

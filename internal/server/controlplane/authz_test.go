@@ -50,6 +50,8 @@ func TestRoles(t *testing.T) {
 		"read status":                      {ours("get", "machines/status"), "viewer operator admin system"},
 		"create a machine":                 {ours("create", "machines"), "operator admin system"},
 		"patch a policy":                   {ours("patch", "enrollmentpolicies"), "operator admin system"},
+		"read an add-on":                   {ours("get", "addons"), "viewer operator admin system"},
+		"write an add-on":                  {ours("create", "addons"), "admin system"},
 		"delete an image":                  {ours("delete", "images"), "operator admin system"},
 		"delete all machines":              {ours("deletecollection", "machines"), "operator admin system"},
 		"write status":                     {ours("patch", "machines/status"), "admin system"},

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/supply"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/content/diskimage"
 )
@@ -132,6 +133,11 @@ func (c *catalog) Bundles() []v1alpha1.Bundle {
 
 // KubernetesVersions that nodes can be given.
 func (c *catalog) KubernetesVersions() []string { return c.store.KubernetesVersions() }
+
+// MissingImages are those that no bundle has, and that no registry of the cluster may have.
+func (c *catalog) MissingImages(cluster *v1alpha1.Cluster, images []string) []string {
+	return supply.MissingImages(c.store.Artifacts(), cluster, images)
+}
 
 // Missing says what of an image is not in the store.
 func (c *catalog) Missing(image *v1alpha1.Image) string {

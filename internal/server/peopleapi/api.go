@@ -52,6 +52,7 @@ type Content interface {
 	KubernetesVersions() []string
 	Programs(kubernetes string) ([]bundle.StoredProgram, error)
 	Container(reference string) (bundle.Descriptor, bool)
+	Artifacts() []bundle.Artifact
 }
 
 // Backend is what the answers about clusters come from, once the server has started.
@@ -96,10 +97,14 @@ func (a *ClusterAPI) Handlers() map[string]http.Handler {
 
 // ofCluster answers what is below a cluster.
 func (a *ClusterAPI) ofCluster() http.Handler {
-	verify, backups := a.post(a.verification), a.answer(a.backups, http.MethodGet, http.MethodPost, http.MethodPut)
+	verify, diff, backups := a.post(a.verification), a.post(a.addonDiff), a.answer(a.backups, http.MethodGet, http.MethodPost, http.MethodPut)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, peoplewire.PathClusters), "/"); rest == "backups" || strings.HasPrefix(rest, "backups/") {
 			backups.ServeHTTP(w, r)
+			return
+		}
+		if strings.Contains(strings.TrimPrefix(r.URL.Path, peoplewire.PathClusters), "/addons/") {
+			diff.ServeHTTP(w, r)
 			return
 		}
 		verify.ServeHTTP(w, r) // runs pods

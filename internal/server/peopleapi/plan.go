@@ -205,7 +205,7 @@ func (w *world) preview(ctx context.Context, b *Backend, name string, details bo
 	p.Machines = w.machines(was, groups, &outcome)
 	if outcome.New != nil {
 		p.Changes = kube.Diff(outcome.Old, outcome.New, details)
-		p.Missing = missing(b.Content, outcome.New, cluster)
+		p.Missing = append(missing(b.Content, outcome.New, cluster), missingOfAddons(ctx, b, name)...)
 	}
 	if was != nil && meta.IsStatusConditionTrue(was.Status.Conditions, v1alpha1.ConditionBroughtUp) && len(p.Invalid) == 0 {
 		p.Forecast = w.forecast(ctx, b, cluster, was, groups, &outcome, p.Changes)
@@ -334,6 +334,23 @@ func installOf(m *v1alpha1.Machine, g *v1alpha1.MachineGroup) string {
 		return "is installed, as soon as it or the group has a profile"
 	}
 	return "is installed with profile " + profile
+}
+
+// missingOfAddons are images of people's add-ons that nodes get from nowhere.
+func missingOfAddons(ctx context.Context, b *Backend, cluster string) []string {
+	all := &v1alpha1.AddonList{}
+	if err := b.Client.List(ctx, all); err != nil {
+		return []string{fmt.Sprintf("images of add-ons are not known: %v", err)}
+	}
+	var list []string
+	for _, a := range all.Items {
+		if a.Spec.Cluster == cluster {
+			for _, image := range a.Status.MissingImages {
+				list = append(list, fmt.Sprintf("image %s (of add-on %s)", image, a.Name))
+			}
+		}
+	}
+	return list
 }
 
 // missing is what no imported bundle contains, of what nodes are handed out, and of what the version needs that they are to have.

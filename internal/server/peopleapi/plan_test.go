@@ -50,6 +50,7 @@ type supplied struct{}
 func (supplied) KubernetesVersions() []string                    { return []string{"v1.36.3", "v1.37.2"} }
 func (supplied) Programs(string) ([]bundle.StoredProgram, error) { return nil, nil }
 func (supplied) Container(string) (bundle.Descriptor, bool)      { return bundle.Descriptor{}, true }
+func (supplied) Artifacts() []bundle.Artifact                    { return nil }
 
 // nodePrograms are those that a version needs.
 type nodePrograms struct{}

@@ -108,7 +108,19 @@ func (b *Backend) verify(ctx context.Context, cluster *v1alpha1.Cluster, pods bo
 		}
 	}
 	slices.SortFunc(options.EtcdMembers, netip.AddrPort.Compare)
-	return kubeapi.Verify(ctx, options), nil
+	checks := kubeapi.Verify(ctx, options)
+	return func(yield func(kubeapi.Check) bool) {
+		for check := range checks {
+			if !yield(check) {
+				return
+			}
+		}
+		for _, a := range cluster.Status.Addons {
+			if !slices.Contains(v1alpha1.OwnAddons(), a.Name) && !yield(kubeapi.Check{Name: "add-on", Target: a.Name, OK: a.Ready, Detail: a.Message}) {
+				return
+			}
+		}
+	}, nil
 }
 
 // target is a cluster's API as this server reaches it.

@@ -15,7 +15,7 @@ import (
 const (
 	PathPlan          = "/coldrack/v1/plan"           // POST PlanRequest -> PlanResponse
 	PathCertificates  = "/coldrack/v1/certificates/"  // + CLUSTER: POST CertificateRequest -> CertificateResponse
-	PathClusters      = "/coldrack/v1/clusters/"      // + CLUSTER/verify[?pods=no]: POST -> a CheckLine for each check as it ends; + CLUSTER/backups: see BackupLine
+	PathClusters      = "/coldrack/v1/clusters/"      // + CLUSTER/verify[?pods=no]: POST -> a CheckLine for each check as it ends; + CLUSTER/backups: see BackupLine; + CLUSTER/addons/diff: POST AddonDiffRequest -> AddonDiffResponse
 	PathServerBackups = "/coldrack/v1/server/backups" // see Backup
 	PathMachines      = "/coldrack/v1/machines"       // GET -> v1alpha1.MachineList, without details; + /NAME/log[?follow=1] -> text
 	PathExpiry        = "/coldrack/v1/expiry"         // GET -> []Expiry
