@@ -217,6 +217,13 @@ func TestBundleVerifyForACluster(t *testing.T) {
 				return strings.Replace(s, "  network:", "  registries: [{host: quay.io, endpoints: [\"https://registry.example\"]}]\n  network:", 1)
 			},
 		},
+		"an add-on's image": {
+			cluster: func(s string) string {
+				return s + "---\napiVersion: coldrack.dev/v1alpha1\nkind: Addon\nmetadata: {name: web}\nspec:\n  cluster: lab\n  files:\n  - name: pod.yaml\n    content: |\n" +
+					"      apiVersion: v1\n      kind: Pod\n      metadata: {name: web}\n      spec: {containers: [{name: web, image: 'quay.io/team/web:1.2'}]}\n"
+			},
+			missing: []string{"image quay.io/team/web:1.2"}, advice: "image quay.io/team/web:1.2: add it to the containers of a recipe",
+		},
 		"workloads that are in the bundle": {
 			manifests: workload,
 			bundle: func(c *clusterBundle) {

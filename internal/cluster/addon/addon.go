@@ -11,6 +11,8 @@ import (
 // Addon is one of a cluster's add-ons that a person wrote.
 type Addon struct {
 	Name string
+	// Generation of the Addon that says all of this.
+	Generation int64
 	// Version is what a person calls it; may be empty.
 	Version string
 	// Order: what has a lower one is healthy before the objects of this one are applied for the first time.
@@ -116,7 +118,9 @@ const (
 type State struct {
 	Name    string
 	Version string
-	Phase   Phase
+	// Generation that was looked after.
+	Generation int64
+	Phase      Phase
 	// Message for a person: what is missing, which object, why.
 	Message string
 	// Digest of what was applied last, whole and without an error.

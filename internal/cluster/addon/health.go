@@ -235,7 +235,7 @@ type Trouble struct {
 	Message string
 }
 
-func (t Trouble) String() string { return t.Ref.String() + " " + t.Message }
+func (t Trouble) String() string { return t.Ref.String() + ": " + t.Message }
 
 // Worst puts failed objects first, in the order of their names.
 func Worst(list []Trouble) {

@@ -9,7 +9,7 @@ import (
 
 // Of is an Addon without its objects.
 func Of(a *v1alpha1.Addon) Addon {
-	return Addon{Name: a.Name, Version: a.Spec.Version, Order: a.Spec.Order, Namespace: a.TargetNamespace(), Report: a.Spec.WhenChanged == v1alpha1.DriftReport,
+	return Addon{Name: a.Name, Generation: a.Generation, Version: a.Spec.Version, Order: a.Spec.Order, Namespace: a.TargetNamespace(), Report: a.Spec.WhenChanged == v1alpha1.DriftReport,
 		Data: a.Spec.RemoveData, TakeOver: a.Spec.TakeOver, Timeout: a.WaitsFor(), Removed: a.DeletionTimestamp != nil}
 }
 

@@ -277,7 +277,7 @@ spec:
 			})
 		}
 		see("the first fails, the second waits", func(states map[string]addon.State) bool {
-			return states["first"].Phase == addon.Broken && states["first"].Message == "Deployment default/web its controller has not seen it yet" &&
+			return states["first"].Phase == addon.Broken && states["first"].Message == "Deployment default/web: its controller has not seen it yet" &&
 				states["second"].Phase == addon.Waiting && states["second"].Message == "waits until add-on first, which comes before it, is ready"
 		})
 		if out, err := c.kubectl("get", "configmap", "after", "--ignore-not-found", "-o", "name"); err != nil || out != "" {
@@ -295,8 +295,20 @@ spec:
 			return states["second"].Phase == addon.Broken && states["second"].Message == second.Problem
 		})
 		kubectl("get", "configmap", "after")
-		first.Removed, second.Removed = true, true
-		w.SetAddons([]addon.Addon{second, first})
+		// What moves to another add-on is not removed in between.
+		uid, err := c.kubectl("get", "configmap", "after", "-o", "jsonpath={.metadata.uid}")
+		check(t, err)
+		second.Removed = true
+		third := addonOf(t, "third", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: after, namespace: default}\n")
+		w.SetAddons([]addon.Addon{second, first, third})
+		see("the third has taken over", func(states map[string]addon.State) bool {
+			return states["second"].Phase == addon.Gone && states["third"].Phase == addon.Ready
+		})
+		if is, err := c.kubectl("get", "configmap", "after", "-o", "jsonpath={.metadata.uid} {.metadata.labels}"); err != nil || is != uid+` {"coldrack.dev/addon":"third"}` {
+			t.Errorf("the object was %s and is %s", uid, is)
+		}
+		first.Removed, third.Removed = true, true
+		w.SetAddons([]addon.Addon{third, first})
 		see("both are gone", func(states map[string]addon.State) bool {
 			return states["first"].Phase == addon.Gone && states["second"].Phase == addon.Gone
 		})

@@ -59,6 +59,8 @@ type Applier struct {
 	connection *Connection
 	metadata   metadata.Interface
 	seen       map[string]*seen // by inventory
+	// claimed are the objects of people's add-ons: one that moves from one add-on to another is not removed in between.
+	claimed map[addon.Ref]string
 }
 
 // seen are the resource versions that objects had after they were applied, and what was wanted then.
@@ -208,7 +210,7 @@ func (a *Applier) applyPart(ctx context.Context, set *objectSet, objects []addon
 			}
 			entry, _ := recorded.Find(ref)
 			if set.report && entry.Digest == addon.DigestOf(o) {
-				drift, err := a.drift(ctx, o)
+				drift, err := a.drift(ctx, o, known)
 				if err != nil {
 					failures = append(failures, fmt.Errorf("%s: %w", ref, err))
 				} else if drift != "" {
@@ -406,6 +408,9 @@ func (a *Applier) drop(ctx context.Context, ownership addon.Ownership, leaving a
 		}
 		for _, e := range slices.Backward(leaving) {
 			if e.Ref().Custom() != custom {
+				continue
+			}
+			if claimant := a.claimed[e.Ref()]; claimant != "" && claimant != ownership.Value {
 				continue
 			}
 			left, err := a.dropOne(ctx, ownership, e, custom)

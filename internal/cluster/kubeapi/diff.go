@@ -38,7 +38,7 @@ func (c *Connection) dryRun(ctx context.Context, o addon.Object, force bool) (li
 }
 
 // drift says how an object of the cluster differs from what is wanted of it; empty: not at all.
-func (a *Applier) drift(ctx context.Context, o addon.Object) (string, error) {
+func (a *Applier) drift(ctx context.Context, o addon.Object, known *seen) (string, error) {
 	live, after, err := a.connection.dryRun(ctx, o, true)
 	switch {
 	case err != nil:
@@ -48,6 +48,7 @@ func (a *Applier) drift(ctx context.Context, o addon.Object) (string, error) {
 	case difference("", live, after) != "":
 		return "was changed", nil
 	}
+	known.versions[addon.RefOf(o.Unstructured)] = live.GetResourceVersion()
 	return "", nil
 }
 

@@ -222,6 +222,14 @@ func (k *addonKeeper) round(ctx context.Context) time.Duration {
 	for name, problems := range addon.Claims(own, ordered) {
 		refused[name] = errors.Join(problems...).Error()
 	}
+	k.applier.claimed = map[addon.Ref]string{}
+	for _, a := range ordered {
+		for _, o := range a.Objects {
+			if !a.Removed && refused[a.Name] == "" {
+				k.applier.claimed[addon.RefOf(o.Unstructured)] = a.Name
+			}
+		}
+	}
 	// hinders is the first add-on, of the orders so far, that is not ready.
 	hinders, order, next := "", int32(0), ""
 	for _, a := range ordered {
@@ -242,7 +250,7 @@ func (k *addonKeeper) round(ctx context.Context) time.Duration {
 		default:
 			s = k.keep(ctx, a, hinders)
 		}
-		s.Name, s.Version, s.Objects = a.Name, a.Version, len(a.Objects)
+		s.Name, s.Version, s.Generation, s.Objects = a.Name, a.Version, a.Generation, len(a.Objects)
 		states[a.Name] = s
 		if ready := s.Phase == addon.Ready || s.Phase == addon.Drifted; !ready && s.Phase != addon.Gone {
 			pause = addonInterval

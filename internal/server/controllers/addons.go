@@ -191,6 +191,9 @@ func (r *addonLeader) missing(a *v1alpha1.Addon, cluster *v1alpha1.Cluster) []st
 // foldAddon writes into a's status how it is. s is nil while nothing is known of it in its cluster.
 func foldAddon(a *v1alpha1.Addon, cluster *v1alpha1.Cluster, s *addon.State, missing []string, now time.Time) {
 	status := &a.Status
+	if s != nil && cluster != nil && s.Generation != a.Generation {
+		return // what is known is of what was written before
+	}
 	status.ObservedGeneration, status.MissingImages = a.Generation, missing
 	var hints []string
 	if len(missing) > 0 {

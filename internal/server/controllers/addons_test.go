@@ -80,6 +80,12 @@ func TestAddonsInTheStatusOfTheirCluster(t *testing.T) {
 func TestAddonStatus(t *testing.T) {
 	now := time.Unix(1000, 0)
 	cluster := &v1alpha1.Cluster{}
+	rewritten := &v1alpha1.Addon{}
+	rewritten.Generation = 2
+	foldAddon(rewritten, cluster, &addon.State{Phase: addon.Ready, Generation: 1}, nil, now)
+	if rewritten.Status.Phase != "" || rewritten.Status.ObservedGeneration != 0 {
+		t.Errorf("what was known before it was rewritten counts for it: %+v", rewritten.Status)
+	}
 	for name, c := range map[string]struct {
 		state   *addon.State
 		missing []string
