@@ -310,7 +310,7 @@ spec:
 		first.Removed, third.Removed = true, true
 		w.SetAddons([]addon.Addon{third, first})
 		see("both are gone", func(states map[string]addon.State) bool {
-			return states["first"].Phase == addon.Gone && states["second"].Phase == addon.Gone
+			return states["first"].Phase == addon.Gone && states["third"].Phase == addon.Gone
 		})
 		if out, err := c.kubectl("get", "configmap,deployment", "--ignore-not-found", "-l", addon.LabelAddon, "-o", "name"); err != nil || out != "" {
 			t.Errorf("left are %s", out)
