@@ -185,8 +185,13 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
 	t.Run("objects of others are not taken unless that is said", func(t *testing.T) {
 		kubectl("create", "configmap", "theirs", "--from-literal=color=blue")
 		a := addonOf(t, "painter", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: theirs, namespace: default}\ndata: {color: red}\n")
-		if changes, err := connection.DiffAddon(t.Context(), a, nil, nil); err != nil || len(changes) != 1 || changes[0].Change != ChangeRefused {
+		if changes, err := connection.DiffAddon(t.Context(), a, nil, nil); err != nil || len(changes) != 1 || changes[0].Change != ChangeRefused || !strings.Contains(changes[0].Diff, "somebody else's") {
 			t.Errorf("the diff is %v, %v", changes, err)
+		}
+		beside := a
+		beside.Name, beside.Order = "painter-too", 7
+		if _, err := connection.DiffAddon(t.Context(), a, nil, []addon.Addon{beside}); err == nil || !strings.Contains(err.Error(), "is in add-on painter-too already") {
+			t.Errorf("the diff of what another add-on has: %v", err)
 		}
 		_, _, err := apply(a)
 		if err == nil || !strings.HasPrefix(err.Error(), "painter.yaml:2: ConfigMap default/theirs: it is in the cluster already, and somebody else's") || !strings.Contains(err.Error(), "kubectl-create") {

@@ -326,19 +326,25 @@ func (a *Applier) applyOne(ctx context.Context, set *objectSet, o addon.Object, 
 		force = live == nil || set.ownership.Has(live)
 	}
 	after, err := resource.Apply(ctx, ref.Name, o.Unstructured, metav1.ApplyOptions{FieldManager: FieldManager, Force: force})
-	switch {
-	case apierrors.IsInvalid(err) && strings.Contains(err.Error(), "immutable"):
-		return fmt.Errorf("%w; delete the object, and it is made anew", err)
-	case apierrors.IsConflict(err):
-		return fmt.Errorf("it is in the cluster already, and somebody else's: %w; delete it, give yours another name, or let the add-on take it over (spec.takeOver)", err)
-	case err != nil:
-		return err
+	if err != nil {
+		return advised(err)
 	}
 	known.versions[ref] = after.GetResourceVersion()
 	if ref.GroupKind() == definition {
 		return a.established(ctx, ref, after)
 	}
 	return nil
+}
+
+// advised is the API's answer to an apply, with what a person can do.
+func advised(err error) error {
+	switch {
+	case apierrors.IsInvalid(err) && strings.Contains(err.Error(), "immutable"):
+		return fmt.Errorf("%w; delete the object, and it is made anew", err)
+	case apierrors.IsConflict(err):
+		return fmt.Errorf("it is in the cluster already, and somebody else's: %w; delete it, give yours another name, or let the add-on take it over (spec.takeOver)", err)
+	}
+	return err
 }
 
 var definition = schema.GroupKind{Group: "apiextensions.k8s.io", Kind: "CustomResourceDefinition"}

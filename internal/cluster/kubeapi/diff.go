@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -107,7 +108,10 @@ func (c *Connection) DiffAddon(ctx context.Context, a addon.Addon, own []kube.Ob
 		if err != nil {
 			return nil, err
 		}
-		all := []addon.Addon{a}
+		// Whatever its order: what others have already is theirs.
+		mine := a
+		mine.Order = math.MaxInt32
+		all := []addon.Addon{mine}
 		for _, other := range beside {
 			if other.Objects, err = c.place(other); err == nil {
 				all = append(all, other)
@@ -164,7 +168,7 @@ func (c *Connection) wouldChange(ctx context.Context, set *objectSet, o addon.Ob
 	case isUnreachable(err) || ctx.Err() != nil:
 		return change, err
 	case err != nil:
-		change.Change, change.Diff = ChangeRefused, fmt.Sprintf("%s: %v", named(o), err)
+		change.Change, change.Diff = ChangeRefused, fmt.Sprintf("%s: %v", named(o), advised(err))
 	case live == nil:
 		change.Change, change.Diff = kube.Added, difference(ref.String(), nil, after)
 	default:
