@@ -157,6 +157,8 @@ type addonKeeper struct {
 	applier    *Applier
 	// since is when what an add-on wants now was first applied, by name; begun when it was first tried. Both are of the digests.
 	since, begun map[string]moment
+	// ready: the objects of a plan were applied once. Those of the next plan hold no add-on up.
+	ready bool
 }
 
 type moment struct {
@@ -200,7 +202,8 @@ func (k *addonKeeper) round(ctx context.Context) time.Duration {
 	if !known {
 		return addonInterval
 	}
-	applied := k.runner.applied()
+	k.ready = k.ready || k.runner.applied()
+	applied := k.ready
 	states := map[string]addon.State{}
 	pause := applyInterval
 	own, err := refsOf(k.runner.options().Wanted.Objects)

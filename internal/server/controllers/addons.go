@@ -195,6 +195,10 @@ func foldAddon(a *v1alpha1.Addon, cluster *v1alpha1.Cluster, s *addon.State, mis
 		return // what is known is of what was written before
 	}
 	status.ObservedGeneration, status.MissingImages = a.Generation, missing
+	waits := "waits for the cluster's API"
+	if cluster != nil && cluster.Spec.Paused {
+		waits = "waits until the cluster is resumed"
+	}
 	var hints []string
 	if len(missing) > 0 {
 		hints = append(hints, "no bundle has image "+strings.Join(missing, ", "))
@@ -204,10 +208,10 @@ func foldAddon(a *v1alpha1.Addon, cluster *v1alpha1.Cluster, s *addon.State, mis
 		status.Phase, hints = string(addon.Waiting), []string{fmt.Sprintf("there is no Cluster %q", a.Spec.Cluster)}
 	case s == nil && a.DeletionTimestamp != nil:
 		status.Phase = string(addon.Removing)
-		hints = append([]string{"waits for the cluster's API"}, hints...)
+		hints = append([]string{waits}, hints...)
 	case s == nil && status.Phase == "":
 		status.Phase = string(addon.Waiting)
-		hints = append([]string{"waits for the cluster's API"}, hints...)
+		hints = append([]string{waits}, hints...)
 	case s == nil:
 		return // what was known last stands
 	default:
