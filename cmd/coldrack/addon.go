@@ -489,7 +489,7 @@ claims stay unless --remove-data is given, and what has the annotation coldrack.
 		},
 	}
 	a.addConnectionFlag(cmd)
-	cmd.Flags().BoolVar(&keep, "keep-objects", false, "leave its objects in the cluster, as nobody's")
+	cmd.Flags().BoolVar(&keep, "keep-objects", false, "leave its objects in the cluster; an add-on of the same name takes them up again")
 	cmd.Flags().BoolVar(&data, "remove-data", false, "also remove its Namespaces, definitions of kinds, volumes and claims, with all that is in them")
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	cmd.MarkFlagsMutuallyExclusive("keep-objects", "remove-data")
