@@ -178,7 +178,7 @@ const (
 )
 
 // OwnAddons are the names of what every cluster may have of Coldrack.
-func OwnAddons() []string { return []string{"bootstrap", "kube-proxy", "flannel", "coredns"} }
+func OwnAddons() []string { return []string{"bootstrap", "kube-proxy", "flannel", "coredns", "loadbalancer"} }
 
 // Text is the file's content.
 func (f *AddonFile) Text() (string, error) {

@@ -3,6 +3,7 @@ package kube
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -56,6 +57,19 @@ func TestDaemonsOfForeignMachines(t *testing.T) {
 				t.Errorf("%s: the endpoint is in it: %v\n%s", d.Name, got, text)
 			}
 		}
+	}
+}
+
+// People's add-ons must not have a name of ours.
+func TestEveryAddonIsKnownByName(t *testing.T) {
+	plan := render(t, v1alpha1.TopologyDevelopment, func(in *Input) { in.Cluster.Spec.Network.Plugin = v1alpha1.NetworkFlannel })
+	for _, object := range plan.Objects {
+		if !slices.Contains(v1alpha1.OwnAddons(), object.Addon) {
+			t.Errorf("%s %s is of add-on %q, which v1alpha1.OwnAddons does not name", object.Kind, object.Name, object.Addon)
+		}
+	}
+	if version := AddonVersion(plan, "v1.37.2", "coredns"); !strings.HasPrefix(version, "v1.") || AddonVersion(plan, "v1.37.2", "bootstrap") != "v1.37.2" {
+		t.Errorf("coredns is %q, bootstrap %q", version, AddonVersion(plan, "v1.37.2", "bootstrap"))
 	}
 }
 
