@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -46,6 +47,17 @@ type Known struct {
 	all map[objectstore.Object]Manifest
 }
 
+// keep forgets manifests of these clusters that are not among objects.
+func (k *Known) keep(objects []objectstore.Object, uids []string) {
+	there := map[objectstore.Object]bool{}
+	for _, o := range objects {
+		there[o] = true
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	maps.DeleteFunc(k.all, func(o objectstore.Object, m Manifest) bool { return slices.Contains(uids, m.UID) && !there[o] })
+}
+
 // Copies are what is elsewhere of one cluster.
 type Copies struct {
 	// Backups that are whole, the newest first.
@@ -59,7 +71,10 @@ type Copies struct {
 // List what there is of some clusters, by UID.
 func (e Elsewhere) List(ctx context.Context, uids ...string) (map[string]Copies, error) {
 	prefix := ""
-	if len(uids) == 1 {
+	switch len(uids) {
+	case 0:
+		return nil, nil
+	case 1:
 		prefix = uids[0] + "/"
 	}
 	objects, err := e.Store.List(ctx, prefix)
@@ -110,6 +125,7 @@ func (e Elsewhere) List(ctx context.Context, uids ...string) (map[string]Copies,
 		slices.SortFunc(copies.Backups, func(a, b Manifest) int { return b.TakenAt.Compare(a.TakenAt) })
 		found[uid] = copies
 	}
+	e.Known.keep(objects, uids)
 	return found, nil
 }
 

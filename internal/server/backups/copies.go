@@ -156,8 +156,8 @@ func (s *Service) copySet(ctx context.Context, to backup.Elsewhere, k set, there
 			s.Log.Error("a backup is damaged, and is not copied", "of", k.String(), "err", err)
 			damaged = errors.Join(damaged, err)
 			continue
-		case errors.Is(err, fs.ErrNotExist):
-			state.Waiting-- // it was removed meanwhile
+		case errors.Is(err, fs.ErrNotExist) && isGone(folder, m.ID):
+			state.Waiting--
 			continue
 		case err != nil:
 			return err
@@ -185,6 +185,12 @@ func (s *Service) copySet(ctx context.Context, to backup.Elsewhere, k set, there
 		}
 	}
 	return to.Clear(ctx, k.uid+"/", before)
+}
+
+// isGone says whether a backup was removed from here meanwhile.
+func isGone(folder backup.Folder, id string) bool {
+	_, err := folder.Get(id)
+	return errors.Is(err, backup.ErrNone)
 }
 
 // copyPlan is what is to be done about copies.

@@ -199,12 +199,18 @@ func backedUp(c *v1alpha1.Cluster, b v1alpha1.BackupStatus, now time.Time) (cond
 	return condition, time.Time{}
 }
 
+// reasonCopyFails is the reason of the condition while copies cannot be made, and copyPatience how long that is until the cluster's message tells it.
+const (
+	reasonCopyFails = "Failing"
+	copyPatience    = 2 * time.Hour
+)
+
 // copied says whether there is a copy of the newest backup elsewhere.
 func copied(b v1alpha1.BackupStatus, copies *CopyState, now time.Time) metav1.Condition {
 	condition := metav1.Condition{Type: v1alpha1.ConditionBackupCopied, Status: metav1.ConditionFalse, Reason: "Waiting", LastTransitionTime: v1alpha1.TimeOf(now)}
 	switch {
 	case copies.Error != "":
-		condition.Reason = "Failing"
+		condition.Reason = reasonCopyFails
 		condition.Message = fmt.Sprintf("copies are not up to date since %s; it is tried again: %s", copies.Since.UTC().Format(time.RFC3339), copies.Error)
 	case b.Last != nil && b.Last.ID == copies.Newest && copies.Waiting == 0:
 		condition.Status, condition.Reason, condition.Message = metav1.ConditionTrue, "Copied", "backup "+copies.Newest+" is at "+copies.To

@@ -90,6 +90,9 @@ func foldCluster(c *v1alpha1.Cluster, f clusterFacts) {
 	if b := meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionBackedUp); b != nil && b.Reason == "Overdue" {
 		messages = append(messages, b.Message)
 	}
+	if b := meta.FindStatusCondition(s.Conditions, v1alpha1.ConditionBackupCopied); b != nil && b.Reason == reasonCopyFails && f.now.Sub(b.LastTransitionTime.Time) > copyPatience {
+		messages = append(messages, b.Message)
+	}
 	switch {
 	case s.Restore.Running():
 		s.Phase = v1alpha1.ClusterRolling

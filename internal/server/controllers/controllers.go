@@ -17,7 +17,7 @@
 //	Cluster  status but the next four; MachineGroup status             cluster.go
 //	Cluster  status.work, history, failure, backupWanted; of its       operations.go
 //	         nodes hand, the versions, the etcd member, and their end
-//	Cluster  status.backup, condition BackedUp                         backup.go
+//	Cluster  status.backup, conditions BackedUp and BackupCopied       backup.go
 //	Cluster  status.restore                                            restore.go
 //	Cluster  status.foreignNodes                                      clusterapi.go
 //	Addon    status                                                   addons.go

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -254,7 +255,11 @@ func (c Config) Validate() error {
 		bad("backupKeep", c.BackupKeep, "must be at least 1")
 	}
 	if _, err := c.copiesAt(); err != nil {
-		bad("backupCopies", c.BackupCopies, err.Error())
+		found := c.BackupCopies
+		if u, err := url.Parse(found); err == nil {
+			found = u.Redacted()
+		}
+		bad("backupCopies", found, err.Error())
 	}
 	if c.BackupCopies != "" && c.BackupCopiesSecret == "" {
 		bad("backupCopiesSecret", c.BackupCopiesSecret, "must name a Secret")

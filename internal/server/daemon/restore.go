@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	etcdversion "go.etcd.io/etcd/api/v3/version"
 
@@ -203,8 +204,42 @@ func Restore(ctx context.Context, cfg Config, o RestoreOptions) (done Restored, 
 		}
 		done.Files = append(done.Files, name)
 	}
+	if err := r.give(filepath.Join(work, "etcd")); err != nil {
+		return done, err
+	}
 	// The store comes last: without it nothing was restored, and the same command does it again.
 	return done, durable.Rename(filepath.Join(work, "etcd"), cfg.path("etcd"))
+}
+
+// give makes what was restored belong to whom the data folder belongs to, when the superuser restores for a server that runs as another user.
+func (r *restoration) give(store string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(r.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || owner.Uid == 0 {
+		return nil
+	}
+	roots := []string{store, r.cfg.path("lock"), r.cfg.path(settingsFile)}
+	for _, name := range keptState() {
+		roots = append(roots, r.cfg.path(name))
+	}
+	for _, root := range roots {
+		err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return errors.Join(err, os.Lchown(path, int(owner.Uid), int(owner.Gid)))
+		})
+		if err != nil {
+			return fmt.Errorf("give %s to user %d, to whom the data folder belongs: %w", root, owner.Uid, err)
+		}
+	}
+	return nil
 }
 
 // obtain has a backup's snapshot as a file, checked, and what is sealed beside it.

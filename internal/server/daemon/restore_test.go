@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -161,9 +162,13 @@ func TestTheOwnStoreIsRestored(t *testing.T) {
 		}
 	})
 
-	// Another host, which has a config file and the master key.
+	// Another host, which has a config file and the master key. The superuser restores for a server that runs as somebody else.
 	anew := fresh()
 	options.MasterKeyFile = master
+	if os.Geteuid() == 0 {
+		check(t, os.Mkdir(anew.DataDir, 0o700))
+		check(t, os.Chown(anew.DataDir, 12345, 12345))
+	}
 	list, err := ListRestorable(t.Context(), anew, options)
 	if err != nil || len(list) != 1 || list[0].ID != made.ID || list[0].Here || !list[0].There {
 		t.Fatalf("%+v, %v", list, err)
@@ -171,6 +176,18 @@ func TestTheOwnStoreIsRestored(t *testing.T) {
 	done, err := Restore(t.Context(), anew, options)
 	if err != nil || done.ID != made.ID || len(done.Kept) != 0 || !slices.Contains(done.Files, "pki/machine-ca.key.sealed") || !slices.Contains(done.Files, "tokens.json") {
 		t.Fatalf("%+v, %v", done, err)
+	}
+	if os.Geteuid() == 0 {
+		check(t, filepath.WalkDir(anew.DataDir, func(path string, entry os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := entry.Info()
+			if err == nil && info.Sys().(*syscall.Stat_t).Uid != 12345 {
+				t.Errorf("%s belongs to %d", path, info.Sys().(*syscall.Stat_t).Uid)
+			}
+			return err
+		}))
 	}
 	asItWas(t, anew, token)
 

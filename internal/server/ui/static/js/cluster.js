@@ -42,7 +42,7 @@ export function mount(main, name) {
 				s.failure ? h("div", { class: "verdict bad" }, h("p", { class: "what" }, data(s.failure.node), ": ", data(oneLine(s.failure.reason, 1000))), h("p", {}, t("This stops all other changes until the Cluster or one of its groups is written anew, or resumed."), " ", when(s.failure.at, now))) : null,
 				list(t("Needs a person"), work.blocks, "ill"), steps(work.steps, now), list(t("Waits by itself"), work.waits, "quiet"), work.nextWindow ? h("p", { class: "quiet" }, t("The next maintenance window opens"), " ", when(work.nextWindow, now)) : null,
 				!s.failure && !work.blocks?.length && !work.steps?.length && !work.waits?.length ? h("p", { class: "quiet" }, t("Nothing.")) : null),
-			backups(s.backup, s.restore, now), rotation(s.rotation, now),
+			backups(s.backup, s.restore, (s.conditions ?? []).find((c) => c.type === "BackupCopied"), now), rotation(s.rotation, now),
 			(s.steps ?? []).length ? card(t("Bring-up"), { class: "wide" }, timeline(s.steps, now)) : null,
 			card(t("Nodes"), { class: "wide" }, rows.length ? grid([t("Node"), t("Group"), t("Roles"), t("Address"), t("Version"), t("State"), t("Message")], rows) : h("p", { class: "quiet" }, t("No machine belongs to it yet."))),
 			card(t("Groups"), { class: "wide" }, groups.length ? grid([t("Name"), t("Roles"), t("Wanted"), t("There"), t("Ready"), t("Profile"), t("Message"), ""], groups.map((g) => [g.metadata.name, g.spec.roles.join(", "), g.spec.replicas ?? 1, g.status?.replicas ?? 0, g.status?.readyReplicas ?? 0, g.spec.profile ?? "", g.status?.message ?? "", scale(g)])) : h("p", { class: "quiet" }, t("none"))),
@@ -55,13 +55,13 @@ export function mount(main, name) {
 	const steps = (all, now) => (all?.length ? grid([t("Operation"), t("Step"), t("Node"), t("Since"), t("Reason")], all.map((x) => [x.operation, x.kind, x.node ?? "", x.startedAt ? age(now - Date.parse(x.startedAt)) : "", x.reason ?? ""])) : null);
 
 	// backups is how the snapshots of etcd stand, and a restore.
-	function backups(b, restore, now) {
+	function backups(b, restore, copied, now) {
 		if (!b && !restore) return null;
 		const last = b?.last;
 		return card(t("Backups of etcd"), {},
 			b?.error ? h("div", { class: "verdict bad" }, h("p", { class: "what" }, data(oneLine(b.error, 1000))), h("p", {}, t("{0} failures in a row", b.failures ?? 1))) : null,
 			facts([t("Last good one"), last ? [last.id, " \u00b7 ", when(last.takenAt, now)] : t("none")], [t("Holds"), last ? t("{0} keys, {1} MiB, written by etcd {2}", last.keys ?? 0, Math.ceil((last.size ?? 0) / 1048576), last.etcd ?? "?") : ""],
-				[t("Next one"), b?.nextAt ? when(b.nextAt, now) : t("none by itself")], [t("Restore"), restore ? [restore.backup, restore.step, restore.message].filter(Boolean).join(" \u00b7 ") : ""]));
+				[t("Next one"), b?.nextAt ? when(b.nextAt, now) : t("none by itself")], [t("Copies"), copied ? copied.message || copied.reason : ""], [t("Restore"), restore ? [restore.backup, restore.step, restore.message].filter(Boolean).join(" \u00b7 ") : ""]));
 	}
 
 	// rotation of a key, under way or the last one.

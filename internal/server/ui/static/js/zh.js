@@ -70,6 +70,6 @@ export const words = {
 	"Pause": "暂停", "Abort": "中止", "Resume": "恢复", "Scale": "调整数量", "How many machines": "机器数量", "Nothing further is begun. What is under way on a machine is finished.": "不会再开始新的操作。机器上正在进行的会完成。",
 	"No further node is taken, and nodes in hand go back to what they had, as far as that is possible.": "不会再处理其他节点，正在处理的节点会尽可能恢复原状。", "What failed is tried again. Change what is wanted first, if that is why it failed.": "会重试失败的操作。如果失败原因是期望的配置，请先修改。", "It goes on with what is wanted.": "继续执行期望的配置。",
 	"{0} machines are drained, leave one after another, and are then wiped or become spares, as the group says.": "{0} 台机器会被排空，逐台离开，然后按组的设置擦除或成为备用。",
-	"The next maintenance window opens": "下一个维护窗口开始于", "Backups of etcd": "etcd 备份", "{0} failures in a row": "连续 {0} 次失败", "Last good one": "最近一次可用备份", "Holds": "内容", "{0} keys, {1} MiB, written by etcd {2}": "{0} 个键，{1} MiB，由 etcd {2} 写入", "Next one": "下一次", "none by itself": "不会自动进行", "Restore": "恢复备份",
+	"The next maintenance window opens": "下一个维护窗口开始于", "Backups of etcd": "etcd 备份", "{0} failures in a row": "连续 {0} 次失败", "Last good one": "最近一次可用备份", "Holds": "内容", "{0} keys, {1} MiB, written by etcd {2}": "{0} 个键，{1} MiB，由 etcd {2} 写入", "Next one": "下一次", "none by itself": "不会自动进行", "Copies": "副本", "Restore": "恢复备份",
 	"Replacement of a key": "密钥更换", "Key": "密钥", "Stage": "阶段", "Secrets written anew": "已重写的 Secret", "Asked for by": "请求者",
 };
