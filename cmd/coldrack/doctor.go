@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		server  serverFlags
 		probe   bool
 		foreign string
+		address string
 		output  string
 	)
 	cmd := &cobra.Command{
@@ -56,6 +58,7 @@ While the server runs, what it has found on its Subnets is shown as well, such a
 				return err
 			}
 			if foreign != "" {
+				cfg.BootAddress = cmp.Or(address, cfg.BootAddress)
 				return a.printForeignDHCP(foreign, cfg)
 			}
 			results := doctor.Run(cmd.Context(), doctor.Subject{
@@ -83,6 +86,7 @@ While the server runs, what it has found on its Subnets is shown as well, such a
 	server.addFlags(cmd)
 	cmd.Flags().BoolVar(&probe, "probe-dhcp", false, "ask on every interface who answers DHCP, and ARP for others; takes four seconds and root")
 	cmd.Flags().StringVar(&foreign, "foreign-dhcp", "", "print what another DHCP server must say for machines to boot from here: "+strings.Join(doctor.ForeignServers(), ", "))
+	cmd.Flags().StringVar(&address, "boot-address", "", "for --foreign-dhcp: the address by which machines reach the server (default its own, if there is one)")
 	_ = cmd.RegisterFlagCompletionFunc("foreign-dhcp", cobra.FixedCompletions(doctor.ForeignServers(), cobra.ShellCompDirectiveNoFileComp))
 	addOutputFlag(cmd, &output, "json", "yaml")
 	return cmd
@@ -105,7 +109,11 @@ func (a *app) printForeignDHCP(kind string, cfg daemon.Config) error {
 // bootAddress is the one address that machines reach this server by.
 func bootAddress(cfg daemon.Config) (netip.Addr, error) {
 	if cfg.BootAddress != "" {
-		return netip.ParseAddr(cfg.BootAddress)
+		address, err := netip.ParseAddr(cfg.BootAddress)
+		if err != nil {
+			return address, exit.Usagef("--boot-address: %q is not an IP address", cfg.BootAddress)
+		}
+		return address, nil
 	}
 	if cfg.BootNetns != "" {
 		return netip.Addr{}, errors.New("the server's addresses are in another network namespace: say by --boot-address which one machines reach")

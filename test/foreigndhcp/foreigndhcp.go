@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	netnstest "coldrack.dev/test/netns"
+	"coldrack.dev/test/require"
 )
 
 // Server is a kind of DHCP server. It gives 192.0.2.150 to .159 of 192.0.2.0/24, with the router 192.0.2.254.
@@ -40,31 +41,17 @@ var (
 // All of them.
 func All() []Server { return []Server{Dnsmasq, ISC, Kea} }
 
-// Start runs the server in a network namespace with an interface eth0, with further lines in its file, until the test ends. It runs a copy
-// of the program: Debian's AppArmor profiles keep the packaged one to its own folders.
+// Start runs the server in a network namespace with an interface eth0, with further lines in its file, until the test ends.
 func (s Server) Start(t testing.TB, ns *netnstest.NS, lines string) {
 	t.Helper()
 	dir := t.TempDir()
-	packaged, err := exec.LookPath(s.Program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := os.ReadFile(packaged)
-	if err != nil {
-		t.Fatal(err)
-	}
-	own := filepath.Join(dir, s.Program)
-	for path, content := range map[string][]byte{
-		own:                          program,
-		filepath.Join(dir, "conf"):   []byte(strings.ReplaceAll(fmt.Sprintf(s.config, lines), "DIR", dir)),
-		filepath.Join(dir, "leases"): nil,
-	} {
-		if err := os.WriteFile(path, content, 0o755); err != nil {
+	for name, text := range map[string]string{"conf": strings.ReplaceAll(fmt.Sprintf(s.config, lines), "DIR", dir), "leases": ""} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var said bytes.Buffer
-	cmd := exec.Command(own, strings.Fields(strings.ReplaceAll(s.args, "DIR", dir))...)
+	cmd := exec.Command(require.Program(s.Program), strings.Fields(strings.ReplaceAll(s.args, "DIR", dir))...)
 	cmd.Env = append(os.Environ(), "KEA_PIDFILE_DIR="+dir, "KEA_LOCKFILE_DIR="+dir)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := ns.Start(cmd); err != nil {

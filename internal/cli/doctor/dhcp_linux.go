@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+
+	"coldrack.dev/api/v1alpha1"
 )
 
 // probeTime is how long a probe listens for offers. Servers that check an address for conflicts first
@@ -20,7 +23,7 @@ const probeTime = 4 * time.Second
 
 // probeSegments asks on every interface for an address, takes none, and tells who offered one, and who answers ARP for
 // the addresses of others.
-func probeSegments(ctx context.Context, wanted []string, patience time.Duration) []Result {
+func probeSegments(ctx context.Context, wanted []string, subnets []v1alpha1.Subnet, patience time.Duration) []Result {
 	all, err := net.Interfaces()
 	if err != nil {
 		return []Result{fail("other DHCP servers", err.Error(), "")}
@@ -35,14 +38,32 @@ func probeSegments(ctx context.Context, wanted []string, patience time.Duration)
 	results := make([]Result, 2*len(candidates))
 	var wait sync.WaitGroup
 	for n, i := range candidates {
-		wait.Go(func() { results[2*n] = probeOn(ctx, i, patience) })
+		wait.Go(func() { results[2*n] = probeOn(ctx, i, theirs(subnets, ipv4Of(i)), patience) })
 		wait.Go(func() { results[2*n+1] = probeARP(ctx, i) })
 	}
 	wait.Wait()
 	return results
 }
 
-func probeOn(ctx context.Context, i net.Interface, patience time.Duration) Result {
+// theirs is the Subnet of a segment in which the site's own server gives the addresses, "" where ours does or where that is not known. own are
+// the interface's addresses, with prefix lengths.
+func theirs(subnets []v1alpha1.Subnet, own []string) string {
+	for _, s := range subnets {
+		network, err := netip.ParsePrefix(s.Spec.CIDR)
+		if err != nil || s.Spec.DHCP == v1alpha1.DHCPServer {
+			continue
+		}
+		for _, text := range own {
+			if a, err := netip.ParsePrefix(text); err == nil && network.Contains(a.Addr()) {
+				return s.Name
+			}
+		}
+	}
+	return ""
+}
+
+// probeOn asks on one interface. subnet is the one in which the site's own server may answer, or "".
+func probeOn(ctx context.Context, i net.Interface, subnet string, patience time.Duration) Result {
 	check := "DHCP on " + i.Name
 	client, err := nclient4.New(i.Name, nclient4.WithTimeout(patience), nclient4.WithRetry(1))
 	if err != nil {
@@ -69,6 +90,9 @@ func probeOn(ctx context.Context, i net.Interface, patience time.Duration) Resul
 	}
 	mu.Lock()
 	defer mu.Unlock()
+	if len(offers) == 0 && subnet != "" {
+		return warn(check, "nobody answers, and in Subnet "+subnet+" it is the site's own DHCP server that gives addresses", "see whether that one runs, and whether it answers everybody")
+	}
 	if len(offers) == 0 {
 		return ok(check, "nobody answers")
 	}
@@ -81,6 +105,9 @@ func probeOn(ctx context.Context, i net.Interface, patience time.Duration) Resul
 	slices.Sort(texts)
 	if !foreign {
 		return ok(check, "only this machine answers: %s", strings.Join(texts, "; "))
+	}
+	if subnet != "" {
+		return ok(check, "%s: the site's own, as Subnet %s has it", strings.Join(texts, "; "), subnet)
 	}
 	return fail(check, strings.Join(texts, "; "),
 		"two servers on one segment race for every machine: stop the other one, or set the Subnet's spec.dhcp to proxy")

@@ -90,10 +90,11 @@ func Run(ctx context.Context, s Subject) []Result {
 		results = append(results, privileges())
 	}
 	results = append(results, interfaces(s.Interfaces))
+	subnets, err := s.Subnets(ctx)
 	if s.ProbeDHCP {
-		results = append(results, probeSegments(ctx, s.Interfaces, probeTime)...)
+		results = append(results, probeSegments(ctx, s.Interfaces, subnets, probeTime)...)
 	}
-	results = append(results, segments(ctx, s.Subnets)...)
+	results = append(results, segments(subnets, err)...)
 	results = append(results, clock(time.Now()))
 	results = append(results, dataDir(s.DataDir)...)
 	results = append(results, certificates(ctx, s.Expiry)...)
@@ -103,8 +104,7 @@ func Run(ctx context.Context, s Subject) []Result {
 }
 
 // segments tells what the running server found wrong with its Subnets.
-func segments(ctx context.Context, list func(context.Context) ([]v1alpha1.Subnet, error)) []Result {
-	subnets, err := list(ctx)
+func segments(subnets []v1alpha1.Subnet, err error) []Result {
 	if err != nil {
 		return []Result{warn("subnets", "not known: "+err.Error(), "look again while the server runs, as the owner of its data folder")}
 	}

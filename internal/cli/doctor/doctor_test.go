@@ -16,7 +16,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"coldrack.dev/api/v1alpha1"
 	product "coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/lab"
 	"coldrack.dev/test/netns"
@@ -244,6 +246,7 @@ func TestProbeFindsAnotherDHCPServer(t *testing.T) {
 	server.Address("eth0", "10.20.0.1/24")
 	rack.Address("eth0", "10.20.0.2/24")
 	const patience = 2 * time.Second
+	subnet := ""
 	probe := func() (results []Result) {
 		t.Helper()
 		// Sockets belong to the namespace in which they are opened, so the whole probe happens there.
@@ -252,7 +255,7 @@ func TestProbeFindsAnotherDHCPServer(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			results = []Result{probeOn(context.Background(), *i, patience)}
+			results = []Result{probeOn(context.Background(), *i, subnet, patience)}
 			return nil
 		}); err != nil {
 			t.Fatal(err)
@@ -262,6 +265,15 @@ func TestProbeFindsAnotherDHCPServer(t *testing.T) {
 	if r := probe()[0]; r.State != OK || r.Found != "nobody answers" {
 		t.Errorf("an empty segment: %+v", r)
 	}
+	own := []v1alpha1.Subnet{{ObjectMeta: metav1.ObjectMeta{Name: "ours"}, Spec: v1alpha1.SubnetSpec{CIDR: "10.20.0.0/24", DHCP: v1alpha1.DHCPServer}}}
+	proxied := []v1alpha1.Subnet{{ObjectMeta: metav1.ObjectMeta{Name: "rack"}, Spec: v1alpha1.SubnetSpec{CIDR: "10.20.0.0/24", DHCP: v1alpha1.DHCPProxy}}}
+	if a, b, c := theirs(own, []string{"10.20.0.1/24"}), theirs(proxied, []string{"10.9.0.1/24", "10.20.0.1/24"}), theirs(proxied, []string{"10.9.0.1/24"}); a != "" || b != "rack" || c != "" {
+		t.Errorf("where the site's own server answers: %q, %q, %q", a, b, c)
+	}
+	if subnet = "rack"; probe()[0].State != Warn {
+		t.Error("the site's own server is silent, and nobody says so")
+	}
+	subnet = ""
 	dir := t.TempDir()
 	dnsmasq := exec.Command("dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--bind-interfaces",
 		"--dhcp-authoritative", "--no-ping", "--dhcp-range=10.20.0.50,10.20.0.60", "--log-facility=-", "--pid-file="+filepath.Join(dir, "pid"),
@@ -278,6 +290,9 @@ func TestProbeFindsAnotherDHCPServer(t *testing.T) {
 	r := probe()[0]
 	if r.State != Fail || !strings.Contains(r.Found, "10.20.0.2 offers 10.20.0.") {
 		t.Errorf("got %+v\ndnsmasq said:\n%s", r, out.String())
+	}
+	if subnet = "rack"; probe()[0].State != OK {
+		t.Error("the site's own server is taken for a stranger")
 	}
 	if leases, err := os.ReadFile(filepath.Join(dir, "leases")); err == nil && len(leases) > 0 {
 		t.Errorf("the probe took a lease: %s", leases)

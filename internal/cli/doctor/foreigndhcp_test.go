@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -151,14 +150,12 @@ func TestFindingsOfTheRunningServer(t *testing.T) {
 		return v1alpha1.Subnet{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.SubnetSpec{DHCP: v1alpha1.DHCPProxy}, Status: v1alpha1.SubnetStatus{Conditions: conditions}}
 	}
 	ready := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue}
-	results := segments(t.Context(), func(context.Context) ([]v1alpha1.Subnet, error) {
-		return []v1alpha1.Subnet{
-			subnet("good", ready, metav1.Condition{Type: v1alpha1.ConditionARPProxy, Status: metav1.ConditionFalse}),
-			subnet("ignored", ready, metav1.Condition{Type: v1alpha1.ConditionProxyIgnored, Status: metav1.ConditionTrue, Message: "x asked 3 times"}),
-			subnet("unserved", metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Message: "no interface"}),
-			subnet("shared", ready, metav1.Condition{Type: v1alpha1.ConditionOtherDHCPServer, Status: metav1.ConditionTrue, Message: "10.5.0.66"}),
-		}, nil
-	})
+	results := segments([]v1alpha1.Subnet{
+		subnet("good", ready, metav1.Condition{Type: v1alpha1.ConditionARPProxy, Status: metav1.ConditionFalse}),
+		subnet("ignored", ready, metav1.Condition{Type: v1alpha1.ConditionProxyIgnored, Status: metav1.ConditionTrue, Message: "x asked 3 times"}),
+		subnet("unserved", metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Message: "no interface"}),
+		subnet("shared", ready, metav1.Condition{Type: v1alpha1.ConditionOtherDHCPServer, Status: metav1.ConditionTrue, Message: "10.5.0.66"}),
+	}, nil)
 	var got []string
 	for _, r := range results {
 		got = append(got, fmt.Sprintf("%s %s: %s", r.State, r.Check, r.Found))
@@ -170,7 +167,7 @@ func TestFindingsOfTheRunningServer(t *testing.T) {
 	if !strings.Contains(results[1].Do, "--foreign-dhcp") {
 		t.Errorf("%+v", results[1])
 	}
-	if r := segments(t.Context(), func(context.Context) ([]v1alpha1.Subnet, error) { return nil, errors.New("no answer") }); len(r) != 1 || r[0].State != Warn {
+	if r := segments(nil, errors.New("no answer")); len(r) != 1 || r[0].State != Warn {
 		t.Errorf("%+v", r)
 	}
 }

@@ -210,7 +210,7 @@ func TestRealRelays(t *testing.T) {
 			bystander := newFirmware(n, 2)
 
 			var said bytes.Buffer
-			cmd := exec.Command(relay.program, strings.Fields(relay.args)...)
+			cmd := exec.Command(require.Program(relay.program), strings.Fields(relay.args)...)
 			cmd.Stdout, cmd.Stderr = &said, &said
 			if err := router.Start(cmd); err != nil {
 				t.Fatal(err)
