@@ -17,7 +17,7 @@ BUNDLE  := build/default.bundle.tar
 BUILD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/coldrack/bundle
 export PATH := $(CURDIR)/bin:$(PATH)
 # What tests may rely on here, after `make setup`; where one of these is missing they fail instead of skipping.
-TOOLS := root netns qemu kubectl etcd curl skopeo tftp udhcpc dhclient dnsmasq nft setpriv containerd ctr losetup sgdisk mtype \
+TOOLS := root netns qemu kubectl etcd etcd-debian curl skopeo tftp udhcpc dhclient dnsmasq nft setpriv containerd ctr losetup sgdisk mtype \
 	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs ipmi_sim ipmitool redfishtool sushy versitygw \
 	dig host nslookup named named-checkzone chronyd timesyncd dhcpd dhcrelay kea-dhcp4
 space := $(subst ,, )
@@ -92,6 +92,10 @@ bin/1.36/etcd: recipes/modules/etcd-3.6/go.mod recipes/modules/etcd-3.6/go.sum
 bin/etcd: go.mod
 	@mkdir -p bin; echo "building etcd"
 	@go build -o bin/etcd go.etcd.io/etcd/server/v3
+# An older etcd, of the Debian release of this host: 3.4 in Debian 12, 3.5 in Debian 13.
+bin/etcd-debian: hack/debian-etcd.sh
+	@echo "fetching Debian's etcd"
+	@hack/debian-etcd.sh $@
 bin/containerd bin/ctr: recipes/modules/containerd-2.4/go.mod recipes/modules/containerd-2.4/go.sum
 	@mkdir -p bin; echo "building $(notdir $@)"
 	@cd recipes/modules/containerd-2.4 && go build -ldflags '-s -w' -o ../../../$@ github.com/containerd/containerd/v2/cmd/$(notdir $@)
@@ -116,10 +120,10 @@ check: bin/gotest
 	@COLDRACK_REQUIRE=none gotest $$(hack/pure.sh)
 
 ## test       everything that can be checked quickly
-test: setup build bin/kubectl bin/etcd bin/containerd bin/ctr bin/versitygw lint unit soak-minute fuzz
+test: setup build bin/kubectl bin/etcd bin/etcd-debian bin/containerd bin/ctr bin/versitygw lint unit soak-minute fuzz
 
 ## unit       all unit, network-namespace and API tests, with the race detector but for the command line's, which start it a hundred times
-unit: build bin/gotest bin/kubectl bin/etcd bin/containerd bin/ctr bin/versitygw
+unit: build bin/gotest bin/kubectl bin/etcd bin/etcd-debian bin/containerd bin/ctr bin/versitygw
 	@echo "tests of the command line, and those that are too slow with the race detector"
 	@gotest -timeout 15m ./cmd/coldrack
 	@hack/swift.sh

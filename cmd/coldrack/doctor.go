@@ -221,6 +221,9 @@ func serverPorts(cfg daemon.Config) []doctor.Port {
 			ports = append(ports, names)
 		}
 	}
+	if cfg.EtcdDiscoveryPort != 0 {
+		ports = append(ports, at("tcp4", cfg.EtcdDiscoveryPort, "etcd discovery (etcdDiscoveryPort)"))
+	}
 	return append(ports, dhcp, discovery,
 		at("udp4", cfg.TFTPPort, "TFTP (tftpPort)"),
 		at("tcp4", cfg.BootPort, "boot files (bootPort)"),

@@ -120,6 +120,7 @@ var rooms = []room{
 
 	{"server/audit", "server", parties, nil},
 	{"server/backups", "server", parties, may("api/v1alpha1", "base/objectstore", "cluster/backup", "cluster/etcd", "cluster/etcddata", "cluster/members")},
+	{"server/etcddiscovery", "server", parties, nil},
 	{"server/controllers", "server", parties, may("api/v1alpha1", "cluster/etcd", "cluster/kube", "cluster/kubeapi", "cluster/members", "cluster/planner", "machine/enroll", "machine/fleet", "machine/identify", "machine/lifecycle", "cluster/addon")},
 	{"server/controlplane", "server", parties, may("api/v1alpha1", "cluster/etcd", "server/audit")},
 	{"server/machineapi", "server", parties, may("api/v1alpha1", "cluster/members", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "contract/nodeconfig", "base/pki", "contract/wire")},
@@ -127,7 +128,7 @@ var rooms = []room{
 	{"server/peopleapi", "server", parties, may("api/v1alpha1", "machine/bmc", "server/power", "server/backups", "cluster/backup", "cluster/kube", "cluster/kubeapi", "cluster/members", "cluster/planner", "content/bundle", "machine/fleet", "server/controlplane", "server/peopleapi/peoplewire", "cluster/addon", "cluster/supply")},
 	{"server/peopleapi/credentials", "server", parties, may("base/pki", "server/controlplane")},
 	{"server/peopleapi/peoplewire", "server", parties, may("cluster/kube")},
-	{"server/daemon", "server", parties, may("api/v1alpha1", "base/objectstore", "machine/bmc", "server/power", "server/backups", "cluster/backup", "cluster/etcd", "cluster/etcddata", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "contract/nodeconfig", "contract/manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/dns", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "base/pki", "server/audit", "server/controllers", "server/controlplane", "server/machineapi", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "server/ui", "contract/wire", "cluster/supply")},
+	{"server/daemon", "server", parties, may("api/v1alpha1", "base/objectstore", "machine/bmc", "server/power", "server/backups", "cluster/backup", "cluster/etcd", "cluster/etcddata", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "contract/nodeconfig", "contract/manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/dns", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "base/pki", "server/audit", "server/controllers", "server/controlplane", "server/etcddiscovery", "server/machineapi", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "server/ui", "contract/wire", "cluster/supply")},
 	{"server/ui", "server", parties, may("server/controlplane", "server/peopleapi/peoplewire")},
 
 	{"lab", "lab", front, may("lab/vbmc")},

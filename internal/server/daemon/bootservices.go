@@ -16,6 +16,7 @@ import (
 	"coldrack.dev/internal/netboot/netif"
 	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/netboot/tftp"
+	"coldrack.dev/internal/server/etcddiscovery"
 )
 
 // bootServices are the servers that machines talk to, DHCP apart. Each serves any number of sockets.
@@ -25,7 +26,10 @@ type bootServices struct {
 	machines *http.Server
 	clock    *sntp.Server
 	places   int // for connections to the machine API, for each set of sockets
-	log      *slog.Logger
+	// discovery is nil where members of etcd are not served; its places are those for connections.
+	discovery       *etcddiscovery.Server
+	discoveryPlaces int
+	log             *slog.Logger
 
 	mu        sync.Mutex
 	listeners []*connlimit.Listener
@@ -53,6 +57,11 @@ func (b *bootServices) serve(ctx context.Context, set bootSockets) error {
 		group.Go(func() error { return b.clock.Serve(ctx, set.time) })
 	} else {
 		b.log.Info("machines are not told the time by this server; if its host has no time server, their clocks need another", "err", set.timeErr)
+	}
+	if set.discovery != nil {
+		group.Go(func() error {
+			return b.discovery.Serve(ctx, connlimit.New(set.discovery, connlimit.Options{Max: b.discoveryPlaces, PerClient: connectionsPerMachine}))
+		})
 	}
 	limited := limitMachines(set.machine, b.places)
 	b.mu.Lock()

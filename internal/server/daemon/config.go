@@ -50,6 +50,10 @@ type Config struct {
 	// BootNetns is the path or name of a network namespace in which the boot sockets and the machine
 	// API are opened; people's API stays in the server's own. Used by the lab.
 	BootNetns string `json:"bootNetns,omitempty"`
+	// EtcdDiscoveryPort serves the members of new etcd clusters, over plain HTTP and gRPC; 0: they are not served.
+	EtcdDiscoveryPort int `json:"etcdDiscoveryPort,omitempty"`
+	// EtcdDiscoveryOpen lets anybody who reaches that port make tokens.
+	EtcdDiscoveryOpen bool `json:"etcdDiscoveryOpen,omitempty"`
 	// NoBoot starts no boot services: only the control plane, controllers and people's API.
 	NoBoot bool `json:"noBoot,omitempty"`
 
@@ -208,6 +212,15 @@ func (c Config) Validate() error {
 		if _, err := parseUpstream(upstream); err != nil && (upstream != noUpstreams || len(c.DNSUpstreams) > 1) {
 			bad("dnsUpstreams", upstream, "must be an address such as 10.0.0.53 or 10.0.0.53:5353, or none alone")
 		}
+	}
+	if c.EtcdDiscoveryPort < 0 || c.EtcdDiscoveryPort > 65535 {
+		bad("etcdDiscoveryPort", c.EtcdDiscoveryPort, "must be between 1 and 65535, or 0 for none")
+	}
+	if c.EtcdDiscoveryOpen && c.EtcdDiscoveryPort == 0 {
+		bad("etcdDiscoveryOpen", c.EtcdDiscoveryOpen, "needs etcdDiscoveryPort, for example 7081")
+	}
+	if c.EtcdDiscoveryPort != 0 && c.NoBoot {
+		bad("etcdDiscoveryPort", c.EtcdDiscoveryPort, "is opened where machines are served, and noBoot serves none")
 	}
 	if c.Kubeconfig != "" && len(c.EtcdEndpoints) > 0 {
 		errs = append(errs, errors.New("kubeconfig and etcdEndpoints exclude each other: the kinds live in one place"))

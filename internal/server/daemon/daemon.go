@@ -33,6 +33,7 @@ import (
 	"coldrack.dev/internal/server/backups"
 	"coldrack.dev/internal/server/controllers"
 	"coldrack.dev/internal/server/controlplane"
+	"coldrack.dev/internal/server/etcddiscovery"
 	"coldrack.dev/internal/server/machineapi"
 	"coldrack.dev/internal/server/peopleapi"
 	"coldrack.dev/internal/server/peopleapi/credentials"
@@ -115,6 +116,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	if cfg.UI && cfg.Kubeconfig == "" {
 		if s.ui, err = ui.New(cfg.path("ui-sessions.json"), log.With("part", "ui")); err != nil {
+			return err
+		}
+	}
+	if cfg.EtcdDiscoveryPort != 0 {
+		if s.discovery, err = etcddiscovery.Open(cfg.path("etcd-discovery.json")); err != nil {
 			return err
 		}
 	}
@@ -216,8 +222,9 @@ type server struct {
 	reach      *reach     // nil without boot services
 	audit      *audit.Log // nil where the kinds live elsewhere
 	catalog    *catalog
-	subnets    *dhcpSubnets // nil without boot services
-	names      *names       // nil without boot services
+	subnets    *dhcpSubnets            // nil without boot services
+	discovery  *etcddiscovery.Registry // nil where members of etcd are not served
+	names      *names                  // nil without boot services
 	late       lateStore
 	// plane holds the kinds, in this life of the store; current is the same for those who ask in between.
 	plane   *controlplane.ControlPlane
@@ -264,6 +271,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		metricsPath:                   peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.metrics.handler(s.log)),
 		peoplewire.PathBoots:          peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.bootGate),
 		peoplewire.PathExpiry:         peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.expiryHandler()),
+		peoplewire.PathDiscovery:      peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.discoveryHandler()),
 		profilesPath:                  peopleapi.Limit{AtOnce: 2}.Around(profiles()),
 	}
 	handlers[peoplewire.PathNames] = peopleapi.Limit{AtOnce: 4, Each: 2}.Around(s.namesHandler())

@@ -16,6 +16,7 @@ import (
 type budget struct {
 	bootHTTP  int // connections
 	machine   int // connections
+	discovery int // connections
 	transfers int // of TFTP; up to four times as many run while firmware waits
 }
 
@@ -24,7 +25,7 @@ const fewDescriptors = 8192
 
 func budgetOf(descriptors uint64) budget {
 	limit := int(min(max(descriptors, 256), 1<<20))
-	return budget{bootHTTP: min(limit/8, 4096), machine: min(limit/2, 1<<15), transfers: min(limit/32, 1000)}
+	return budget{bootHTTP: min(limit/8, 4096), machine: min(limit/2, 1<<15), discovery: min(limit/32, 512), transfers: min(limit/32, 1000)}
 }
 
 // descriptorBudget is the budget under the limit of this process.

@@ -21,6 +21,7 @@ import (
 	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/backups"
 	"coldrack.dev/internal/server/controlplane"
+	"coldrack.dev/internal/server/etcddiscovery"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
@@ -227,6 +228,17 @@ func (m *metrics) watchMachineAPI(stats func() connlimit.Stats) {
 		s.gauge("coldrack_machine_api_unproven_connections", "Open connections to the machine API without a client certificate of ours.", now.Unproven)
 		s.counter("coldrack_machine_api_refused_connections_total", "Connections closed because their client had too many.", now.Refused)
 		s.counter("coldrack_machine_api_evicted_connections_total", "Connections without a client certificate that were closed to make room for others.", now.Evicted)
+	}))
+}
+
+func (m *metrics) watchDiscovery(stats func() etcddiscovery.Stats) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := stats()
+		s.counter("coldrack_etcd_discovery_requests_total", "Requests of members of etcd that look for their cluster.", now.Requests)
+		s.counter("coldrack_etcd_discovery_misses_total", "Requests for tokens that there are not, or that have ended.", now.Misses)
+		s.gauge("coldrack_etcd_discovery_waiting", "Members of etcd that wait for others.", now.Waiting)
+		s.gauge("coldrack_etcd_discovery_tokens", "Tokens that have not ended, by whether all of their members have come.", now.Forming, "state", "forming")
+		s.gauge("coldrack_etcd_discovery_tokens", "Tokens that have not ended, by whether all of their members have come.", now.Complete, "state", "complete")
 	}))
 }
 

@@ -15,6 +15,7 @@ import (
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/netboot/tftp"
+	"coldrack.dev/internal/server/etcddiscovery"
 	"coldrack.dev/internal/server/machineapi"
 )
 
@@ -76,7 +77,16 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	})
 	clock := sntp.New(s.log.With("part", "time"))
 	s.metrics.watchTime(clock.Stats)
-	services := &bootServices{clock: clock, web: web, files: files, machines: machines, places: places.machine / max(1, len(s.cfg.Interfaces)), log: s.log}
+	sets := max(1, len(s.cfg.Interfaces))
+	services := &bootServices{clock: clock, web: web, files: files, machines: machines, places: places.machine / sets, discoveryPlaces: places.discovery / sets, log: s.log}
+	if s.discovery != nil {
+		services.discovery = etcddiscovery.New(etcddiscovery.Options{Registry: s.discovery, Open: s.cfg.EtcdDiscoveryOpen, Log: s.log.With("part", "etcddiscovery")})
+		s.metrics.watchDiscovery(services.discovery.Stats)
+		group.Go(func() error {
+			<-ctx.Done()
+			return services.discovery.Close()
+		})
+	}
 	s.metrics.watchMachineAPI(services.connections)
 	group.Go(func() error { return s.serveSockets(ctx, services) })
 	return s.serveDHCP(ctx, group, answers)

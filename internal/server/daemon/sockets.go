@@ -25,7 +25,9 @@ type bootSockets struct {
 	index   int    // of the device
 	http    net.Listener
 	machine net.Listener
-	tftp    *net.UDPConn
+	// discovery is nil where members of etcd are not served.
+	discovery net.Listener
+	tftp      *net.UDPConn
 	// time is nil where it cannot be told, mostly because another program of this host does; timeErr says why.
 	time    *net.UDPConn
 	timeErr error
@@ -85,6 +87,11 @@ func openBootSockets(ctx context.Context, cfg Config, on netif.Interface) (s boo
 	if s.machine, err = listenTCP(ctx, cfg.BootNetns, device, cfg.MachinePort, "machine API", "--machine-port"); err != nil {
 		return s, err
 	}
+	if cfg.EtcdDiscoveryPort != 0 {
+		if s.discovery, err = listenTCP(ctx, cfg.BootNetns, device, cfg.EtcdDiscoveryPort, "etcd discovery", "--etcd-discovery-port"); err != nil {
+			return s, err
+		}
+	}
 	conn, err := netns.ListenPacketOn(ctx, cfg.BootNetns, device, "udp", net.JoinHostPort("", strconv.Itoa(cfg.TFTPPort)))
 	if err != nil {
 		return s, explainListen(err, "TFTP", "udp", cfg.TFTPPort, "--tftp-port")
@@ -126,6 +133,9 @@ func (s bootSockets) close() {
 	}
 	if s.machine != nil {
 		s.machine.Close()
+	}
+	if s.discovery != nil {
+		s.discovery.Close()
 	}
 	if s.tftp != nil {
 		s.tftp.Close()
