@@ -178,7 +178,6 @@ func TestTheServersDiskIsLost(t *testing.T) {
 	s.Kill()
 	s3.Mend()
 	s.Start()
-	r.AwaitCluster("copied after the kill", copied("Copied"))
 	var backups []peoplewire.Backup
 	list := func() {
 		t.Helper()
@@ -186,9 +185,11 @@ func TestTheServersDiskIsLost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if list(); len(backups) != 2 || !slices.Equal(backups[0].Where, []string{"here", "copy"}) || !slices.Equal(backups[1].Where, []string{"here", "copy"}) {
-		t.Fatalf("backups %+v", backups)
-	}
+	r.Await("both are copied after the kill", func() (bool, string) {
+		list()
+		return len(backups) == 2 && slices.Equal(backups[0].Where, []string{"here", "copy"}) && slices.Equal(backups[1].Where, []string{"here", "copy"}), fmt.Sprint(backups)
+	})
+	r.AwaitCluster("copied after the kill", copied("Copied"))
 	id := backups[0].ID
 	s.Run("server", "backup")
 	r.Await("the server's own backup is copied", func() (bool, string) {
