@@ -178,7 +178,9 @@ const (
 )
 
 // OwnAddons are the names of what every cluster may have of Coldrack.
-func OwnAddons() []string { return []string{"bootstrap", "kube-proxy", "flannel", "coredns", "loadbalancer"} }
+func OwnAddons() []string {
+	return []string{"bootstrap", "kube-proxy", "flannel", "coredns", "loadbalancer"}
+}
 
 // Text is the file's content.
 func (f *AddonFile) Text() (string, error) {
