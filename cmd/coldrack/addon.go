@@ -305,13 +305,7 @@ cluster has. Secrets are refused: everybody with role viewer may read an add-on.
 			case err != nil:
 				fmt.Fprintf(a.err, "not compared: %v\n", err)
 			}
-			if was == nil {
-				err = c.Create(cmd.Context(), next, client.FieldOwner(objects.FieldManager))
-			} else {
-				// As it was read: two people must not write over each other.
-				err = c.Update(cmd.Context(), next, client.FieldOwner(objects.FieldManager))
-			}
-			if err != nil {
+			if err := writeAddon(cmd.Context(), c, next, was); err != nil {
 				return fmt.Errorf("write add-on %s: %w", next.Name, err)
 			}
 			if wait {
@@ -335,6 +329,27 @@ cluster has. Secrets are refused: everybody with role viewer may read an add-on.
 	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Minute, "with --wait: give up after this time, with exit code 4; the server goes on")
 	addOutputFlag(cmd, &output, "json", "yaml")
 	return cmd
+}
+
+// writeAddon writes what is wanted, if nobody else has written since it was read. The server, which writes how the add-on is, is not somebody else.
+func writeAddon(ctx context.Context, c client.Client, next, was *v1alpha1.Addon) error {
+	if was == nil {
+		return c.Create(ctx, next, client.FieldOwner(objects.FieldManager))
+	}
+	for {
+		err := c.Update(ctx, next, client.FieldOwner(objects.FieldManager))
+		if !apierrors.IsConflict(err) {
+			return err
+		}
+		spec := next.Spec
+		if err := c.Get(ctx, client.ObjectKeyFromObject(was), next); err != nil {
+			return err
+		}
+		if next.Generation != was.Generation || next.UID != was.UID {
+			return exit.Refusedf("somebody else has written it meanwhile; look at it (coldrack addon status %s), and apply again", was.Name)
+		}
+		next.Spec = spec
+	}
 }
 
 // addonPause is how often a command looks at an add-on that it waits for.

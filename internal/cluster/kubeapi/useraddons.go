@@ -203,7 +203,10 @@ func (k *addonKeeper) round(ctx context.Context) time.Duration {
 		return addonInterval
 	}
 	k.ready = k.ready || k.runner.applied()
-	applied := k.ready
+	applied, problems := k.ready, k.runner.objectErrors()
+	if !applied && len(problems) == 0 {
+		return addonInterval // nothing is known yet; it is woken when the objects are applied
+	}
 	states := map[string]addon.State{}
 	pause := applyInterval
 	own, err := refsOf(k.runner.options().Wanted.Objects)
@@ -245,7 +248,7 @@ func (k *addonKeeper) round(ctx context.Context) time.Duration {
 		var s addon.State
 		switch {
 		case !applied:
-			s = addon.State{Phase: addon.Waiting, Message: "waits until the objects that every cluster has are applied"}
+			s = addon.State{Phase: addon.Waiting, Message: "waits until the objects that every cluster has are applied: " + atMost(problems)}
 		case a.Removed:
 			s = k.remove(ctx, a)
 		case a.Problem != "" || refused[a.Name] != "":
@@ -362,6 +365,13 @@ func (r *Runner) SetAddons(addons []addon.Addon) {
 	}
 	r.mu.Unlock()
 	wake(r.updatedAddons)
+}
+
+// objectErrors are those of the last attempt to apply the plan's objects.
+func (r *Runner) objectErrors() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.state.Objects.Errors)
 }
 
 func (r *Runner) addons() (addons []addon.Addon, known bool) {

@@ -194,7 +194,7 @@ func foldAddon(a *v1alpha1.Addon, cluster *v1alpha1.Cluster, s *addon.State, mis
 	if s != nil && cluster != nil && s.Generation != a.Generation {
 		return // what is known is of what was written before
 	}
-	status.ObservedGeneration, status.MissingImages = a.Generation, missing
+	status.MissingImages = missing
 	waits := "waits for the cluster's API"
 	if cluster != nil && cluster.Spec.Paused {
 		waits = "waits until the cluster is resumed"
@@ -224,7 +224,7 @@ func foldAddon(a *v1alpha1.Addon, cluster *v1alpha1.Cluster, s *addon.State, mis
 			status.Applied, status.AppliedAt = s.Digest, new(metav1.NewTime(s.AppliedAt.Truncate(time.Second)))
 		}
 	}
-	status.Message = strings.Join(hints, "; ")
+	status.ObservedGeneration, status.Message = a.Generation, strings.Join(hints, "; ")
 	ready := metav1.Condition{Type: "Ready", Status: metav1.ConditionFalse, Reason: status.Phase, Message: status.Message, ObservedGeneration: a.Generation, LastTransitionTime: metav1.NewTime(now)}
 	if status.Phase == string(addon.Ready) {
 		ready.Status = metav1.ConditionTrue

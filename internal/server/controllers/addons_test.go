@@ -86,6 +86,11 @@ func TestAddonStatus(t *testing.T) {
 	if rewritten.Status.Phase != "" || rewritten.Status.ObservedGeneration != 0 {
 		t.Errorf("what was known before it was rewritten counts for it: %+v", rewritten.Status)
 	}
+	rewritten.Status.Phase = string(addon.Ready)
+	foldAddon(rewritten, cluster, nil, nil, now)
+	if rewritten.Status.Phase != string(addon.Ready) || rewritten.Status.ObservedGeneration != 0 {
+		t.Errorf("what a server that just started does not know counts: %+v", rewritten.Status)
+	}
 	for name, c := range map[string]struct {
 		state   *addon.State
 		missing []string
