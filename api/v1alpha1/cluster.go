@@ -578,6 +578,9 @@ type ClusterNode struct {
 	// Leaving is why the node is to leave the cluster, where that was decided for it by name.
 	// +optional
 	Leaving string `json:"leaving,omitempty"`
+	// Replacing is why a spare takes the node's place. The node leaves when that has joined.
+	// +optional
+	Replacing string `json:"replacing,omitempty"`
 	// LearnerFailures is how often its member was added to etcd and had to be removed again.
 	// +optional
 	LearnerFailures int32 `json:"learnerFailures,omitempty"`

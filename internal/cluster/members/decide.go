@@ -258,7 +258,7 @@ func newcomers(cluster *v1alpha1.Cluster, own []v1alpha1.MachineGroup, placed ma
 			}
 			names[nodeName], addresses[address] = name, name
 			added = append(added, v1alpha1.ClusterNode{
-				Machine: name, Group: g.Name, NodeName: nodeName, Addresses: []string{address}, Version: version(cluster), EtcdVersion: etcdVersion(cluster),
+				Machine: name, Group: g.Name, NodeName: nodeName, Addresses: []string{address}, Version: versionFor(cluster, &g, own), EtcdVersion: etcdVersion(cluster),
 			})
 			if g.HasRole(v1alpha1.RoleEtcd) {
 				etcd++
@@ -303,6 +303,27 @@ func version(cluster *v1alpha1.Cluster) string {
 		}
 	}
 	return cmp.Or(lowest, cluster.Spec.Version)
+}
+
+// versionFor is what a machine that comes into a group runs: that of the others, or as a worker what the cluster is to run once all
+// control planes do. A node that a spare replaces in an upgrade could not be replaced otherwise.
+func versionFor(cluster *v1alpha1.Cluster, g *v1alpha1.MachineGroup, own []v1alpha1.MachineGroup) string {
+	control := map[string]bool{}
+	for i := range own {
+		control[own[i].Name] = own[i].HasRole(v1alpha1.RoleControlPlane)
+	}
+	upgraded := cluster.Spec.Upgrade.Strategy != v1alpha1.UpgradeManual && !g.HasRole(v1alpha1.RoleControlPlane) && !g.HasRole(v1alpha1.RoleEtcd)
+	servers := 0
+	for _, n := range cluster.Status.Nodes {
+		if control[n.Group] {
+			servers++
+			upgraded = upgraded && n.Version == cluster.Spec.Version && n.Hand == nil
+		}
+	}
+	if upgraded && servers > 0 {
+		return cluster.Spec.Version
+	}
+	return version(cluster)
 }
 
 // etcdVersion that a member which comes runs: that of the oldest there is, or empty where all run what belongs to their version of

@@ -279,6 +279,9 @@ func observed(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, g *planner.Group) (p
 		APIServer: roles.ControlPlane && n.Ready, Leaving: leaving(m), LearnerFailures: int(n.LearnerFailures),
 		Power: m != nil && m.Spec.BMC != nil,
 	}
+	if n.Replacing != "" && node.Leaving == "" {
+		node.Leaving, node.Replaced = n.Replacing, true
+	}
 	for _, r := range n.Remedies {
 		node.Remedies = append(node.Remedies, planner.Remedy{Kind: planner.Kind(r.Kind), At: r.At.Time})
 		if r.Kind == string(planner.StepReplace) && node.Leaving == "" {

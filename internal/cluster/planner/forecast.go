@@ -181,8 +181,10 @@ func (o *Observed) Apply(w *Wanted, s Step, now time.Time) {
 		n.Remedies = append(n.Remedies, Remedy{s.Kind, now})
 		n.Hand, n.Ready, n.Reachable, n.Since = nil, true, true, now
 	case StepReplace:
-		n.Remedies = append(n.Remedies, Remedy{s.Kind, now})
-		n.Leaving = s.Reason
+		n.Leaving, n.Replaced = s.Reason, s.Operation != OperationRemedy
+		if !n.Replaced {
+			n.Remedies = append(n.Remedies, Remedy{s.Kind, now})
+		}
 	}
 }
 

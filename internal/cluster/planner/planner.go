@@ -78,7 +78,8 @@ const (
 	StepPowerCycle Kind = "power-cycle"
 	// StepReinstall installs a machine anew; it rejoins under its name.
 	StepReinstall Kind = "reinstall"
-	// StepReplace marks a node as leaving, because a spare takes its place.
+	// StepReplace marks a node as leaving, because a spare takes its place: at once where it is broken, or when the spare is there where
+	// the node works and its group is rolled by replacement.
 	StepReplace Kind = "replace"
 )
 
@@ -265,7 +266,7 @@ type Rollout struct {
 	// MaxUnavailable nodes of those that are wanted; at least 1 unless MaxSurge is. Nodes with etcd or the control plane
 	// always change singly.
 	MaxUnavailable int
-	// MaxSurge spare machines may be added while the group changes.
+	// MaxSurge is by how many spare machines at a time workers are replaced instead of being changed; 0: they are changed in place.
 	MaxSurge int
 	// PauseBetween two nodes, from the return of one to the next take.
 	PauseBetween time.Duration
@@ -360,6 +361,8 @@ type Node struct {
 	WantsReboot string
 	// Leaving is why the node is to go, recorded when a person or a remedy decided so.
 	Leaving string
+	// Replaced: it leaves because a spare takes its place, and not before that has joined.
+	Replaced bool
 	// Power: the machine can be switched off and on.
 	Power bool
 	// Pods on it that a disruption budget guards.

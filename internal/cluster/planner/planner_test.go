@@ -67,6 +67,19 @@ func (in *Input) spare(name string, groups ...string) {
 	in.Observed.Spares = append(in.Observed.Spares, Spare{name, groups})
 }
 
+// replacing has the workers changed by replacement.
+func (in *Input) replacing() {
+	in.group("worker").State.Config = "b"
+	in.group("worker").Rollout = Rollout{MaxSurge: 2}
+}
+
+// joined is a spare that takes the place of worker-1.
+func (in *Input) joined(name string) *Node {
+	in.node("worker-1").Leaving, in.node("worker-1").Replaced = "a spare takes its place", true
+	in.Observed.Nodes = append(in.Observed.Nodes, Node{Name: name, Group: "worker", Has: in.group("worker").State, Ready: true, Reachable: true, Since: epoch.Add(-time.Hour)})
+	return in.node(name)
+}
+
 func (in *Input) learner(node string, m Member) {
 	in.Observed.Nodes = append(in.Observed.Nodes, Node{Name: node, Group: "etcd", Has: stateOf(Roles{Etcd: true}, v36), Ready: true, Reachable: true, Since: epoch.Add(-time.Hour)})
 	m.Name, m.Node, m.Learner = node, node, true
@@ -253,11 +266,54 @@ func TestNext(t *testing.T) {
 			in.node("control-2").Has.ControlPlane, in.node("control-2").Leaving = "v1.36.3", "asked"
 			in.group("control").Replicas = 1
 		}, "take control-2", "worker-1: its kubelet must not be newer than the API server of control-2"},
-		{"a surge adds a spare first", func(in *Input) {
-			in.group("worker").State.Config = "b"
-			in.group("worker").Rollout = Rollout{MaxSurge: 1}
+		{"with a surge a spare gets the place of a node", func(in *Input) {
+			in.replacing()
 			in.spare("s", "worker")
-		}, "add s", ""},
+		}, "replace worker-1", "is replaced after the 1 that a spare takes the place of now"},
+		{"not without a spare", func(in *Input) { in.replacing() }, "",
+			"group worker is rolled by replacement (rollout.maxSurge), and no spare fits it: 3 nodes wait; let a machine that matches its selector boot and be approved, or set rollout.maxSurge to 0"},
+		{"and not with one that fills a free place", func(in *Input) {
+			in.replacing()
+			in.group("worker").Replicas = 4
+			in.spare("s", "worker")
+		}, "add s", "no spare fits it"},
+		{"the spare joins while the node works", func(in *Input) {
+			in.replacing()
+			in.spare("s", "worker")
+			in.node("worker-1").Leaving, in.node("worker-1").Replaced = "a spare takes its place", true
+		}, "add s", "worker-1: leaves when a spare has taken its place: 2 of the 3 nodes that group worker wants work without it"},
+		{"the node does not leave before it has joined", func(in *Input) {
+			in.replacing()
+			in.joined("s").Joining = true
+		}, "", "2 of the 3 nodes that group worker wants work without it"},
+		{"nor before it has been healthy for a while", func(in *Input) {
+			in.replacing()
+			in.group("worker").Rollout.HealthyFor = time.Minute
+			in.joined("s").Since = epoch.Add(-time.Second)
+		}, "", "2 of the 3 nodes that group worker wants work without it"},
+		{"then it leaves", func(in *Input) {
+			in.replacing()
+			in.joined("s")
+		}, "take worker-1", ""},
+		{"and once that has worked, as many as the surge go at a time", func(in *Input) {
+			in.replacing()
+			in.joined("s").Group = "worker"
+			in.node("worker-1").Leaving, in.node("worker-1").Replaced = "", false
+			in.node("worker-1").Has.Config = "b"
+			in.group("worker").Replicas = 4
+			in.spare("t", "worker")
+			in.spare("u", "worker")
+			in.spare("v", "worker")
+		}, "replace worker-2, replace worker-3", ""},
+		{"in windows only", func(in *Input) {
+			in.replacing()
+			in.spare("s", "worker")
+			in.Wanted.Windows = []Window{{Days: []time.Weekday{time.Sunday}, From: time.Hour, Length: time.Hour}}
+		}, "", "worker-1: is replaced in the next maintenance window"},
+		{"a reboot needs no spare", func(in *Input) {
+			in.group("worker").Rollout = Rollout{MaxSurge: 1, MaxUnavailable: 1}
+			in.node("worker-1").WantsReboot = "/run/reboot-required"
+		}, "take worker-1", ""},
 		{"outside of the windows nothing is taken", func(in *Input) {
 			in.group("worker").State.Config = "b"
 			in.Wanted.Windows = []Window{{Days: []time.Weekday{time.Sunday}, From: time.Hour, Length: time.Hour}}

@@ -105,6 +105,13 @@ func Preflights(in Input) bool {
 	return p.someDiffer(func(parts Parts) bool { return parts.Etcd || parts.ControlPlane || parts.Kubelet }) && !p.begun()
 }
 
+// Outdated is true for a node that differs from what is wanted of it.
+func Outdated(in Input, node string) bool {
+	p := newPlanner(&in)
+	n := p.index[node]
+	return n != nil && p.differs(n).any()
+}
+
 // Snapshot is what is known of a snapshot of etcd.
 type Snapshot struct {
 	// Cluster is the UID of the Cluster that it was taken of.

@@ -230,9 +230,74 @@ func (p *planner) mayTake(n *Node, only Parts) bool {
 	return true
 }
 
+// inPlace are the parts that do not change what a node is made of.
+var inPlace = Parts{Certificates: true, Reboot: true}
+
+// replaceWorkers has spares take the places of workers that differ, as many at a time as the group's surge allows; one as long as none has
+// shown that the change works. It returns those that are to be changed in place.
+func (p *planner) replaceWorkers(g *Group, nodes []*Node) (rest []*Node) {
+	var old []*Node
+	for _, n := range nodes {
+		if n.Hand == nil && (p.differs(n) != p.differs(n).and(inPlace) || unavailable(g) == 0) {
+			old = append(old, n)
+		} else {
+			rest = append(rest, n)
+		}
+	}
+	if len(old) == 0 {
+		return rest
+	}
+	leaving, proven := 0, g.Rollout.SkipCanary
+	for _, n := range p.byGroup[g.Name] {
+		if p.going(n) {
+			leaving++
+		} else if n.Hand == nil && !p.differs(n).any() && p.soaked(n) {
+			proven = true
+		}
+	}
+	spares := len(p.staying(g.Name)) - g.Replicas // places that are free already take spares, too
+	for _, s := range p.Observed.Spares {
+		if slices.Contains(s.Groups, g.Name) {
+			spares++
+		}
+	}
+	limit := g.Rollout.MaxSurge
+	if !proven {
+		limit = 1
+	}
+	for _, n := range old {
+		switch {
+		case !p.open():
+			p.wait(n.Name, "is replaced in "+p.window())
+			return rest
+		case leaving >= limit:
+			p.wait(n.Name, fmt.Sprintf("is replaced after the %d that a spare takes the place of now", leaving))
+			return rest
+		case spares <= 0:
+			p.block(&Block{p.differs(n).operation(), "", fmt.Sprintf("group %s is rolled by replacement (rollout.maxSurge), and no spare fits it: %d nodes wait", g.Name, len(old)),
+				"let a machine that matches its selector boot and be approved, or set rollout.maxSurge to 0 to change the nodes in place"})
+			return rest
+		}
+		if b := p.Observed.Lacking; b != nil && p.differs(n).Config {
+			p.block(b)
+			return rest
+		}
+		parts := p.differs(n)
+		p.step(Step{Kind: StepReplace, Operation: parts.operation(), Node: n.Name, Group: g.Name, Parts: parts,
+			Reason: "a spare takes its place when it has joined: " + reasonOf(n, parts, p.want(n))})
+		leaving, spares = leaving+1, spares-1
+	}
+	return rest
+}
+
 // rollWorkers takes as many nodes of a group as its budget allows; one as long as none has shown that the change works.
 func (p *planner) rollWorkers(g *Group, nodes []*Node) {
-	limit, proven := max(1, unavailable(g)+g.Rollout.MaxSurge), g.Rollout.SkipCanary
+	if g.Rollout.MaxSurge > 0 {
+		if nodes = p.replaceWorkers(g, nodes); len(nodes) == 0 {
+			return
+		}
+	}
+	limit, proven := max(1, unavailable(g)), g.Rollout.SkipCanary
 	for _, n := range p.staying(g.Name) {
 		if !n.Joining && n.Hand == nil && !p.differs(n).any() && p.soaked(n) {
 			proven = true

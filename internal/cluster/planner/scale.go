@@ -10,30 +10,12 @@ import (
 	"coldrack.dev/internal/contract/validate"
 )
 
-// surge is how many nodes more than wanted a group may have as long as it has nodes to change.
-func (p *planner) surge(g *Group) int {
-	if g.Rollout.MaxSurge == 0 || g.Roles.server() {
-		return 0
-	}
-	outdated := 0
-	for _, n := range p.staying(g.Name) {
-		if p.differs(n).any() {
-			outdated++
-		}
-	}
-	return min(g.Rollout.MaxSurge, outdated)
-}
-
 // join adds spare machines to groups that lack some, and members to etcd.
 func (p *planner) join() {
 	used := map[string]bool{}
 	for i := range p.Wanted.Groups {
 		g := &p.Wanted.Groups[i]
-		surge := 0
-		if p.serversDone && !p.stopped() { // it is the workers' turn
-			surge = p.surge(g)
-		}
-		missing := g.Replicas + surge - len(p.staying(g.Name))
+		missing := g.Replicas - len(p.staying(g.Name))
 		for _, s := range p.Observed.Spares {
 			if missing <= 0 {
 				break
@@ -43,15 +25,12 @@ func (p *planner) join() {
 			}
 			used[s.Name] = true
 			reason := fmt.Sprintf("group %s wants %d machines and has %d", g.Name, g.Replicas, len(p.staying(g.Name)))
-			if missing <= surge {
-				reason = fmt.Sprintf("group %s may have %d more machines while it changes", g.Name, g.Rollout.MaxSurge)
-			}
 			p.step(Step{Kind: StepAdd, Operation: OperationJoin, Node: s.Name, Group: g.Name, State: p.newcomer(g), Reason: reason})
 			missing--
 		}
-		if lacks := missing - surge; lacks > 0 {
-			p.block(&Block{OperationJoin, "", fmt.Sprintf("group %s lacks %d machine(s), and no spare fits it", g.Name, lacks),
-				fmt.Sprintf("let machines that match its selector boot and be approved, or lower its replicas to %d", g.Replicas-lacks)})
+		if missing > 0 {
+			p.block(&Block{OperationJoin, "", fmt.Sprintf("group %s lacks %d machine(s), and no spare fits it", g.Name, missing),
+				fmt.Sprintf("let machines that match its selector boot and be approved, or lower its replicas to %d", g.Replicas-missing)})
 		}
 	}
 	p.addLearners()
@@ -98,7 +77,7 @@ func (p *planner) joining() {
 // last by name.
 func (p *planner) surplus(g *Group) []*Node {
 	nodes := p.staying(g.Name)
-	extra := len(nodes) - g.Replicas - p.surge(g)
+	extra := len(nodes) - g.Replicas
 	if extra <= 0 {
 		return nil
 	}
@@ -188,7 +167,17 @@ func (p *planner) takeToLeave(n *Node, why string) {
 			return
 		}
 	}
-	if g != nil && !roles.server() && p.available(n) {
+	if g != nil && n.Replaced && p.available(n) {
+		if settled, soon := p.countSettled(g, n); settled < g.Replicas {
+			reason := fmt.Sprintf("leaves when a spare has taken its place: %d of the %d nodes that group %s wants work without it", settled, g.Replicas, g.Name)
+			if settled+soon >= g.Replicas || p.hasSpare(g.Name) {
+				p.wait(n.Name, reason)
+			} else {
+				p.hold(n, OperationLeave, reason)
+			}
+			return
+		}
+	} else if g != nil && !roles.server() && p.available(n) {
 		if left := p.countAvailable(g) - 1; left < g.Replicas-unavailable(g) {
 			p.hold(n, OperationLeave, fmt.Sprintf("group %s would have %d available nodes and must have %d", g.Name, left, g.Replicas-unavailable(g)))
 			return
@@ -270,6 +259,20 @@ func (p *planner) countAvailable(g *Group) int {
 		}
 	}
 	return count
+}
+
+// countSettled counts the nodes of a group that work, and have worked for a while, without one of them, and those that only lack the time.
+func (p *planner) countSettled(g *Group, without *Node) (settled, soon int) {
+	for _, n := range p.byGroup[g.Name] {
+		switch {
+		case n == without || !p.available(n):
+		case p.soaked(n):
+			settled++
+		case p.healthy(n):
+			soon++
+		}
+	}
+	return settled, soon
 }
 
 // unavailable is how many nodes of a group may be away.

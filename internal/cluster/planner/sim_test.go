@@ -481,6 +481,11 @@ func (s *simulation) checkBudgets(fail func(string, ...any), plan *Plan, takes m
 			}
 		}
 		least := g.Replicas - max(g.Rollout.MaxUnavailable, map[bool]int{true: 1}[g.Rollout.MaxSurge == 0])
+		for _, st := range plan.Steps {
+			if n := s.node(st.Node); st.Kind == StepTake && n.Replaced && n.Group == g.Name && n.Ready && !n.Cordoned && available-1 < g.Replicas {
+				fail("%s leaves with %d of %d nodes left, and a spare was to come first", n.Name, available-1, g.Replicas)
+			}
+		}
 		if taken > 0 && available-taken < least && !g.Roles.server() {
 			fail("group %s has %d available nodes, %d are taken, and %d must stay", g.Name, available, taken, least)
 		}

@@ -155,6 +155,7 @@ func ownInto(into, was, is *v1alpha1.ClusterStatus) {
 		if own := find(is, n.Machine); own != nil {
 			n.Hand, n.Version, n.EtcdVersion, n.Etcd, n.LearnerFailures = own.Hand, own.Version, own.EtcdVersion, own.Etcd, own.LearnerFailures
 			n.Leaving, n.Rebooted, n.Remedies, n.Prefetch = own.Leaving, own.Rebooted, own.Remedies, own.Prefetch
+			n.Replacing = own.Replacing
 		}
 	}
 }
@@ -174,6 +175,7 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 	if o.Backups == nil {
 		o.in.Wanted.BackupAge = 0
 	}
+	o.keepUnchanged()
 	// The place of a node that is to go is free for another machine, which a living member of etcd waits for.
 	for i := range o.c.Status.Nodes {
 		o.c.Status.Nodes[i].Leaving = o.in.Observed.Nodes[i].Leaving
@@ -224,6 +226,16 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 		return o.until(plan, operateIdle), nil
 	}
 	return o.until(plan, operateEvery), nil
+}
+
+// keepUnchanged takes back that a spare replaces a node, while nothing was done to it and it is as it is wanted again.
+func (o *operation) keepUnchanged() {
+	for i := range o.c.Status.Nodes {
+		n, p := &o.c.Status.Nodes[i], &o.in.Observed.Nodes[i]
+		if n.Replacing != "" && n.Hand == nil && p.Replaced && !planner.Outdated(o.in, p.Name) {
+			n.Replacing, p.Leaving, p.Replaced = "", "", false
+		}
+	}
 }
 
 // removeStrayNodes deletes the Node objects of machines that left: a kubelet that started once more, before its machine was wiped, has

@@ -45,7 +45,15 @@ func (o *operation) begin(ctx context.Context, s planner.Step) {
 	case planner.StepRollBack:
 		o.startRollBack(n, s)
 		return
-	case planner.StepRestart, planner.StepPowerCycle, planner.StepReinstall, planner.StepReplace:
+	case planner.StepReplace:
+		if s.Operation != planner.OperationRemedy {
+			n.Replacing = s.Reason
+			o.remember(v1alpha1.ClusterWorkStep{Kind: string(s.Kind), Operation: string(s.Operation), Node: n.Machine, Reason: s.Reason, StartedAt: new(o.at), FinishedAt: new(o.at)})
+			return
+		}
+		o.startRemedy(n, s)
+		return
+	case planner.StepRestart, planner.StepPowerCycle, planner.StepReinstall:
 		o.startRemedy(n, s)
 		return
 	}
