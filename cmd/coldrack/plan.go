@@ -31,7 +31,7 @@ func (a *app) planCommand() *cobra.Command {
 		Short: "Show what applying a cluster would do, before anything is done",
 		Long: `Show what applying clusters and their groups would do, machine by machine: which machines they get and
 why, which are installed first, certificates, changes to files, the order of steps, what would be interrupted, and
-what is missing in the imported bundles. Machines and Subnets in the files are taken into account. Nothing is changed,
+what is missing in the imported bundles. Machines, Subnets and Profiles in the files are taken into account. Nothing is changed,
 and no secret is shown.
 
 Exit codes: 0 nothing would change, 6 something would, 5 the server would refuse it.`,
@@ -86,7 +86,7 @@ func isPlanned(d *manifest.Document) bool {
 		return false
 	}
 	switch d.Object.GetKind() {
-	case "Cluster", "MachineGroup", "Machine", "Subnet":
+	case "Cluster", "MachineGroup", "Machine", "Subnet", "Profile":
 		return true
 	}
 	return false
@@ -112,10 +112,10 @@ func (a *app) askPlan(ctx context.Context, documents []*manifest.Document, detai
 		}
 		ask.Objects = append(ask.Objects, body)
 		sent = append(sent, d)
-		clusters = clusters || isCluster(d)
+		clusters = clusters || isCluster(d) || d.Object.GetKind() == "Profile"
 	}
 	if !clusters {
-		return nil, exit.Usagef("there is no Cluster and no MachineGroup in these files; `coldrack apply --dry-run` checks other kinds")
+		return nil, exit.Usagef("there is no Cluster, no MachineGroup and no Profile in these files; `coldrack apply --dry-run` checks other kinds")
 	}
 	var response peoplewire.PlanResponse
 	config, err := a.connect()

@@ -19,8 +19,8 @@ import (
 	"coldrack.dev/internal/lab/rehearse"
 )
 
-// operatingSystem is the name of the image that machines are installed with.
-const operatingSystem = "debian-13"
+// operatingSystem is the name of the image that machines are installed with, and nextSystem that of another one.
+const operatingSystem, nextSystem = "debian-13", "debian-14"
 
 // makeBundle packs what the server hands out: an operating system of noise, which nobody boots, and the programs and images of a
 // node. Programs are scripts of one line, whose interpreter plays them.
@@ -43,7 +43,7 @@ func makeBundle(ctx context.Context, dir string, versions []string) (path, key s
 	}
 	programs = append(programs, images...)
 	small := rehearse.Sizes{FirstStage: 4096, Kernel: 4096, Initrd: 4096, Image: 4096}
-	return rehearse.MakeBundle(ctx, dir, small, []string{operatingSystem}, programs...)
+	return rehearse.MakeBundle(ctx, dir, small, []string{operatingSystem, nextSystem}, programs...)
 }
 
 // nodeImages are those that clusters of these versions run. Each has one layer, with its name: what they would start is on the machines

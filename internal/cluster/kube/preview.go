@@ -17,7 +17,7 @@ type Preview struct {
 	Problems []string `json:"problems,omitempty"`
 	// Warnings are worth reading and hinder nothing.
 	Warnings []string `json:"warnings,omitempty"`
-	// Written are the Cluster and its MachineGroups as far as what is written in them changes.
+	// Written are the Cluster, its MachineGroups and the Profiles of its machines as far as what is written in them changes.
 	Written []ObjectChange `json:"written,omitempty"`
 	// Machines of the cluster, by group and name.
 	Machines []PreviewMachine `json:"machines,omitempty"`

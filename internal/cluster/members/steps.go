@@ -42,6 +42,9 @@ type Facts struct {
 	// Changed are the nodes whose configuration differs from what it is to be, the version aside, by machine, and what
 	// bringing it touches.
 	Changed map[string]planner.Touch
+	// Images are the operating system images that machines are to be installed with, by machine; see ImagesWanted. A machine that was
+	// installed with another one is installed anew.
+	Images map[string]string
 	// Prefetched are the machines that have everything that spec.version needs.
 	Prefetched map[string]bool
 	Now        time.Time
@@ -113,8 +116,11 @@ func Steps(f Facts) (planner.Input, error) {
 			if manual && node.Hand == nil {
 				want, node.RenewAt = node.Has, time.Time{} // late in their life certificates are renewed all the same
 			}
-			if want.System = installed; reinstallWanted(m) {
+			switch want.System = installed; {
+			case reinstallWanted(m):
 				want.System = m.Spec.Intent.ID
+			case !manual && otherImage(m, f.Images[n.Machine]):
+				want.System = "image " + f.Images[n.Machine]
 			}
 			in.Wanted.Nodes[n.Machine] = want
 			if f.Prefetched[n.Machine] {
@@ -221,6 +227,57 @@ func returned(c *v1alpha1.Cluster) map[string]time.Time {
 // reinstallWanted says whether a person wants a node's machine installed anew.
 func reinstallWanted(m *v1alpha1.Machine) bool {
 	return m != nil && m.WantedIntent() != nil && m.Spec.Intent.Action == v1alpha1.ActionReinstall
+}
+
+// otherImage says whether a machine was installed with another image than it is to have. Images are told apart by name: a newer build under
+// the same name reaches a machine when somebody has it installed anew.
+func otherImage(m *v1alpha1.Machine, image string) bool {
+	return m != nil && image != "" && m.Status.Installed != nil && m.Status.Installed.Image != "" && m.Status.Installed.Image != image
+}
+
+// ProfileOf a machine in a group: the group's, or its own.
+func ProfileOf(g *v1alpha1.MachineGroup, m *v1alpha1.Machine) string {
+	return cmp.Or(g.Spec.Profile, m.Spec.Profile)
+}
+
+// ImagesWanted are the images that the machines of a cluster are to be installed with, by machine, of those that there are. problems say
+// which of them there are not, and why nothing is installed for it.
+func ImagesWanted(c *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, machines []v1alpha1.Machine, profiles []v1alpha1.Profile, images []v1alpha1.Image) (wanted map[string]string, problems []planner.Block) {
+	imageOf, there, groupOf := map[string]string{}, map[string]bool{}, map[string]*v1alpha1.MachineGroup{}
+	for i := range profiles {
+		imageOf[profiles[i].Name] = profiles[i].Spec.Image
+	}
+	for i := range images {
+		there[images[i].Name] = true
+	}
+	for i := range groups {
+		groupOf[groups[i].Name] = &groups[i]
+	}
+	inGroup := map[string]string{}
+	for i := range c.Status.Nodes {
+		inGroup[c.Status.Nodes[i].Machine] = c.Status.Nodes[i].Group
+	}
+	wanted = map[string]string{}
+	told := map[string]bool{}
+	for i := range machines {
+		m := &machines[i]
+		g := groupOf[inGroup[m.Name]]
+		if g == nil {
+			continue
+		}
+		profile := ProfileOf(g, m)
+		image := cmp.Or(m.Spec.Image, imageOf[profile])
+		switch {
+		case image == "":
+		case there[image] || !otherImage(m, image):
+			wanted[m.Name] = image
+		case !told[image]:
+			told[image] = true
+			problems = append(problems, planner.Block{Operation: planner.OperationSystem, Reason: fmt.Sprintf("machines are to have image %s (profile %s), which no imported bundle has", image, profile),
+				Remedy: "import the bundle that has it: coldrack bundle import FILE; or correct spec.image of the Profile"})
+		}
+	}
+	return wanted, problems
 }
 
 // rebootOf says why a node is to be rebooted; empty when it is not. What its operating system asks for again soon after a reboot for the

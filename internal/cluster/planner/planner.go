@@ -504,8 +504,6 @@ type planner struct {
 	drained map[string]bool
 	// etcdStep is true when a step is proposed that stops a member or changes the membership; only one at a time.
 	etcdStep bool
-	// serversDone: no server has to be changed, so that it is the workers' turn.
-	serversDone bool
 }
 
 func newPlanner(in *Input) *planner {
@@ -533,7 +531,6 @@ func newPlanner(in *Input) *planner {
 		}
 	}
 	p.quorum = quorumOf(members)
-	p.serversDone = true
 	for i := range in.Observed.Nodes {
 		n := &in.Observed.Nodes[i]
 		if !p.rolesOf(n).server() {
@@ -542,7 +539,6 @@ func newPlanner(in *Input) *planner {
 		if n.Hand != nil {
 			p.busy = n.Name
 		}
-		p.serversDone = p.serversDone && !p.differs(n).any()
 	}
 	return p
 }

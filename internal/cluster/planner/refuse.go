@@ -105,11 +105,11 @@ func Preflights(in Input) bool {
 	return p.someDiffer(func(parts Parts) bool { return parts.Etcd || parts.ControlPlane || parts.Kubelet }) && !p.begun()
 }
 
-// Outdated is true for a node that differs from what is wanted of it.
-func Outdated(in Input, node string) bool {
+// Replaces is true for a node that differs from what is wanted of it, and whose group is rolled by replacement.
+func Replaces(in Input, node string) bool {
 	p := newPlanner(&in)
 	n := p.index[node]
-	return n != nil && p.differs(n).any()
+	return n != nil && p.groups[n.Group] != nil && p.groups[n.Group].Rollout.MaxSurge > 0 && p.differs(n).any()
 }
 
 // Snapshot is what is known of a snapshot of etcd.

@@ -238,7 +238,7 @@ var inPlace = Parts{Certificates: true, Reboot: true}
 func (p *planner) replaceWorkers(g *Group, nodes []*Node) (rest []*Node) {
 	var old []*Node
 	for _, n := range nodes {
-		if n.Hand == nil && (p.differs(n) != p.differs(n).and(inPlace) || unavailable(g) == 0) {
+		if n.Hand == nil && !p.taken[n.Name] && (p.differs(n) != p.differs(n).and(inPlace) || unavailable(g) == 0) {
 			old = append(old, n)
 		} else {
 			rest = append(rest, n)

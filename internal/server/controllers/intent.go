@@ -100,7 +100,7 @@ func (r *intents) heldBy(ctx context.Context, m *v1alpha1.Machine) (string, erro
 			continue
 		}
 		n := &c.Status.Nodes[at]
-		if intent.Action == v1alpha1.ActionReinstall && n.Hand != nil && n.Hand.Operation == string(planner.OperationSystem) && n.Hand.Changed {
+		if intent.Action == v1alpha1.ActionReinstall && n.Hand != nil && installsAnew(n.Hand) && n.Hand.Changed {
 			continue // it is its turn
 		}
 		if intent.Action == v1alpha1.ActionReinstall && c.Status.Restore.Running() && (n.Etcd != nil || m.Status.Phase == v1alpha1.PhaseLost) {

@@ -168,6 +168,9 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 	if facts.Spares, err = o.spares(ctx); err != nil {
 		return 0, err
 	}
+	if facts.Images, err = o.images(ctx, facts.Machines); err != nil {
+		return 0, err
+	}
 	if o.in, err = members.Steps(facts); err != nil {
 		o.say(planner.Plan{Blocks: []planner.Block{{Operation: planner.OperationUpgrade, Reason: err.Error(), Remedy: "correct the Cluster"}}})
 		return operateIdle, nil
@@ -185,6 +188,7 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 	idle = idle && o.c.Status.OpenRotation() == nil && o.c.WantedRotation() == nil
 	if idle && o.sights.lookedAt(o.c.Name, o.Now().Add(-operateIdle)) {
 		if plan := planner.Next(o.in); len(plan.Steps) == 0 {
+			plan.Blocks = append(plan.Blocks, o.blocks...)
 			o.say(plan)
 			return o.until(plan, operateIdle), nil
 		}
@@ -228,11 +232,12 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 	return o.until(plan, operateEvery), nil
 }
 
-// keepUnchanged takes back that a spare replaces a node, while nothing was done to it and it is as it is wanted again.
+// keepUnchanged takes back that a spare replaces a node, while nothing was done to it and it is as it is wanted again, or is to be changed
+// in place.
 func (o *operation) keepUnchanged() {
 	for i := range o.c.Status.Nodes {
 		n, p := &o.c.Status.Nodes[i], &o.in.Observed.Nodes[i]
-		if n.Replacing != "" && n.Hand == nil && p.Replaced && !planner.Outdated(o.in, p.Name) {
+		if n.Replacing != "" && n.Hand == nil && p.Replaced && !planner.Replaces(o.in, p.Name) {
 			n.Replacing, p.Leaving, p.Replaced = "", "", false
 		}
 	}
@@ -354,7 +359,7 @@ func (o *operation) recordMembers(ctx context.Context) (changed bool) {
 	for i := range o.c.Status.Nodes {
 		n := &o.c.Status.Nodes[i]
 		m, is := o.sight.member(n)
-		goes := n.Hand != nil && (n.Hand.Operation == string(planner.OperationLeave) || n.Hand.Operation == string(planner.OperationSystem) && !n.Hand.Changed)
+		goes := n.Hand != nil && (n.Hand.Operation == string(planner.OperationLeave) || installsAnew(n.Hand) && !n.Hand.Changed)
 		switch {
 		case is && n.Etcd == nil && !goes:
 			initial, err := o.sight.etcd.AddLearner(ctx, n.NodeName, addressOf(n))

@@ -40,6 +40,11 @@ func (o *operation) begin(ctx context.Context, s planner.Step) {
 		o.record(n, s)
 		return
 	case planner.StepChange:
+		if err := o.installAnew(ctx, n, s); err != nil {
+			n.Hand.Message = err.Error() // it is planned again by the next look
+			o.Log.Warn("cluster step is tried again", "cluster", o.c.Name, "machine", s.Node, "step", s.Kind, "err", err)
+			return
+		}
 		o.startChange(n, s)
 		return
 	case planner.StepRollBack:

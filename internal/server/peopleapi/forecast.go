@@ -20,8 +20,9 @@ import (
 func (w *world) forecast(ctx context.Context, b *Backend, cluster, was *v1alpha1.Cluster, groups []v1alpha1.MachineGroup, outcome *members.Preview, changes kube.Changes) *peoplewire.Forecast {
 	proposed := cluster.DeepCopy()
 	proposed.Status, proposed.Spec.Paused = was.Status, false
+	images, problems := members.ImagesWanted(proposed, groups, w.now.Machines, w.profiles, w.images)
 	in, err := members.Steps(members.Facts{
-		Cluster: proposed, Groups: groups, Machines: w.now.Machines, Placed: outcome.Placed, Changed: members.ChangedBy(changes), Now: time.Now()})
+		Cluster: proposed, Groups: groups, Machines: w.now.Machines, Placed: outcome.Placed, Changed: members.ChangedBy(changes), Images: images, Now: time.Now()})
 	if err != nil {
 		return &peoplewire.Forecast{EndsAt: []peoplewire.ForecastBlock{{Reason: err.Error(), Remedy: "correct the Cluster"}}}
 	}
@@ -53,7 +54,7 @@ func (w *world) forecast(ctx context.Context, b *Backend, cluster, was *v1alpha1
 		carried = carried && step.CarriedOut
 		out.Steps = append(out.Steps, step)
 	}
-	for _, b := range f.Blocks {
+	for _, b := range append(problems, f.Blocks...) {
 		out.EndsAt = append(out.EndsAt, peoplewire.ForecastBlock{Machine: b.Node, Reason: b.Reason, Remedy: b.Remedy})
 	}
 	for _, wait := range f.Waits {

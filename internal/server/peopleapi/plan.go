@@ -64,6 +64,10 @@ type world struct {
 	// clusters and groups that are proposed, as they would be after they were applied.
 	clusters map[string]*v1alpha1.Cluster
 	groups   map[string]*v1alpha1.MachineGroup
+	// profiles and images as they would be; proposed are what profiles that are proposed were before, nil for nothing.
+	profiles []v1alpha1.Profile
+	images   []v1alpha1.Image
+	proposed map[string]*v1alpha1.Profile
 }
 
 func (b *Backend) world(ctx context.Context) (*world, error) {
@@ -72,8 +76,10 @@ func (b *Backend) world(ctx context.Context) (*world, error) {
 		gs v1alpha1.MachineGroupList
 		ms v1alpha1.MachineList
 		ss v1alpha1.SubnetList
+		ps v1alpha1.ProfileList
+		is v1alpha1.ImageList
 	)
-	for _, list := range []client.ObjectList{&cs, &gs, &ms, &ss} {
+	for _, list := range []client.ObjectList{&cs, &gs, &ms, &ss, &ps, &is} {
 		if err := b.Client.List(ctx, list); err != nil {
 			return nil, fmt.Errorf("read what exists: %w", err)
 		}
@@ -81,6 +87,7 @@ func (b *Backend) world(ctx context.Context) (*world, error) {
 	return &world{
 		now:      members.Situation{Clusters: cs.Items, Groups: gs.Items, Machines: ms.Items, Subnets: ss.Items},
 		clusters: map[string]*v1alpha1.Cluster{}, groups: map[string]*v1alpha1.MachineGroup{},
+		profiles: ps.Items, images: is.Items, proposed: map[string]*v1alpha1.Profile{},
 	}, nil
 }
 
@@ -101,8 +108,10 @@ func (w *world) propose(ctx context.Context, c client.Client, raw []byte) error 
 		into = &v1alpha1.Machine{}
 	case v1alpha1.GroupVersion.WithKind("Subnet"):
 		into = &v1alpha1.Subnet{}
+	case v1alpha1.GroupVersion.WithKind("Profile"):
+		into = &v1alpha1.Profile{}
 	default:
-		return apierrors.NewBadRequest(fmt.Sprintf("%s is no part of a cluster's plan; send only Cluster, MachineGroup, Machine and Subnet", kind.Kind))
+		return apierrors.NewBadRequest(fmt.Sprintf("%s is no part of a cluster's plan; send only Cluster, MachineGroup, Machine, Subnet and Profile", kind.Kind))
 	}
 	strict := client.WithFieldValidation(c, client.FieldValidation(metav1.FieldValidationStrict))
 	if err := strict.Apply(ctx, client.ApplyConfigurationFromUnstructured(object), client.FieldOwner(applyManager), client.ForceOwnership, client.DryRunAll); err != nil {
@@ -120,6 +129,13 @@ func (w *world) propose(ctx context.Context, c client.Client, raw []byte) error 
 		w.now.Machines = laidOver(w.now.Machines, *o, func(m v1alpha1.Machine) string { return m.Name })
 	case *v1alpha1.Subnet:
 		w.now.Subnets = laidOver(w.now.Subnets, *o, func(s v1alpha1.Subnet) string { return s.Name })
+	case *v1alpha1.Profile:
+		name := func(p v1alpha1.Profile) string { return p.Name }
+		w.proposed[o.Name] = nil
+		if i := slices.IndexFunc(w.profiles, func(p v1alpha1.Profile) bool { return p.Name == o.Name }); i >= 0 {
+			w.proposed[o.Name] = w.profiles[i].DeepCopy()
+		}
+		w.profiles = laidOver(w.profiles, *o, name)
 	}
 	return nil
 }
@@ -133,7 +149,7 @@ func laidOver[T any](list []T, item T, name func(T) string) []T {
 	return append(list, item)
 }
 
-// affected are the clusters that are proposed, or of which a group is.
+// affected are the clusters that are proposed, or of which a group is, or the profile of a node.
 func (w *world) affected() []string {
 	var names []string
 	for name := range w.clusters {
@@ -141,6 +157,37 @@ func (w *world) affected() []string {
 	}
 	for _, g := range w.groups {
 		names = append(names, g.Spec.Cluster)
+	}
+	for i := range w.now.Clusters {
+		if len(w.profilesOf(&w.now.Clusters[i])) > 0 {
+			names = append(names, w.now.Clusters[i].Name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// profilesOf are the proposed profiles that machines of a cluster's nodes have.
+func (w *world) profilesOf(c *v1alpha1.Cluster) []string {
+	groups := map[string]*v1alpha1.MachineGroup{}
+	for i := range w.now.Groups {
+		groups[w.now.Groups[i].Name] = &w.now.Groups[i]
+	}
+	for name, g := range w.groups {
+		groups[name] = g
+	}
+	groupOf := map[string]*v1alpha1.MachineGroup{}
+	for _, n := range c.Status.Nodes {
+		groupOf[n.Machine] = groups[n.Group]
+	}
+	var names []string
+	for i := range w.now.Machines {
+		m := &w.now.Machines[i]
+		if g := groupOf[m.Name]; g != nil {
+			if _, is := w.proposed[members.ProfileOf(g, m)]; is {
+				names = append(names, members.ProfileOf(g, m))
+			}
+		}
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
@@ -262,6 +309,12 @@ func (w *world) written(cluster, was *v1alpha1.Cluster, groups []v1alpha1.Machin
 		before.Default()
 		after.Default()
 		add("Cluster "+cluster.Name, before.Spec, after.Spec)
+		for _, name := range w.profilesOf(was) {
+			i := slices.IndexFunc(w.profiles, func(p v1alpha1.Profile) bool { return p.Name == name })
+			if old := w.proposed[name]; old != nil {
+				add("Profile "+name, old.Spec, w.profiles[i].Spec)
+			}
+		}
 	}
 	for i := range groups {
 		g := &groups[i]

@@ -212,6 +212,8 @@ func (s *site) plan(objects ...client.Object) peoplewire.PlanResponse {
 			o.APIVersion, o.Kind, o.Status = v1alpha1.GroupVersion.String(), "Cluster", v1alpha1.ClusterStatus{}
 		case *v1alpha1.MachineGroup:
 			o.APIVersion, o.Kind, o.Status = v1alpha1.GroupVersion.String(), "MachineGroup", v1alpha1.MachineGroupStatus{}
+		case *v1alpha1.Profile:
+			o.APIVersion, o.Kind = v1alpha1.GroupVersion.String(), "Profile"
 		}
 		raw, err := json.Marshal(o)
 		check(s.t, err)
@@ -387,5 +389,54 @@ func TestAPlanSaysThatTheOnlyServerIsAnOutage(t *testing.T) {
 	f := s.plan(flag).Clusters[0].Forecast
 	if got := stepsOf(f); got != "take m-1\nchange m-1 !\ngive-back m-1" || f.Steps[1].Disruption != "the API does not answer until its server is back" {
 		t.Errorf("a flag:\n%s\n%+v", got, f)
+	}
+}
+
+// Another image in a profile is a plan of its own: who is installed anew, in which order.
+func TestAPlanOfAnotherImage(t *testing.T) {
+	s := newSite(t, v1alpha1.TopologyProduction, kube.PresetOptions{Name: "lab", Workers: 2, VirtualIP: "10.0.0.5"})
+	for _, name := range []string{"debian-13", "debian-14"} {
+		check(t, s.client.Create(t.Context(), &v1alpha1.Image{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.ImageSpec{
+			Family: "debian", Arch: "amd64", Size: resource.MustParse("1Gi"), Index: "sha256:" + strings.Repeat("1", 64), Digest: "sha256:" + strings.Repeat("2", 64)}}))
+	}
+	profile := &v1alpha1.Profile{ObjectMeta: metav1.ObjectMeta{Name: "nodes"}, Spec: v1alpha1.ProfileSpec{Image: "debian-13"}}
+	check(t, s.client.Create(t.Context(), profile))
+	for _, n := range s.cluster.Status.Nodes {
+		m := &v1alpha1.Machine{}
+		check(t, s.client.Get(t.Context(), client.ObjectKey{Name: n.Machine}, m))
+		status := m.Status
+		m.Spec.Profile = profile.Name
+		check(t, s.client.Update(t.Context(), m))
+		m.Status = status
+		m.Status.Installed.Image = "debian-13"
+		check(t, s.client.Status().Update(t.Context(), m))
+	}
+	next := profile.DeepCopy()
+	next.Spec.Image = "debian-14"
+	response := s.plan(next)
+	if len(response.Clusters) != 1 || response.Clusters[0].Empty() {
+		t.Fatalf("no cluster is planned: %+v", response)
+	}
+	got := stepsOf(response.Clusters[0].Forecast)
+	after := 0
+	for _, want := range []string{"take ", "remove-member ", "change ", "add-learner ", "promote ", "take "} {
+		i := strings.Index(got[after:], want)
+		if i < 0 {
+			t.Fatalf("without %q after %d:\n%s", want, after, got)
+		}
+		after += i
+	}
+	for _, n := range s.cluster.Status.Nodes {
+		if !strings.Contains(got, "change "+n.Machine) {
+			t.Errorf("%s is not installed anew:\n%s", n.Machine, got)
+		}
+	}
+	next.Spec.Image = "debian-99"
+	if got := stepsOf(s.plan(next).Clusters[0].Forecast); got != "ends:  machines are to have image debian-99 (profile nodes), which no imported bundle has" {
+		t.Errorf("an image that there is not:\n%s", got)
+	}
+	next.Spec.Image = "debian-13"
+	if response := s.plan(next); len(response.Clusters) != 1 || !response.Clusters[0].Empty() || stepsOf(response.Clusters[0].Forecast) != "" {
+		t.Errorf("nothing changes: %+v", response.Clusters)
 	}
 }
