@@ -733,7 +733,7 @@ type RolloutBudget struct {
 	// +optional
 	// +kubebuilder:validation:XIntOrString
 	MaxUnavailable *intstr.IntOrString `json:"maxUnavailable,omitempty"`
-	// MaxSurge spare machines, a number or a percentage, may be added while the group changes. Groups with etcd or the control
+	// MaxSurge is by how many spare machines at a time, a number or a percentage, workers are replaced instead of being changed in place. Groups with etcd or the control
 	// plane have none.
 	// +optional
 	// +kubebuilder:validation:XIntOrString

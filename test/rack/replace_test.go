@@ -19,7 +19,7 @@ func TestWorkersAreReplaced(t *testing.T) {
 	r.Cluster(Size{Etcd: 1, ControlPlanes: 1, Workers: 2}, swiftly, func(o *ClusterObjects) {
 		for i := range o.Groups {
 			if g := &o.Groups[i]; g.HasRole(v1alpha1.RoleWorker) {
-				g.Spec.Rollout.MaxSurge, g.Spec.Rollout.MaxUnavailable = new(intstr.FromInt32(1)), new(intstr.FromInt32(0))
+				g.Spec.Rollout.MaxSurge = new(intstr.FromInt32(1))
 				g.Spec.WhenRemoved = v1alpha1.RemovedToSpare
 			}
 		}

@@ -165,18 +165,15 @@ func (o *operation) forgetRemedies() {
 	}
 }
 
-// spares are machines that no group has and that could take the place of a broken node, by group.
+// spares are machines that no group has and that could take the place of a node, by group.
 func (o *operation) spares(ctx context.Context) (map[string][]string, error) {
-	var wanted []*v1alpha1.MachineGroup
-	for i := range o.groups {
-		g := &o.groups[i]
-		broken := slices.ContainsFunc(o.c.Status.Nodes, func(n v1alpha1.ClusterNode) bool { return n.Group == g.Name && !n.Ready })
-		if r := &g.Spec.Remediation; broken && r.Enabled && r.Replace {
-			wanted = append(wanted, g)
-		}
-	}
+	wanted := members.WantSpares(o.c, o.groups)
 	if len(wanted) == 0 {
 		return nil, nil
+	}
+	clusters := &v1alpha1.ClusterList{}
+	if err := o.Cache.List(ctx, clusters, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("list clusters: %w", err)
 	}
 	taken := map[string]bool{}
 	for i := range o.everywhere {
@@ -184,34 +181,7 @@ func (o *operation) spares(ctx context.Context) (map[string][]string, error) {
 			taken[name] = true
 		}
 	}
-	clusters := &v1alpha1.ClusterList{}
-	if err := o.Cache.List(ctx, clusters, client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("list clusters: %w", err)
-	}
-	for i := range clusters.Items {
-		for _, n := range clusters.Items[i].Status.Nodes {
-			taken[n.Machine] = true
-		}
-	}
-	spares := map[string][]string{}
-	for _, m := range o.Fleet.List() {
-		if taken[m.Name] || !ready(m) {
-			continue
-		}
-		for _, g := range wanted {
-			if fits, err := g.Matches(m); err == nil && fits {
-				spares[g.Name] = append(spares[g.Name], m.Name)
-			}
-		}
-	}
-	return spares, nil
-}
-
-// ready says whether a machine of no cluster can be expected to become a node.
-func ready(m *v1alpha1.Machine) bool {
-	leaves := m.WantedIntent() != nil && m.Spec.Intent.Action != v1alpha1.ActionInstall
-	reported := m.Status.Inventory != nil || m.Status.Installed != nil
-	return m.DeletionTimestamp == nil && !leaves && reported && !members.Gone(m) && m.Status.Phase != v1alpha1.PhaseLost && m.Status.Phase != v1alpha1.PhaseFailed
+	return members.Spares(wanted, clusters.Items, o.Fleet.List(), taken), nil
 }
 
 // rememberRefusals puts into the history that the broken nodes of a group are left alone, once for each reason.

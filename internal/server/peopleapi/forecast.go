@@ -21,8 +21,24 @@ func (w *world) forecast(ctx context.Context, b *Backend, cluster, was *v1alpha1
 	proposed := cluster.DeepCopy()
 	proposed.Status, proposed.Spec.Paused = was.Status, false
 	images, problems := members.ImagesWanted(proposed, groups, w.now.Machines, w.profiles, w.images)
+	taken := map[string]bool{}
+	for _, names := range outcome.Placed {
+		for _, name := range names {
+			taken[name] = true
+		}
+	}
+	for i := range w.now.Groups {
+		for _, name := range w.now.Groups[i].Status.Machines {
+			taken[name] = true
+		}
+	}
+	machines := make([]*v1alpha1.Machine, len(w.now.Machines))
+	for i := range machines {
+		machines[i] = &w.now.Machines[i]
+	}
+	spares := members.Spares(members.WantSpares(proposed, groups), w.now.Clusters, machines, taken)
 	in, err := members.Steps(members.Facts{
-		Cluster: proposed, Groups: groups, Machines: w.now.Machines, Placed: outcome.Placed, Changed: members.ChangedBy(changes), Images: images, Now: time.Now()})
+		Cluster: proposed, Groups: groups, Machines: w.now.Machines, Placed: outcome.Placed, Changed: members.ChangedBy(changes), Images: images, Spares: spares, Now: time.Now()})
 	if err != nil {
 		return &peoplewire.Forecast{EndsAt: []peoplewire.ForecastBlock{{Reason: err.Error(), Remedy: "correct the Cluster"}}}
 	}

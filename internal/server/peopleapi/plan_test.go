@@ -25,6 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
@@ -329,6 +330,12 @@ func TestAPlanForetellsTheStepsOfAClusterThatRuns(t *testing.T) {
 	f := s.plan(more).Clusters[0].Forecast
 	if got := stepsOf(f); got != "add "+spare.Name || !f.Steps[0].CarriedOut {
 		t.Errorf("a worker more with a machine:\n%s", got)
+	}
+
+	replaced := group(v1alpha1.RoleWorker)
+	replaced.Spec.Kubelet.Config, replaced.Spec.Rollout.MaxSurge = &runtime.RawExtension{Raw: []byte(`{"maxPods": 99}`)}, new(intstr.FromInt32(1))
+	if got := stepsOf(s.plan(replaced).Clusters[0].Forecast); !strings.HasPrefix(got, "replace ") || !strings.Contains(got, "add "+spare.Name) {
+		t.Errorf("workers that a spare replaces:\n%s", got)
 	}
 
 	even := group(v1alpha1.RoleEtcd)
