@@ -519,6 +519,9 @@ type NearMiss struct {
 // AnnotationEnrolledBy names the EnrollmentPolicy that approved a Machine.
 const AnnotationEnrolledBy = "coldrack.dev/enrolled-by"
 
+// AnnotationGroupProfile on a Machine is the profile that its group gave it. While spec.profile is that one, the machine follows its group.
+const AnnotationGroupProfile = "coldrack.dev/group-profile"
+
 // AnnotationReadmit makes a key the identity of a Machine in place of the recorded one: "OLD/NEW", fingerprints of both. It counts
 // only while OLD is recorded, so that it does nothing after a later install or renewal.
 const AnnotationReadmit = "coldrack.dev/readmit"

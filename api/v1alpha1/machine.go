@@ -578,7 +578,8 @@ type KubernetesStatus struct {
 	// Restore is how far the node is with a restore of the cluster's etcd.
 	// +optional
 	Restore *NodeRestore `json:"restore,omitempty"`
-	// Prefetch is how far the node is with what it fetches for a later version, beside what it runs.
+	// Prefetch is how far the node is with what it fetches for a later version, beside what it runs. It is not there where the node's
+	// agent is of a release that does not do that.
 	// +optional
 	Prefetch *NodePrefetch `json:"prefetch,omitempty"`
 	// CertificatesExpireAt is when the first of the node's certificates expires.

@@ -53,8 +53,9 @@ type NodeHand struct {
 
 // NodePrefetch is what a node said of the programs and images that it fetches beside those that it runs.
 type NodePrefetch struct {
-	// ID stands for all of them.
-	ID string `json:"id"`
+	// ID stands for all of them; empty: the node is told to fetch nothing.
+	// +optional
+	ID string `json:"id,omitempty"`
 	// Done: everything is on the node, compared with its digest.
 	// +optional
 	Done bool `json:"done,omitempty"`

@@ -73,7 +73,7 @@ func (e *Executor) prefetch(ctx context.Context) error {
 		if want == nil || want.ID == done {
 			if want == nil {
 				done = ""
-				e.track.prefetch(nil)
+				e.track.prefetch(&wire.PrefetchReport{})
 			}
 			select {
 			case <-e.beside:

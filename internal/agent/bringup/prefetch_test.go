@@ -145,7 +145,7 @@ func TestWhatWasFetchedIsCheckedAndGoes(t *testing.T) {
 	other := copyOf(first).Plan
 	other.Routes = append(other.Routes, wire.NodeRoute{To: "10.244.9.0/24", Via: "10.20.0.19"})
 	e.Assign(r.order(wire.NodeAssignment{Version: "v4", Plan: other}))
-	if report := r.done("v4"); report.Prefetch != nil {
+	if report := r.done("v4"); *report.Prefetch != (wire.PrefetchReport{}) {
 		t.Errorf("it reports %+v", report.Prefetch)
 	}
 	if r.has(kept) {

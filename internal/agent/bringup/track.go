@@ -23,7 +23,7 @@ type track struct {
 }
 
 func newTrack(now func() time.Time) *track {
-	return &track{now: now, certificates: map[string]time.Time{}, renewals: map[string]time.Time{}, changed: make(chan struct{}, 1)}
+	return &track{now: now, report: wire.PhaseReport{Prefetch: &wire.PrefetchReport{}}, certificates: map[string]time.Time{}, renewals: map[string]time.Time{}, changed: make(chan struct{}, 1)}
 }
 
 func (t *track) tell() {
@@ -102,13 +102,11 @@ func (t *track) restore(r *wire.RestoreReport) {
 	}
 }
 
-// prefetch says how far it is with what is fetched beside what runs; nil: nothing is.
+// prefetch says how far it is with what is fetched beside what runs; an empty report: nothing is.
 func (t *track) prefetch(r *wire.PrefetchReport) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r != nil {
-		r = new(*r)
-	}
+	r = new(*r)
 	if !reflect.DeepEqual(t.report.Prefetch, r) {
 		t.report.Prefetch = r
 		t.tell()
@@ -120,7 +118,7 @@ func (t *track) prefetching(r wire.PrefetchReport) {
 	t.mu.Lock()
 	was := t.report.Prefetch
 	t.mu.Unlock()
-	if was == nil || was.ID != r.ID || was.Failing || was.Message != r.Message || (r.BytesDone-was.BytesDone)*20 >= r.BytesTotal {
+	if was.ID != r.ID || was.Failing || was.Message != r.Message || (r.BytesDone-was.BytesDone)*20 >= r.BytesTotal {
 		t.prefetch(&r)
 	}
 }
@@ -129,7 +127,7 @@ func (t *track) prefetching(r wire.PrefetchReport) {
 func (t *track) stalled(why string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r := t.report.Prefetch; r != nil && !r.Done && !r.Failing {
+	if r := t.report.Prefetch; r.ID != "" && !r.Done && !r.Failing {
 		next := *r
 		next.Failing, next.Message = true, r.Message+": "+why
 		t.report.Prefetch = &next

@@ -13,13 +13,15 @@ func TestImagesThatMachinesAreToHave(t *testing.T) {
 		{ObjectMeta: named("wrong"), Spec: v1alpha1.ProfileSpec{Image: "debian-99"}}}
 	images := []v1alpha1.Image{{ObjectMeta: named("debian-13")}, {ObjectMeta: named("debian-14")}}
 	for _, test := range []struct {
-		name, group, own, image, installed string
-		anew                               bool
-		problems                           int
+		name, group, own, given, image, installed string
+		anew                                      bool
+		problems                                  int
 	}{
 		{name: "as it is", own: "old", installed: "debian-13"},
 		{name: "its profile has another one", own: "new", installed: "debian-13", anew: true},
-		{name: "its group has another profile", group: "new", own: "old", installed: "debian-13", anew: true},
+		{name: "its group has another profile than the one that it gave the machine", group: "new", own: "old", given: "old", installed: "debian-13", anew: true},
+		{name: "its group has another one than the machine was given by a person", group: "new", own: "old", installed: "debian-13"},
+		{name: "a person has given it another one since", group: "new", own: "old", given: "new", installed: "debian-13"},
 		{name: "its own image comes before that of the profile", own: "new", image: "debian-13", installed: "debian-13"},
 		{name: "one that there is not", own: "wrong", installed: "debian-13", problems: 1},
 		{name: "the one that it has is in no bundle any more", own: "wrong", installed: "debian-99"},
@@ -29,6 +31,7 @@ func TestImagesThatMachinesAreToHave(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			c := &v1alpha1.Cluster{Status: v1alpha1.ClusterStatus{Nodes: []v1alpha1.ClusterNode{{Machine: "m", Group: "g"}}}}
 			m := v1alpha1.Machine{ObjectMeta: named("m"), Spec: v1alpha1.MachineSpec{Profile: test.own, Image: test.image}}
+			m.Annotations = map[string]string{v1alpha1.AnnotationGroupProfile: test.given}
 			if test.installed != "" {
 				m.Status.Installed = &v1alpha1.InstalledStatus{Image: test.installed}
 			}

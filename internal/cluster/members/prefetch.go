@@ -55,7 +55,7 @@ func at(c *v1alpha1.Cluster, version string) *v1alpha1.Cluster {
 	return &next
 }
 
-// Prefetched says whether a machine has everything that it was told to fetch for a version, by what it reports. why says what hinders
+// Prefetched says whether a machine has everything that it was told to fetch for a version, by what it reports, or cannot be told to. why says what hinders
 // it, how how far it is.
 func (s *Set) Prefetched(m *v1alpha1.Machine, version string) (done bool, how, why string) {
 	assignment, _ := s.Node(m.Name)
@@ -65,7 +65,9 @@ func (s *Set) Prefetched(m *v1alpha1.Machine, version string) (done bool, how, w
 	}
 	has := prefetchOf(m)
 	switch {
-	case has == nil || has.ID != want.ID:
+	case has == nil:
+		return true, "", "" // its agent is of a release that fetches nothing before
+	case has.ID != want.ID:
 		return false, "it has not begun", ""
 	case has.Done:
 		return true, "", ""

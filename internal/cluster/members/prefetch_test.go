@@ -81,3 +81,37 @@ func TestWhatBundlesLack(t *testing.T) {
 		})
 	}
 }
+
+// What a machine reports decides; one with an agent that cannot fetch before is not waited for.
+func TestWhoHasFetched(t *testing.T) {
+	f := record(t, rack(t, "lab", v1alpha1.TopologyProduction, 2))
+	machine := f.Cluster.Status.Nodes[0].Machine
+	f.Cluster.Status.Nodes[0].Prefetch = &v1alpha1.WantedPrefetch{Version: f.Cluster.Spec.Version}
+	s := newSetOf(neededPrograms{}, f)
+	a, _ := s.Node(machine)
+	if a.Prefetch == nil || len(a.Prefetch.Programs) == 0 || len(a.Prefetch.Images) == 0 {
+		t.Fatalf("it is told to fetch %+v", a.Prefetch)
+	}
+	for _, test := range []struct {
+		name string
+		says *v1alpha1.NodePrefetch
+		done bool
+		text string
+	}{
+		{"an older agent", nil, true, ""},
+		{"nothing yet", &v1alpha1.NodePrefetch{}, false, "it has not begun"},
+		{"something else", &v1alpha1.NodePrefetch{ID: "x", Done: true}, false, "it has not begun"},
+		{"a part", &v1alpha1.NodePrefetch{ID: a.Prefetch.ID, BytesDone: 1 << 20, BytesTotal: 3 << 20}, false, "1 of 3 MiB"},
+		{"why it cannot", &v1alpha1.NodePrefetch{ID: a.Prefetch.ID, Failing: true, Message: "no space"}, false, "no space"},
+		{"everything", &v1alpha1.NodePrefetch{ID: a.Prefetch.ID, Done: true}, true, ""},
+	} {
+		m := &v1alpha1.Machine{}
+		m.Name, m.Status.Kubernetes = machine, &v1alpha1.KubernetesStatus{Prefetch: test.says}
+		if done, how, why := s.Prefetched(m, f.Cluster.Spec.Version); done != test.done || how+why != test.text {
+			t.Errorf("%s: %t %q %q", test.name, done, how, why)
+		}
+	}
+	if done, _, _ := s.Prefetched(&v1alpha1.Machine{}, f.Cluster.Spec.Version); done {
+		t.Error("a machine of no cluster has fetched")
+	}
+}

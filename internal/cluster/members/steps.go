@@ -235,9 +235,20 @@ func otherImage(m *v1alpha1.Machine, image string) bool {
 	return m != nil && image != "" && m.Status.Installed != nil && m.Status.Installed.Image != "" && m.Status.Installed.Image != image
 }
 
-// ProfileOf a machine in a group: the group's, or its own.
+// ProfileOf a machine in a group: its own, where somebody gave it one; otherwise the group's.
 func ProfileOf(g *v1alpha1.MachineGroup, m *v1alpha1.Machine) string {
+	if own := m.Spec.Profile; own != "" && own != m.Annotations[v1alpha1.AnnotationGroupProfile] {
+		return own
+	}
 	return cmp.Or(g.Spec.Profile, m.Spec.Profile)
+}
+
+// GiveProfile makes the profile of a machine's group its own, and remembers where it is from.
+func GiveProfile(m *v1alpha1.Machine, profile string) {
+	if m.Annotations == nil {
+		m.Annotations = map[string]string{}
+	}
+	m.Spec.Profile, m.Annotations[v1alpha1.AnnotationGroupProfile] = profile, profile
 }
 
 // ImagesWanted are the images that the machines of a cluster are to be installed with, by machine, of those that there are. problems say

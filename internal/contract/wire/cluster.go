@@ -59,7 +59,7 @@ type PrefetchImage struct {
 
 // PrefetchReport is how far a node is with a Prefetch.
 type PrefetchReport struct {
-	ID string `json:"id"`
+	ID string `json:"id,omitempty"`
 	// Done: everything is on the node, and was compared with its digest.
 	Done bool `json:"done,omitempty"`
 	// Message says what is fetched, or with Failing why that does not succeed. The node goes on trying.
@@ -284,7 +284,7 @@ type PhaseReport struct {
 	Message string `json:"message,omitempty"`
 	// Restore is nil while none is asked for.
 	Restore *RestoreReport `json:"restore,omitempty"`
-	// Prefetch is nil while nothing is to be fetched beside what runs.
+	// Prefetch has no ID while nothing is to be fetched beside what runs. An agent that does not know how to do that leaves it out.
 	Prefetch *PrefetchReport `json:"prefetch,omitempty"`
 }
 

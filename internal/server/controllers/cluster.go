@@ -348,7 +348,7 @@ func (r *clusterLeader) giveProfiles(ctx context.Context, f clusterFacts) error 
 func (r *clusterLeader) giveProfile(ctx context.Context, m *v1alpha1.Machine, profile string) error {
 	defer r.Fleet.Write(m.Name)()
 	next := m.DeepCopy()
-	next.Spec.Profile = profile
+	members.GiveProfile(next, profile)
 	if err := r.Client.Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{})); err != nil {
 		return err
 	}

@@ -29,6 +29,9 @@ func (o *operation) begin(ctx context.Context, s planner.Step) {
 		if n.Prefetch == nil {
 			n.Prefetch = &v1alpha1.WantedPrefetch{Version: o.c.Spec.Version, Since: o.at}
 			o.Log.Info("node is told to fetch what an upgrade needs", "cluster", o.c.Name, "machine", n.Machine, "version", n.Prefetch.Version)
+			if m, ok := o.Fleet.Get(n.Machine); ok && (m.Status.Kubernetes == nil || m.Status.Kubernetes.Prefetch == nil) {
+				o.Log.Warn("agent of a node is of an older release; it fetches what it needs when it is changed", "cluster", o.c.Name, "machine", n.Machine)
+			}
 		}
 		return
 	case planner.StepTake:

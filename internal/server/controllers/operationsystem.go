@@ -36,8 +36,8 @@ func (o *operation) installAnew(ctx context.Context, n *v1alpha1.ClusterNode, s 
 	}
 	next := m.DeepCopy()
 	next.Spec.Intent = &v1alpha1.Intent{Action: v1alpha1.ActionReinstall, ID: fmt.Sprintf("image-%s-%d", o.c.Name, o.at.Unix()), RequestedBy: "Cluster " + o.c.Name}
-	if g := o.group(n.Group); g != nil {
-		next.Spec.Profile = members.ProfileOf(g, m)
+	if g := o.group(n.Group); g != nil && members.ProfileOf(g, m) != m.Spec.Profile {
+		members.GiveProfile(next, g.Spec.Profile)
 	}
 	defer o.Fleet.Write(m.Name)()
 	if err := o.Client.Patch(ctx, next, client.MergeFromWithOptions(m, client.MergeFromWithOptimisticLock{})); err != nil {
