@@ -63,7 +63,11 @@ func (s *Set) Prefetched(m *v1alpha1.Machine, version string) (done bool, how, w
 	if want == nil || want.KubernetesVersion != version {
 		return false, "it is not told what to fetch yet", assignment.Message
 	}
-	has := prefetchOf(m)
+	up := kubernetesOf(m)
+	if up == nil {
+		return false, "it has not reported anything", ""
+	}
+	has := up.Prefetch
 	switch {
 	case has == nil:
 		return true, "", "" // its agent is of a release that fetches nothing before
@@ -77,13 +81,6 @@ func (s *Set) Prefetched(m *v1alpha1.Machine, version string) (done bool, how, w
 		return false, fmt.Sprintf("%d of %d MiB", has.BytesDone>>20, (has.BytesTotal+1<<20-1)>>20), ""
 	}
 	return false, has.Message, ""
-}
-
-func prefetchOf(m *v1alpha1.Machine) *v1alpha1.NodePrefetch {
-	if k := kubernetesOf(m); k != nil {
-		return k.Prefetch
-	}
-	return nil
 }
 
 // LackingBlock says why a change is not begun that needs images that no bundle and, by have, no node has. nil: there are none.

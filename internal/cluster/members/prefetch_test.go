@@ -111,6 +111,11 @@ func TestWhoHasFetched(t *testing.T) {
 			t.Errorf("%s: %t %q %q", test.name, done, how, why)
 		}
 	}
+	silent := &v1alpha1.Machine{}
+	silent.Name = machine
+	if done, how, _ := s.Prefetched(silent, f.Cluster.Spec.Version); done || how != "it has not reported anything" {
+		t.Errorf("a machine that has said nothing has fetched: %t %q", done, how)
+	}
 	if done, _, _ := s.Prefetched(&v1alpha1.Machine{}, f.Cluster.Spec.Version); done {
 		t.Error("a machine of no cluster has fetched")
 	}
