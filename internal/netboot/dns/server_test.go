@@ -338,14 +338,13 @@ func FuzzPackets(f *testing.F) {
 	})
 }
 
-// A liar that answers faster must know the number and the question, and questions that are the same are asked once.
+// A liar that answers faster must know the number and the question.
 func TestAnswersOfOthersAreNotBelieved(t *testing.T) {
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	var asked int
 	go func() {
 		buf := make([]byte, 4096)
 		for {
@@ -353,7 +352,6 @@ func TestAnswersOfOthersAreNotBelieved(t *testing.T) {
 			if err != nil {
 				return
 			}
-			asked++
 			var q mdns.Msg
 			if q.Unpack(buf[:n]) != nil {
 				continue

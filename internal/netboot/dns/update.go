@@ -17,21 +17,24 @@ import (
 // Key signs what is sent to a site's server (TSIG, RFC 8945).
 type Key struct{ Name, Algorithm, Secret string }
 
-var keyParts = map[string]*regexp.Regexp{
-	"name":      regexp.MustCompile(`key\s+"?([^"\s{]+)"?\s*\{`),
-	"algorithm": regexp.MustCompile(`algorithm\s+"?([a-z0-9.-]+)"?\s*;`),
-	"secret":    regexp.MustCompile(`secret\s+"?([A-Za-z0-9+/=]+)"?\s*;`),
+var keyParts = []struct {
+	what    string
+	pattern *regexp.Regexp
+}{
+	{"name", regexp.MustCompile(`key\s+"?([^"\s{]+)"?\s*\{`)},
+	{"algorithm", regexp.MustCompile(`algorithm\s+"?([a-z0-9.-]+)"?\s*;`)},
+	{"secret", regexp.MustCompile(`secret\s+"?([A-Za-z0-9+/=]+)"?\s*;`)},
 }
 
 // ParseKey reads what tsig-keygen writes. Its errors do not repeat it.
 func ParseKey(text string) (Key, error) {
 	found := map[string]string{}
-	for what, pattern := range keyParts {
-		match := pattern.FindStringSubmatch(text)
+	for _, part := range keyParts {
+		match := part.pattern.FindStringSubmatch(text)
 		if match == nil {
-			return Key{}, fmt.Errorf("no %s of a key in it; it must be as tsig-keygen writes it: key \"NAME\" { algorithm hmac-sha256; secret \"...\"; };", what)
+			return Key{}, fmt.Errorf("no %s of a key in it; it must be as tsig-keygen writes it: key \"NAME\" { algorithm hmac-sha256; secret \"...\"; };", part.what)
 		}
-		found[what] = match[1]
+		found[part.what] = match[1]
 	}
 	key := Key{mdns.CanonicalName(found["name"]), mdns.Fqdn(found["algorithm"]), found["secret"]}
 	if !slices.Contains([]string{mdns.HmacSHA1, mdns.HmacSHA224, mdns.HmacSHA256, mdns.HmacSHA384, mdns.HmacSHA512}, key.Algorithm) {

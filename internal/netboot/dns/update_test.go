@@ -18,7 +18,7 @@ func TestParseKey(t *testing.T) {
 		t.Errorf("%+v, %v", key, err)
 	}
 	for text, want := range map[string]string{
-		"": "in it", `key k { algorithm hmac-sha256; };`: "no secret", `key k { algorithm hmac-md5; secret "c2VjcmV0"; };`: "not supported", `key k { algorithm hmac-sha256; secret "c2VjcmV0x"; };`: "base64",
+		"": "no name of a key in it", `key k { algorithm hmac-sha256; };`: "no secret", `key k { algorithm hmac-md5; secret "c2VjcmV0"; };`: "not supported", `key k { algorithm hmac-sha256; secret "c2VjcmV0x"; };`: "base64",
 	} {
 		if _, err := ParseKey(text); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "c2VjcmV0") {
 			t.Errorf("%q: %v, want %q", text, err, want)

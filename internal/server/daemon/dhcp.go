@@ -315,6 +315,9 @@ func (c Config) dhcpSubnet(subnet v1alpha1.Subnet) (dhcp.Subnet, error) {
 		OwnDNS: c.DNS && subnet.Spec.ServeDNS, OwnNTP: c.NTP && subnet.Spec.ServeNTP,
 		Options: dhcpOptions(subnet.Spec.DHCPOptions),
 	}
+	if made.OwnDNS && made.Domain == "" {
+		made.Domain = c.DNSDomain // in which the machines have names
+	}
 	if subnet.Spec.LeaseTime != nil {
 		made.LeaseTime = subnet.Spec.LeaseTime.Duration
 	}

@@ -159,7 +159,7 @@ func (n *names) refresh() {
 	if changes != n.seen {
 		stale = 0
 	}
-	// Of a large fleet that changes all the time, names are some seconds old rather than a tenth of a processor is lost.
+	// Of a large fleet that changes all the time, names are a second old rather than more than a twentieth of a processor is spent on them.
 	if age := now.Sub(n.built); n.zones.Load() != nil && age >= 0 && age < max(stale, 20*n.took) {
 		return
 	}
@@ -273,8 +273,8 @@ func (n *names) inventory() dns.Inventory {
 		}
 		if bmc, ok := bmcAddress(m.Machine); ok {
 			at, _ := of(bmc)
-			if in := cmp.Or(at.domain, domain); in != "" {
-				controllers = append(controllers, dns.Claim{Name: host + "-bmc." + in, Addresses: []netip.Addr{bmc}, Reverse: 2, Source: "BMC of " + source})
+			if domain := cmp.Or(at.domain, domain); domain != "" {
+				controllers = append(controllers, dns.Claim{Name: host + "-bmc." + domain, Addresses: []netip.Addr{bmc}, Reverse: 1, Source: "BMC of " + source})
 			}
 		}
 	}
@@ -342,16 +342,20 @@ func addressesOf(m fleet.Snapshot, inSubnet func(netip.Addr) bool) []netip.Addr 
 	return all
 }
 
+// bmcAddress is what a person wrote, or else what a machine that somebody has approved reports.
 func bmcAddress(m *v1alpha1.Machine) (netip.Addr, bool) {
-	if m.Spec.BMC == nil {
-		return netip.Addr{}, false
+	host := ""
+	switch inventory := m.Status.Inventory; {
+	case m.Spec.BMC != nil:
+		host = m.Spec.BMC.Address
+	case inventory != nil && inventory.BMC != nil && standing(m) > 0:
+		host = inventory.BMC.Address
 	}
-	host := m.Spec.BMC.Address
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
 	a, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return a, err == nil
+	return a, err == nil && !a.IsUnspecified()
 }
 
 // Upstreams says whether a client is answered, and who knows the names that are not ours: the servers of its Subnet, those of the
@@ -423,8 +427,8 @@ func (n *names) dial(ctx context.Context, protocol string, to netip.AddrPort) (n
 }
 
 // listenAt are the addresses to answer at: those in Subnets that are to be served, and the one that DHCP names everywhere.
-func (n *names) listenAt(r *reach) map[netip.Addr]string {
-	at := map[netip.Addr]string{}
+func (n *names) listenAt(r *reach) map[netip.Addr]boundTo {
+	at := map[netip.Addr]boundTo{}
 	if !n.cfg.DNS {
 		return at
 	}
@@ -457,13 +461,10 @@ func (s *server) serveDNS(ctx context.Context, group *errgroup.Group, n *names) 
 	server := dns.New(dns.Options{Zones: n.Zones, Upstreams: n.Upstreams, Forwarder: forwarder, Log: n.log})
 	s.metrics.watchDNS(server.Stats, forwarder.Asking)
 	group.Go(func() error {
-		served := map[netip.Addr]context.CancelFunc{}
-		failed := map[netip.Addr]string{}
-		var running sync.WaitGroup
-		defer running.Wait()
+		served, failed := map[netip.Addr]*dnsAt{}, map[netip.Addr]string{}
 		defer func() {
-			for _, stop := range served {
-				stop()
+			for _, at := range served {
+				at.stop()
 			}
 		}()
 		tick := time.NewTicker(dnsAgain)
@@ -471,18 +472,18 @@ func (s *server) serveDNS(ctx context.Context, group *errgroup.Group, n *names) 
 		for {
 			changed, given := s.reach.Changed(), s.subnets.Changed()
 			wanted := n.listenAt(s.reach)
-			for a, stop := range served {
-				if _, ok := wanted[a]; !ok {
+			for a, at := range served {
+				if on, ok := wanted[a]; !ok || on != at.on || at.ended() {
 					n.log.Info("DNS is not answered any more at an address", addressAttr("at", a))
-					stop()
+					at.stop()
 					delete(served, a)
 				}
 			}
-			for a, device := range wanted {
+			for a, on := range wanted {
 				if served[a] != nil {
 					continue
 				}
-				run, err := s.openDNS(ctx, server, a, device)
+				at, err := s.openDNS(ctx, server, a, on)
 				if err != nil {
 					if failed[a] != err.Error() {
 						n.log.Error("cannot answer DNS at an address; trying again every half minute", addressAttr("at", a), "err", err)
@@ -492,8 +493,7 @@ func (s *server) serveDNS(ctx context.Context, group *errgroup.Group, n *names) 
 				}
 				delete(failed, a)
 				n.log.Info("DNS is answered", addressAttr("at", a))
-				served[a] = run.stop
-				running.Go(run.wait)
+				served[a] = at
 			}
 			select {
 			case <-ctx.Done():
@@ -506,33 +506,53 @@ func (s *server) serveDNS(ctx context.Context, group *errgroup.Group, n *names) 
 	})
 }
 
-// dnsAt are the sockets of an address.
+// dnsAt are the sockets of an address, which are being served.
 type dnsAt struct {
-	stop context.CancelFunc
-	wait func()
+	on     boundTo
+	cancel context.CancelFunc
+	done   chan struct{}
 }
 
-// openDNS opens both sockets of an address, or none.
-func (s *server) openDNS(ctx context.Context, server *dns.Server, at netip.Addr, device string) (dnsAt, error) {
-	address := net.JoinHostPort(at.String(), strconv.Itoa(dns.Port))
-	conn, err := netns.ListenPacketOn(ctx, s.cfg.BootNetns, device, "udp", address)
-	if err != nil {
-		return dnsAt{}, explainListen(err, "DNS", "udp", dns.Port, "--dns=false for none")
+// stop ends it, and returns when the sockets are closed.
+func (d *dnsAt) stop() {
+	d.cancel()
+	<-d.done
+}
+
+// ended says that it has, without being told to.
+func (d *dnsAt) ended() bool {
+	select {
+	case <-d.done:
+		return true
+	default:
+		return false
 	}
-	listener, err := netns.ListenOn(ctx, s.cfg.BootNetns, device, "tcp", address)
+}
+
+// openDNS opens both sockets of an address, or none, and serves them.
+func (s *server) openDNS(ctx context.Context, server *dns.Server, at netip.Addr, on boundTo) (*dnsAt, error) {
+	address := net.JoinHostPort(at.String(), strconv.Itoa(dns.Port))
+	conn, err := netns.ListenPacketOn(ctx, s.cfg.BootNetns, on.device, "udp", address)
+	if err != nil {
+		return nil, explainListen(err, "DNS", "udp", dns.Port, "set --dns=false")
+	}
+	listener, err := netns.ListenOn(ctx, s.cfg.BootNetns, on.device, "tcp", address)
 	if err != nil {
 		conn.Close()
-		return dnsAt{}, explainListen(err, "DNS", "tcp", dns.Port, "--dns=false for none")
+		return nil, explainListen(err, "DNS", "tcp", dns.Port, "set --dns=false")
 	}
-	ctx, stop := context.WithCancel(ctx)
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return server.ServeUDP(ctx, conn.(*net.UDPConn)) })
-	group.Go(func() error { return server.ServeTCP(ctx, listener) })
-	return dnsAt{stop, func() {
-		if err := group.Wait(); err != nil && ctx.Err() == nil {
-			s.log.Error("DNS has ended at an address", addressAttr("at", at), "err", err)
+	ctx, cancel := context.WithCancel(ctx)
+	served := &dnsAt{on: on, cancel: cancel, done: make(chan struct{})}
+	go func() { // stop waits for it
+		defer close(served.done)
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error { return server.ServeUDP(ctx, conn.(*net.UDPConn)) })
+		group.Go(func() error { return server.ServeTCP(ctx, listener) })
+		if err := group.Wait(); err != nil {
+			s.log.Error("DNS has ended at an address; it is tried again", addressAttr("at", at), "err", err)
 		}
-	}}, nil
+	}()
+	return served, nil
 }
 
 // ServeHTTP answers GET with all names (peoplewire.Names).
@@ -588,7 +608,7 @@ func (p servedPlans) Subnets(ctx context.Context) ([]v1alpha1.Subnet, error) {
 			return append([]string{own.String()}, slices.DeleteFunc(slices.Clone(others), func(o string) bool { return o == own.String() })...)
 		}
 		if p.cfg.DNS && spec.ServeDNS {
-			spec.DNS = first(spec.DNS)
+			spec.DNS, spec.Domain = first(spec.DNS), cmp.Or(spec.Domain, p.cfg.DNSDomain)
 		}
 		if p.cfg.NTP && spec.ServeNTP {
 			spec.NTP = first(spec.NTP)

@@ -24,6 +24,11 @@ import (
 // A whole server answers by the names of Machines as they come, are renamed and go, where Subnets ask for it, and nowhere else.
 func TestNamesOfMachines(t *testing.T) {
 	require.Need(t, "netns", "dig")
+	t.Run("on all interfaces", func(t *testing.T) { testNamesOfMachines(t, nil) })
+	t.Run("on chosen ones", func(t *testing.T) { testNamesOfMachines(t, []string{"rack0"}) })
+}
+
+func testNamesOfMachines(t *testing.T, interfaces []string) {
 	ns, rack, other := netns.New(t), netns.New(t), netns.New(t)
 	netns.Veth(ns, "rack0", rack, "eth0")
 	ns.Address("rack0", "10.20.0.1/24")
@@ -36,6 +41,7 @@ func TestNamesOfMachines(t *testing.T) {
 
 	cfg := testConfig(t)
 	cfg.NoBoot, cfg.BootNetns, cfg.DNSUpstreams = false, ns.Path(), []string{"none"}
+	cfg.Interfaces = interfaces
 	cfg.Manifests = []string{writeManifest(t, `
 apiVersion: coldrack.dev/v1alpha1
 kind: Subnet
@@ -94,6 +100,17 @@ spec: {hostname: db, identifiers: {macs: ["52:54:00:00:00:01"]}, network: {subne
 	become("web.rack.example.org.", "+short", "-x", "10.20.0.12")
 	check(t, api.Delete(context.Background(), m))
 	become("NXDOMAIN,", "web.rack.example.org")
+
+	// Addresses are followed.
+	ns.Address("rack0", "10.20.0.3/24")
+	become("10.20.0.11", "@10.20.0.3", "+short", "db.rack.example.org")
+	become("10.20.0.11", "@10.20.0.3", "+tcp", "+short", "db.rack.example.org")
+
+	ns.Run("ip", "link", "del", "rack0") // and so are interfaces
+	netns.Veth(ns, "rack0", rack, "eth0")
+	ns.Address("rack0", "10.20.0.1/24")
+	rack.Address("eth0", "10.20.0.9/24")
+	become("10.20.0.11", "+short", "db.rack.example.org")
 
 	// The neighbour's Subnet did not ask for it: neither at its address nor at the rack's.
 	for _, at := range []string{"10.20.0.1", "10.30.0.1"} {
@@ -205,6 +222,16 @@ func TestWhoHasAName(t *testing.T) {
 	if a := values(zones, "m-7.rack.example.org.", "A"); a != "10.20.0.100" {
 		t.Errorf("a machine that boots has %s", a)
 	}
+	stranger, approved := machineNamed("m-9", "", "10.20.0.19", 1), machineNamed("m-10", "", "10.20.0.10", 1)
+	for _, m := range []*v1alpha1.Machine{stranger.Machine, approved.Machine} {
+		m.Status.Inventory = &v1alpha1.Inventory{BMC: &v1alpha1.BMCInfo{Address: "10.20.0.210"}}
+	}
+	approved.Machine.Spec.Approved = true
+	*machines = append(*machines, stranger, approved)
+	zones = n.build()
+	if a, b := values(zones, "m-9-bmc.rack.example.org.", "A"), values(zones, "m-10-bmc.rack.example.org.", "A"); a != "" || b != "10.20.0.210" {
+		t.Errorf("BMCs that machines report: of a stranger %q, of an approved one %q", a, b)
+	}
 	n.cfg.DNSDomain = "site.example.org"
 	if a := values(n.build(), "m-8.site.example.org.", "A"); a != "10.30.0.8" {
 		t.Errorf("a machine in a Subnet without a domain has %s", a)
@@ -295,15 +322,16 @@ func TestInstalledNodesNameThisServerFirst(t *testing.T) {
 		subnets, err := plans.Subnets(t.Context())
 		check(t, err)
 		for _, s := range subnets {
-			all = append(all, fmt.Sprint(s.Spec.DNS, s.Spec.NTP))
+			all = append(all, fmt.Sprintf("%v %v %s", s.Spec.DNS, s.Spec.NTP, s.Spec.Domain))
 		}
 		return all
 	}
-	if got, want := show(), []string{"[10.20.0.1 10.0.0.53] [10.20.0.1]", "[10.0.0.53] [ntp.example.org]"}; !slices.Equal(got, want) {
+	plans.cfg.DNSDomain = "site.example.org"
+	if got, want := show(), []string{"[10.20.0.1 10.0.0.53] [10.20.0.1] site.example.org", "[10.0.0.53] [ntp.example.org] "}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 	plans.cfg.DNS, plans.cfg.NTP = false, false
-	if got, want := show(), []string{"[10.0.0.53 10.20.0.1] []", "[10.0.0.53] [ntp.example.org]"}; !slices.Equal(got, want) {
+	if got, want := show(), []string{"[10.0.0.53 10.20.0.1] [] ", "[10.0.0.53] [ntp.example.org] "}; !slices.Equal(got, want) {
 		t.Errorf("when both are off: %q, want %q", got, want)
 	}
 	plans.cfg.NTP, plans.own = true, func(netip.Prefix) (netip.Addr, error) { return netip.Addr{}, errors.New("no address") }

@@ -154,18 +154,25 @@ func (r *reach) allLocked() []netip.Addr {
 }
 
 // deviceOf is the interface that sockets for one of this server's addresses are bound to: its own where interfaces were chosen, or none.
-func (r *reach) deviceOf(own netip.Addr) string {
+// Sockets are bound to its index: another of the same name needs others.
+func (r *reach) deviceOf(own netip.Addr) boundTo {
 	if len(r.interfaces) == 0 {
-		return ""
+		return boundTo{}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, i := range r.present {
 		if slices.ContainsFunc(i.Addresses, func(a netip.Prefix) bool { return a.Addr() == own }) {
-			return i.Name
+			return boundTo{i.Name, i.Index}
 		}
 	}
-	return ""
+	return boundTo{}
+}
+
+// boundTo is an interface that sockets are bound to; the zero value: to none.
+type boundTo struct {
+	device string
+	index  int
 }
 
 // Changed implements controllers.OwnAddresses.

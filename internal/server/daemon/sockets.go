@@ -94,7 +94,7 @@ func openBootSockets(ctx context.Context, cfg Config, on netif.Interface) (s boo
 	}
 	conn, err := netns.ListenPacketOn(ctx, cfg.BootNetns, device, "udp", net.JoinHostPort("", strconv.Itoa(cfg.TFTPPort)))
 	if err != nil {
-		return s, explainListen(err, "TFTP", "udp", cfg.TFTPPort, "--tftp-port")
+		return s, explainListen(err, "TFTP", "udp", cfg.TFTPPort, "choose another port with --tftp-port")
 	}
 	s.tftp = conn.(*net.UDPConn)
 	// A host with a time server of its own needs no other.
@@ -111,16 +111,17 @@ func openBootSockets(ctx context.Context, cfg Config, on netif.Interface) (s boo
 func listenTCP(ctx context.Context, namespace, device string, port int, what, flag string) (net.Listener, error) {
 	listener, err := netns.ListenOn(ctx, namespace, device, "tcp", net.JoinHostPort("", strconv.Itoa(port)))
 	if err != nil {
-		return nil, explainListen(err, what, "tcp", port, flag)
+		return nil, explainListen(err, what, "tcp", port, "choose another port with "+flag)
 	}
 	return listener, nil
 }
 
-func explainListen(err error, what, network string, port int, flag string) error {
+// explainListen says what to do; instead is what helps where another program must keep the port.
+func explainListen(err error, what, network string, port int, instead string) error {
 	advice := "see `coldrack doctor`"
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		advice = fmt.Sprintf("another program has the port: find it with `ss -lpn sport = :%d` and stop it, or choose another port with %s", port, flag)
+		advice = fmt.Sprintf("another program has the port: find it with `ss -lpn sport = :%d` and stop it, or %s", port, instead)
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
 		advice = "ports below 1024 need root or CAP_NET_BIND_SERVICE: run as root or use the systemd unit"
 	}
