@@ -125,7 +125,8 @@ Add-DhcpServerv4OptionDefinition -OptionId 60 -Name "Vendor class" -Type String 
 var ciscoItem = []byte{0x80, 0x00}
 
 // ciscoVendor is option 43 for a server that cannot tell firmwares apart: ask this boot server alone, by unicast on port 4011, without showing a
-// menu (PXE 2.1, table 2-1). It answers each firmware as needed.
+// menu (PXE 2.1, table 2-1). It answers each firmware as needed. The menu has to be there: without one OVMF gives up (PXE-E21). With it, an iPXE for
+// UEFI, which knows no PXE menus, ends as soon as it has been loaded; the iPXE of a BIOS network card goes on.
 func ciscoVendor(server netip.Addr) []byte {
 	const title = "Coldrack"
 	address := server.As4()
@@ -142,12 +143,13 @@ func ciscoLines(s firstStages) string {
 	for word := range slices.Chunk([]byte(digits), 4) {
 		words = append(words, string(word))
 	}
-	return fmt.Sprintf(`! Cisco IOS: a pool tells no firmwares apart, so it sends each of them to port 4011 of %[1]s, which does.
+	return fmt.Sprintf(`! Cisco IOS, for machines by BIOS only: a pool tells no firmwares apart, so it sends each of them to port 4011 of %[1]s.
+! By UEFI, iPXE is loaded so and then stops at this menu ("No more network devices"): such machines need another DHCP server.
 ! Set the pool's name. Remove "bootfile" and "next-server" from it. Allow udp/4011, udp/69 and tcp/%[2]s to %[1]s.
 ip dhcp pool NAME
  option 60 ascii PXEClient
  option 43 hex %[3]s
-! UEFI HTTP boot cannot be had so. Where the router only relays, this is all that is needed, below the interface:
+! Where the router only relays, nothing of this is needed, but below the interface:
 !  ip helper-address %[1]s
 `, s.Server, s.URL[strings.LastIndex(s.URL, ":")+1:], strings.Join(words, "."))
 }
