@@ -2,6 +2,7 @@ package addon
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -89,6 +90,26 @@ number: ${cluster.apiPort}
 	}
 	if service6 := (Facts{ServiceCIDRs: []string{"fd00:2::/112"}}).Values()["dnsAddress"]; service6 != "fd00:2::a" {
 		t.Errorf("DNS of an IPv6 cluster is %s", service6)
+	}
+}
+
+func TestTheExampleCanBeApplied(t *testing.T) {
+	const folder = "../../../examples/addons/hello/"
+	var files []File
+	for _, name := range []string{"namespace.yaml", "web.yaml"} {
+		text, err := os.ReadFile(folder + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, File{name, string(text)})
+	}
+	facts := Facts{Name: "lab", DNSDomain: "cluster.local", APIHost: "10.0.0.5", APIPort: 6443, PodCIDRs: []string{"10.244.0.0/16"}, ServiceCIDRs: []string{"10.96.0.0/16"}}
+	objects, err := Parse(files, facts.Values())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if api, _, _ := unstructured.NestedString(objects[1].Object, "data", "api"); len(objects) != 3 || api != "https://10.0.0.5:6443" {
+		t.Errorf("%d objects, the API is at %q", len(objects), api)
 	}
 }
 
