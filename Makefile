@@ -79,7 +79,7 @@ demo-down:
 # The real programs that tests drive, built from Go modules. Those of Kubernetes are the ones that bundles contain: the build is
 # shared, as that of the container runtime.
 KUBERNETES := $(lastword $(sort $(wildcard recipes/modules/kubernetes-*)))
-bin/kubectl bin/kubeadm bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler: $(wildcard $(KUBERNETES)/go.* $(KUBERNETES)/*/*.go) hack/kubernetes.sh
+bin/kubectl bin/kubeadm bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler bin/kube-proxy: $(wildcard $(KUBERNETES)/go.* $(KUBERNETES)/*/*.go) hack/kubernetes.sh
 	@mkdir -p bin; echo "building $(notdir $@)"
 	@hack/kubernetes.sh $@
 # The release to upgrade from, for the rack.
@@ -147,8 +147,8 @@ lint: bin/staticcheck bin/govulncheck
 	@hack/lint.sh
 
 ## oracle     real kubeadm's output against ours; what we do in a cluster against a real kube-apiserver
-oracle: bin/gotest bin/kubeadm bin/kube-apiserver bin/etcd bin/kubectl
-	@COLDRACK_REQUIRE=kubeadm,kube-apiserver,kubectl,netns,etcd gotest -count=1 ./internal/cluster/kube ./internal/cluster/kubeapi
+oracle: bin/gotest bin/kubeadm bin/kube-apiserver bin/kube-proxy bin/etcd bin/kubectl
+	@COLDRACK_REQUIRE=kubeadm,kube-apiserver,kube-proxy,kubectl,netns,etcd gotest -count=1 ./internal/cluster/kube ./internal/cluster/kubeapi ./internal/cluster/loadbalancer/node
 
 ## rack       clusters of real programs on machines that are namespaces: bring-up, power cuts, scaling, rolled changes, at native speed (root)
 rack: setup bin/gotest bin/etcd bin/kubectl bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler
