@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -267,6 +268,10 @@ func TestReservation(t *testing.T) {
 	}
 	if owners := f.AddressOwners("10.0.0.7"); !slices.Equal(owners, []string{"a"}) {
 		t.Errorf("owners of 10.0.0.7: %v", owners)
+	}
+	pool := netip.MustParsePrefix("10.0.0.0/29")
+	if owners := f.OwnersWithin(pool.Contains); !slices.Equal(owners, []string{"a"}) {
+		t.Errorf("owners within %s: %v", pool, owners)
 	}
 	m = m.DeepCopy()
 	m.Spec.Network.Address = "10.0.0.8"

@@ -259,6 +259,9 @@ func invalidClusterSaysWhy(t *testing.T, w *liveWorld) {
 	}{
 		{"a version that no bundle has", func(s *v1alpha1.ClusterSpec) { s.Version = "v1.37.99" }, "spec.version"},
 		{"a machine's address for the virtual IP", func(s *v1alpha1.ClusterSpec) { s.Endpoint.VirtualIP = &v1alpha1.VirtualIP{Address: "10.0.0.9"} }, "is the address of machine z"},
+		{"a machine's address in a pool", func(s *v1alpha1.ClusterSpec) {
+			s.Network.LoadBalancer = &v1alpha1.ClusterLoadBalancer{Pools: []v1alpha1.LoadBalancerPool{{Name: "p", Addresses: []string{"10.0.0.8/31"}}}}
+		}, "contains the address of machine z"},
 		{"a kubelet's field that is Coldrack's own", func(s *v1alpha1.ClusterSpec) {
 			s.Kubelet.Config = &runtime.RawExtension{Raw: []byte(`{"staticPodPath": "/tmp"}`)}
 		}, "staticPodPath is decided by Coldrack"},
