@@ -221,6 +221,9 @@ func serverPorts(cfg daemon.Config) []doctor.Port {
 			ports = append(ports, names)
 		}
 	}
+	if cfg.UpdatePort != 0 {
+		ports = append(ports, at("tcp4", cfg.UpdatePort, "updates (updatePort)"))
+	}
 	if cfg.EtcdDiscoveryPort != 0 {
 		ports = append(ports, at("tcp4", cfg.EtcdDiscoveryPort, "etcd discovery (etcdDiscoveryPort)"))
 	}

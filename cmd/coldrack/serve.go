@@ -49,6 +49,8 @@ func serveOptions() map[string]settings.Option {
 		"bundles":               usage("bundle archives imported at start when the store lacks them"),
 		"trustedKeys":           usage("files with Ed25519 public keys whose signatures on bundles are accepted"),
 		"etcdDiscoveryPort":     usage("port on which members of new etcd clusters find each other (etcd --discovery and --discovery-token), for example 7081; 0: none"),
+		"updatePort":            usage("port on which machines with update_engine (Flatcar, CoreOS Container Linux) get their updates, for example 7082; 0: none"),
+		"updateFolder":          usage("folder of the settings and packages of updates; none: updates in the data folder"),
 		"etcdDiscoveryOpen":     usage("let anybody who reaches that port make tokens (GET /new?size=N), not only people with coldrack discovery new"),
 		"discoveryArgs":         usage("kernel arguments of the discovery system, for hardware that needs some, for example nomodeset"),
 		"registryUpstreams":     usage("registries that container images are fetched from when no bundle has them, for example docker.io; http://HOST for plain HTTP"),

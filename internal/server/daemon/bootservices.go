@@ -17,6 +17,7 @@ import (
 	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/netboot/tftp"
 	"coldrack.dev/internal/server/etcddiscovery"
+	"coldrack.dev/internal/server/omaha"
 )
 
 // bootServices are the servers that machines talk to, DHCP apart. Each serves any number of sockets.
@@ -29,6 +30,7 @@ type bootServices struct {
 	// discovery is nil where members of etcd are not served; its places are those for connections.
 	discovery       *etcddiscovery.Server
 	discoveryPlaces int
+	updates         *omaha.Service // nil where there are none, with as many places
 	log             *slog.Logger
 
 	mu        sync.Mutex
@@ -57,6 +59,11 @@ func (b *bootServices) serve(ctx context.Context, set bootSockets) error {
 		group.Go(func() error { return b.clock.Serve(ctx, set.time) })
 	} else {
 		b.log.Info("machines are not told the time by this server; if its host has no time server, their clocks need another", "err", set.timeErr)
+	}
+	if set.updates != nil {
+		group.Go(func() error {
+			return b.updates.Serve(ctx, connlimit.New(set.updates, connlimit.Options{Max: b.discoveryPlaces, PerClient: connectionsPerMachine}))
+		})
 	}
 	if set.discovery != nil {
 		group.Go(func() error {

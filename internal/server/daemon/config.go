@@ -54,6 +54,10 @@ type Config struct {
 	EtcdDiscoveryPort int `json:"etcdDiscoveryPort,omitempty"`
 	// EtcdDiscoveryOpen lets anybody who reaches that port make tokens.
 	EtcdDiscoveryOpen bool `json:"etcdDiscoveryOpen,omitempty"`
+	// UpdatePort serves updates to machines with update_engine, over plain HTTP; 0: none.
+	UpdatePort int `json:"updatePort,omitempty"`
+	// UpdateFolder holds settings and packages of updates. Empty: the folder updates in DataDir.
+	UpdateFolder string `json:"updateFolder,omitempty"`
 	// NoBoot starts no boot services: only the control plane, controllers and people's API.
 	NoBoot bool `json:"noBoot,omitempty"`
 
@@ -215,6 +219,12 @@ func (c Config) Validate() error {
 	}
 	if c.EtcdDiscoveryPort < 0 || c.EtcdDiscoveryPort > 65535 {
 		bad("etcdDiscoveryPort", c.EtcdDiscoveryPort, "must be between 1 and 65535, or 0 for none")
+	}
+	if c.UpdatePort < 0 || c.UpdatePort > 65535 {
+		bad("updatePort", c.UpdatePort, "must be between 1 and 65535, or 0 for none")
+	}
+	if c.UpdatePort != 0 && c.NoBoot {
+		bad("updatePort", c.UpdatePort, "is opened where machines are served, and noBoot serves none")
 	}
 	if c.EtcdDiscoveryOpen && c.EtcdDiscoveryPort == 0 {
 		bad("etcdDiscoveryOpen", c.EtcdDiscoveryOpen, "needs etcdDiscoveryPort, for example 7081")

@@ -35,6 +35,7 @@ import (
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/etcddiscovery"
 	"coldrack.dev/internal/server/machineapi"
+	"coldrack.dev/internal/server/omaha"
 	"coldrack.dev/internal/server/peopleapi"
 	"coldrack.dev/internal/server/peopleapi/credentials"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
@@ -116,6 +117,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	if cfg.UI && cfg.Kubeconfig == "" {
 		if s.ui, err = ui.New(cfg.path("ui-sessions.json"), log.With("part", "ui")); err != nil {
+			return err
+		}
+	}
+	if cfg.UpdatePort != 0 {
+		if s.updates, err = omaha.Open(cfg.updatesFolder(), cfg.path("update-instances.json"), log.With("part", "updates")); err != nil {
 			return err
 		}
 	}
@@ -224,6 +230,7 @@ type server struct {
 	catalog    *catalog
 	subnets    *dhcpSubnets            // nil without boot services
 	discovery  *etcddiscovery.Registry // nil where members of etcd are not served
+	updates    *omaha.Service          // nil where there are none
 	names      *names                  // nil without boot services
 	late       lateStore
 	// plane holds the kinds, in this life of the store; current is the same for those who ask in between.
@@ -271,6 +278,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		metricsPath:                   peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.metrics.handler(s.log)),
 		peoplewire.PathBoots:          peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.bootGate),
 		peoplewire.PathExpiry:         peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.expiryHandler()),
+		peoplewire.PathUpdates:        peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.updatesHandler()),
 		peoplewire.PathDiscovery:      peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.discoveryHandler()),
 		profilesPath:                  peopleapi.Limit{AtOnce: 2}.Around(profiles()),
 	}

@@ -22,6 +22,7 @@ import (
 	"coldrack.dev/internal/server/backups"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/etcddiscovery"
+	"coldrack.dev/internal/server/omaha"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
 
@@ -228,6 +229,25 @@ func (m *metrics) watchMachineAPI(stats func() connlimit.Stats) {
 		s.gauge("coldrack_machine_api_unproven_connections", "Open connections to the machine API without a client certificate of ours.", now.Unproven)
 		s.counter("coldrack_machine_api_refused_connections_total", "Connections closed because their client had too many.", now.Refused)
 		s.counter("coldrack_machine_api_evicted_connections_total", "Connections without a client certificate that were closed to make room for others.", now.Evicted)
+	}))
+}
+
+func (m *metrics) watchUpdates(updates *omaha.Service) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := updates.Stats()
+		s.counter("coldrack_update_requests_total", "Requests of update_engine.", now.Requests)
+		s.counter("coldrack_update_refused_total", "Requests that were none of update_engine.", now.Refused)
+		s.counter("coldrack_update_granted_total", "Updates that were granted.", now.Granted)
+		for _, g := range updates.Groups() {
+			const help = "Instances that asked for updates in the last day, by how far they are."
+			labels := func(state string) []string {
+				return []string{"application", g.Application, "group", g.Name, "board", g.Board, "state", state}
+			}
+			s.gauge("coldrack_update_instances", help, g.UpToDate, labels("up-to-date")...)
+			s.gauge("coldrack_update_instances", help, g.InProgress, labels("in-progress")...)
+			s.gauge("coldrack_update_instances", help, g.Failed, labels("failed")...)
+			s.gauge("coldrack_update_instances", help, max(0, g.Instances-g.UpToDate-g.InProgress-g.Failed), labels("waiting")...)
+		}
 	}))
 }
 

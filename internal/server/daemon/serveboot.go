@@ -79,6 +79,11 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	s.metrics.watchTime(clock.Stats)
 	sets := max(1, len(s.cfg.Interfaces))
 	services := &bootServices{clock: clock, web: web, files: files, machines: machines, places: places.machine / sets, discoveryPlaces: places.discovery / sets, log: s.log}
+	if s.updates != nil {
+		services.updates = s.updates
+		s.metrics.watchUpdates(s.updates)
+		group.Go(func() error { return s.updates.Run(ctx) })
+	}
 	if s.discovery != nil {
 		services.discovery = etcddiscovery.New(etcddiscovery.Options{Registry: s.discovery, Open: s.cfg.EtcdDiscoveryOpen, Log: s.log.With("part", "etcddiscovery")})
 		s.metrics.watchDiscovery(services.discovery.Stats)

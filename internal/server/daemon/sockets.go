@@ -25,7 +25,8 @@ type bootSockets struct {
 	index   int    // of the device
 	http    net.Listener
 	machine net.Listener
-	// discovery is nil where members of etcd are not served.
+	// updates is nil where none are served, discovery where members of etcd are not.
+	updates   net.Listener
 	discovery net.Listener
 	tftp      *net.UDPConn
 	// time is nil where it cannot be told, mostly because another program of this host does; timeErr says why.
@@ -87,6 +88,11 @@ func openBootSockets(ctx context.Context, cfg Config, on netif.Interface) (s boo
 	if s.machine, err = listenTCP(ctx, cfg.BootNetns, device, cfg.MachinePort, "machine API", "--machine-port"); err != nil {
 		return s, err
 	}
+	if cfg.UpdatePort != 0 {
+		if s.updates, err = listenTCP(ctx, cfg.BootNetns, device, cfg.UpdatePort, "the update server", "--update-port"); err != nil {
+			return s, err
+		}
+	}
 	if cfg.EtcdDiscoveryPort != 0 {
 		if s.discovery, err = listenTCP(ctx, cfg.BootNetns, device, cfg.EtcdDiscoveryPort, "etcd discovery", "--etcd-discovery-port"); err != nil {
 			return s, err
@@ -134,6 +140,9 @@ func (s bootSockets) close() {
 	}
 	if s.machine != nil {
 		s.machine.Close()
+	}
+	if s.updates != nil {
+		s.updates.Close()
 	}
 	if s.discovery != nil {
 		s.discovery.Close()

@@ -19,6 +19,7 @@ const (
 	PathServerBackups = "/coldrack/v1/server/backups" // see Backup
 	PathMachines      = "/coldrack/v1/machines"       // GET -> v1alpha1.MachineList, without details; + /NAME/log[?follow=1] -> text
 	PathExpiry        = "/coldrack/v1/expiry"         // GET -> []Expiry
+	PathUpdates       = "/coldrack/v1/updates"        // see UpdateStatus
 	PathDiscovery     = "/coldrack/v1/etcd-discovery" // see DiscoveryToken
 	PathBoots         = "/coldrack/v1/boots"          // GET -> gate.Counts
 	PathNames         = "/coldrack/v1/names"          // GET -> Names
