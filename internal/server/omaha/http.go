@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,8 +14,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"log/slog"
 )
 
 // Serve answers on a listener until ctx ends.
@@ -53,6 +52,7 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = control.SetWriteDeadline(time.Now().Add(30 * time.Second))
 		s.answer(w, r)
 	case strings.HasPrefix(r.URL.Path, pathPackages) && (r.Method == http.MethodGet || r.Method == http.MethodHead):
+		_ = control.SetWriteDeadline(time.Time{}) // it takes as long as its link needs
 		s.send(w, r)
 	default:
 		http.Error(w, "update_engine posts to "+pathUpdate+" and gets what is below "+pathPackages, http.StatusNotFound)

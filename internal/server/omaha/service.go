@@ -288,6 +288,11 @@ func (s *Service) decide(a app, i *Instance, now time.Time, known surveys) rollo
 	if !exists {
 		return rollout.Decision{Reason: rollout.NoPackage, Detail: fmt.Sprintf("no group has the track %q", i.Track)}
 	}
+	// Most ask for nothing new, and need nobody counted.
+	switch d := rollout.Decide(i.Instance, s.offered(a, g, i.Board), now); d.Reason {
+	case rollout.NoPackage, rollout.UpToDate, rollout.NeedsReboot:
+		return d
+	}
 	key := [3]string{a.id, g.name, i.Board}
 	if _, done := known[key]; !done {
 		known[key] = s.survey(a, g, i.Board, now)
@@ -295,8 +300,8 @@ func (s *Service) decide(a app, i *Instance, now time.Time, known surveys) rollo
 	return rollout.Decide(i.Instance, known[key], now)
 }
 
-// survey counts a group's instances of a board. The caller holds mu.
-func (s *Service) survey(a app, of group, board string, now time.Time) rollout.Group {
+// offered is a group without its instances: what its channel has for a board. The caller holds mu.
+func (s *Service) offered(a app, of group, board string) rollout.Group {
 	g := rollout.Group{Policy: of.policy}
 	for _, c := range a.channels {
 		if c.Name == of.channel && c.Board == board {
@@ -311,14 +316,29 @@ func (s *Service) survey(a app, of group, board string, now time.Time) rollout.G
 			}
 		}
 	}
+	return g
+}
+
+// survey counts a group's instances of a board. The caller holds mu.
+func (s *Service) survey(a app, of group, board string, now time.Time) rollout.Group {
+	g := s.offered(a, of, board)
+	done := map[string]bool{} // by version, of which there are few
+	hasTarget := func(version string) bool {
+		known, compared := done[version]
+		if !compared {
+			known = g.Target != "" && rollout.Compare(version, g.Target) >= 0
+			done[version] = known
+		}
+		return known
+	}
 	g.Canary.Known = slices.ContainsFunc(mapsValues(a.groups), func(o group) bool { return o.name == of.policy.After })
 	for _, i := range s.instances {
 		its, known := a.groups[i.Track]
-		if i.App != a.id || !known || i.Board != board || now.Sub(i.Last) > lately {
+		if !known || i.App != a.id || i.Board != board || now.Sub(i.Last) > lately {
 			continue
 		}
-		done := g.Target != "" && rollout.Compare(i.Version, g.Target) >= 0
-		failed := !done && i.Target != "" && !i.FailedAt.IsZero() && rollout.Compare(i.Target, i.Version) > 0 && !i.State.InProgress()
+		done := hasTarget(i.Version)
+		failed := !done && !i.FailedAt.IsZero() && !i.State.InProgress() && i.Target != "" && rollout.Compare(i.Target, i.Version) > 0
 		switch its.name {
 		case of.name:
 			g.Size++
