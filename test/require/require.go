@@ -53,6 +53,7 @@ func built() []string {
 
 // unpacked are programs of packages that hack/setup.sh only unpacks, and where below bin/unpacked.
 var unpacked = map[string]string{"named": "bind9/usr/sbin/named", "chronyd": "chrony/usr/sbin/chronyd",
+	"timesyncd": "systemd-timesyncd/usr/lib/systemd/systemd-timesyncd",
 	"dhcpd": "isc-dhcp-server/usr/sbin/dhcpd", "dhcrelay": "isc-dhcp-relay/usr/sbin/dhcrelay", "kea-dhcp4": "kea-dhcp4-server/usr/sbin/kea-dhcp4"}
 
 // Program is the path of a program that Need has found, where it is not in PATH.
@@ -130,8 +131,6 @@ func missing(name string) error {
 			return fmt.Errorf("create a network namespace: %w: %s", err, strings.TrimSpace(string(out)))
 		}
 		return nil
-	case "timesyncd":
-		name = "/usr/lib/systemd/systemd-timesyncd"
 	case "qemu":
 		name = "qemu-system-x86_64"
 	}

@@ -269,8 +269,8 @@ func TestTimesyncd(t *testing.T) {
 			t.Fatal(err)
 		}
 		// It reads this file only, and keeps its state in a folder of its own.
-		script := fmt.Sprintf(`mount --bind %s /etc/systemd/timesyncd.conf && mount -t tmpfs -o mode=777 none /run && mkdir -p -m 777 /run/systemd/timesync /run/systemd/netif &&
-exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all /usr/lib/systemd/systemd-timesyncd`, conf)
+		script := fmt.Sprintf(`mount -t tmpfs none /etc/systemd && cp %s /etc/systemd/ && mount -t tmpfs -o mode=777 none /run && mkdir -p -m 777 /run/systemd/timesync /run/systemd/netif &&
+exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all %s`, conf, require.Program("timesyncd"))
 		command := exec.Command("unshare", "-m", "sh", "-c", script)
 		command.Env = append(os.Environ(), "SYSTEMD_LOG_LEVEL=debug", "SYSTEMD_LOG_TARGET=console")
 		log := &lines{}
