@@ -84,7 +84,7 @@ func (a *app) printDiscovery(t peoplewire.DiscoveryToken) {
 	if len(t.Endpoints) > 0 {
 		at = t.Endpoints[0]
 	}
-	fmt.Fprintf(a.out, "etcd up to 3.6:    --discovery http://%s/%s\n", at, t.Token)
+	fmt.Fprintf(a.out, "etcd up to 3.6:     --discovery http://%s/%s\n", at, t.Token)
 	fmt.Fprintf(a.out, "etcd 3.6 and later: --discovery-token %s --discovery-endpoints http://%s\n", t.Token, at)
 	if len(t.Endpoints) > 1 {
 		fmt.Fprintf(a.out, "The server is also reached at %s.\n", strings.Join(t.Endpoints[1:], ", "))

@@ -2,7 +2,7 @@ package omaha
 
 import (
 	"bytes"
-	"crypto/sha1" //nolint:gosec // as update_engine wants it
+	"crypto/sha1" // as update_engine wants it
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -93,7 +93,7 @@ func TestAnUpdate(t *testing.T) {
 	r := newRig(t, "", "4230.2.1")
 	code, got := r.post(says("m1", "4081.2.0", checks))
 	payload, oem := []byte("payload 4230.2.1"), []byte("oem 4230.2.1")
-	p1, p2, o1, o2 := sha1.Sum(payload), sha256.Sum256(payload), sha1.Sum(oem), sha256.Sum256(oem) //nolint:gosec
+	p1, p2, o1, o2 := sha1.Sum(payload), sha256.Sum256(payload), sha1.Sum(oem), sha256.Sum256(oem)
 	b64 := base64.StdEncoding.EncodeToString
 	want := `<?xml version="1.0" encoding="UTF-8"?>` + "\n" + `<response protocol="3.0" server="coldrack"><daystart elapsed_seconds="43200"></daystart><app appid="{` + appID + `}" status="ok"><ping status="ok"></ping>` +
 		`<updatecheck status="ok"><urls><url codebase="http://updates.example:7082/packages/amd64-usr/4230.2.1/"></url></urls><manifest version="4230.2.1"><packages>` +

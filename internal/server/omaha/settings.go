@@ -1,7 +1,7 @@
 package omaha
 
 import (
-	"crypto/sha1" //nolint:gosec // update_engine wants one beside SHA-256
+	"crypto/sha1" // update_engine wants one beside SHA-256
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -299,7 +299,7 @@ func (f *File) read(folder string) error {
 		return err
 	}
 	defer file.Close()
-	short, long := sha1.New(), sha256.New() //nolint:gosec
+	short, long := sha1.New(), sha256.New()
 	if f.Size, err = io.Copy(io.MultiWriter(short, long), file); err != nil {
 		return fmt.Errorf("%s: %w", file.Name(), err)
 	}
