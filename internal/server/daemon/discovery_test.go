@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -43,7 +44,7 @@ func TestEtcdDiscovery(t *testing.T) {
 	}
 	machine := func(method, path string, form url.Values) string {
 		t.Helper()
-		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(network, address string) (conn net.Conn, err error) {
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
 			err = rack.Do(func() error { conn, err = net.Dial(network, address); return err })
 			return conn, err
 		}}}

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net"
@@ -33,7 +34,7 @@ func TestUpdates(t *testing.T) {
 		check(t, os.WriteFile(path, []byte(text), 0o644))
 	}
 	s := run(t, cfg)
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(network, address string) (conn net.Conn, err error) {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
 		err = rack.Do(func() error { conn, err = net.Dial(network, address); return err })
 		return conn, err
 	}}}
