@@ -24,7 +24,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm e2e e2e-failures e2e-proxy e2e-laptop e2e-production bench ui-test screenshots generate clean
+.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-laptop e2e-production bench ui-test screenshots generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -161,6 +161,10 @@ rack-keys: setup bin/gotest bin/etcd bin/kubectl bin/kube-apiserver bin/kube-con
 ## rack-kubeadm  the same machines: real kubeadm looks at a cluster of ours, upgrades every node, and resets one (root)
 rack-kubeadm: setup bin/gotest bin/etcd bin/kubectl bin/kubeadm bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler
 	@COLDRACK_RACK_KUBEADM=1 COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),kubeadm,kube-apiserver,kube-controller-manager,kube-scheduler gotest -count=1 -v -timeout 40m -run TestKubeadmTakesOver ./test/rack
+
+## rack-image  the same machines: another operating system is rolled over all of them (root)
+rack-image: setup bin/gotest bin/etcd bin/kubectl bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler
+	@COLDRACK_RACK_IMAGE=1 COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),keepalived,kube-apiserver,kube-controller-manager,kube-scheduler gotest -count=1 -v -timeout 40m -run TestAnImageRolls ./test/rack
 
 # Tests that drive virtual machines, with their bundle.
 E2E := COLDRACK_E2E_BUNDLE=$(CURDIR)/$(BUNDLE) gotest -count=1 -v

@@ -1,6 +1,7 @@
 package rack
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -64,6 +65,9 @@ func TestWorkersAreReplaced(t *testing.T) {
 // TestAnImageRolls changes the operating system of all machines under load: they are installed anew one after another, members of etcd
 // leave and come back. An image that no bundle has changes nothing.
 func TestAnImageRolls(t *testing.T) {
+	if os.Getenv("COLDRACK_RACK_IMAGE") == "" {
+		t.Skip("runs with: make rack-image")
+	}
 	t.Parallel()
 	r := New(t, Options{VirtualIP: true})
 	r.Cluster(Size{Etcd: 3, ControlPlanes: 2, Workers: 1}, swiftly)

@@ -240,7 +240,8 @@ func TestASoftFileIsReloaded(t *testing.T) {
 	}
 	r.twin.take()
 	r.bringUp(r.order(wire.NodeAssignment{Version: "v3", Hold: true, Plan: next}))
-	if did := strings.Join(r.twin.take(), ", "); did != "start keepalived.service" {
+	// An agent that starts goes on with the plan that it has, and may have started it before it hears of the new one.
+	if did := strings.Join(r.twin.take(), ", "); did != "start keepalived.service" && did != "start keepalived.service, reload-or-restart keepalived.service" {
 		t.Errorf("systemd did %q with one that did not run", did)
 	}
 }
