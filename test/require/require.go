@@ -54,7 +54,7 @@ func built() []string {
 // unpacked are programs of packages that hack/setup.sh only unpacks, and where below bin/unpacked.
 var unpacked = map[string]string{"named": "bind9/usr/sbin/named", "chronyd": "chrony/usr/sbin/chronyd",
 	"timesyncd": "systemd-timesyncd/usr/lib/systemd/systemd-timesyncd",
-	"dhcpd": "isc-dhcp-server/usr/sbin/dhcpd", "dhcrelay": "isc-dhcp-relay/usr/sbin/dhcrelay", "kea-dhcp4": "kea-dhcp4-server/usr/sbin/kea-dhcp4"}
+	"dhcpd":     "isc-dhcp-server/usr/sbin/dhcpd", "dhcrelay": "isc-dhcp-relay/usr/sbin/dhcrelay", "kea-dhcp4": "kea-dhcp4-server/usr/sbin/kea-dhcp4"}
 
 // Program is the path of a program that Need has found, where it is not in PATH.
 func Program(name string) string {
