@@ -57,7 +57,6 @@ type addonOptions struct {
 	order              int32
 	takeOver, report   bool
 	removeData         bool
-	timeout            time.Duration
 }
 
 func (o *addonOptions) flags(a *app, cmd *cobra.Command) {

@@ -137,7 +137,7 @@ func ReadPlanned(documents []*manifest.Document) ([]Planned, error) {
 				continue
 			}
 			if err := p.addImages(a); err != nil {
-				errs = append(errs, fmt.Errorf("Addon %s: %w", a.Name, err))
+				errs = append(errs, fmt.Errorf("add-on %s: %w", a.Name, err))
 			}
 		}
 		for _, problem := range v1alpha1.ValidateCluster(p.Cluster, v1alpha1.ClusterFacts{Groups: p.groups}) {

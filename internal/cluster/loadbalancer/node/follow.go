@@ -98,14 +98,15 @@ func excluded(n *corev1.Node) bool {
 
 // pools of the cluster, as Coldrack wrote them.
 func (a *agent) pools() ([]loadbalancer.Pool, error) {
-	for _, c := range listed[*corev1.ConfigMap](a.config) {
-		var spec []v1alpha1.LoadBalancerPool
-		if err := json.Unmarshal([]byte(c.Data[PoolsKey]), &spec); err != nil {
-			return nil, fmt.Errorf("%s: %w", PoolsKey, err)
-		}
-		return loadbalancer.Pools(spec)
+	found := listed[*corev1.ConfigMap](a.config) // the one of this name
+	if len(found) == 0 {
+		return nil, fmt.Errorf("there is no ConfigMap %s/%s", a.Namespace, Name)
 	}
-	return nil, fmt.Errorf("there is no ConfigMap %s/%s", a.Namespace, Name)
+	var spec []v1alpha1.LoadBalancerPool
+	if err := json.Unmarshal([]byte(found[0].Data[PoolsKey]), &spec); err != nil {
+		return nil, fmt.Errorf("%s: %w", PoolsKey, err)
+	}
+	return loadbalancer.Pools(spec)
 }
 
 // ours says whether a Service is one that we give an address.
