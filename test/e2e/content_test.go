@@ -68,11 +68,11 @@ func TestProgramsAndImagesOfTheBundleAreWhatTheySay(t *testing.T) {
 			dir, config := unpackImage(t, store, image)
 			program := append(config.Config.Entrypoint, config.Config.Cmd...)[0]
 			want := config.Config.Labels["org.opencontainers.image.version"]
-			if title := config.Config.Labels["org.opencontainers.image.title"]; title == "probe" {
+			if strings.HasPrefix(image, "coldrack.dev/") {
 				if _, err := os.Stat(filepath.Join(dir, program)); err != nil {
 					t.Error(err)
 				}
-				return // it has no version of its own
+				return // these are of this repository, and have no version of their own
 			}
 			if said := versionOf(t, dir, program); want == "" || !strings.Contains(said, strings.TrimPrefix(want, "v")) {
 				t.Errorf("%s is to be %s, but says %q", program, want, said)
