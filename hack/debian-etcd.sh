@@ -18,4 +18,4 @@ fi
 dpkg-deb -x "$dir"/etcd-server_*.deb "$dir/root"
 mkdir -p "$(dirname "$out")"
 install -m 755 "$dir/root/usr/bin/etcd" "$out"
-"$out" --version | head -n 1
+"$out" --version | sed -n 1p

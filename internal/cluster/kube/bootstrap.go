@@ -199,7 +199,7 @@ func (r *renderer) kubeadmConfig() ([]byte, error) {
 	config.APIServer.ExtraArgs = ours(r.apiServerFlags(n), spec.APIServer.ExtraArgs, "profiling", "kubelet-certificate-authority",
 		"authentication-config", "admission-control-config-file", "encryption-provider-config",
 		"encryption-provider-config-automatic-reload", "audit-policy-file", "audit-log-path", "audit-log-maxage",
-		"audit-log-maxbackup", "audit-log-maxsize", "tls-min-version", "tls-cipher-suites", "shutdown-delay-duration", "shutdown-send-retry-after")
+		"audit-log-maxbackup", "audit-log-maxsize", "tls-min-version", "tls-cipher-suites", "shutdown-delay-duration", "shutdown-watch-termination-grace-period")
 	config.APIServer.ExtraVolumes = []kubeadmVolume{
 		{Name: "audit-log", HostPath: auditLogDir, MountPath: auditLogDir, PathType: string(corev1.HostPathDirectoryOrCreate)},
 		{Name: "coldrack-config", HostPath: apiserverDir, MountPath: apiserverDir, ReadOnly: true, PathType: string(corev1.HostPathDirectory)},

@@ -572,7 +572,7 @@ var kubeadmDifferences = []difference{
 	{"!", `manifest .* readinessProbe periodSeconds`, "nothing is sent by the readiness of these pods, and each answer costs a TLS handshake"},
 	{"+", `manifest .* command --(tls-cipher-suites|tls-min-version|cipher-suites|profiling)`, becauseHardened},
 	{"+", `manifest kube-apiserver .* command --(admission-control-config-file|audit-.*|authentication-config|encryption-provider-config.*|kubelet-certificate-authority)`, becauseHardened},
-	{"+", `manifest kube-apiserver .* command --shutdown-(delay-duration|send-retry-after)`, "load balancers notice before it ends, and it ends sooner"},
+	{"+", `manifest kube-apiserver .* command --shutdown-(delay-duration|watch-termination-grace-period)`, "load balancers notice before it ends, and it ends sooner"},
 	{"+", `manifest kube-apiserver .* (volumeMounts|volumes) (audit-log|coldrack-config) .*`, "what the hardening needs"},
 	{"+", `manifest kube-apiserver metadata annotations coldrack.dev/config-digest`, "the kubelet restarts the API server when its configuration changes"},
 	{"+", `manifest \S+ metadata annotations coldrack.dev/keys-digest`, "a program restarts when an authority or a key that it reads only once is another"},

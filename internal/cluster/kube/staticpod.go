@@ -120,15 +120,15 @@ func (r *renderer) apiServerFlags(n *node) flagSet {
 		"audit-log-path":                              auditLogDir + "/audit.log",
 		"audit-log-maxage":                            "30", "audit-log-maxbackup": "10", "audit-log-maxsize": "100",
 		"tls-min-version": "VersionTLS12", "tls-cipher-suites": tlsCipherSuites,
-		// While it ends it answers that it is not ready, and everything else, for longer than the nodes' load balancers need to notice.
-		// Then it answers what is left with "429, try again", and closes connections: without that it does not listen for ten seconds more,
-		// which it waits for watches to end.
-		"shutdown-delay-duration": shutdownDelay.String(), "shutdown-send-retry-after": "true",
+		// While it ends it says that it is not ready, and answers everything, for longer than the nodes' load balancers need to notice.
+		// Then it ends watches, and has clients finish what is under way and go elsewhere. Without the last flag it stops listening and waits
+		// a minute for watches; with --shutdown-send-retry-after it would have clients wait five seconds for nothing.
+		"shutdown-delay-duration": shutdownDelay.String(), "shutdown-watch-termination-grace-period": "2s",
 	}
 }
 
-// shutdownDelay is longer than the pace of the load balancers' checks, three seconds, and with the two seconds that follow shorter than
-// the time that the kubelet leaves critical pods when the machine is shut down.
+// shutdownDelay is longer than the pace of the load balancers' checks, three seconds, and with the time for watches shorter than what
+// the kubelet leaves critical pods when the machine is shut down.
 const shutdownDelay = 5 * time.Second
 
 // patient has the only controller manager or scheduler keep its lease through a time in which the only API server is
