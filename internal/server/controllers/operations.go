@@ -251,12 +251,13 @@ func (o *operation) removeStrayNodes(ctx context.Context) {
 			o.Log.Warn("cannot remove the node of a machine that left", "cluster", o.c.Name, "node", name, "err", err)
 			continue
 		}
+		o.c.Status.ForeignNodes = slices.DeleteFunc(o.c.Status.ForeignNodes, func(n v1alpha1.ForeignNode) bool { return n.Name == name })
 		o.Log.Info("removed the node of a machine that left; it had registered again", "cluster", o.c.Name, "node", name)
 	}
 }
 
-// strayNodes are those of the API's nodes that are recorded nowhere, and have the name of a machine whose system was asked to go. The
-// name alone is not enough: a foreign node may have had it before there was such a Machine.
+// strayNodes are those of the API's nodes that are of no machine of the cluster, and have the name of a machine whose system was asked to
+// go. The name alone is not enough: a foreign node may have had it before there was such a Machine.
 func strayNodes(s *v1alpha1.ClusterStatus, nodes map[string]kubeapi.NodeState, machines []*v1alpha1.Machine) (stray []string) {
 	unknown := map[string]bool{}
 	for name := range nodes {
@@ -265,15 +266,13 @@ func strayNodes(s *v1alpha1.ClusterStatus, nodes map[string]kubeapi.NodeState, m
 	for _, n := range s.Nodes {
 		delete(unknown, n.NodeName)
 	}
-	for _, n := range s.ForeignNodes {
-		delete(unknown, n.Name)
-	}
 	if len(unknown) == 0 {
 		return nil
 	}
 	for _, m := range machines {
 		name := cmp.Or(m.Spec.Hostname, m.Name)
-		if unknown[name] && leftBehind(m, nodes[name]) {
+		foreign := slices.ContainsFunc(s.ForeignNodes, func(n v1alpha1.ForeignNode) bool { return n.Name == name })
+		if unknown[name] && leftBehind(m, nodes[name], foreign) {
 			stray = append(stray, name)
 		}
 	}
@@ -281,13 +280,22 @@ func strayNodes(s *v1alpha1.ClusterStatus, nodes map[string]kubeapi.NodeState, m
 }
 
 // leftBehind says whether a node is of a system that its machine has no more, or soon has no more. What was asked for is gone from
-// spec when a release is done, and a machine that was installed anew may be a node again.
-func leftBehind(m *v1alpha1.Machine, node kubeapi.NodeState) bool {
+// spec when a release is done, and a machine that was installed anew may be a node again. A node that registers once more after it was
+// removed passes for a foreign one; a foreign one goes only when it is older than the end of its system.
+func leftBehind(m *v1alpha1.Machine, node kubeapi.NodeState, foreign bool) bool {
 	if i := m.WantedIntent(); i != nil {
-		return i.Action != v1alpha1.ActionInstall
+		return !foreign && i.Action != v1alpha1.ActionInstall
 	}
 	done := m.Status.Intent
-	return done != nil && done.Action != v1alpha1.ActionInstall && (m.Status.Installed == nil || !node.Ready)
+	switch {
+	case done == nil || done.Action == v1alpha1.ActionInstall:
+		return false
+	case done.FinishedAt == nil:
+		return !foreign && (m.Status.Installed == nil || !node.Ready)
+	case node.Created.After(done.FinishedAt.Time):
+		return false // it joined since
+	}
+	return m.Status.Installed == nil || !node.Ready
 }
 
 func (o *operation) until(plan planner.Plan, most time.Duration) time.Duration {

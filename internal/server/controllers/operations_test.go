@@ -3,6 +3,7 @@ package controllers
 import (
 	"slices"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -20,6 +21,10 @@ func TestStrayNodes(t *testing.T) {
 		return v1alpha1.Machine{Status: v1alpha1.MachineStatus{Intent: &v1alpha1.IntentStatus{ID: "1", Action: action, State: v1alpha1.IntentSucceeded}, Installed: installed}}
 	}
 	ready, silent := kubeapi.NodeState{Ready: true}, kubeapi.NodeState{}
+	end := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	ended := done(v1alpha1.ActionRelease, nil)
+	ended.Status.Intent.FinishedAt = &metav1.Time{Time: end}
+	before, since := kubeapi.NodeState{Created: end.Add(-time.Second)}, kubeapi.NodeState{Created: end.Add(time.Second), Ready: true}
 	for name, c := range map[string]struct {
 		machine v1alpha1.Machine
 		node    kubeapi.NodeState
@@ -27,6 +32,10 @@ func TestStrayNodes(t *testing.T) {
 	}{
 		"recorded":                      {asked(v1alpha1.ActionReinstall), silent, false},
 		"foreign":                       {asked(v1alpha1.ActionRelease), silent, false},
+		"foreign-and-wiped-since":       {ended, before, true},
+		"foreign-since-the-wipe":        {ended, since, false},
+		"of-no-cluster-since-the-wipe":  {ended, since, false},
+		"registered-before-the-wipe":    {ended, before, true},
 		"joined-before":                 {v1alpha1.Machine{}, silent, false},
 		"to-be-installed":               {asked(v1alpha1.ActionInstall), silent, false},
 		"to-be-released":                {asked(v1alpha1.ActionRelease), ready, true},
@@ -36,7 +45,7 @@ func TestStrayNodes(t *testing.T) {
 		"installed-anew-and-not-a-node": {done(v1alpha1.ActionReinstall, installed), silent, true},
 		"installed-once":                {done(v1alpha1.ActionInstall, installed), silent, false},
 	} {
-		status := &v1alpha1.ClusterStatus{Nodes: []v1alpha1.ClusterNode{{NodeName: "recorded"}}, ForeignNodes: []v1alpha1.ForeignNode{{Name: "foreign"}}}
+		status := &v1alpha1.ClusterStatus{Nodes: []v1alpha1.ClusterNode{{NodeName: "recorded"}}, ForeignNodes: []v1alpha1.ForeignNode{{Name: "foreign"}, {Name: "foreign-and-wiped-since"}, {Name: "foreign-since-the-wipe"}}}
 		c.machine.Name, c.machine.Spec.Hostname = "m-"+name, name
 		nodes := map[string]kubeapi.NodeState{name: c.node, "unknown": silent}
 		got := strayNodes(status, nodes, []*v1alpha1.Machine{&c.machine, {ObjectMeta: metav1.ObjectMeta{Name: "without-node"}}})
