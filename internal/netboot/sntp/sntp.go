@@ -22,6 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/netboot/ratelimit"
+
+	"coldrack.dev/internal/netboot/pktinfo"
 )
 
 // Port is NTP's well-known UDP port.
@@ -78,7 +80,7 @@ func (s *Server) Serve(ctx context.Context, conn *net.UDPConn) error {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	defer conn.Close()
-	if err := askDestination(conn); err != nil {
+	if err := pktinfo.Ask(conn); err != nil {
 		s.log.Warn("a machine that asks one of several addresses of this server for the time may be answered from another", "err", err)
 	}
 	buf, control := make([]byte, 512), make([]byte, 256)

@@ -7,32 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// askDestination makes the kernel tell, with every packet, which local address it was sent to. A server on a wildcard address needs it to
-// answer from there: a client takes an answer from no other.
-func askDestination(conn *net.UDPConn) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var option error
-	err = raw.Control(func(fd uintptr) {
-		domain, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
-		if err != nil {
-			option = err
-			return
-		}
-		// On a dual-stack IPv6 socket this also makes IPv4 packets come with IP_PKTINFO.
-		option = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
-		if domain == unix.AF_INET6 {
-			option = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
-		}
-	})
-	if err != nil {
-		return err
-	}
-	return option
-}
-
 // replyFrom makes of a packet's control messages those of its answer: it goes out from the address that was asked. It is empty where
 // that is not known or cannot send.
 func replyFrom(control []byte) []byte {

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"coldrack.dev/internal/base/termtext"
+
+	"coldrack.dev/internal/netboot/pktinfo"
 )
 
 // Port is TFTP's well-known UDP port.
@@ -218,7 +220,7 @@ func (s *Server) Stats() Stats {
 // Serve answers the requests that come to conn until ctx ends, then lets the running transfers
 // finish for the drain time. It closes conn. Several Serve calls on different sockets may run at once.
 func (s *Server) Serve(ctx context.Context, conn *net.UDPConn) error {
-	if err := askDestination(conn); err != nil {
+	if err := pktinfo.Ask(conn); err != nil {
 		conn.Close()
 		return fmt.Errorf("prepare TFTP socket %s: %w", conn.LocalAddr(), err)
 	}
