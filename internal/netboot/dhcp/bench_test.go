@@ -7,7 +7,7 @@ import (
 // One iteration is a machine's four messages, without the network and the disk.
 func BenchmarkExchange(b *testing.B) {
 	big := rack()
-	big.CIDR, big.Pool = mustPrefix("10.0.0.0/8"), Range{addr("10.1.0.0"), addr("10.100.0.0")}
+	big.CIDR, big.Pool = mustPrefix("10.0.0.0/8"), Range{From: addr("10.1.0.0"), To: addr("10.100.0.0")}
 	big.Router, big.DNS, big.NTP = addr("10.0.0.254"), addrs("10.0.0.253"), nil
 	s := newStage(b, big)
 	s.link.own = addrs("10.0.0.1")

@@ -1,6 +1,7 @@
 package dhcp
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/contract/validate"
+	"coldrack.dev/internal/netboot/lease"
 )
 
 // Mode says what the server does in a subnet.
@@ -62,15 +64,7 @@ type Option struct {
 }
 
 // Range is a range of addresses, both ends included.
-type Range struct{ From, To netip.Addr }
-
-// IsZero tells whether the range is not set.
-func (r Range) IsZero() bool { return r == Range{} }
-
-// Contains tells whether an address is in the range.
-func (r Range) Contains(a netip.Addr) bool {
-	return r.From.IsValid() && r.From.Compare(a) <= 0 && a.Compare(r.To) <= 0
-}
+type Range = lease.Range
 
 const defaultLeaseTime = time.Hour
 
@@ -201,4 +195,13 @@ func isHost(a netip.Addr) bool {
 // broadcast gives the last address of an IPv4 network.
 func broadcast(p netip.Prefix) netip.Addr {
 	return toAddr(toUint32(p.Addr()) | (1<<(32-p.Bits()) - 1))
+}
+
+func toUint32(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}
+
+func toAddr(n uint32) netip.Addr {
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, n)))
 }

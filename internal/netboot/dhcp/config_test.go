@@ -31,9 +31,9 @@ func TestValidate(t *testing.T) {
 			[]string{"subnets[rack].cidr: is not a network such as 10.20.0.0/24"}},
 		"a network too small for anything": {func(c *Config) { c.Subnets[0].CIDR = netip.MustParsePrefix("192.0.2.0/31") },
 			[]string{"subnets[rack].cidr: 192.0.2.0/31 is not between /8 and /30, as DHCP needs it"}},
-		"a pool outside of the network": {func(c *Config) { c.Subnets[0].Pool = Range{addr("192.0.3.1"), addr("192.0.3.9")} },
+		"a pool outside of the network": {func(c *Config) { c.Subnets[0].Pool = Range{From: addr("192.0.3.1"), To: addr("192.0.3.9")} },
 			[]string{"subnets[rack].discovery: 192.0.3.1-192.0.3.9 has the end 192.0.3.1, which is not in the network 192.0.2.0/24", "subnets[rack].discovery: 192.0.3.1-192.0.3.9 has the end 192.0.3.9, which is not in the network 192.0.2.0/24"}},
-		"a pool with the network's own addresses": {func(c *Config) { c.Subnets[0].Pool = Range{addr("192.0.2.0"), addr("192.0.2.255")} },
+		"a pool with the network's own addresses": {func(c *Config) { c.Subnets[0].Pool = Range{From: addr("192.0.2.0"), To: addr("192.0.2.255")} },
 			[]string{
 				"subnets[rack].discovery: 192.0.2.0-192.0.2.255 has the end 192.0.2.0, which is the network address of 192.0.2.0/24",
 				"subnets[rack].discovery: 192.0.2.0-192.0.2.255 has the end 192.0.2.255, which is the broadcast address of 192.0.2.0/24",
@@ -43,11 +43,11 @@ func TestValidate(t *testing.T) {
 			}},
 		"half a pool": {func(c *Config) { c.Subnets[0].Pool.To = netip.Addr{} },
 			[]string{"subnets[rack].discovery: 192.0.2.100-invalid IP has the end invalid IP, which is not the IP address of a host"}},
-		"a pool backwards": {func(c *Config) { c.Subnets[0].Pool = Range{addr("192.0.2.9"), addr("192.0.2.8")} },
+		"a pool backwards": {func(c *Config) { c.Subnets[0].Pool = Range{From: addr("192.0.2.9"), To: addr("192.0.2.8")} },
 			[]string{"subnets[rack].discovery: 192.0.2.9-192.0.2.8 ends before it begins"}},
 		"a pool over everything that is taken": {func(c *Config) {
 			c.ServerIP = addr("192.0.2.2")
-			c.Subnets[0].Pool = Range{addr("192.0.2.1"), addr("192.0.2.254")}
+			c.Subnets[0].Pool = Range{From: addr("192.0.2.1"), To: addr("192.0.2.254")}
 		}, []string{
 			"subnets[rack].discovery: 192.0.2.1-192.0.2.254 contains the gateway, 192.0.2.254; leave it out",
 			"subnets[rack].discovery: 192.0.2.1-192.0.2.254 contains the DNS server 192.0.2.253: a machine that boots could get its address; leave it out",

@@ -11,6 +11,8 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/iana"
+
+	"coldrack.dev/internal/netboot/lease"
 )
 
 // incoming is a message as it came in.
@@ -70,14 +72,14 @@ type engine struct {
 	backend Backend
 	log     *slog.Logger
 	now     func() time.Time
-	store   func(r record, done func(error)) // journal.add
+	store   func(r lease.Record, done func(error)) // journal.add
 	count   *counters
 	admit   func(Query) bool // nil: everybody
 
 	mu      sync.Mutex
 	config  Config
-	pools   map[netip.Prefix]*pool
-	orphans []record            // leases that fit no present pool, kept for when their pool comes back
+	pools   map[netip.Prefix]*lease.Pool
+	orphans []lease.Record      // leases that fit no present pool, kept for when their pool comes back
 	pending map[string]*pending // by subnet and client
 	quiet   map[string]time.Time
 	relays  map[netip.Prefix]bool // subnets for which a relay has asked
@@ -97,7 +99,7 @@ type pending struct {
 	in      incoming // the latest of the client's repetitions
 	message *dhcpv4.DHCPv4
 	query   Query
-	slot    *slot // nil: the client's reserved address is probed
+	slot    *lease.Slot // nil: the client's reserved address is probed
 	// reservation that is probed.
 	reservation Reservation
 	probes      int
@@ -111,7 +113,7 @@ type exchange struct {
 	query   Query
 	client  string
 	subnet  Subnet
-	pool    *pool // nil: the subnet has none
+	pool    *lease.Pool // nil: the subnet has none
 	now     time.Time
 	// seen is told to the Backend after the lock is released.
 	seen []Observation
@@ -119,9 +121,9 @@ type exchange struct {
 	after []func()
 }
 
-func newEngine(backend Backend, log *slog.Logger, now func() time.Time, store func(record, func(error)), count *counters) *engine {
+func newEngine(backend Backend, log *slog.Logger, now func() time.Time, store func(lease.Record, func(error)), count *counters) *engine {
 	return &engine{backend: backend, log: log, now: now, store: store, count: count,
-		pools: map[netip.Prefix]*pool{}, pending: map[string]*pending{}, quiet: map[string]time.Time{},
+		pools: map[netip.Prefix]*lease.Pool{}, pending: map[string]*pending{}, quiet: map[string]time.Time{},
 		relays: map[netip.Prefix]bool{}, probes: map[netip.Prefix]*probing{},
 		unheeded: map[netip.Prefix]map[string]*Unheeded{}, servers: map[netip.Prefix]servers{}, uuids: map[string]lastUUID{}, changed: func() {}}
 }
@@ -164,7 +166,7 @@ func (e *engine) relayed(subnet netip.Prefix) bool {
 
 // configure replaces the configuration. Pools that stay as they are keep offers under way; the leases of
 // the others move into the new pools as far as they fit.
-func (e *engine) configure(config Config, restored []record) {
+func (e *engine) configure(config Config, restored []lease.Record) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for subnet := range e.unheeded {
@@ -178,53 +180,37 @@ func (e *engine) configure(config Config, restored []record) {
 		}
 	}
 	before := e.pools
-	e.config, e.pools = config, map[netip.Prefix]*pool{}
+	e.config, e.pools = config, map[netip.Prefix]*lease.Pool{}
 	for _, s := range config.Subnets {
 		if s.Mode != ModeServer || s.Pool.IsZero() {
 			continue
 		}
-		if same := before[s.CIDR]; same != nil && same.within == s.Pool {
+		if same := before[s.CIDR]; same != nil && same.Range() == s.Pool {
 			e.pools[s.CIDR] = same
 			delete(before, s.CIDR)
 		} else {
-			e.pools[s.CIDR] = newPool(s.Pool)
+			e.pools[s.CIDR] = lease.NewPool(s.Pool)
 		}
 	}
 	records := e.orphans
 	for _, p := range before {
-		records = append(records, p.records()...)
+		records = append(records, p.Records()...)
 	}
 	e.orphans = nil
 	now := e.now()
-	for _, r := range latest(append(records, restored...)) {
-		if !e.restoreLocked(r) && r.state != free && r.until.After(now) {
+	for _, r := range lease.Latest(append(records, restored...)) {
+		if !e.restoreLocked(r) && r.State != lease.Free && r.Until.After(now) {
 			e.orphans = append(e.orphans, r)
 		}
 	}
 	for _, p := range e.pools {
-		p.expire(now)
+		p.Expire(now)
 	}
 }
 
-// latest keeps of each address the last record, in the records' order: where a client has changed its
-// address, the later one must win.
-func latest(records []record) []record {
-	last := map[netip.Addr]int{}
-	for i, r := range records {
-		last[r.address] = i
-	}
-	var kept []record
-	for i, r := range records {
-		if last[r.address] == i {
-			kept = append(kept, r)
-		}
-	}
-	return kept
-}
-
-func (e *engine) restoreLocked(r record) bool {
+func (e *engine) restoreLocked(r lease.Record) bool {
 	for _, p := range e.pools {
-		if p.restore(r) {
+		if p.Restore(r) {
 			return true
 		}
 	}
@@ -232,22 +218,22 @@ func (e *engine) restoreLocked(r record) bool {
 }
 
 // records lists all that has to survive a restart.
-func (e *engine) records() []record {
+func (e *engine) records() []lease.Record {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.recordsLocked()
 }
 
-func (e *engine) recordsLocked() []record {
+func (e *engine) recordsLocked() []lease.Record {
 	now := e.now()
-	var all []record
+	var all []lease.Record
 	for _, r := range e.orphans {
-		if r.until.After(now) {
+		if r.Until.After(now) {
 			all = append(all, r)
 		}
 	}
 	for _, p := range e.pools {
-		all = append(all, p.records()...)
+		all = append(all, p.Records()...)
 	}
 	return all
 }
@@ -266,7 +252,7 @@ func (e *engine) handle(in incoming) {
 
 	e.mu.Lock()
 	for _, p := range e.pools {
-		p.expire(x.now)
+		p.Expire(x.now)
 	}
 	located := x.locate()
 	if located && m.MessageType() == dhcpv4.MessageTypeDiscover {
@@ -497,43 +483,43 @@ func (x *exchange) discoverInPool(probes int) {
 
 // chooseFromPool finds an address that may be offered. When none is free, those come into question that have been found in use some time
 // ago: they are probed again.
-func (x *exchange) chooseFromPool(wanted netip.Addr) *slot {
-	if s := x.pool.choose(x.client, wanted, x.usable); s != nil {
+func (x *exchange) chooseFromPool(wanted netip.Addr) *lease.Slot {
+	if s := x.pool.Choose(x.client, wanted, x.usable); s != nil {
 		return s
 	}
 	if x.query.Relay.IsValid() {
 		return nil
 	}
-	s := x.pool.longestQuarantined()
-	if s == nil || s.until.Sub(x.now) > quarantineTime-leastQuarantine || !x.usable(s.address) {
+	s := x.pool.LongestQuarantined()
+	if s == nil || s.Until.Sub(x.now) > quarantineTime-leastQuarantine || !x.usable(s.Address) {
 		return nil
 	}
-	s.probed = time.Time{}
+	s.Probed = time.Time{}
 	return s
 }
 
 func (x *exchange) exhausted() {
 	x.count.exhausted.Add(1)
 	x.complain("pool "+x.subnet.Name, "DHCP pool is exhausted", "subnet", x.subnet.Name,
-		"pool", x.subnet.Pool.From.String()+"-"+x.subnet.Pool.To.String(), "leased", x.pool.queues[bound].size)
+		"pool", x.subnet.Pool.From.String()+"-"+x.subnet.Pool.To.String(), "leased", x.pool.Count(lease.Bound))
 	x.observe(PoolExhausted, netip.Addr{}, "all addresses of %s-%s are in use", x.subnet.Pool.From, x.subnet.Pool.To)
 }
 
 func (x *exchange) pendingKey() string { return x.subnet.CIDR.String() + " " + x.client }
 
 // offerFromPool offers a slot that is free or the client's own, after a probe if one is due.
-func (x *exchange) offerFromPool(s *slot, probes int) {
-	if s.state != bound {
-		x.pool.move(s, held, x.client, x.now.Add(holdTime))
+func (x *exchange) offerFromPool(s *lease.Slot, probes int) {
+	if s.State != lease.Bound {
+		x.pool.Move(s, lease.Held, x.client, x.now.Add(holdTime))
 		// An address behind a relay cannot be reached by ARP.
-		due := !x.query.Relay.IsValid() && x.now.Sub(s.probed) >= probeValid
+		due := !x.query.Relay.IsValid() && x.now.Sub(s.Probed) >= probeValid
 		if due && len(x.pending) < maxPending {
-			x.probeFor(&pending{slot: s, probes: probes + 1}, s.address)
+			x.probeFor(&pending{slot: s, probes: probes + 1}, s.Address)
 			return
 		}
 	}
-	x.reply(dhcpv4.MessageTypeOffer, s.address, "")
-	x.observe(Offered, s.address, "from the pool")
+	x.reply(dhcpv4.MessageTypeOffer, s.Address, "")
+	x.observe(Offered, s.Address, "from the pool")
 }
 
 // probed takes the result of a probe and goes on with the DISCOVER that waits for it.
@@ -575,25 +561,25 @@ func (x *exchange) probedReservation(reservation Reservation, holders []net.Hard
 	x.discoverInPool(0)
 }
 
-func (x *exchange) probedSlot(s *slot, probes int, holders []net.HardwareAddr) {
+func (x *exchange) probedSlot(s *lease.Slot, probes int, holders []net.HardwareAddr) {
 	switch {
-	case x.pool == nil || x.pool.slots[s.address] != s:
+	case x.pool == nil || x.pool.Peek(s.Address) != s:
 		return // the configuration has changed under it
-	case s.client != x.client || s.state != held:
+	case s.Client != x.client || s.State != lease.Held:
 		return // the client has since taken something else
 	}
-	holder := x.foreignHolder(s.address, holders, nil)
+	holder := x.foreignHolder(s.Address, holders, nil)
 	if holder == "" {
-		s.probed = x.now
+		s.Probed = x.now
 		x.offerFromPool(s, probes)
 		return
 	}
 	x.count.conflicts.Add(1)
-	x.pool.move(s, quarantined, "", x.now.Add(quarantineTime))
-	x.store(record{quarantined, s.address, "", s.until}, nil)
-	x.complain("conflict "+s.address.String(), "address of the pool is in use by someone it was not given to",
-		"address", s.address, "holder", holder)
-	x.observe(Conflict, s.address, "%s answers at this address of the pool", holder)
+	x.pool.Move(s, lease.Quarantined, "", x.now.Add(quarantineTime))
+	x.store(lease.Record{State: lease.Quarantined, Address: s.Address, Until: s.Until}, nil)
+	x.complain("conflict "+s.Address.String(), "address of the pool is in use by someone it was not given to",
+		"address", s.Address, "holder", holder)
+	x.observe(Conflict, s.Address, "%s answers at this address of the pool", holder)
 	if probes >= maxProbes {
 		return
 	}
@@ -609,8 +595,8 @@ func (x *exchange) otherHolder(a netip.Addr) string {
 	if x.pool == nil {
 		return ""
 	}
-	if s := x.pool.slots[a]; s != nil && s.state == bound && s.client != x.client {
-		return s.client
+	if s := x.pool.Peek(a); s != nil && s.State == lease.Bound && s.Client != x.client {
+		return s.Client
 	}
 	return ""
 }
@@ -637,9 +623,9 @@ func (x *exchange) request() {
 		x.nak(address, "%s is not in this network, %s", address, x.subnet.CIDR)
 		return
 	}
-	var mine *slot
+	var mine *lease.Slot
 	if x.pool != nil {
-		if s := x.pool.of(x.client); s != nil && s.state != free {
+		if s := x.pool.Of(x.client); s != nil && s.State != lease.Free {
 			mine = s
 		}
 	}
@@ -654,40 +640,40 @@ func (x *exchange) request() {
 			x.nak(address, "%s is in use by %s", address, taken.Holder)
 			return
 		case reservation.Address == address:
-			if mine != nil && mine.state == held {
-				x.pool.move(mine, free, x.client, time.Time{})
+			if mine != nil && mine.State == lease.Held {
+				x.pool.Move(mine, lease.Free, x.client, time.Time{})
 			}
 			x.reply(dhcpv4.MessageTypeAck, address, reservation.Hostname)
 			x.observe(Acknowledged, address, "reserved for this machine")
 			return
-		case prolong && mine != nil && mine.address == address && mine.state == bound:
+		case prolong && mine != nil && mine.Address == address && mine.State == lease.Bound:
 			// An address in use is not pulled away: the machine may be in the middle of its
 			// installation. It gets its own when it asks anew.
-		case mine != nil && mine.address == address && (holder != "" || isTaken):
+		case mine != nil && mine.Address == address && (holder != "" || isTaken):
 			// It was offered instead of the reserved one.
 		default:
 			x.nak(address, "this machine has the reserved address %s", reservation.Address)
 			return
 		}
 	}
-	if x.pool == nil || !x.pool.within.Contains(address) {
+	if x.pool == nil || !x.pool.Range().Contains(address) {
 		if server.IsValid() || mine != nil {
 			x.nak(address, "%s was not given to this client", address)
 		}
 		// Else it may be another server's client; RFC 2131 has us say nothing then.
 		return
 	}
-	s := x.pool.at(address)
+	s := x.pool.At(address)
 	switch {
 	case s == mine:
-	case s.state == free && x.usable(address):
+	case s.State == lease.Free && x.usable(address):
 		// The client still believes in a lease that has ended, or that we have lost. As nobody else
 		// has the address, it may go on.
 	default:
 		x.nak(address, "%s is not available", address)
 		return
 	}
-	if !x.usable(address) && s.state != bound {
+	if !x.usable(address) && s.State != lease.Bound {
 		x.nak(address, "%s has become reserved", address)
 		return
 	}
@@ -695,14 +681,14 @@ func (x *exchange) request() {
 }
 
 // bind leases a slot. The ACK goes out when the lease is on disk.
-func (x *exchange) bind(s *slot) {
+func (x *exchange) bind(s *lease.Slot) {
 	// Whole seconds, as the journal has them; rounded up, so that it is never shorter than told.
 	until := x.now.Add(x.subnet.leaseTime()).Truncate(time.Second).Add(time.Second)
-	x.pool.move(s, bound, x.client, until)
-	payload, out := x.build(dhcpv4.MessageTypeAck, s.address, "", "")
-	l, count, address := x.in.link, x.count, s.address
+	x.pool.Move(s, lease.Bound, x.client, until)
+	payload, out := x.build(dhcpv4.MessageTypeAck, s.Address, "", "")
+	l, count, address := x.in.link, x.count, s.Address
 	out.payload = payload
-	r := record{bound, address, x.client, until}
+	r := lease.Record{State: lease.Bound, Address: address, Client: x.client, Until: until}
 	x.store(r, func(err error) {
 		if err != nil {
 			count.unstored.Add(1)
@@ -726,8 +712,8 @@ func (x *exchange) forgetOffer() {
 	if x.pool == nil {
 		return
 	}
-	if s := x.pool.of(x.client); s != nil && s.state == held {
-		x.pool.move(s, free, "", time.Time{})
+	if s := x.pool.Of(x.client); s != nil && s.State == lease.Held {
+		x.pool.Move(s, lease.Free, "", time.Time{})
 	}
 }
 
@@ -775,9 +761,9 @@ func (x *exchange) decline() {
 	}
 	// Only who has an address may spoil it.
 	if x.pool != nil {
-		if s := x.pool.of(x.client); s != nil && s.address == address && (s.state == held || s.state == bound) {
-			x.pool.move(s, quarantined, "", x.now.Add(quarantineTime))
-			x.store(record{quarantined, address, "", s.until}, nil)
+		if s := x.pool.Of(x.client); s != nil && s.Address == address && (s.State == lease.Held || s.State == lease.Bound) {
+			x.pool.Move(s, lease.Quarantined, "", x.now.Add(quarantineTime))
+			x.store(lease.Record{State: lease.Quarantined, Address: address, Until: s.Until}, nil)
 			x.count.conflicts.Add(1)
 			x.complain("declined "+address.String(), "client found its address in use by another", "address", address)
 			x.observe(Declined, address, "the client found the address in use; it rests for %s", quarantineTime)
@@ -798,9 +784,9 @@ func (x *exchange) release() {
 		return
 	}
 	if x.pool != nil {
-		if s := x.pool.of(x.client); s != nil && s.address == address && s.state == bound {
-			x.pool.move(s, free, x.client, time.Time{})
-			x.store(record{free, address, "", x.now}, nil)
+		if s := x.pool.Of(x.client); s != nil && s.Address == address && s.State == lease.Bound {
+			x.pool.Move(s, lease.Free, x.client, time.Time{})
+			x.store(lease.Record{State: lease.Free, Address: address, Until: x.now}, nil)
 			x.observe(Released, address, "")
 		}
 	}

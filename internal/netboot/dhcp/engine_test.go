@@ -13,6 +13,8 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/iana"
+
+	"coldrack.dev/internal/netboot/lease"
 )
 
 func mustPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -122,18 +124,18 @@ type stage struct {
 	link    *fakeLink
 	engine  *engine
 	now     time.Time
-	stored  []record
+	stored  []lease.Record
 	fail    error // what the store says
 }
 
 func rack() Subnet {
-	return Subnet{Name: "rack", CIDR: netip.MustParsePrefix("192.0.2.0/24"), Pool: Range{addr("192.0.2.100"), addr("192.0.2.103")},
+	return Subnet{Name: "rack", CIDR: netip.MustParsePrefix("192.0.2.0/24"), Pool: Range{From: addr("192.0.2.100"), To: addr("192.0.2.103")},
 		Router: addr("192.0.2.254"), DNS: addrs("192.0.2.253", "198.51.100.1"), NTP: addrs("192.0.2.1"), Domain: "rack.example",
 		Mode: ModeServer, LeaseTime: 10 * time.Minute}
 }
 
 func remote() Subnet {
-	return Subnet{Name: "remote", CIDR: netip.MustParsePrefix("198.51.100.0/24"), Pool: Range{addr("198.51.100.10"), addr("198.51.100.20")},
+	return Subnet{Name: "remote", CIDR: netip.MustParsePrefix("198.51.100.0/24"), Pool: Range{From: addr("198.51.100.10"), To: addr("198.51.100.20")},
 		Mode: ModeServer, Relays: addrs("203.0.113.9")}
 }
 
@@ -149,7 +151,7 @@ func newStage(t testing.TB, subnets ...Subnet) *stage {
 	if err := config.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	s.engine = newEngine(s.backend, slog.New(slog.DiscardHandler), func() time.Time { return s.now }, func(r record, done func(error)) {
+	s.engine = newEngine(s.backend, slog.New(slog.DiscardHandler), func() time.Time { return s.now }, func(r lease.Record, done func(error)) {
 		if s.fail == nil {
 			s.stored = append(s.stored, r)
 		}
@@ -287,7 +289,7 @@ func TestWhoseTurnItIsNotComesAgain(t *testing.T) {
 func TestAnUnknownClientGetsALeaseFromThePool(t *testing.T) {
 	s := newStage(t)
 	s.lease(1, "192.0.2.100")
-	if len(s.stored) != 1 || s.stored[0].client != mac(1).String() || s.stored[0].until.Before(s.now.Add(10*time.Minute)) {
+	if len(s.stored) != 1 || s.stored[0].Client != mac(1).String() || s.stored[0].Until.Before(s.now.Add(10*time.Minute)) {
 		t.Errorf("stored %+v", s.stored)
 	}
 	s.lease(2, "192.0.2.101")
@@ -674,7 +676,7 @@ func TestReloading(t *testing.T) {
 	s.lease(2, "192.0.2.101")
 
 	moved := rack()
-	moved.Pool = Range{addr("192.0.2.101"), addr("192.0.2.110")}
+	moved.Pool = Range{From: addr("192.0.2.101"), To: addr("192.0.2.110")}
 	s.engine.configure(Config{Subnets: []Subnet{moved}}, nil)
 	s.expect("a lease that is still in the pool", "ack 192.0.2.101", "acknowledged 192.0.2.101", message(request, 2, having("192.0.2.101")), "192.0.2.1")
 	s.expect("a lease that is not", "silence", "", message(request, 1, having("192.0.2.100")), "192.0.2.1")
@@ -704,7 +706,7 @@ func TestReloadingInTheMiddleOfAnExchange(t *testing.T) {
 	}
 	s.expect("another", "silence", "", message(discover, 2))
 	moved := rack()
-	moved.Pool = Range{addr("192.0.2.110"), addr("192.0.2.112")}
+	moved.Pool = Range{From: addr("192.0.2.110"), To: addr("192.0.2.112")}
 	s.engine.configure(Config{Subnets: []Subnet{moved}}, nil)
 	s.link.sent = nil
 	results[1]()
@@ -713,7 +715,9 @@ func TestReloadingInTheMiddleOfAnExchange(t *testing.T) {
 	}
 	s.link.later = nil
 	s.lease(2, "192.0.2.110")
-	s.engine.pools[moved.CIDR].check(t)
+	if err := s.engine.pools[moved.CIDR].Check(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestTwoNetworksOnOneSegment(t *testing.T) {
@@ -807,7 +811,9 @@ func FuzzMessage(f *testing.F) {
 		s.engine.mu.Lock()
 		defer s.engine.mu.Unlock()
 		for _, p := range s.engine.pools {
-			p.check(t)
+			if err := p.Check(); err != nil {
+				t.Fatal(err)
+			}
 		}
 	})
 }

@@ -205,7 +205,7 @@ func TestAnInterfaceWhosePortIsTakenIsServedOnceItIsFree(t *testing.T) {
 }
 
 func TestARelaySaysThatItsSubnetIsServed(t *testing.T) {
-	s := newStage(t, rack(), Subnet{Name: "far", CIDR: netip.MustParsePrefix("10.7.0.0/24"), Pool: Range{addr("10.7.0.10"), addr("10.7.0.20")}, Mode: ModeServer})
+	s := newStage(t, rack(), Subnet{Name: "far", CIDR: netip.MustParsePrefix("10.7.0.0/24"), Pool: Range{From: addr("10.7.0.10"), To: addr("10.7.0.20")}, Mode: ModeServer})
 	far := netip.MustParsePrefix("10.7.0.0/24")
 	var changes sync.Map
 	s.engine.changed = func() { changes.Store(s.engine.relayed(far), true) }

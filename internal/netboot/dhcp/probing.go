@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"coldrack.dev/internal/netboot/lease"
 )
 
 // probing is what ARP probes have told of a subnet's segment.
@@ -117,9 +119,9 @@ func (x *exchange) answersForOthers(mac string, address netip.Addr) bool {
 		if x.pool == nil {
 			continue
 		}
-		if s := x.pool.slots[a]; s != nil && s.state == quarantined {
-			x.pool.move(s, free, "", time.Time{})
-			x.store(record{free, a, "", x.now}, nil)
+		if s := x.pool.Peek(a); s != nil && s.State == lease.Quarantined {
+			x.pool.Move(s, lease.Free, "", time.Time{})
+			x.store(lease.Record{State: lease.Free, Address: a, Until: x.now}, nil)
 		}
 	}
 	h.proxy, h.addresses = true, map[netip.Addr]time.Time{}

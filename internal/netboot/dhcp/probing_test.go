@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"coldrack.dev/internal/netboot/lease"
 )
 
 func TestANetworkInWhichOneAnswersForAll(t *testing.T) {
 	wide := rack()
-	wide.Pool = Range{addr("192.0.2.100"), addr("192.0.2.140")}
+	wide.Pool = Range{From: addr("192.0.2.100"), To: addr("192.0.2.140")}
 	s := newStage(t, wide)
 	told := 0
 	s.engine.changed = func() { told++ }
@@ -19,8 +21,8 @@ func TestANetworkInWhichOneAnswersForAll(t *testing.T) {
 	if proxy != mac(99).String() || len(taken) > 0 || told != 1 {
 		t.Errorf("proxy %q, taken %v, told %d times", proxy, taken, told)
 	}
-	if p := s.engine.pools[wide.CIDR]; p.queues[quarantined].size != 0 {
-		t.Errorf("%d addresses are in quarantine for an answer that means nothing", p.queues[quarantined].size)
+	if p := s.engine.pools[wide.CIDR]; p.Count(lease.Quarantined) != 0 {
+		t.Errorf("%d addresses are in quarantine for an answer that means nothing", p.Count(lease.Quarantined))
 	}
 	s.expect("the first REQUEST", "ack 192.0.2.103", "acknowledged 192.0.2.103", message(request, 1, asking("192.0.2.103"), ofServer("192.0.2.1")))
 	s.lease(2, "192.0.2.104")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"sync"
@@ -13,8 +14,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"coldrack.dev/internal/netboot/lease"
 	"coldrack.dev/internal/netboot/netif"
 )
+
+// JournalName is the file in Options.Dir that holds the leases.
+const JournalName = "leases.journal"
 
 // Options are what a server needs beside its Config.
 type Options struct {
@@ -39,7 +44,7 @@ type Options struct {
 type Server struct {
 	options Options
 	engine  *engine
-	journal *journal
+	journal *lease.Journal
 	count   counters
 	ready   chan struct{}
 	// again asks for another attempt at what is not served.
@@ -83,15 +88,15 @@ func New(options Options, config Config) (*Server, error) {
 	if options.Changed == nil {
 		options.Changed = func() {}
 	}
-	journal, records, err := openJournal(options.Dir, options.Log)
+	journal, records, err := lease.Open(filepath.Join(options.Dir, JournalName), options.Log)
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{options: options, journal: journal, config: config, ready: make(chan struct{}), again: make(chan struct{}, 1),
 		links: map[string]*running{}, failed: map[string]error{}}
-	s.engine = newEngine(options.Backend, options.Log, options.Now, journal.add, &s.count)
+	s.engine = newEngine(options.Backend, options.Log, options.Now, journal.Add, &s.count)
 	s.engine.admit, s.engine.changed = options.Admit, options.Changed
-	journal.snapshot = s.engine.records
+	journal.Snapshot = s.engine.records
 	s.engine.configure(config, records)
 	return s, nil
 }
@@ -102,9 +107,9 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 // Stats gives the present totals.
 func (s *Server) Stats() Stats {
 	stats := s.count.snapshot()
-	stats.StoreCommits = s.journal.commits.Load()
-	stats.StoreRecords = s.journal.records.Load()
-	stats.StoreFailures = s.journal.failures.Load()
+	stats.StoreCommits = s.journal.Commits.Load()
+	stats.StoreRecords = s.journal.Records.Load()
+	stats.StoreFailures = s.journal.Failures.Load()
 	stats.Subnets = s.engine.subnetStats()
 	return stats
 }
@@ -146,7 +151,7 @@ func (s *Server) Serve(until context.Context) error {
 	// The journal outlives the interfaces, so that what was promised is written.
 	journalCtx, stopJournal := context.WithCancel(context.WithoutCancel(ctx))
 	var store, follower sync.WaitGroup
-	store.Go(func() { s.journal.run(journalCtx) })
+	store.Go(func() { s.journal.Run(journalCtx) })
 	updates := make(chan []netif.Interface)
 	follower.Go(func() {
 		cancel(netif.Follow(ctx, s.options.Inside, func(present []netif.Interface) {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coldrack.dev/internal/base/netns"
+	"coldrack.dev/internal/netboot/lease"
 	netnstest "coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
 )
@@ -375,7 +376,7 @@ func TestANetworkWithAnARPProxy(t *testing.T) {
 	require.Need(t, "netns", "udhcpc")
 	n := newNetwork(t)
 	config := n.config()
-	config.Subnets[0].Pool = Range{addr("192.0.2.100"), addr("192.0.2.123")}
+	config.Subnets[0].Pool = Range{From: addr("192.0.2.100"), To: addr("192.0.2.123")}
 	n.serve(config)
 	answerEveryARP(t, n.machine(50), mac(50))
 	for number := range 6 {
@@ -547,8 +548,8 @@ func TestLeasesSurviveAKill(t *testing.T) {
 			t.Errorf("round %d: %v, %v, want %s", round, got, err, want)
 		}
 	}
-	_, records, err := openJournal(n.dir, slog.New(slog.DiscardHandler))
-	if err != nil || len(latest(records)) != 3 {
+	_, records, err := lease.Open(filepath.Join(n.dir, JournalName), slog.New(slog.DiscardHandler))
+	if err != nil || len(lease.Latest(records)) != 3 {
 		t.Errorf("%v, %v", records, err)
 	}
 }
@@ -600,7 +601,7 @@ func TestWhatKeepsTheServerFromStarting(t *testing.T) {
 func TestManyClientsAtOnce(t *testing.T) {
 	n := newNetwork(t)
 	config := n.config()
-	config.Subnets[1].Pool = Range{addr("198.51.100.10"), addr("198.51.100.250")}
+	config.Subnets[1].Pool = Range{From: addr("198.51.100.10"), To: addr("198.51.100.250")}
 	n.serve(config)
 	relay := n.machine(60)
 	relay.Address("eth0", "192.0.2.60/24")

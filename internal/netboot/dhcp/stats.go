@@ -4,6 +4,8 @@ import (
 	"sync/atomic"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"coldrack.dev/internal/netboot/lease"
 )
 
 // counters are the totals behind Stats.
@@ -67,9 +69,9 @@ func (e *engine) subnetStats() []SubnetStats {
 	for _, s := range e.config.Subnets {
 		stats := SubnetStats{Name: s.Name}
 		if p := e.pools[s.CIDR]; p != nil {
-			p.expire(e.now())
+			p.Expire(e.now())
 			stats.Size = int(toUint32(s.Pool.To)-toUint32(s.Pool.From)) + 1
-			stats.Leased, stats.Held, stats.Quarantined = p.queues[bound].size, p.queues[held].size, p.queues[quarantined].size
+			stats.Leased, stats.Held, stats.Quarantined = p.Count(lease.Bound), p.Count(lease.Held), p.Count(lease.Quarantined)
 		}
 		all = append(all, stats)
 	}

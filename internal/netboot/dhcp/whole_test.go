@@ -171,7 +171,7 @@ func TestOneMachineByItsClients(t *testing.T) {
 	// What it had lies in another network: it is told so, and asks anew.
 	moved := n.config()
 	moved.Subnets[0].CIDR, moved.Subnets[0].Router = mustPrefix("192.0.3.0/24"), addr("192.0.3.254")
-	moved.Subnets[0].Pool = Range{addr("192.0.3.100"), addr("192.0.3.103")}
+	moved.Subnets[0].Pool = Range{From: addr("192.0.3.100"), To: addr("192.0.3.103")}
 	n.server.Run("ip", "addr", "add", "192.0.3.1/24", "dev", "br0")
 	n.server.Run("ip", "addr", "del", "192.0.2.1/24", "dev", "br0")
 	if err := n.dhcp.SetConfig(moved); err != nil {
@@ -324,7 +324,7 @@ func TestVLANs(t *testing.T) {
 		machine.Run("ip", "link", "add", "link", "eth0", "name", fmt.Sprintf("eth0.%d", vlan), "type", "vlan", "id", fmt.Sprint(vlan))
 		machine.Run("ip", "link", "set", fmt.Sprintf("eth0.%d", vlan), "up")
 		config.Subnets = append(config.Subnets, Subnet{Name: fmt.Sprintf("vlan-%d", vlan), CIDR: mustPrefix(fmt.Sprintf("10.0.%d.0/24", vlan)), Mode: ModeServer,
-			Pool: Range{addr(fmt.Sprintf("10.0.%d.100", vlan)), addr(fmt.Sprintf("10.0.%d.109", vlan))}})
+			Pool: Range{From: addr(fmt.Sprintf("10.0.%d.100", vlan)), To: addr(fmt.Sprintf("10.0.%d.109", vlan))}})
 	}
 	n.serve(config)
 	for _, name := range []string{"rack", "vlan-10", "vlan-20"} {

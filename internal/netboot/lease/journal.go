@@ -1,4 +1,4 @@
-package dhcp
+package lease
 
 import (
 	"bufio"
@@ -25,16 +25,13 @@ import (
 	"coldrack.dev/internal/base/durable"
 )
 
-// record is a change of a lease as it is kept on disk.
-type record struct {
-	state   state // bound, quarantined or free
-	address netip.Addr
-	client  string // a client key, without white space; empty for quarantined and free
-	until   time.Time
+// Record is a change of a lease as it is kept on disk.
+type Record struct {
+	State   State // bound, quarantined or free
+	Address netip.Addr
+	Client  string // a client as the server names it, without white space; empty for quarantined and free
+	Until   time.Time
 }
-
-// JournalName is the file in the lease directory.
-const JournalName = "leases.journal"
 
 // journalHeader is the first line of the file and names the version of its form. Each further line is a checksum
 // and a record, readable for a person:
@@ -47,19 +44,19 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-var stateWords = map[state]string{free: "free", bound: "bound", quarantined: "quarantined"}
+var stateWords = map[State]string{Free: "free", Bound: "bound", Quarantined: "quarantined"}
 
 // appendRecord encodes a record as a line.
-func appendRecord(b []byte, r record) []byte {
+func appendRecord(b []byte, r Record) []byte {
 	start := len(b)
 	b = append(b, "00000000 "...)
-	b = append(b, stateWords[r.state]...)
+	b = append(b, stateWords[r.State]...)
 	b = append(b, ' ')
-	b = r.address.AppendTo(b)
+	b = r.Address.AppendTo(b)
 	b = append(b, ' ')
-	b = strconv.AppendInt(b, r.until.Unix(), 10)
+	b = strconv.AppendInt(b, r.Until.Unix(), 10)
 	b = append(b, ' ')
-	b = append(b, r.client...)
+	b = append(b, r.Client...)
 	sum := crc32.Checksum(b[start+9:], castagnoli)
 	hex.Encode(b[start:], []byte{byte(sum >> 24), byte(sum >> 16), byte(sum >> 8), byte(sum)})
 	return append(b, '\n')
@@ -67,36 +64,36 @@ func appendRecord(b []byte, r record) []byte {
 
 var errDamaged = errors.New("damaged record")
 
-func parseRecord(line string) (record, error) {
+func parseRecord(line string) (Record, error) {
 	sum, rest, _ := strings.Cut(line, " ")
 	want, err := strconv.ParseUint(sum, 16, 32)
 	if err != nil || len(sum) != 8 || uint32(want) != crc32.Checksum([]byte(rest), castagnoli) {
-		return record{}, fmt.Errorf("%w: wrong checksum", errDamaged)
+		return Record{}, fmt.Errorf("%w: wrong checksum", errDamaged)
 	}
 	fields := strings.Split(rest, " ")
 	if len(fields) != 4 {
-		return record{}, fmt.Errorf("%w: %d fields", errDamaged, len(fields))
+		return Record{}, fmt.Errorf("%w: %d fields", errDamaged, len(fields))
 	}
-	r := record{client: fields[3]}
+	r := Record{Client: fields[3]}
 	known := false
 	for state, word := range stateWords {
 		if word == fields[0] {
-			r.state, known = state, true
+			r.State, known = state, true
 		}
 	}
 	if !known {
-		return record{}, fmt.Errorf("%w: state %q", errDamaged, fields[0])
+		return Record{}, fmt.Errorf("%w: state %q", errDamaged, fields[0])
 	}
-	if r.address, err = netip.ParseAddr(fields[1]); err != nil || !r.address.Is4() {
-		return record{}, fmt.Errorf("%w: address %q", errDamaged, fields[1])
+	if r.Address, err = netip.ParseAddr(fields[1]); err != nil || r.Address.Is4In6() || r.Address.Zone() != "" {
+		return Record{}, fmt.Errorf("%w: address %q", errDamaged, fields[1])
 	}
 	seconds, err := strconv.ParseInt(fields[2], 10, 64)
 	if err != nil {
-		return record{}, fmt.Errorf("%w: time %q", errDamaged, fields[2])
+		return Record{}, fmt.Errorf("%w: time %q", errDamaged, fields[2])
 	}
-	r.until = time.Unix(seconds, 0)
-	if (r.state == bound) != (r.client != "") {
-		return record{}, fmt.Errorf("%w: %s with client %q", errDamaged, fields[0], r.client)
+	r.Until = time.Unix(seconds, 0)
+	if (r.State == Bound) != (r.Client != "") {
+		return Record{}, fmt.Errorf("%w: %s with client %q", errDamaged, fields[0], r.Client)
 	}
 	return r, nil
 }
@@ -107,7 +104,7 @@ var errOtherRelease = errors.New("a lease journal of another release")
 // readJournal reads all records that are whole. A file that was being written when the power went
 // ends in a torn line; that one was acknowledged to no client. damaged counts lines left out, a first line that is none among
 // them: each record has a checksum of its own.
-func readJournal(r io.Reader) (records []record, damaged int, err error) {
+func readJournal(r io.Reader) (records []Record, damaged int, err error) {
 	lines := bufio.NewReader(r)
 	for first := true; ; first = false {
 		line, err := lines.ReadString('\n')
@@ -141,28 +138,30 @@ func readJournal(r io.Reader) (records []record, damaged int, err error) {
 	}
 }
 
-// journal keeps leases on disk. Changes are appended; all that wait at one moment are made durable by a
+// Journal keeps leases on disk. Changes are appended; all that wait at one moment are made durable by a
 // single fdatasync, so the number of answers a second does not depend on the disk's latency.
-type journal struct {
-	dir      string
-	log      *slog.Logger
-	snapshot func() []record // all that has to survive, for compaction
+type Journal struct {
+	path string
+	log  *slog.Logger
+	// Snapshot gives all that has to survive, for compaction. It is set before Run.
+	Snapshot func() []Record
 
 	mu      sync.Mutex
 	waiting []change
 	wake    chan struct{}
 
-	// Owned by run.
+	// Owned by Run.
 	file  *os.File // nil: broken; the next batch starts with a compaction
 	lines int      // in the file
 	kept  int      // lines of the last snapshot
 
-	commits, records, failures atomic.Uint64
+	// Commits are the writes that succeeded, Records the changes in them, Failures the writes that did not.
+	Commits, Records, Failures atomic.Uint64
 }
 
 // change is one record on its way to the disk. done is called with nil once it is durable.
 type change struct {
-	record record
+	record Record
 	done   func(error)
 }
 
@@ -174,13 +173,12 @@ var errStoreBusy = errors.New("lease store cannot keep up")
 // compactAbove is how many lines beside the needed ones a journal may have.
 const compactAbove = 10_000
 
-// openJournal reads the leases of the directory, creating it if need be.
-func openJournal(dir string, log *slog.Logger) (*journal, []record, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// Open reads the leases of a file, whose folder it creates if need be.
+func Open(path string, log *slog.Logger) (*Journal, []Record, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, nil, fmt.Errorf("lease directory: %w", err)
 	}
-	path := filepath.Join(dir, JournalName)
-	var records []record
+	var records []Record
 	data, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -201,11 +199,11 @@ func openJournal(dir string, log *slog.Logger) (*journal, []record, error) {
 				"file", path, "damaged", damaged, "leases", len(records), "kept", kept)
 		}
 	}
-	return &journal{dir: dir, log: log, wake: make(chan struct{}, 1)}, records, nil
+	return &Journal{path: path, log: log, wake: make(chan struct{}, 1)}, records, nil
 }
 
-// add queues a change. done may be nil. It does not block.
-func (j *journal) add(r record, done func(error)) {
+// Add queues a change. done may be nil. It does not block.
+func (j *Journal) Add(r Record, done func(error)) {
 	j.mu.Lock()
 	if len(j.waiting) >= maxWaiting {
 		j.mu.Unlock()
@@ -222,8 +220,8 @@ func (j *journal) add(r record, done func(error)) {
 	}
 }
 
-// run writes changes until ctx ends, then what still waits, and closes the file.
-func (j *journal) run(ctx context.Context) {
+// Run writes changes until ctx ends, then what still waits, and closes the file.
+func (j *Journal) Run(ctx context.Context) {
 	for {
 		select {
 		case <-j.wake:
@@ -240,7 +238,7 @@ func (j *journal) run(ctx context.Context) {
 }
 
 // commit makes durable whatever waits.
-func (j *journal) commit() {
+func (j *Journal) commit() {
 	j.mu.Lock()
 	batch := j.waiting
 	j.waiting = nil
@@ -250,11 +248,11 @@ func (j *journal) commit() {
 	}
 	err := j.write(batch)
 	if err != nil {
-		j.failures.Add(1)
-		j.log.Error("cannot store leases; no address is leased from the pools until this works", "dir", j.dir, "err", err)
+		j.Failures.Add(1)
+		j.log.Error("cannot store leases; no address is leased from the pools until this works", "file", j.path, "err", err)
 	} else {
-		j.commits.Add(1)
-		j.records.Add(uint64(len(batch)))
+		j.Commits.Add(1)
+		j.Records.Add(uint64(len(batch)))
 	}
 	for _, c := range batch {
 		if c.done != nil {
@@ -263,7 +261,7 @@ func (j *journal) commit() {
 	}
 }
 
-func (j *journal) write(batch []change) error {
+func (j *Journal) write(batch []change) error {
 	if j.file == nil || j.lines > 2*j.kept+compactAbove {
 		if err := j.compact(); err != nil {
 			return err
@@ -289,17 +287,16 @@ func (j *journal) write(batch []change) error {
 
 // compact replaces the file by a snapshot. The snapshot may contain changes that still wait; they
 // are appended after it once more, which changes nothing.
-func (j *journal) compact() error {
-	records := j.snapshot()
+func (j *Journal) compact() error {
+	records := j.Snapshot()
 	b := []byte(journalHeader + "\n")
 	for _, r := range records {
 		b = appendRecord(b, r)
 	}
-	path := filepath.Join(j.dir, JournalName)
-	if err := durable.WriteFile(path, b, 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+	if err := durable.WriteFile(j.path, b, 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", j.path, err)
 	}
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	file, err := os.OpenFile(j.path, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package dhcp
+package lease
 
 import (
 	"bytes"
@@ -19,39 +19,43 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-var compareRecords = cmp.Options{cmp.AllowUnexported(record{}), cmpopts.EquateComparable(netip.Addr{})}
+const journalName = "leases.journal"
 
-func lease(n int) record {
-	return record{bound, toAddr(toUint32(addr("10.0.0.0")) + uint32(n)), fmt.Sprintf("52:54:00:00:%02x:%02x", n>>8, n&255), time.Unix(1_800_000_000+int64(n), 0)}
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+var compareRecords = cmp.Options{cmpopts.EquateComparable(netip.Addr{})}
+
+func lease(n int) Record {
+	return Record{Bound, netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}), fmt.Sprintf("52:54:00:00:%02x:%02x", n>>8, n&255), time.Unix(1_800_000_000+int64(n), 0)}
 }
 
 // startJournal opens and runs a journal; stop ends it in order.
-func startJournal(t testing.TB, dir string, snapshot func() []record) (j *journal, read []record, stop func()) {
+func startJournal(t testing.TB, dir string, snapshot func() []Record) (j *Journal, read []Record, stop func()) {
 	t.Helper()
-	j, read, err := openJournal(dir, slog.New(slog.DiscardHandler))
+	j, read, err := Open(filepath.Join(dir, journalName), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if snapshot == nil {
-		snapshot = func() []record { return read }
+		snapshot = func() []Record { return read }
 	}
-	j.snapshot = snapshot
+	j.Snapshot = snapshot
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { j.run(ctx) })
+	running.Go(func() { j.Run(ctx) })
 	stop = sync.OnceFunc(func() { cancel(); running.Wait() })
 	t.Cleanup(stop)
 	return j, read, stop
 }
 
 // put stores records and waits for each.
-func put(j *journal, records ...record) error {
+func put(j *Journal, records ...Record) error {
 	var errs []error
 	var mu sync.Mutex
 	var done sync.WaitGroup
 	done.Add(len(records))
 	for _, r := range records {
-		j.add(r, func(err error) {
+		j.Add(r, func(err error) {
 			mu.Lock()
 			errs = append(errs, err)
 			mu.Unlock()
@@ -64,7 +68,7 @@ func put(j *journal, records ...record) error {
 
 func TestTheJournalKeepsWhatItConfirmed(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "not", "yet", "there")
-	want := []record{lease(1), lease(2), {quarantined, addr("10.0.0.9"), "", time.Unix(1_800_000_000, 0)}, {free, addr("10.0.0.1"), "", time.Unix(1, 0)}}
+	want := []Record{lease(1), lease(2), {Quarantined, addr("10.0.0.9"), "", time.Unix(1_800_000_000, 0)}, {Free, addr("10.0.0.1"), "", time.Unix(1, 0)}}
 	j, read, stop := startJournal(t, dir, nil)
 	if len(read) != 0 {
 		t.Fatalf("read %v", read)
@@ -77,7 +81,7 @@ func TestTheJournalKeepsWhatItConfirmed(t *testing.T) {
 	if diff := cmp.Diff(want, read, compareRecords); diff != "" {
 		t.Error(diff)
 	}
-	data, err := os.ReadFile(filepath.Join(dir, JournalName))
+	data, err := os.ReadFile(filepath.Join(dir, journalName))
 	if err != nil || !strings.Contains(string(data), " bound 10.0.0.1 1800000001 52:54:00:00:00:01\n") {
 		t.Errorf("%v: %s", err, data)
 	}
@@ -113,7 +117,7 @@ func TestATornOrDamagedJournalLosesOnlyWhatIsTorn(t *testing.T) {
 			t.Fatalf("damage at %d: %d records, %d damaged lines, %v", at, len(records), lines, err)
 		}
 		for _, r := range records {
-			if r != lease(int(r.until.Unix()-1_800_000_000)) {
+			if r != lease(int(r.Until.Unix()-1_800_000_000)) {
 				t.Fatalf("damage at %d made %+v", at, r)
 			}
 		}
@@ -124,7 +128,7 @@ func TestAfterATornTailTheJournalGoesOn(t *testing.T) {
 	dir := t.TempDir()
 	file := appendRecord([]byte(journalHeader+"\n"), lease(1))
 	file = append(file, "1c8aa23f bound 10.0"...)
-	if err := os.WriteFile(filepath.Join(dir, JournalName), file, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, journalName), file, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	j, read, stop := startJournal(t, dir, nil)
@@ -143,13 +147,13 @@ func TestAfterATornTailTheJournalGoesOn(t *testing.T) {
 // The first line is damaged. Every lease has a checksum of its own, so all of them are read; the file is set aside.
 func TestADamagedFirstLineCostsNoLease(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, JournalName)
-	lease := record{bound, netip.MustParseAddr("192.0.2.17"), "52:54:00:12:34:56", time.Unix(2_000_000_000, 0)}
+	path := filepath.Join(dir, journalName)
+	lease := Record{Bound, netip.MustParseAddr("192.0.2.17"), "52:54:00:12:34:56", time.Unix(2_000_000_000, 0)}
 	damaged := append([]byte("co\x00drack-leases 1\n"), appendRecord(nil, lease)...)
 	if err := os.WriteFile(path, damaged, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, records, err := openJournal(dir, slog.New(slog.DiscardHandler))
+	_, records, err := Open(filepath.Join(dir, journalName), slog.New(slog.DiscardHandler))
 	if err != nil || len(records) != 1 || records[0] != lease {
 		t.Errorf("read %v, %v", records, err)
 	}
@@ -160,11 +164,11 @@ func TestADamagedFirstLineCostsNoLease(t *testing.T) {
 
 func TestAFileThatIsNoJournalIsNotTouched(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, JournalName)
+	path := filepath.Join(dir, journalName)
 	if err := os.WriteFile(path, []byte("coldrack-leases 2\nwhat the future holds\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err := openJournal(dir, slog.New(slog.DiscardHandler))
+	_, _, err := Open(filepath.Join(dir, journalName), slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "coldrack-leases 2") || !strings.Contains(err.Error(), path) {
 		t.Errorf("got %v", err)
 	}
@@ -172,9 +176,9 @@ func TestAFileThatIsNoJournalIsNotTouched(t *testing.T) {
 
 func TestTheJournalIsCompacted(t *testing.T) {
 	dir := t.TempDir()
-	current := []record{lease(1), lease(2)}
-	j, _, stop := startJournal(t, dir, func() []record { return current })
-	batch := make([]record, compactAbove+10)
+	current := []Record{lease(1), lease(2)}
+	j, _, stop := startJournal(t, dir, func() []Record { return current })
+	batch := make([]Record, compactAbove+10)
 	for i := range batch {
 		batch[i] = lease(1 + i%2)
 	}
@@ -191,7 +195,7 @@ func TestTheJournalIsCompacted(t *testing.T) {
 	if len(read) > 3+len(batch) {
 		t.Errorf("%d records are left", len(read))
 	}
-	if got := latest(read); !cmp.Equal(got, current, compareRecords) {
+	if got := Latest(read); !cmp.Equal(got, current, compareRecords) {
 		t.Errorf("left is %v", got)
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, ".*")); left != nil {
@@ -201,23 +205,23 @@ func TestTheJournalIsCompacted(t *testing.T) {
 
 func TestManyWaitingLeasesShareOneSync(t *testing.T) {
 	j, _, _ := startJournal(t, t.TempDir(), nil)
-	records := make([]record, 2000)
+	records := make([]Record, 2000)
 	for i := range records {
 		records[i] = lease(i)
 	}
 	if err := put(j, records...); err != nil {
 		t.Fatal(err)
 	}
-	if n := j.commits.Load(); n > 200 || j.records.Load() != 2000 {
-		t.Errorf("%d commits for %d records", n, j.records.Load())
+	if n := j.Commits.Load(); n > 200 || j.Records.Load() != 2000 {
+		t.Errorf("%d commits for %d records", n, j.Records.Load())
 	}
 }
 
 func TestAfterAFailedWriteTheJournalRecovers(t *testing.T) {
 	dir := t.TempDir()
-	var current []record
+	var current []Record
 	var mu sync.Mutex
-	j, _, stop := startJournal(t, dir, func() []record {
+	j, _, stop := startJournal(t, dir, func() []Record {
 		mu.Lock()
 		defer mu.Unlock()
 		return current
@@ -226,11 +230,11 @@ func TestAfterAFailedWriteTheJournalRecovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	mu.Lock()
-	current = []record{lease(1)}
+	current = []Record{lease(1)}
 	mu.Unlock()
 	// A directory in the place of the file makes the compaction fail, as a full disk would.
 	j.file.Close()
-	file, aside := filepath.Join(dir, JournalName), filepath.Join(dir, "aside")
+	file, aside := filepath.Join(dir, journalName), filepath.Join(dir, "aside")
 	if err := errors.Join(os.Rename(file, aside), os.MkdirAll(filepath.Join(file, "x"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
@@ -247,22 +251,22 @@ func TestAfterAFailedWriteTheJournalRecovers(t *testing.T) {
 	}
 	stop()
 	_, read, _ := startJournal(t, dir, nil)
-	if diff := cmp.Diff([]record{lease(1), lease(3)}, read, compareRecords); diff != "" {
+	if diff := cmp.Diff([]Record{lease(1), lease(3)}, read, compareRecords); diff != "" {
 		t.Error(diff)
 	}
-	if j.failures.Load() != 2 {
-		t.Errorf("%d failures", j.failures.Load())
+	if j.Failures.Load() != 2 {
+		t.Errorf("%d failures", j.Failures.Load())
 	}
 }
 
 func TestAFullQueueIsRefusedAtOnce(t *testing.T) {
-	j, _, err := openJournal(t.TempDir(), slog.New(slog.DiscardHandler))
+	j, _, err := Open(filepath.Join(t.TempDir(), journalName), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var refused atomic.Int64
 	for i := range maxWaiting + 5 { // nobody runs it
-		j.add(lease(i), func(err error) {
+		j.Add(lease(i), func(err error) {
 			if errors.Is(err, errStoreBusy) {
 				refused.Add(1)
 			}
@@ -292,9 +296,11 @@ func FuzzJournal(f *testing.F) {
 			t.Errorf("%v became %v, %v", records, reread, err)
 		}
 		for _, r := range records {
-			p := newPool(Range{addr("10.0.0.0"), addr("10.0.0.255")})
-			p.restore(r)
-			p.check(t)
+			p := NewPool(Range{addr("10.0.0.0"), addr("10.0.0.255")})
+			p.Restore(r)
+			if err := p.Check(); err != nil {
+				t.Fatal(err)
+			}
 		}
 	})
 }
