@@ -47,3 +47,21 @@ func FuzzClean(f *testing.F) {
 		}
 	})
 }
+
+func TestOptional(t *testing.T) {
+	for name, want := range map[string]bool{
+		"revocations_sku.efi": true, "revocations_sbat.efi": true, "revocations.efi": true, "shim_certificate_0.efi": true,
+		"bootrevocations_sku.efi":     true, // glued by shim: TFTP over IPv6
+		"autoexec.ipxe":               true,
+		"grub/x86_64-efi/command.lst": true, "grub/x86_64-efi/fs.lst": true, "grub/x86_64-efi/crypto.lst": true, "grub/x86_64-efi/terminal.lst": true,
+		"grub/x86_64-efi/grub.cfg": true, "grub/grub.cfg-amd64": true, "grub/grub.cfg-01-52-54-00-12-34-56": true,
+		"grub/locale/de.mo": true, "grub/fonts/unicode.pf2": true,
+
+		"grub/grub.cfg": false, "grub/x86_64-efi/http.mod": false, "grubx64.efi": false, "shimx64.efi": false, "snponly.efi": false,
+		"boot.ipxe": false, "command.lst": false, "": false,
+	} {
+		if got := Optional(name); got != want {
+			t.Errorf("Optional(%q) = %v", name, got)
+		}
+	}
+}

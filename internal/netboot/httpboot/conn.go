@@ -1,8 +1,10 @@
 package httpboot
 
 import (
+	"errors"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"time"
 
@@ -61,6 +63,9 @@ func (g *guarded) part(n int64, send func(n int64) (int64, error)) (int64, error
 	if g.taking != nil && sent >= heavy {
 		g.taking()
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) && sent >= slowest {
+		return sent, nil // slow, but it takes
+	}
 	if g.pace > 0 && err == nil {
 		pause := time.NewTimer(time.Until(began.Add(time.Duration(sent) * time.Second / time.Duration(g.pace))))
 		defer pause.Stop()
@@ -73,9 +78,12 @@ func (g *guarded) part(n int64, send func(n int64) (int64, error)) (int64, error
 	return sent, err
 }
 
-// stretch is how much must be taken within one stall time, bytes: small enough for a slow link that
-// a thousand machines share, large enough for sendfile(2) to pay off.
+// stretch is how much is sent at once, bytes: large enough for sendfile(2) to pay off.
 const stretch = 512 << 10
+
+// slowest is how much must be taken within one stall time, bytes. GRUB's own TCP has a window of 8 KiB and packets of 536 bytes: on a
+// busy emulator, or far away, it takes some kilobytes a second.
+const slowest = 16 << 10
 
 // heavy is a part of an answer that tells that its client loads something large.
 const heavy = 4096

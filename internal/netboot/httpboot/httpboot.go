@@ -351,6 +351,11 @@ func contentType(name string) string {
 }
 
 func (s *Server) openFailed(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, fs.ErrNotExist) && filename.Optional(strings.TrimLeft(path.Clean("/"+r.URL.Path), "/")) {
+		// A boot loader looks whether it is there. That is no error, and it must not wait.
+		http.Error(w, "no such file", http.StatusNotFound)
+		return
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		s.options.Log.Info("boot file not found", "remote", r.RemoteAddr, "path", clip(r.URL.Path))
 		s.refuse(w, http.StatusNotFound, "no such file")

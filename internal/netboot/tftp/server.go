@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -19,7 +20,6 @@ import (
 	"time"
 
 	"coldrack.dev/internal/base/termtext"
-
 	"coldrack.dev/internal/netboot/pktinfo"
 )
 
@@ -63,6 +63,7 @@ type Stats struct {
 	Completed   uint64
 	Aborted     uint64 // ended by the client
 	Failed      uint64
+	Absent      uint64 // requests for files that boot loaders go on without (filename.Optional), and that are not there
 	Bytes       uint64 // acknowledged
 	Retransmits uint64 // blocks
 	Active      int
@@ -78,7 +79,7 @@ type Server struct {
 	unanswered *list.List // of *transfer
 	waiting    map[netip.AddrPort]wait
 	counters   struct {
-		requests, deferred, repeated, malformed, refused, completed, aborted, failed, bytes, retransmits atomic.Uint64
+		requests, deferred, repeated, malformed, refused, completed, aborted, failed, absent, bytes, retransmits atomic.Uint64
 	}
 }
 
@@ -211,6 +212,7 @@ func (s *Server) Stats() Stats {
 		Completed:   c.completed.Load(),
 		Aborted:     c.aborted.Load(),
 		Failed:      c.failed.Load(),
+		Absent:      c.absent.Load(),
 		Bytes:       c.bytes.Load(),
 		Retransmits: c.retransmits.Load(),
 		Active:      active,
@@ -365,6 +367,9 @@ func (s *Server) serveOne(ctx context.Context, t *transfer) {
 	case errors.Is(err, ErrAborted), errors.Is(err, errSuperseded):
 		c.aborted.Add(1)
 		log.Debug("TFTP transfer ended by the client", append(attrs, "err", err)...)
+	case errors.Is(err, fs.ErrNotExist) && t.optional():
+		c.absent.Add(1)
+		log.Debug("TFTP client looked for a file that it goes on without", attrs...)
 	case errors.Is(err, errUnanswered):
 		c.failed.Add(1)
 		log.Debug("TFTP transfer ended for others", append(attrs, "err", err)...)

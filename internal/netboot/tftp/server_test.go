@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -361,6 +362,30 @@ func TestRefusals(t *testing.T) {
 		if report := <-reports; report.Err == nil {
 			t.Errorf("report %+v", report)
 		}
+	}
+}
+
+// Shim and GRUB look for files that nobody has. They wait for the answer, and nobody needs to hear of it.
+func TestProbesOfBootLoadersAreNoFailures(t *testing.T) {
+	conn := loopback(t)
+	var log bytes.Buffer
+	server, reports := serve(t, conn, Options{FS: files(nil), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	names := []string{"revocations_sku.efi", "/revocations_sbat.efi", "shim_certificate_0.efi", "/bootrevocations_sku.efi", "/grub/x86_64-efi/command.lst", "autoexec.ipxe"}
+	for _, name := range names {
+		if _, err := newClient(t, conn.LocalAddr()).get(name); err == nil || !strings.HasPrefix(err.Error(), "error 1: ") {
+			t.Errorf("%s: %v, want that it is not found", name, err)
+		}
+		<-reports
+	}
+	if stats := server.Stats(); stats.Failed != 0 || stats.Absent != uint64(len(names)) || log.Len() > 0 {
+		t.Errorf("%+v, and in the log:\n%s", stats, log.String())
+	}
+	if _, err := newClient(t, conn.LocalAddr()).get("snponly.efi"); err == nil {
+		t.Error("a file that is not there was served")
+	}
+	<-reports
+	if stats := server.Stats(); stats.Failed != 1 || !strings.Contains(log.String(), "snponly.efi") {
+		t.Errorf("what is missing is counted and told: %+v\n%s", stats, log.String())
 	}
 }
 

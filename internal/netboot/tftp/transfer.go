@@ -137,6 +137,12 @@ func (t *transfer) close() {
 	}
 }
 
+// optional says whether the client goes on without the file.
+func (t *transfer) optional() bool {
+	name, ok := filename.Clean(t.request.name)
+	return ok && filename.Optional(name)
+}
+
 // open checks the request, opens the file and agrees on options. What is wrong is told to the client.
 func (t *transfer) open(ctx context.Context) error {
 	refuse := func(code ErrorCode, text string, err error) error {
