@@ -18,8 +18,9 @@ import (
 
 // From include/uapi/linux/fs.h; x/sys lacks them.
 const (
-	blkDiscard = 0x1277 // _IO(0x12, 119)
-	blkZeroOut = 0x127F // _IO(0x12, 127)
+	blkDiscard    = 0x1277 // _IO(0x12, 119)
+	blkSecDiscard = 0x127D // _IO(0x12, 125)
+	blkZeroOut    = 0x127F // _IO(0x12, 127)
 )
 
 // device is a whole disk that this operation has for itself.
@@ -105,19 +106,30 @@ func rangeIoctl(f *os.File, request uintptr, offset, length int64) error {
 	return nil
 }
 
-// discard tells the disk that its content is not needed any more. Best effort: many disks cannot, and
+// discard tells the disk that its first length bytes are not needed any more. Best effort: many disks cannot, and
 // what a discarded range reads as is up to the disk, so nothing relies on it.
-func (d *device) discard(ctx context.Context) (bool, error) {
+func (d *device) discard(ctx context.Context, length int64) (bool, error) {
 	const step = 32 << 30
-	for off := int64(0); off < d.size; off += step {
+	for off := int64(0); off < length; off += step {
 		if err := ctx.Err(); err != nil {
 			return false, context.Cause(ctx)
 		}
-		if err := rangeIoctl(d.File, blkDiscard, off, min(step, d.size-off)); err != nil {
+		if err := rangeIoctl(d.File, blkDiscard, off, min(step, length-off)); err != nil {
 			return false, nil
 		}
 	}
 	return true, nil
+}
+
+// secureDiscard has the disk erase a range and all copies that it keeps of it. unix.EOPNOTSUPP: it cannot.
+func (d *device) secureDiscard(ctx context.Context, offset, length int64) error {
+	const step = 32 << 30
+	for end := offset + length; offset < end && ctx.Err() == nil; offset += step {
+		if err := rangeIoctl(d.File, blkSecDiscard, offset, min(step, end-offset)); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // zero writes zeros over a range, cut to the disk.

@@ -148,7 +148,7 @@ func (i *Installer) Install(ctx context.Context, plan wire.InstallPlan) (wire.Co
 // Release wipes every disk that carries a marker of the plan's intents.
 func (i *Installer) Release(ctx context.Context, plan wire.ReleasePlan) (wire.Complete, error) {
 	o := i.operation(plan.IntentID, plan.OwnIntentIDs, wire.ReleaseSteps())
-	r := &release{operation: o}
+	r := &release{operation: o, policy: plan.Wipe}
 	return o.carryOut(ctx, []step{
 		{wire.StepPreflight, r.preflight},
 		{wire.StepSelectDisk, r.selectDisks},

@@ -410,7 +410,7 @@ func TestWhatIsOnTheDiskDecidesAboutTheWipe(t *testing.T) {
 		"another machine's disk of Coldrack":     {before: mark("intent-9"), wipe: "RefuseForeign", refused: "gpt partition table " + gpt.Marker("intent-9").String()},
 		"our own earlier install":                {before: mark("intent-1"), wipe: "RefuseForeign"},
 		"our own, cut off in the middle":         {before: mark("intent-2"), wipe: "RefuseForeign"},
-		"a policy that this agent does not know": {before: format, wipe: "IfBored", refused: "neither RefuseForeign nor Always"},
+		"a policy that this agent does not know": {before: format, wipe: "IfBored", refused: "does not know the wipe policy \"IfBored\""},
 		"our own with the beginning wiped already": {before: func(t *testing.T, name string) {
 			mark("intent-1")(t, name)
 			shell(t, "dd", "if=/dev/zero", "of=/dev/"+name, "bs=1M", "count=4", "status=none")

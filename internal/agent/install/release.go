@@ -12,7 +12,8 @@ import (
 // release wipes the disks that carry a marker of this machine's own installs, and no others.
 type release struct {
 	*operation
-	disks []wire.Disk
+	policy string
+	disks  []wire.Disk
 }
 
 func (r *release) preflight(ctx context.Context) (string, error) {
@@ -22,10 +23,16 @@ func (r *release) preflight(ctx context.Context) (string, error) {
 	if len(r.own) == 0 {
 		return "", errors.New("the plan names no intent whose disks may be wiped")
 	}
+	if r.policy != "" { // from a server that is older than policies of releases
+		return "", wire.CheckWipe(r.policy)
+	}
 	return "", nil
 }
 
 func (r *release) selectDisks(ctx context.Context) (string, error) {
+	if r.policy == wire.WipeNever {
+		return "none: the profile says wipe: Never, so all disks keep what is on them, and can start this machine again", nil
+	}
 	inUse := r.InUse()
 	var names []string
 	for _, d := range r.inv.Disks {
@@ -70,7 +77,10 @@ func (r *release) wipe(ctx context.Context) (string, error) {
 		if !r.owns(found.Report) {
 			return "", fmt.Errorf("disk %s changed while it was looked at", describe(d))
 		}
-		how, err := r.erase(ctx, dev, found.Report)
+		if found.Firmware != "" {
+			return "", fmt.Errorf("disk %s is a member of a RAID that this machine's firmware manages: %s. %s", describe(d), found.Firmware, leaveFirmwareRAID)
+		}
+		how, err := r.erase(ctx, dev, found.Report, nil, r.policy == wire.WipeSecure)
 		if err != nil {
 			return "", err
 		}

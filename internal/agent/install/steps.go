@@ -67,8 +67,8 @@ func (o *operation) checkMachine() error {
 	if f := o.plan.Image.Family; f != "debian" {
 		return fmt.Errorf("image %s is of family %q, which this agent cannot install; it knows debian", o.plan.Image.Name, f)
 	}
-	if o.plan.Wipe != "RefuseForeign" && o.plan.Wipe != "Always" {
-		return fmt.Errorf("wipe policy %q is neither RefuseForeign nor Always", o.plan.Wipe)
+	if err := wire.CheckWipe(o.plan.Wipe); err != nil {
+		return err
 	}
 	if have, want := o.inv.MemoryBytes, o.plan.MinMemoryBytes; have < want {
 		return fmt.Errorf("out of memory: this machine has %s, the profile asks for %s", probe.Size(have), probe.Size(want))
@@ -186,17 +186,17 @@ func (o *operation) wipe(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	switch {
-	case found.blank():
-	case o.owns(found.Report):
-		o.Log.Info("disk was installed by this machine before; overwriting it", "disk", o.disk.name)
-	case o.plan.Wipe == "Always":
-		o.Log.Warn("overwriting foreign data: the profile allows it", "disk", o.disk.name, "found", found.lines())
-	default:
-		return "", fmt.Errorf("disk %s holds data that Coldrack did not write: %s. Nothing was changed. If it may go: set wipe: Always in the profile",
-			describe(o.choice), strings.Join(found.lines(), "; "))
+	if err := o.allowed(o.plan.Wipe, describe(o.choice), found); err != nil {
+		return "", err
 	}
-	how, err := o.erase(ctx, o.disk, found.Report)
+	if o.table, err = o.layout(); err != nil {
+		return "", err
+	}
+	var next []probe.Range
+	for _, p := range o.table.Partitions {
+		next = append(next, probe.Range{Start: o.table.Start(p), Size: o.table.Size(p)})
+	}
+	how, err := o.erase(ctx, o.disk, found.Report, next, o.plan.Wipe == wire.WipeSecure && !found.blank())
 	if err != nil {
 		return "", err
 	}
@@ -208,17 +208,19 @@ func (o *operation) wipe(ctx context.Context) (string, error) {
 
 func (o *operation) owns(r probe.Report) bool { return r.Table != nil && o.own[r.Table.DiskGUID] }
 
-// partition writes the table whose disk GUID is the intent's marker.
-func (o *operation) partition(ctx context.Context) (string, error) {
+// layout of the disk, whose GUID is the intent's marker.
+func (o *operation) layout() (*gpt.Table, error) {
 	id := o.intentID
-	t, err := gpt.New(gpt.Marker(id), o.disk.size, o.disk.sector, []gpt.Want{
+	return gpt.New(gpt.Marker(id), o.disk.size, o.disk.sector, []gpt.Want{
 		{Name: "coldrack-bios", Type: gpt.TypeBIOSBoot, GUID: gpt.Derive(id, "bios"), Bytes: biosBytes},
 		{Name: "coldrack-esp", Type: gpt.TypeESP, GUID: gpt.Derive(id, "esp"), Bytes: espBytes},
 		{Name: "coldrack-root", Type: gpt.TypeLinuxRoot, GUID: gpt.Derive(id, "root")},
 	})
-	if err != nil {
-		return "", err
-	}
+}
+
+// partition writes the table. Nothing that a partition would show is left at its place since the wipe.
+func (o *operation) partition(ctx context.Context) (string, error) {
+	t := o.table
 	if err := t.Write(o.disk); err != nil {
 		return "", err
 	}
@@ -228,7 +230,6 @@ func (o *operation) partition(ctx context.Context) (string, error) {
 	if err := o.disk.tellKernel(t); err != nil {
 		return "", err
 	}
-	o.table = t
 	for _, p := range t.Partitions {
 		if _, err := o.disk.partition(ctx, p.Number); err != nil {
 			return "", err

@@ -72,7 +72,7 @@ func (c Collector) contents(d wire.Disk) []string {
 	logical := c.number("sys/block/" + d.Name + "/queue/logical_block_size")
 	rep, err := probe.Disk(r, d.SizeBytes, max(logical, sectorSize))
 	if err != nil {
-		return []string{"unreadable: " + err.Error()}
+		return []string{err.Error()}
 	}
 	return rep.Lines()
 }

@@ -13,43 +13,6 @@ import (
 	"coldrack.dev/internal/agent/gpt"
 )
 
-// magic is a signature at a fixed place. A negative offset counts from the end.
-type magic struct {
-	name   string
-	offset int64
-	bytes  string
-}
-
-// magics of what is found on disks of servers. Order matters only for the report.
-var magics = []magic{
-	{"ext2/3/4", 0x438, "\x53\xEF"},
-	{"XFS", 0, "XFSB"},
-	{"btrfs", 0x10040, "_BHRfS_M"},
-	{"NTFS", 3, "NTFS    "},
-	{"exFAT", 3, "EXFAT   "},
-	{"FAT", 0x36, "FAT1"},
-	{"FAT32", 0x52, "FAT32"},
-	{"ISO 9660", 0x8001, "CD001"},
-	{"squashfs", 0, "hsqs"},
-	{"F2FS", 0x400, "\x10\x20\xF5\xF2"},
-	{"swap", 0xFF6, "SWAPSPACE2"},
-	{"swap", 0xFF6, "SWAP-SPACE"},
-	{"LUKS", 0, "LUKS\xBA\xBE"},
-	{"LVM2 physical volume", 0x200, "LABELONE"},
-	{"LVM2 physical volume", 0, "LABELONE"},
-	{"Linux RAID member", 0x1000, "\xFC\x4E\x2B\xA9"},
-	{"Linux RAID member", 0, "\xFC\x4E\x2B\xA9"},
-	{"bcache", 0x1018, "\xC6\x85\x73\xF6\x4E\x1A\x45\xCA\x82\x65\xF5\x7F\x48\xBA\x6D\x81"},
-	{"Ceph BlueStore", 0, "bluestore block device"},
-	{"VMFS", 0x200000, "\x5E\xF1\xAB\x2F"},
-	{"VMFS", 0x100000, "\x0D\xD0\x01\xC0"},
-	{"Oracle ASM", 0x20, "ORCLDISK"},
-	{"DRBD", -4096 + 0x3C, "\x83\x74\x02\x6B"},
-	{"Intel RAID member", -1024, "Intel Raid ISM Cfg Sig. "},
-	{"DDF RAID member", -512, "\xDE\x11\xDE\x11"},
-	{"REFS", 3, "ReFS"},
-}
-
 // Report is what was found.
 type Report struct {
 	// Table is the GUID partition table, if there is one.
@@ -60,11 +23,16 @@ type Report struct {
 	Parts []Part
 	// Signatures on the whole disk, outside partitions.
 	Signatures []string
+	// Firmware names the RAID of a BIOS or UEFI that the disk is a member of, or "".
+	Firmware string
 }
+
+// unknownData is reported of a disk that holds something at its edges, and nothing that has a name.
+const unknownData = "unknown data, in no format that is known"
 
 // Part is one partition.
 type Part struct {
-	Number      int
+	Number      int // 0 for the extended partition around logical ones
 	Name        string
 	Start, Size int64 // bytes
 	Signatures  []string
@@ -85,6 +53,9 @@ func (r Report) Lines() []string {
 		out = append(out, s)
 	}
 	for _, p := range r.Parts {
+		if p.Number == 0 {
+			continue // the frame of what follows
+		}
 		s := fmt.Sprintf("partition %d, %s", p.Number, Size(p.Size))
 		if p.Name != "" {
 			s += fmt.Sprintf(", %q", p.Name)
@@ -100,10 +71,15 @@ func (r Report) Lines() []string {
 // Disk looks at a whole disk of size bytes.
 func Disk(r io.ReaderAt, size, sectorSize int64) (Report, error) {
 	var rep Report
-	if err := readable(r, size); err != nil {
-		return rep, err
+	if size < 512 {
+		return rep, fmt.Errorf("a disk of %d bytes is too small to look at", size)
 	}
-	rep.Signatures = Signatures(r, size)
+	v := volume{r: r, size: size}
+	written := v.written()
+	if v.err != nil {
+		return rep, v.err
+	}
+	rep.Signatures, rep.Firmware = search(r, size, true)
 	t, err := gpt.Read(r, size, sectorSize)
 	switch {
 	case err == nil:
@@ -117,6 +93,9 @@ func Disk(r io.ReaderAt, size, sectorSize int64) (Report, error) {
 	default:
 		rep.TableKind = "gpt (damaged)"
 	}
+	if written && rep.Blank() {
+		rep.Signatures = []string{unknownData}
+	}
 	return rep, nil
 }
 
@@ -129,17 +108,20 @@ func (rep *Report) dos(r io.ReaderAt, size, sectorSize int64) {
 	}
 	var parts []Part
 	for i := range 4 {
-		e := b[446+16*i:][:16]
-		start := int64(binary.LittleEndian.Uint32(e[8:])) * sectorSize
-		n := int64(binary.LittleEndian.Uint32(e[12:])) * sectorSize
-		if e[4] == 0 && n == 0 {
+		e := entry(b, i)
+		start, n := int64(e.start)*sectorSize, int64(e.sectors)*sectorSize
+		if e.kind == 0 && n == 0 {
 			continue
 		}
-		if e[0]&0x7F != 0 || n == 0 || start == 0 || start >= size {
+		if e.flags&0x7F != 0 || n == 0 || start == 0 || start >= size {
 			return
 		}
 		n = min(n, size-start)
-		parts = append(parts, Part{Number: i + 1, Start: start, Size: n, Signatures: Signatures(io.NewSectionReader(r, start, n), n)})
+		if e.extended() {
+			parts = append(parts, logical(r, start, n, sectorSize)...)
+			continue
+		}
+		parts = append(parts, partOf(r, i+1, start, n))
 	}
 	if len(parts) == 0 {
 		if len(rep.Signatures) == 0 && !bytes.Equal(b[:446], make([]byte, 446)) {
@@ -150,72 +132,45 @@ func (rep *Report) dos(r io.ReaderAt, size, sectorSize int64) {
 	rep.TableKind, rep.Parts = "dos", parts
 }
 
-// Signatures that a volume of size bytes carries.
-func Signatures(r io.ReaderAt, size int64) []string {
-	var out []string
-	add := func(name string) {
-		for _, have := range out {
-			if have == name {
-				return
-			}
+// dosEntry of an MBR, or of the record before a logical partition.
+type dosEntry struct {
+	flags, kind    byte
+	start, sectors uint32
+}
+
+func entry(b []byte, i int) dosEntry {
+	e := b[446+16*i:][:16]
+	return dosEntry{e[0], e[4], binary.LittleEndian.Uint32(e[8:]), binary.LittleEndian.Uint32(e[12:])}
+}
+
+// extended partitions hold logical ones: by CHS, by LBA, and Linux' own.
+func (e dosEntry) extended() bool { return e.kind == 0x05 || e.kind == 0x0F || e.kind == 0x85 }
+
+// logical follows the chain of records in an extended partition of size bytes: each names a partition, counted from the record, and the
+// next record, counted from the extended partition. The extended partition itself is the first in the list, without a number, so that its
+// edges count as well.
+func logical(r io.ReaderAt, start, size, sectorSize int64) []Part {
+	out := []Part{{Name: "extended", Start: start, Size: size}}
+	b := make([]byte, 512)
+	for number, at := 5, int64(0); number < 5+128 && at < size; number++ {
+		if _, err := r.ReadAt(b, start+at); err != nil || b[510] != 0x55 || b[511] != 0xAA {
+			break
 		}
-		out = append(out, name)
-	}
-	for _, m := range magics {
-		off := m.offset
-		if off < 0 {
-			off += size
+		e, next := entry(b, 0), entry(b, 1)
+		from, n := at+int64(e.start)*sectorSize, int64(e.sectors)*sectorSize
+		if e.start > 0 && n > 0 && from < size {
+			out = append(out, partOf(r, number, start+from, min(n, size-from)))
 		}
-		if has(r, size, off, m.bytes) {
-			add(m.name)
+		if !next.extended() || int64(next.start)*sectorSize <= at {
+			break
 		}
-	}
-	// Linux RAID metadata 1.0 sits 8 KiB before the end, 0.90 in the last 64 KiB aligned block before the last.
-	if has(r, size, size&^4095-8192, "\xFC\x4E\x2B\xA9") || has(r, size, size&^65535-65536, "\xFC\x4E\x2B\xA9") {
-		add("Linux RAID member")
-	}
-	if zfs(r, size) {
-		add("ZFS member")
+		at = int64(next.start) * sectorSize
 	}
 	return out
 }
 
-// zfs looks for an uberblock in the first and the last two labels. A label is 256 KiB with its
-// uberblocks in the upper half.
-func zfs(r io.ReaderAt, size int64) bool {
-	const label = 256 << 10
-	end := size / label * label
-	for _, at := range []int64{0, label, end - 2*label, end - label} {
-		for off := at + label/2; off >= 0 && off < at+label; off += 4096 {
-			if has(r, size, off, "\x0C\xB1\xBA\x00\x00\x00\x00\x00") || has(r, size, off, "\x00\x00\x00\x00\x00\xBA\xB1\x0C") {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func has(r io.ReaderAt, size, off int64, want string) bool {
-	if off < 0 || off+int64(len(want)) > size {
-		return false
-	}
-	b := make([]byte, len(want))
-	_, err := r.ReadAt(b, off)
-	return (err == nil || errors.Is(err, io.EOF)) && string(b) == want
-}
-
-// readable tells a blank disk from one that cannot be read: only the first must ever count as blank.
-func readable(r io.ReaderAt, size int64) error {
-	b := make([]byte, 512)
-	for _, off := range []int64{0, size - 512} {
-		if off < 0 {
-			return fmt.Errorf("a disk of %d bytes is too small to look at", size)
-		}
-		if n, err := r.ReadAt(b, off); n < len(b) {
-			return fmt.Errorf("read at byte %d: %w", off, err)
-		}
-	}
-	return nil
+func partOf(r io.ReaderAt, number int, start, size int64) Part {
+	return Part{Number: number, Start: start, Size: size, Signatures: Signatures(io.NewSectionReader(r, start, size), size)}
 }
 
 // Size is a number of bytes for a person.

@@ -2,6 +2,7 @@ package probe
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -105,38 +106,136 @@ func TestPartitionsAndWhatIsInThem(t *testing.T) {
 	}
 }
 
-func TestEverySignatureIsFoundWhereItBelongs(t *testing.T) {
-	for _, m := range magics {
-		b := make([]byte, 4<<20)
-		off := m.offset
-		if off < 0 {
-			off += int64(len(b))
+// sparse is a disk of zeros but for one place.
+type sparse struct {
+	off  int64
+	text string
+	bad  int64 // reads that reach it fail, unless it is 0
+}
+
+func (s sparse) ReadAt(b []byte, off int64) (int, error) {
+	clear(b)
+	if s.bad > 0 && off <= s.bad && s.bad < off+int64(len(b)) {
+		return int(s.bad - off), errors.New("medium error")
+	}
+	for i := range len(s.text) {
+		if at := s.off + int64(i) - off; at >= 0 && at < int64(len(b)) {
+			b[at] = s.text[i]
 		}
-		copy(b[off:], m.bytes)
-		if got := Signatures(bytes.NewReader(b), int64(len(b))); len(got) != 1 || got[0] != m.name {
-			t.Errorf("%s at %d: found %q", m.name, m.offset, got)
+	}
+	return len(b), nil
+}
+
+// sizes of disks and partitions: none, one and all of what lies far from the edges; one ends between all blocks.
+var sizes = []int64{4 * mib, 64 * mib, 2*gib + 37*512, 300 * gib, 1200 * gib}
+
+// everyPlace calls f for each signature at each of its places in a volume of each size.
+func everyPlace(f func(size, off int64, s signature)) {
+	for _, size := range sizes {
+		for _, s := range signatures {
+			for _, p := range s.where {
+				if off := p.in(size); off+int64(len(s.bytes)) <= size {
+					f(size, off, s)
+				}
+			}
+		}
+		end := size / (256 * kib) * 256 * kib
+		for _, label := range []int64{0, 256 * kib, end - 512*kib, end - 256*kib} {
+			f(size, label+128*kib, signature{name: zfsMember, bytes: "\x0C\xB1\xBA\x00\x00\x00\x00\x00"})
+			f(size, label+252*kib, signature{name: zfsMember, bytes: "\x00\x00\x00\x00\x00\xBA\xB1\x0C"})
+			f(size, label+129*kib, signature{name: zfsMember, bytes: "\x0C\xB1\xBA\x00\x00\x00\x00\x00"})
 		}
 	}
 }
 
-func TestSignaturesAtTheEnd(t *testing.T) {
+func TestEverySignatureIsFoundWhereItBelongs(t *testing.T) {
+	count := 0
+	everyPlace(func(size, off int64, s signature) {
+		count++
+		found, firmware := search(sparse{off: off, text: s.bytes}, size, true)
+		if len(found) != 1 || found[0] != s.name || (firmware == s.name) != s.firmware {
+			t.Errorf("%s at byte %d of %d: found %q, firmware %q", s.name, off, size, found, firmware)
+		}
+		found = Signatures(sparse{off: off, text: s.bytes}, size)
+		if s.firmware == (len(found) > 0) {
+			t.Errorf("%s at byte %d of a partition of %d: found %q", s.name, off, size, found)
+		}
+	})
+	if count < 5*100 {
+		t.Errorf("looked at %d places", count)
+	}
+}
+
+func TestNoSignatureLiesOutsideOfThePlacesThatAreWiped(t *testing.T) {
+	everyPlace(func(size, off int64, s signature) {
+		for _, r := range Places(size) {
+			if r.Start < 0 || r.Size <= 0 || r.Start+r.Size > size {
+				t.Fatalf("range %+v is not in a volume of %d bytes", r, size)
+			}
+			if r.Start <= off && off+int64(len(s.bytes)) <= r.Start+r.Size {
+				return
+			}
+		}
+		t.Errorf("%s at byte %d of %d is in none of %+v", s.name, off, size, Places(size))
+	})
+	for _, size := range sizes {
+		places := Places(size)
+		if last := places[len(places)-1]; last.Start+last.Size != size {
+			t.Errorf("the end of %d bytes is not the last place: %+v", size, places)
+		}
+	}
+}
+
+func TestWhatCannotBeReadIsNotBlank(t *testing.T) {
+	for name, off := range map[string]int64{"where a mirror of btrfs would be": 64*mib + 0x42, "in the first label of ZFS": 200 * kib} {
+		rep, err := Disk(sparse{bad: off}, 2*gib, 512)
+		if err == nil && (rep.Blank() || !strings.Contains(rep.Lines()[0], "unreadable at byte")) {
+			t.Errorf("%s: %q", name, rep.Lines())
+		}
+	}
+}
+
+func TestDataWithoutANameIsNotBlank(t *testing.T) {
 	for name, tt := range map[string]struct {
-		off   int
-		bytes string
-		want  string
+		at   int64
+		text string
+		want string
 	}{
-		"RAID metadata 1.0":             {4<<20 - 8192, "\xFC\x4E\x2B\xA9", "Linux RAID member"},
-		"RAID metadata 0.90":            {4<<20 - 65536, "\xFC\x4E\x2B\xA9", "Linux RAID member"},
-		"a ZFS label at the end":        {4<<20 - 256<<10 + 128<<10 + 8192, "\x0C\xB1\xBA\x00\x00\x00\x00\x00", "ZFS member"},
-		"a ZFS label of the other kind": {128<<10 + 4096, "\x00\x00\x00\x00\x00\xBA\xB1\x0C", "ZFS member"},
+		"at the start":                 {100 * kib, "x", unknownData},
+		"at the end":                   {2*gib - 5, "x", unknownData},
+		"in the middle":                {gib, "x", ""}, // what a release leaves
+		"erased flash":                 {0, strings.Repeat("\xFF", 1<<20), ""},
+		"a format that has a name":     {0x438, "\x53\xEF", "ext2/3/4"},
+		"a device-mapper crypt volume": {0, "\x93\x01\x17", unknownData},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := make([]byte, 4<<20)
-			copy(b[tt.off:], tt.bytes)
-			if got := Signatures(bytes.NewReader(b), int64(len(b))); len(got) != 1 || got[0] != tt.want {
-				t.Errorf("found %q, want %q", got, tt.want)
+			rep, err := Disk(sparse{off: tt.at, text: tt.text}, 2*gib, 512)
+			if got := strings.Join(rep.Lines(), "|"); err != nil || got != tt.want || rep.Blank() != (tt.want == "") {
+				t.Errorf("found %q, want %q (%v)", got, tt.want, err)
 			}
 		})
+	}
+}
+
+func TestLogicalPartitions(t *testing.T) {
+	require.Need(t, "sfdisk", "mkfs.ext4")
+	file := blank(t)
+	cmd := exec.Command("sfdisk", "-q", file)
+	cmd.Stdin = strings.NewReader("label: dos\n,8M\n,,E\n,16M\n,16M\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	before := disk(t, file)
+	if len(before.Parts) != 4 {
+		t.Fatalf("partitions are %+v", before.Parts)
+	}
+	last := before.Parts[3]
+	if out, err := exec.Command("mkfs.ext4", "-qF", "-E", fmt.Sprintf("offset=%d", last.Start), file, "16M").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	want := "dos partition table|partition 1, 8 MiB|partition 5, 16 MiB|partition 6, 16 MiB: ext2/3/4"
+	if got := strings.Join(disk(t, file).Lines(), "|"); got != want {
+		t.Errorf("found %q, want %q", got, want)
 	}
 }
 

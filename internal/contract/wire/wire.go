@@ -7,6 +7,7 @@
 package wire
 
 import (
+	"fmt"
 	"time"
 
 	"coldrack.dev/internal/contract/nodeconfig"
@@ -199,10 +200,10 @@ type InstallPlan struct {
 	IntentID string `json:"intentID"`
 	Machine  string `json:"machine"`
 	// OwnIntentIDs are intents under which Coldrack wrote this machine's disk before, this one included:
-	// a disk that carries one of their markers is ours to overwrite under wipe policy RefuseForeign.
+	// a disk that carries one of their markers is ours to overwrite.
 	OwnIntentIDs []string  `json:"ownIntentIDs"`
 	RootDisk     DiskHints `json:"rootDisk"`
-	Wipe         string    `json:"wipe"` // RefuseForeign or Always
+	Wipe         string    `json:"wipe"` // a wipe policy
 	Image        Image     `json:"image"`
 	Boot         BootFiles `json:"boot"`
 	KernelArgs   []string  `json:"kernelArgs,omitempty"`
@@ -255,6 +256,25 @@ type ReleasePlan struct {
 	Machine  string `json:"machine"`
 	// OwnIntentIDs as in InstallPlan: only disks that carry one of these markers are wiped.
 	OwnIntentIDs []string `json:"ownIntentIDs"`
+	// Wipe is a wipe policy; an older server sends none, which is WipeIfOurs. Foreign disks stay as they are under all policies.
+	Wipe string `json:"wipe,omitempty"`
+}
+
+// Wipe policies. WipeIfOurs has the name that agents knew before there were others.
+const (
+	WipeNever  = "Never"         // nothing is overwritten but blank disks
+	WipeIfOurs = "RefuseForeign" // what this machine's intents wrote
+	WipeAlways = "Always"        // anything
+	WipeSecure = "Secure"        // as WipeIfOurs, and every byte of the disk is erased
+)
+
+// CheckWipe refuses a policy that this program does not know: a newer server may mean one that forbids more.
+func CheckWipe(policy string) error {
+	switch policy {
+	case WipeNever, WipeIfOurs, WipeAlways, WipeSecure:
+		return nil
+	}
+	return fmt.Errorf("this agent does not know the wipe policy %q: import a bundle with a newer discovery system, or change wipe of the profile", policy)
 }
 
 // Names of the steps of an install, in order, and of a release.
