@@ -42,8 +42,10 @@ for package in "${folded[@]}"; do
 	echo "unpacking the Debian package $package"
 	mkdir "$new/$package"
 	(cd "$new" && apt-get -q download "$package" && dpkg -x "$package"_*.deb "$package") >"$log" 2>&1 || failed
-	# Packages of Debian 12 have files below /lib, which is /usr/lib.
-	[ ! -d "$new/$package/lib" ] || { mkdir -p "$new/$package/usr/lib" && cp -a "$new/$package/lib/." "$new/$package/usr/lib/" && rm -r "${new:?}/$package/lib"; }
+	# Packages of Debian 12 have files below /lib and /sbin, which are /usr/lib and /usr/sbin.
+	for folder in lib sbin; do
+		[ ! -d "$new/$package/$folder" ] || { mkdir -p "$new/$package/usr/$folder" && cp -a "$new/$package/$folder/." "$new/$package/usr/$folder/" && rm -r "${new:?}/$package/$folder"; }
+	done
 	mkdir -p bin/unpacked
 	mv "$new/$package" "bin/unpacked/$package"
 done

@@ -54,7 +54,9 @@ func built() []string {
 // unpacked are programs of packages that hack/setup.sh only unpacks, and where below bin/unpacked.
 var unpacked = map[string]string{"named": "bind9/usr/sbin/named", "chronyd": "chrony/usr/sbin/chronyd",
 	"timesyncd": "systemd-timesyncd/usr/lib/systemd/systemd-timesyncd",
-	"dhcpd":     "isc-dhcp-server/usr/sbin/dhcpd", "dhcrelay": "isc-dhcp-relay/usr/sbin/dhcrelay", "kea-dhcp4": "kea-dhcp4-server/usr/sbin/kea-dhcp4"}
+	"dhcpd":     "isc-dhcp-server/usr/sbin/dhcpd", "dhcrelay": "isc-dhcp-relay/usr/sbin/dhcrelay", "kea-dhcp4": "kea-dhcp4-server/usr/sbin/kea-dhcp4",
+	"mdadm": "mdadm/usr/sbin/mdadm", "drbdmeta": "drbd-utils/usr/sbin/drbdmeta",
+	"make-bcache": "bcache-tools/usr/sbin/make-bcache", "bcache-super-show": "bcache-tools/usr/sbin/bcache-super-show"}
 
 // Program is the path of a program that Need has found, where it is not in PATH.
 func Program(name string) string {

@@ -35,7 +35,7 @@ type old struct {
 func command(args ...string) func(*testing.T, string) {
 	return func(t *testing.T, dev string) {
 		t.Helper()
-		cmd := exec.Command(args[0])
+		cmd := exec.Command(require.Program(args[0]))
 		for _, a := range args[1:] {
 			cmd.Args = append(cmd.Args, strings.ReplaceAll(a, "DEV", dev))
 		}
@@ -160,7 +160,7 @@ func finders(t *testing.T, dev string, show []string) string {
 	found = append(found, shell(t, "wipefs", "--no-act", "--noheadings", dev))
 	if len(show) > 0 {
 		args := strings.Split(strings.ReplaceAll(strings.Join(show, "\x00"), "DEV", dev), "\x00")
-		cmd := exec.Command(args[0], args[1:]...)
+		cmd := exec.Command(require.Program(args[0]), args[1:]...)
 		if out, err := cmd.CombinedOutput(); err == nil {
 			found = append(found, cmd.String()+": finds it: "+string(out))
 		}
