@@ -103,6 +103,36 @@ func Direct(c Config) ([]Op, error) {
 	return d.ops, nil
 }
 
+// Portable is what of c an image of any family can be told at its first boot: the operations of Direct without those that
+// ready an image for being the same on many disks, and without Coldrack's own agent. A Config without a host name is one of many
+// machines: what only one machine has is left out, and so is what c does not say.
+func Portable(c Config) ([]Op, error) {
+	checked := c
+	if checked.Hostname == "" {
+		checked.Hostname = "many"
+	}
+	if err := Validate(checked); err != nil {
+		return nil, err
+	}
+	var d direct
+	if c.Hostname != "" {
+		d.names(c)
+	}
+	if len(c.Interfaces) > 0 || c.Domain != "" || len(c.DNS) > 0 {
+		d.network(c)
+	}
+	if c.Timezone != "" || c.Hostname != "" || len(c.NTP) > 0 {
+		d.clock(c)
+	}
+	d.keys("/root", "root", c.SSHKeys)
+	d.users(c.Users)
+	for _, f := range c.Files {
+		d.file(f.Path, f.Content, mode(f.Mode), f.Owner)
+	}
+	d.units(c.Units)
+	return d.ops, nil
+}
+
 type direct struct{ ops []Op }
 
 func mode(m uint32) uint32 {
@@ -122,6 +152,16 @@ func (d *direct) file(path string, content []byte, mode uint32, owner string) {
 func (d *direct) text(path, content string) { d.file(path, []byte(content), 0o644, "") }
 
 func (d *direct) identity(c Config) {
+	d.names(c)
+	// systemd fills an empty machine-id in at the first boot. What was made while the image was built
+	// would be the same on every node.
+	d.file("/etc/machine-id", nil, 0o444, "")
+	d.ops = append(d.ops,
+		Op{Kind: MakeLink, Path: "/var/lib/dbus/machine-id", Target: "/etc/machine-id"},
+		Op{Kind: Remove, Path: "/var/lib/systemd/random-seed"})
+}
+
+func (d *direct) names(c Config) {
 	d.text("/etc/hostname", c.Hostname+"\n")
 	names := c.Hostname
 	if c.Domain != "" {
@@ -138,12 +178,6 @@ func (d *direct) identity(c Config) {
 		fmt.Fprintf(&b, "%s %s\n", h.Address, strings.Join(h.Names, " "))
 	}
 	d.text("/etc/hosts", b.String())
-	// systemd fills an empty machine-id in at the first boot. What was made while the image was built
-	// would be the same on every node.
-	d.file("/etc/machine-id", nil, 0o444, "")
-	d.ops = append(d.ops,
-		Op{Kind: MakeLink, Path: "/var/lib/dbus/machine-id", Target: "/etc/machine-id"},
-		Op{Kind: Remove, Path: "/var/lib/systemd/random-seed"})
 }
 
 func (d *direct) network(c Config) {

@@ -2,8 +2,8 @@
 // encodes it for an operating system. It is pure: nothing here touches a disk.
 //
 // A Config is the same for every image family; an encoder turns it into what that family understands.
-// Direct turns it into operations on a mounted root file system; Ignition and cloud-init encoders can
-// stand beside it.
+// Direct turns it into operations on a mounted root file system; package dialect turns those that are not only
+// Debian's into Ignition and cloud-config.
 package nodeconfig
 
 // Config is what a node must have.
