@@ -39,8 +39,10 @@ type Subnet struct {
 	CIDR netip.Prefix
 	// Pool is for clients without a fixed address. Of a longer range its first MostLeases addresses are given.
 	Pool Range
-	DNS  []netip.Addr
-	NTP  []netip.Addr
+	// Router is never given to a client. Clients learn of it by router advertisements only.
+	Router netip.Addr
+	DNS    []netip.Addr
+	NTP    []netip.Addr
 	// OwnDNS names the server's own address instead of DNS, OwnNTP before NTP.
 	OwnDNS, OwnNTP bool
 	Domain         string
@@ -139,7 +141,7 @@ func (c Config) Validate() error {
 
 // plan is the subnet in the form that its rules take.
 func (s Subnet) plan() validate.IPPlan {
-	return validate.IPPlan{CIDR: s.CIDR, Discovery: validate.AddressRange{First: s.Pool.From, Last: s.Pool.To},
+	return validate.IPPlan{CIDR: s.CIDR, Gateway: s.Router, Discovery: validate.AddressRange{First: s.Pool.From, Last: s.Pool.To},
 		DNS: s.DNS, NTP: s.NTP, Relays: s.Relays, DHCP: s.Mode == ModeServer}
 }
 

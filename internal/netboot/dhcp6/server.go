@@ -42,6 +42,8 @@ type Options struct {
 	Now func() time.Time
 	// Inside runs a function in the network namespace of the interfaces; by default it just calls it.
 	Inside func(func() error) error
+	// Beside runs as long as an interface is served; ctx ends when it no longer is. nil: nothing.
+	Beside func(ctx context.Context, device string)
 	// Changed is called when Services may tell something new. It must not block, nor call the server back. nil: nobody is told.
 	Changed func()
 }
@@ -81,6 +83,9 @@ func New(options Options, config Config) (*Server, error) {
 	}
 	if options.Inside == nil {
 		options.Inside = func(fn func() error) error { return fn() }
+	}
+	if options.Beside == nil {
+		options.Beside = func(context.Context, string) {}
 	}
 	if options.Changed == nil {
 		options.Changed = func() {}
@@ -322,8 +327,13 @@ func (s *Server) tryAgain() {
 
 // serve works with an interface's socket until it is closed or fails.
 func (s *Server) serve(l *iface) {
+	ctx, stop := context.WithCancel(s.serving)
+	var beside sync.WaitGroup
+	beside.Go(func() { s.options.Beside(ctx, l.device) })
 	err := l.receive(s.engine.handle)
 	l.close()
+	stop()
+	beside.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.links[l.device] == l && s.serving.Err() == nil {

@@ -6,15 +6,21 @@
 // prefix (RFC 4861, section 4.2) says that there is nothing to wait for: nobody gets a default route or an
 // address from it. It is sent to the asking client alone, never to all nodes, so that no other host on
 // the segment hears of it.
+//
+// Where DHCPv6 gives the addresses every solicitation is answered, and the advertisement says that (flags M and O), and which networks are on the
+// link; DHCPv6 itself has no field for that. It still offers no route and no address of its own making.
 package radv
 
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
+	"time"
 
 	"golang.org/x/net/ipv6"
 )
@@ -27,7 +33,10 @@ type Options struct {
 	Inside func(func() error) error
 	// Wanted tells whether a client is to be answered. It must not block.
 	Wanted func(mac net.HardwareAddr) bool
-	Log    *slog.Logger
+	// Managed are the networks on the link in which DHCPv6 gives the addresses. While there are some, everybody is answered. It must not block.
+	// nil: there are none.
+	Managed func() []netip.Prefix
+	Log     *slog.Logger
 }
 
 const (
@@ -42,6 +51,36 @@ const (
 // advertisement has current hop limit, flags, router lifetime, reachable time and retransmission timer all
 // unspecified. The kernel fills in the checksum.
 var advertisement = [16]byte{typeAdvertisement}
+
+const (
+	flagManaged, flagOther = 0x80, 0x40
+	optionPrefix           = 3
+	flagOnLink             = 0x80
+	// prefixLifetime is AdvValidLifetime's default (RFC 4861, section 6.2.1), seconds.
+	prefixLifetime = 2592000
+	// mostPrefixes keeps the advertisement within 1280 bytes.
+	mostPrefixes = 32
+	// betweenMulticasts is MIN_DELAY_BETWEEN_RAS (RFC 4861, section 10).
+	betweenMulticasts = 3 * time.Second
+)
+
+// managed is an advertisement of networks in which DHCPv6 gives the addresses: they are on the link, and nobody makes an address of them.
+func managed(networks []netip.Prefix) []byte {
+	b := advertisement
+	b[5] = flagManaged | flagOther
+	packet := b[:]
+	for _, p := range networks[:min(len(networks), mostPrefixes)] {
+		packet = append(packet, optionPrefix, 4, byte(p.Bits()), flagOnLink)
+		packet = binary.BigEndian.AppendUint32(packet, prefixLifetime)
+		packet = binary.BigEndian.AppendUint32(packet, prefixLifetime)
+		packet = append(packet, 0, 0, 0, 0)
+		packet = append(packet, p.Masked().Addr().AsSlice()...)
+	}
+	return packet
+}
+
+// allNodes is where hosts without an address hear an answer.
+var allNodes = net.ParseIP("ff02::1")
 
 // allRouters is where hosts send solicitations (RFC 4291, section 2.7.1).
 var allRouters = net.ParseIP("ff02::2")
@@ -83,6 +122,7 @@ func Serve(ctx context.Context, o Options) error {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	packet := make([]byte, 1500)
+	var multicast time.Time // the last answer to all
 	for {
 		n, control, source, err := conn.ReadFrom(packet)
 		switch {
@@ -95,20 +135,37 @@ func Serve(ctx context.Context, o Options) error {
 		if !ok || control == nil || control.IfIndex != index || control.HopLimit != hopLimit {
 			continue
 		}
-		mac, ok := parseSolicitation(packet[:n])
-		if !ok || !host.IP.IsLinkLocalUnicast() || !o.Wanted(mac) {
+		mac, valid := parseSolicitation(packet[:n])
+		if !valid {
+			continue
+		}
+		var networks []netip.Prefix
+		if o.Managed != nil {
+			networks = o.Managed()
+		}
+		answer, to := advertisement[:], host.IP
+		switch {
+		case len(networks) > 0 && host.IP.IsLinkLocalUnicast():
+			answer = managed(networks)
+		case len(networks) > 0 && host.IP.IsUnspecified():
+			now := time.Now()
+			if now.Sub(multicast) < betweenMulticasts {
+				continue // it hears the last one's, or asks again
+			}
+			answer, to, multicast = managed(networks), allNodes, now
+		case mac == nil || !host.IP.IsLinkLocalUnicast() || !o.Wanted(mac):
 			continue
 		}
 		// The interface goes by its number: the zone's name may belong to another network namespace.
-		_, err = conn.WriteTo(advertisement[:], &ipv6.ControlMessage{HopLimit: hopLimit, IfIndex: index}, &net.IPAddr{IP: host.IP})
+		_, err = conn.WriteTo(answer, &ipv6.ControlMessage{HopLimit: hopLimit, IfIndex: index}, &net.IPAddr{IP: to})
 		if err != nil {
 			o.Log.Warn("cannot answer a router solicitation; the machine waits until its timeout", "interface", o.Interface, "mac", mac.String(), "err", err)
 		}
 	}
 }
 
-// parseSolicitation returns the sender's link-layer address, if the message is a valid router solicitation
-// that carries one (RFC 4861, sections 4.1 and 6.1.1).
+// parseSolicitation says whether the message is a valid router solicitation (RFC 4861, sections 4.1 and 6.1.1), and returns the sender's
+// link-layer address, nil if it carries none.
 func parseSolicitation(packet []byte) (net.HardwareAddr, bool) {
 	const header = 8
 	if len(packet) < header || packet[0] != typeSolicitation || packet[1] != 0 {
@@ -124,5 +181,5 @@ func parseSolicitation(packet []byte) (net.HardwareAddr, bool) {
 		}
 		options = options[8*int(options[1]):]
 	}
-	return mac, mac != nil
+	return mac, true
 }

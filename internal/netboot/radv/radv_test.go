@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,7 +27,7 @@ func TestParseSolicitation(t *testing.T) {
 	}{
 		{"as iPXE sends it", join(header, address), "52:54:00:cb:01:00"},
 		{"with another option before the address", join(header, []byte{14, 1, 0, 0, 0, 0, 0, 0}, address), "52:54:00:cb:01:00"},
-		{"without an address nobody can be recognised", header, ""},
+		{"without an address nobody can be recognised", header, "nobody"},
 		{"an option of length zero would never end", join(header, []byte{1, 0, 0, 0, 0, 0, 0, 0}), ""},
 		{"an option that is cut short", join(header, address[:5]), ""},
 		{"an advertisement is none", join([]byte{134}, header[1:], address), ""},
@@ -35,7 +37,11 @@ func TestParseSolicitation(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			mac, ok := parseSolicitation(test.packet)
-			if ok != (test.want != "") || ok && mac.String() != test.want {
+			got := mac.String()
+			if ok && mac == nil {
+				got = "nobody"
+			}
+			if ok != (test.want != "") || got != test.want {
 				t.Errorf("got %v, %v, want %q", mac, ok, test.want)
 			}
 		})
@@ -45,7 +51,7 @@ func TestParseSolicitation(t *testing.T) {
 func FuzzParseSolicitation(f *testing.F) {
 	f.Add([]byte{133, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0x52, 0x54, 0, 0xcb, 1, 0})
 	f.Fuzz(func(t *testing.T, packet []byte) {
-		if mac, ok := parseSolicitation(packet); ok && len(mac) != 6 {
+		if mac, ok := parseSolicitation(packet); ok && mac != nil && len(mac) != 6 {
 			t.Errorf("a MAC of %d bytes", len(mac))
 		}
 	})
@@ -130,5 +136,55 @@ func TestServe(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// The kernel of a host that asks learns which network is on the link, and makes neither an address nor a route of it.
+func TestAHostWhereDHCPv6GivesTheAddresses(t *testing.T) {
+	require.Need(t, "netns")
+	server, client := netns.New(t), netns.New(t)
+	client.Run("sh", "-c", "cd /proc/sys/net/ipv6/conf/default && echo 0 >accept_dad && echo 0 >router_solicitation_delay && echo 1 >router_solicitation_interval && echo -1 >router_solicitations")
+	netns.Veth(server, "rack0", client, "nic0")
+	server.Run("ip", "-6", "addr", "add", "fe80::1/64", "dev", "rack0", "nodad")
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Serve(ctx, Options{Interface: "rack0", Inside: server.Do, Wanted: func(net.HardwareAddr) bool { return false },
+			Managed: func() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("fd00:1::/64")} }})
+	}()
+	var routes string
+	for deadline := time.Now().Add(2 * time.Minute); !strings.Contains(routes, "fd00:1::/64 "); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the routes are %s", routes)
+		}
+		routes = client.Run("ip", "-6", "route", "show", "dev", "nic0")
+	}
+	if strings.Contains(routes, "default") {
+		t.Errorf("there is a default route: %s", routes)
+	}
+	if addresses := client.Run("ip", "-6", "addr", "show", "dev", "nic0"); strings.Contains(addresses, "fd00:1:") {
+		t.Errorf("there is an address: %s", addresses)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestManaged(t *testing.T) {
+	want := []byte{134, 0, 0, 0, 0, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+		3, 4, 64, 0x80, 0, 0x27, 0x8d, 0, 0, 0x27, 0x8d, 0, 0, 0, 0, 0, 0xfd, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	if got := managed([]netip.Prefix{netip.MustParsePrefix("fd00:1::5/64")}); !bytes.Equal(got, want) {
+		t.Errorf("% x", got)
+	}
+	if got := managed(make([]netip.Prefix, 100)[:0]); len(got) != 16 {
+		t.Errorf("% x", got)
+	}
+	many := make([]netip.Prefix, 100)
+	for i := range many {
+		many[i] = netip.MustParsePrefix("fd00:1::/64")
+	}
+	if got := managed(many); len(got) > 1240 {
+		t.Errorf("%d bytes", len(got))
 	}
 }
