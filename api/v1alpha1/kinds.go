@@ -225,7 +225,7 @@ type ImageStatus struct {
 }
 
 // WipePolicy says what may be overwritten.
-// +kubebuilder:validation:Enum=RefuseForeign;Always
+// +kubebuilder:validation:Enum=RefuseForeign;Always;Never;IfOurs;Secure
 type WipePolicy string
 
 const (
@@ -233,6 +233,12 @@ const (
 	WipeRefuseForeign WipePolicy = "RefuseForeign"
 	// WipeAlways overwrites whatever is on the selected disk.
 	WipeAlways WipePolicy = "Always"
+	// WipeNever overwrites blank disks only. A release leaves all disks as they are.
+	WipeNever WipePolicy = "Never"
+	// WipeIfOurs is WipeRefuseForeign by another name.
+	WipeIfOurs WipePolicy = "IfOurs"
+	// WipeSecure overwrites what WipeIfOurs does, and erases every byte of the disk, also on release.
+	WipeSecure WipePolicy = "Secure"
 )
 
 // Profile says how machines are installed.

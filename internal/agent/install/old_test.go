@@ -343,3 +343,43 @@ func TestWhatOldPartitionsHeldIsGone(t *testing.T) {
 		})
 	}
 }
+
+func TestSecureErasesEveryByteAndNeverNone(t *testing.T) {
+	name, file := loopDisk(t, 64<<20)
+	keepDiscarded(t, name)
+	plan := wire.ReleasePlan{IntentID: "intent-3", OwnIntentIDs: []string{"intent-2"}}
+	table, err := gpt.New(gpt.Marker("intent-2"), 64<<20, 512, []gpt.Want{{Name: "x", Type: gpt.TypeLinux}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := opened(t, name)
+	for off := int64(0); off < d.size; off += 1 << 20 {
+		if _, err := d.WriteAt([]byte(strings.Repeat("secret!\n", 1<<17)), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(d.zero(0, 1<<20), d.zero(d.size-1<<20, 1<<20), table.Write(d), d.flush(), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	full := hash(t, name, file)
+	for _, tt := range []struct{ policy, says string }{
+		{wire.WipeNever, "the profile says wipe: Never"},
+		{"Shred", "does not know the wipe policy"},
+		{wire.WipeSecure, "overwritten with zeros, not erased by the disk itself (it has no secure discard): replaced sectors and spare flash were not reached; " +
+			"signatures overwritten; read back: zeros at all of 1024 sampled places"},
+	} {
+		l := &lab{t: t}
+		plan.Wipe = tt.policy
+		done, err := l.installer(name).Release(t.Context(), plan)
+		if err != nil || !strings.Contains(fmt.Sprint(done), tt.says) {
+			t.Errorf("%s: %+v, %v", tt.policy, done, err)
+		}
+		left := hash(t, name, file)
+		if tt.policy != wire.WipeSecure && left != full {
+			t.Errorf("%s: the disk was changed", tt.policy)
+		}
+		if nothing := digest(nil); tt.policy == wire.WipeSecure && "sha256:"+left != nothing {
+			t.Error("the erased disk holds something")
+		}
+	}
+}

@@ -51,7 +51,7 @@ func decide(in ingredients) (answer wire.Assignment, reason string) {
 	}
 	if intent.Action == v1alpha1.ActionRelease {
 		return wire.Assignment{Action: wire.ActionRelease, Message: "release: this machine's disks are wiped",
-			Release: &wire.ReleasePlan{IntentID: intent.ID, Machine: m.Name, OwnIntentIDs: ownIntents(m, intent)}}, ""
+			Release: &wire.ReleasePlan{IntentID: intent.ID, Machine: m.Name, OwnIntentIDs: ownIntents(m, intent), Wipe: wipePolicy(in.profile)}}, ""
 	}
 	if !m.Spec.Approved {
 		return wait("an install was asked for, but this machine is not approved; run: coldrack approve %s", m.Name), v1alpha1.ReasonNotApproved
@@ -131,7 +131,7 @@ func installPlan(in ingredients, intent *v1alpha1.Intent) (*wire.InstallPlan, er
 	}
 	return &wire.InstallPlan{
 		IntentID: intent.ID, Machine: m.Name, OwnIntentIDs: ownIntents(m, intent),
-		RootDisk: hintsOf(hints), Wipe: string(cmp.Or(profile.Spec.Wipe, v1alpha1.WipeRefuseForeign)),
+		RootDisk: hintsOf(hints), Wipe: wipePolicy(profile),
 		Image: wire.Image{
 			Name: image.Name, Family: string(image.Spec.Family), Index: in.index,
 			Digest: image.Spec.Digest, Size: image.Spec.Size.Value(),
@@ -141,6 +141,14 @@ func installPlan(in ingredients, intent *v1alpha1.Intent) (*wire.InstallPlan, er
 		Console:    profile.Spec.Console,
 		Config:     config,
 	}, nil
+}
+
+// wipePolicy of a profile as agents know it. A machine without one is treated as by the default.
+func wipePolicy(p *v1alpha1.Profile) string {
+	if p == nil || p.Spec.Wipe == "" || p.Spec.Wipe == v1alpha1.WipeIfOurs {
+		return wire.WipeIfOurs
+	}
+	return string(p.Spec.Wipe)
 }
 
 func hintsOf(h v1alpha1.DiskHints) wire.DiskHints {

@@ -8,18 +8,21 @@ import (
 	"coldrack.dev/internal/contract/wire"
 )
 
-func TestAssign(t *testing.T) {
+// approved is a machine with all that its install is made of.
+func approved() ingredients {
 	store := newMemory()
-	good := func() ingredients {
-		m := &v1alpha1.Machine{}
-		m.Name = "a"
-		m.Spec = v1alpha1.MachineSpec{
-			Identifiers: v1alpha1.Identifiers{MACs: []string{"52:54:00:00:00:0a"}}, Approved: true, Profile: "default",
-			Network: &v1alpha1.MachineNetwork{Subnet: "rack", Address: "10.0.0.9"},
-			Intent:  &v1alpha1.Intent{ID: "1", Action: v1alpha1.ActionInstall},
-		}
-		return ingredients{machine: m, profile: store.profiles["default"], image: store.images["debian-12"], subnets: store.subnets, addressOwners: []string{"a"}}
+	m := &v1alpha1.Machine{}
+	m.Name = "a"
+	m.Spec = v1alpha1.MachineSpec{
+		Identifiers: v1alpha1.Identifiers{MACs: []string{"52:54:00:00:00:0a"}}, Approved: true, Profile: "default",
+		Network: &v1alpha1.MachineNetwork{Subnet: "rack", Address: "10.0.0.9"},
+		Intent:  &v1alpha1.Intent{ID: "1", Action: v1alpha1.ActionInstall},
 	}
+	return ingredients{machine: m, profile: store.profiles["default"], image: store.images["debian-12"], subnets: store.subnets, addressOwners: []string{"a"}}
+}
+
+func TestAssign(t *testing.T) {
+	good := approved
 	tests := []struct {
 		name    string
 		change  func(*ingredients)
@@ -122,4 +125,23 @@ func FuzzInventory(f *testing.F) {
 			t.Errorf("too much was kept: %d NICs, %d disks", len(out.NICs), len(out.Disks))
 		}
 	})
+}
+
+func TestTheWipePolicyReachesInstallsAndReleases(t *testing.T) {
+	for policy, want := range map[v1alpha1.WipePolicy]string{
+		"": "RefuseForeign", v1alpha1.WipeRefuseForeign: "RefuseForeign", v1alpha1.WipeIfOurs: "RefuseForeign", // which agents of older bundles know
+		v1alpha1.WipeAlways: "Always", v1alpha1.WipeNever: "Never", v1alpha1.WipeSecure: "Secure",
+	} {
+		in := approved()
+		in.profile.Spec.Wipe = policy
+		install, _ := assign(in)
+		in.machine.Spec.Intent.Action = v1alpha1.ActionRelease
+		release, _ := assign(in)
+		if install.Plan == nil || release.Release == nil || install.Plan.Wipe != want || release.Release.Wipe != want {
+			t.Errorf("%q: install %+v, release %+v, want %s", policy, install.Plan, release.Release, want)
+		}
+		if err := wire.CheckWipe(want); err != nil {
+			t.Error(err)
+		}
+	}
 }
