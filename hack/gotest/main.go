@@ -2,6 +2,10 @@
 // shown with all its output. What failed, the slowest tests, and go test's own line for each package come last.
 //
 // All arguments are passed to "go test". With -v the output of every test is shown while it runs.
+//
+// With GOTEST_AGAIN=1 tests that failed are run once more, one after another, when all have ended. Those that pass then are named: they
+// depend on load or luck, and are to be mended. Continuous integration runs so, since a whole run costs the better part of an hour. A panic, a
+// data race, a time-out and a build that failed are final.
 package main
 
 import (
@@ -11,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"regexp"
@@ -30,21 +35,80 @@ func main() {
 }
 
 func run(args []string) error {
-	verbose := slices.Contains(args, "-v")
+	r, err := goTest(os.Stdout, args)
+	if r == nil {
+		return err
+	}
+	again := map[string][]string{}
+	if err != nil && os.Getenv("GOTEST_AGAIN") == "1" {
+		again = r.again()
+	}
+	r.end()
+	var passed []string
+	for _, pkg := range slices.Sorted(maps.Keys(again)) {
+		fmt.Printf("\nonce more: %s %s\n", pkg, strings.Join(again[pkg], " "))
+		second, err := goTest(os.Stdout, argsAgain(args, pkg, again[pkg]))
+		if second == nil {
+			return err
+		}
+		second.end()
+		if err != nil {
+			return err
+		}
+		for _, test := range again[pkg] {
+			passed = append(passed, pkg+" "+test)
+		}
+	}
+	if len(passed) == 0 {
+		return err
+	}
+	fmt.Println("\nfailed at first, and passed when they ran once more; mend them:")
+	for _, test := range passed {
+		fmt.Println("  " + test)
+	}
+	r.summarize(again)
+	return nil
+}
+
+// goTest runs "go test" to its end. Without a reporter it did not start.
+func goTest(out io.Writer, args []string) (*reporter, error) {
 	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
 	cmd.Stderr = os.Stderr
 	events, err := cmd.StdoutPipe()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return err
+		return nil, err
 	}
-	readErr := report(os.Stdout, events, verbose)
+	r, readErr := report(out, events, slices.Contains(args, "-v"))
 	// What is not read would keep go test from ending.
 	_, _ = io.Copy(io.Discard, events)
-	return errors.Join(cmd.Wait(), readErr)
+	return r, errors.Join(cmd.Wait(), readErr)
 }
+
+// argsAgain are those of a run of some tests of a package alone, with the flags of a former run.
+func argsAgain(args []string, pkg string, tests []string) []string {
+	var kept []string
+	for i := 0; i < len(args); i++ {
+		name, _, joined := strings.Cut(strings.TrimLeft(args[i], "-"), "=")
+		if !strings.HasPrefix(args[i], "-") {
+			continue // a package
+		}
+		n := 1
+		if !joined && !slices.Contains(switches, name) {
+			n = 2
+		}
+		if !slices.Contains([]string{"run", "count", "parallel"}, name) {
+			kept = append(kept, args[i:min(i+n, len(args))]...)
+		}
+		i += n - 1
+	}
+	return append(kept, "-count=1", "-parallel=1", "-run=^("+strings.Join(tests, "|")+")$", pkg)
+}
+
+// switches are the flags of "go test" that have no value of their own.
+var switches = []string{"v", "race", "short", "failfast", "cover", "benchmem", "msan", "asan", "trimpath", "x", "n", "a", "work"}
 
 // event is a line of "go test -json"; see "go doc test2json" and "go help buildjson".
 type event struct {
@@ -77,6 +141,10 @@ type reporter struct {
 	said map[key][]string
 	// failed are the tests that failed.
 	failed []key
+	// ordinary are packages that ended with a test that failed, and not by a panic or a time-out.
+	ordinary map[string]bool
+	// broken is set when a package failed otherwise, or by a data race.
+	broken bool
 	// summary holds go test's last line for each package.
 	summary []string
 }
@@ -90,9 +158,9 @@ const (
 // place begins what a test says by Log, Error or Fatal.
 var place = regexp.MustCompile(`^\s+\w+_test\.go:\d+: `)
 
-// report reads events until they end and writes what a person wants to know of them.
-func report(out io.Writer, events io.Reader, verbose bool) error {
-	r := &reporter{out: out, verbose: verbose, pending: map[key]*strings.Builder{}, said: map[key][]string{}}
+// report reads events until they end and writes what a person wants to know of them, but for the end.
+func report(out io.Writer, events io.Reader, verbose bool) (*reporter, error) {
+	r := &reporter{out: out, verbose: verbose, pending: map[key]*strings.Builder{}, said: map[key][]string{}, ordinary: map[string]bool{}}
 	lines := bufio.NewReader(events)
 	for {
 		line, err := lines.ReadBytes('\n')
@@ -108,11 +176,27 @@ func report(out io.Writer, events io.Reader, verbose bool) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("read the output of go test: %w", err)
+			return r, fmt.Errorf("read the output of go test: %w", err)
 		}
 	}
-	r.end()
-	return nil
+	return r, nil
+}
+
+// again are the tests that may be run once more, by package: none when anything failed that is not the failure of a test.
+func (r *reporter) again() map[string][]string {
+	tests := map[string][]string{}
+	for _, k := range r.failed {
+		if !r.ordinary[k.pkg] {
+			return nil
+		}
+		if top, _, _ := strings.Cut(k.test, "/"); !slices.Contains(tests[k.pkg], top) {
+			tests[k.pkg] = append(tests[k.pkg], top)
+		}
+	}
+	if r.broken {
+		return nil
+	}
+	return tests
 }
 
 func (r *reporter) take(e event) {
@@ -132,6 +216,10 @@ func (r *reporter) take(e event) {
 }
 
 func (r *reporter) output(k key, text string) {
+	r.broken = r.broken || strings.Contains(text, "race detected during execution of test")
+	if k.test == "" && text == "FAIL\n" { // the test program's own last word; a panic and an exit have none
+		r.ordinary[k.pkg] = true
+	}
 	if k.test == "" && isSummary(text) {
 		r.summary = append(r.summary, text)
 		return
@@ -208,6 +296,8 @@ func (r *reporter) packageEnded(k key, action string) {
 		r.drop(k)
 		return
 	}
+	tested := func(t key) bool { return t.pkg == k.pkg }
+	r.broken = r.broken || !r.ordinary[k.pkg] || !slices.ContainsFunc(r.failed, tested)
 	var left []string
 	for other := range r.pending {
 		if other.pkg == k.pkg && other.test != "" && !strings.Contains(other.test, "/") {
@@ -269,7 +359,15 @@ func (r *reporter) end() {
 		}
 		fmt.Fprintln(r.out)
 	}
+	r.summarize(nil)
+}
+
+// summarize repeats go test's own lines, but for the failure of packages that are well now.
+func (r *reporter) summarize(mended map[string][]string) {
 	for _, line := range r.summary {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "FAIL" && mended[fields[1]] != nil {
+			line = "ok  \t" + fields[1] + "\t(once more)\n"
+		}
 		fmt.Fprint(r.out, line)
 	}
 }

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -114,9 +117,11 @@ the 1 slowest of 1 tests:
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder
-			if err := report(&out, strings.NewReader(tt.events), tt.verbose); err != nil {
+			r, err := report(&out, strings.NewReader(tt.events), tt.verbose)
+			if err != nil {
 				t.Fatal(err)
 			}
+			r.end()
 			if out.String() != tt.want {
 				t.Errorf("got:\n%s\nwant:\n%s", out.String(), tt.want)
 			}
@@ -130,9 +135,11 @@ func TestTheTenSlowestAreNamed(t *testing.T) {
 		events.WriteString(`{"Action":"pass","Package":"p","Test":"Test` + n + `","Elapsed":` + strings.TrimPrefix(n, "0") + "}\n")
 	}
 	var out strings.Builder
-	if err := report(&out, strings.NewReader(events.String()), false); err != nil {
+	r, err := report(&out, strings.NewReader(events.String()), false)
+	if err != nil {
 		t.Fatal(err)
 	}
+	r.end()
 	_, list, _ := strings.Cut(out.String(), "the 10 slowest of 12 tests:\n")
 	var names []string
 	for line := range strings.Lines(strings.TrimSpace(list)) {
@@ -140,5 +147,48 @@ func TestTheTenSlowestAreNamed(t *testing.T) {
 	}
 	if got := strings.Join(names, " "); got != "Test12 Test11 Test10 Test09 Test08 Test07 Test06 Test05 Test04 Test03" {
 		t.Error(got)
+	}
+}
+
+// TestOnceMore runs packages whose tests fail in each way: what may be run once more is told by what go test really prints.
+func TestOnceMore(t *testing.T) {
+	gotest := filepath.Join(t.TempDir(), "gotest")
+	if out, err := exec.Command("go", "build", "-o", gotest, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	const first = "if _, err := os.Stat(\"ran\"); err != nil { os.WriteFile(\"ran\", nil, 0o600); "
+	for name, tt := range map[string]struct {
+		body, again string
+		args        []string
+		passes      bool
+		want        string
+	}{
+		"a test that passes the second time":  {body: first + "t.Error(1) }", again: "1", passes: true, want: "ok  \tonce\t(once more)\n"},
+		"one in a subtest":                    {body: first + "t.Run(\"a\", func(t *testing.T) { t.Error(1) }) }", again: "1", passes: true, want: "  once TestIt\n"},
+		"with flags":                          {body: first + "t.Error(1) }", again: "1", args: []string{"-v", "-timeout", "1m", "-parallel", "2", "-run", "It|Other"}, passes: true, want: "  once TestIt\n"},
+		"a test that fails the second time":   {body: "t.Error(1)", again: "1", want: "FAIL\tonce"},
+		"nobody asked for a second time":      {body: first + "t.Error(1) }", want: "FAIL\tonce"},
+		"a panic is final":                    {body: first + "panic(1) }", again: "1", want: "FAIL\tonce"},
+		"a program that ends itself is final": {body: first + "os.Exit(1) }", again: "1", want: "FAIL\tonce"},
+		"a time-out is final":                 {body: first + "select {} }", again: "1", args: []string{"-timeout", "100ms"}, want: "FAIL\tonce"},
+		"a build that fails is final":         {body: first + "undefined() }", again: "1", want: "FAIL\tonce"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for file, text := range map[string]string{"go.mod": "module once\n", "it_test.go": "package once\nimport (\"os\"; \"testing\")\nvar _ = os.Stat\nfunc TestIt(t *testing.T) { " + tt.body + " }\nfunc TestOther(t *testing.T) {}\n"} {
+				if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cmd := exec.Command(gotest, append(tt.args, ".")...)
+			cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOTEST_AGAIN="+tt.again)
+			out, err := cmd.CombinedOutput()
+			if passed := err == nil; passed != tt.passes || !strings.Contains(string(out), tt.want) {
+				t.Errorf("%v, want %q:\n%s", err, tt.want, out)
+			}
+			if second := strings.Contains(string(out), "once more: once TestIt"); second != (tt.passes || name == "a test that fails the second time") {
+				t.Errorf("ran once more: %t\n%s", second, out)
+			}
+		})
 	}
 }
