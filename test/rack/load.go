@@ -25,6 +25,8 @@ const (
 	loadPause = 20 * time.Millisecond
 	// loadLimit is for the answer to one request.
 	loadLimit = 5 * time.Second
+	// mostTold is how many failures of one client are logged.
+	mostTold = 30
 )
 
 // Loss is what a client has seen.
@@ -57,6 +59,7 @@ type Client struct {
 	done chan struct{}
 	// wrong is what the API said that cannot be true.
 	wrong error
+	told  int // by run alone
 
 	mu       sync.Mutex
 	loss     Loss
@@ -173,7 +176,9 @@ func (c *Client) request(ctx context.Context, do func(context.Context) error) bo
 	again := err != nil && ctx.Err() == nil
 	if again {
 		first := err
+		c.tell("was not answered", first)
 		if err = do(ctx); err != nil {
+			c.tell("was not answered the second time either", err)
 			err = errors.Join(first, err)
 		}
 	}
@@ -195,6 +200,13 @@ func (c *Client) request(ctx context.Context, do func(context.Context) error) bo
 	c.loss.LongestGap = max(c.loss.LongestGap, now.Sub(c.answered))
 	c.answered = now
 	return true
+}
+
+// tell logs that a request failed, a bounded number of times.
+func (c *Client) tell(what string, err error) {
+	if c.told++; c.told < mostTold {
+		c.r.t.Logf("%5.1fs client %s: a request %s: %v", time.Since(c.r.began).Seconds(), c.name, what, err)
+	}
 }
 
 // Loss so far.

@@ -270,6 +270,13 @@ func (r *Rack) end() {
 	}
 	r.PowerCut()
 	r.server.Kill()
+	if to := os.Getenv("COLDRACK_RACK_LOGS"); to != "" {
+		copying := exec.Command("sh", "-c", `mkdir -p "$0" && find . -name '*.log' -exec cp --parents {} "$0" \;`, filepath.Join(to, r.t.Name()))
+		copying.Dir = r.dir
+		if out, err := copying.CombinedOutput(); err != nil {
+			r.t.Logf("keep the logs: %v %s", err, out)
+		}
+	}
 }
 
 // show logs the ends of all logs.
