@@ -52,11 +52,14 @@ type Pace struct {
 	// all come again make it slower.
 	Misses int
 	Dial   time.Duration // for one connection
+	// Unready is how long a backend that answers, but is not ready, keeps its connections while another one is ready; 0 is for ever. One
+	// that ends well says so itself within that time. One that cannot reach etcd would have its clients wait for as long as that lasts.
+	Unready time.Duration
 }
 
 // UsualPace finds a machine without power in about a quarter of a minute, and bears with one that is slow.
 func UsualPace() Pace {
-	return Pace{Every: 3 * time.Second, Limit: 5 * time.Second, Fresh: 30 * time.Second, Misses: 3, Dial: 3 * time.Second}
+	return Pace{Every: 3 * time.Second, Limit: 5 * time.Second, Fresh: 30 * time.Second, Misses: 3, Dial: 3 * time.Second, Unready: 10 * time.Second}
 }
 
 // Balancer is one listener and what is behind it.
@@ -353,11 +356,15 @@ func limit(c net.Conn, d time.Duration) {
 func (b *Balancer) watch(ctx context.Context, x *backend) {
 	defer x.hangUp()
 	misses := 0
+	var wasReady time.Time
 	for ctx.Err() == nil {
 		began := time.Now()
 		state, why, definite := b.ask(ctx, x)
 		if ctx.Err() != nil {
 			return
+		}
+		if state == ready {
+			wasReady = time.Now()
 		}
 		rest := b.pace.Every
 		if state == dead && !definite {
@@ -370,6 +377,9 @@ func (b *Balancer) watch(ctx context.Context, x *backend) {
 		}
 		if state != dead || definite || misses >= b.pace.Misses {
 			b.learn(x, state, why, definite)
+		}
+		if (state == speaks || state == live) && b.pace.Unready > 0 && time.Since(wasReady) >= b.pace.Unready {
+			b.moveAway(x)
 		}
 		select {
 		case <-ctx.Done():
@@ -407,6 +417,17 @@ func (b *Balancer) learn(x *backend, state health, why string, definite bool) {
 			}
 		}
 	}
+}
+
+// moveAway closes the connections of a backend that is not ready, if another one is.
+func (b *Balancer) moveAway(x *backend) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(x.conns) == 0 || !slices.ContainsFunc(b.backends, func(y *backend) bool { return y.state == ready }) {
+		return
+	}
+	b.log.Info("API server is not ready for too long; its connections are closed, so that clients go to one that is", "backend", x.address, "connections", len(x.conns), "because", x.why)
+	x.cut()
 }
 
 // better says whether any backend is known to be well. The caller holds mu.

@@ -361,6 +361,31 @@ func TestReadyBeforeLiveBeforeTheRest(t *testing.T) {
 	}
 }
 
+// An API server that lost etcd answers, and has everybody wait. Its clients stay while there is no better one.
+func TestOneThatIsNotReadyForLongLosesItsConnections(t *testing.T) {
+	pace := quick
+	pace.Unready = 50 * time.Millisecond
+	b := newBench(t, pace)
+	one, two := b.start("one"), b.start("two")
+	two.readyz.Store(500)
+	b.set(one, two)
+	b.until(one, ready)
+	b.until(two, live)
+	stream := b.stream()
+	one.readyz.Store(500)
+	b.until(one, live)
+	for seen := one.asked.Load(); one.asked.Load() < seen+5; {
+		if name := <-stream; name != "one" {
+			t.Fatalf("the connection says %q", name)
+		}
+	}
+	two.readyz.Store(200)
+	broken(t, stream)
+	if name := b.who(); name != "two" {
+		t.Errorf("reached %q, want the one that is ready", name)
+	}
+}
+
 func TestWithoutAnyHealthyOneAllAreTried(t *testing.T) {
 	b := newBench(t, quick)
 	one, two := b.start("one"), b.start("two")
