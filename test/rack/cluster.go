@@ -166,7 +166,7 @@ func (r *Rack) API() (kubernetes.Interface, error) {
 	if err != nil {
 		return nil, err
 	}
-	config.Timeout = loadLimit
+	config.Timeout = 5 * time.Second
 	// By HTTP/2 a connection to a machine that has lost its power is used for another three quarters of a minute.
 	config.NextProtos = []string{"http/1.1"}
 	r.api, err = kubernetes.NewForConfig(config)
