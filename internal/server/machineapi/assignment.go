@@ -68,7 +68,16 @@ func (a *API) currentAssignment(ctx context.Context, name string) (answer wire.A
 		return answer, blocked, err
 	}
 	in := ingredients{machine: m}
-	if intent := m.OpenIntent(); intent != nil && intent.Action != v1alpha1.ActionRelease && m.Spec.Approved {
+	switch intent := m.OpenIntent(); {
+	case intent == nil:
+	case intent.Action == v1alpha1.ActionRelease && m.Spec.Profile != "":
+		// Its wipe policy. A release waits for the profile to be readable, but not for one that is gone.
+		if in.profile, err = a.Plans.Profile(ctx, m.Spec.Profile); apierrors.IsNotFound(err) {
+			in.profile = nil
+		} else if err != nil {
+			return answer, blocked, fmt.Errorf("read profile %s: %w", m.Spec.Profile, err)
+		}
+	case intent.Action != v1alpha1.ActionRelease && m.Spec.Approved:
 		if in, err = a.gather(ctx, m); err != nil {
 			return answer, blocked, err
 		}
