@@ -3,6 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,6 +24,32 @@ func (a *app) docsCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := io.WriteString(a.out, cliReference(cmd.Root()))
 			return err
+		},
+	}
+}
+
+// manualCommand writes the manual pages, for packages.
+func (a *app) manualCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "docs-man FOLDER",
+		Short:  "Write the manual pages, dated $SOURCE_DATE_EPOCH or now",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			date := a.now()
+			if text, ok := a.env("SOURCE_DATE_EPOCH"); ok {
+				seconds, err := strconv.ParseInt(text, 10, 64)
+				if err != nil {
+					return exit.Usagef("SOURCE_DATE_EPOCH is %q; want seconds since 1970", text)
+				}
+				date = time.Unix(seconds, 0)
+			}
+			for name, text := range cli.ManPages(cmd.Root(), date) {
+				if err := os.WriteFile(filepath.Join(args[0], name), []byte(text), 0o644); err != nil {
+					return fmt.Errorf("manual page: %w", err)
+				}
+			}
+			return nil
 		},
 	}
 }

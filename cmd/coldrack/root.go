@@ -92,7 +92,7 @@ that would change something.`,
 		a.installCommand(), a.reinstallCommand(), a.releaseCommand(), a.readmitCommand(), a.rebootCommand(), a.powerCommand(), a.bmcCommand(), a.logsCommand(), a.updateCommand(), a.explainBootCommand())
 	add(clusters, a.clusterCommand(), a.planCommand(), a.addonCommand(), a.discoveryCommand())
 	add(objects, a.applyCommand(), a.getCommand(), a.deleteCommand())
-	add(tools, a.bundleCommand(), a.labCommand(), a.rehearseCommand(), a.doctorCommand(), a.dnsCommand(), a.versionCommand(), a.docsCommand(), etcdDataCommand())
+	add(tools, a.bundleCommand(), a.labCommand(), a.rehearseCommand(), a.doctorCommand(), a.dnsCommand(), a.versionCommand(), a.docsCommand(), a.manualCommand(), etcdDataCommand())
 	root.SetHelpCommandGroupID(tools)
 	root.SetCompletionCommandGroupID(tools)
 	return root

@@ -57,26 +57,11 @@ func flagRows(c *cobra.Command) []string {
 		if f.Hidden || f.Name == "help" {
 			return
 		}
-		name := "`--" + f.Name
-		if f.Shorthand != "" {
-			name = "`-" + f.Shorthand + "`, `--" + f.Name
+		names, usage := flagNames(f)
+		if usage != f.Usage {
+			usage = fmt.Sprintf("%s (default `%s`)", f.Usage, f.DefValue)
 		}
-		switch kind := f.Value.Type(); kind {
-		case "bool":
-		case "stringArray":
-			name += " STRING"
-		case "stringSlice":
-			name += " LIST"
-		default:
-			name += " " + strings.ToUpper(kind)
-		}
-		usage := strings.ReplaceAll(f.Usage, "|", `\|`)
-		switch f.DefValue {
-		case "", "false", "[]", "0", "0s":
-		default:
-			usage += fmt.Sprintf(" (default `%s`)", f.DefValue)
-		}
-		rows = append(rows, fmt.Sprintf("| %s` | %s |", name, usage))
+		rows = append(rows, fmt.Sprintf("| `%s` | %s |", strings.Join(names, "`, `"), strings.ReplaceAll(usage, "|", `\|`)))
 	}
 	c.NonInheritedFlags().VisitAll(add)
 	c.InheritedFlags().VisitAll(add)
