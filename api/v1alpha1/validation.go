@@ -100,6 +100,9 @@ func ValidateSubnet(s *Subnet, others []Subnet) field.ErrorList {
 	if s.Spec.DHCP == DHCPProxy {
 		errs = append(errs, validateProxy(spec, s, plan)...)
 	}
+	if len(s.Spec.DHCPOptions) > 0 && plan.CIDR.Addr().Is6() {
+		errs = append(errs, field.Forbidden(spec.Child("dhcpOptions"), "are options of DHCPv4, and this is an IPv6 network; remove them"))
+	}
 	errs = append(errs, validateDHCPOptions(spec.Child("dhcpOptions"), s.Spec.DHCPOptions)...)
 	if s.Spec.DHCP == DHCPServer && s.Spec.Discovery == "" {
 		errs = append(errs, field.Required(spec.Child("discovery"), "in DHCP mode server: the range for machines that are not known yet"))

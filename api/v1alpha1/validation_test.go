@@ -137,6 +137,7 @@ func TestValidateSubnet(t *testing.T) {
 		"options too long together": {SubnetSpec{CIDR: "10.20.0.0/24", DHCPOptions: []DHCPOption{{Code: 224, Value: strings.Repeat("x", 100)}, {Code: 225, Value: strings.Repeat("x", 100)}}},
 			[]string{"spec.dhcpOptions: Too long: have 204 bytes together, and an answer that every firmware takes has room for 150"}},
 		"options of a proxy":                     {SubnetSpec{CIDR: "10.20.0.0/24", DHCP: DHCPProxy, DHCPOptions: []DHCPOption{{Code: 26, Value: "9000"}}}, []string{"spec.dhcpOptions: Forbidden"}},
+		"options of DHCPv4 by IPv6":              {SubnetSpec{CIDR: "fd00:1::/64", DHCPOptions: []DHCPOption{{Code: 26, Value: "9000"}}}, []string{"spec.dhcpOptions: Forbidden: are options of DHCPv4"}},
 		"a proxy by IPv6":                        {SubnetSpec{CIDR: "fd00:1::/64", DHCP: DHCPProxy}, []string{`spec.dhcp: Invalid value: "proxy": is for IPv4 networks`}},
 		"a DHCP server without a pool":           {SubnetSpec{CIDR: "10.20.0.0/24", DHCP: DHCPServer}, []string{"spec.discovery: Required value"}},
 		"a DNS server by name":                   {SubnetSpec{CIDR: "10.20.0.0/24", DNS: []string{"10.0.0.1", "dns.example.net"}}, []string{"spec.dns[1]"}},

@@ -209,6 +209,8 @@ func serverPorts(cfg daemon.Config) []doctor.Port {
 	dhcp.Each = true
 	discovery := at("udp4", 4011, "PXE boot server discovery")
 	discovery.Each, discovery.Optional = true, true
+	six := at("udp6", 547, "DHCPv6 in IPv6 Subnets")
+	six.Each, six.Optional = true, true
 	time := at("udp4", sntp.Port, "the time")
 	time.Optional = true
 	if cfg.NTP {
@@ -227,7 +229,7 @@ func serverPorts(cfg daemon.Config) []doctor.Port {
 	if cfg.EtcdDiscoveryPort != 0 {
 		ports = append(ports, at("tcp4", cfg.EtcdDiscoveryPort, "etcd discovery (etcdDiscoveryPort)"))
 	}
-	return append(ports, dhcp, discovery,
+	return append(ports, dhcp, discovery, six,
 		at("udp4", cfg.TFTPPort, "TFTP (tftpPort)"),
 		at("tcp4", cfg.BootPort, "boot files (bootPort)"),
 		at("tcp4", cfg.MachinePort, "the machine API (machinePort)"),

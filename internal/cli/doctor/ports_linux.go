@@ -48,6 +48,8 @@ func canOpen(wanted []Port, open []socket) []Result {
 		case errors.Is(err, unix.EACCES):
 			results = append(results, fail(check, "may not be opened by this user, for "+p.For,
 				"run as root, or give the server CAP_NET_BIND_SERVICE as packaging/coldrack.service does"))
+		case p.Optional && errors.Is(err, unix.EAFNOSUPPORT):
+			results = append(results, ok(check, "this machine has no IPv6; without it there is no %s", p.For))
 		case errors.Is(err, unix.EADDRNOTAVAIL):
 			results = append(results, fail(check, fmt.Sprintf("%s is no address of this machine", p.Address), "set an address that `ip address` shows, or 0.0.0.0"))
 		default:

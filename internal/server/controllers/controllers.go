@@ -67,8 +67,7 @@ type SubnetSink interface {
 type SubnetReport struct {
 	// Generation of the Subnet that the report is about.
 	Generation int64
-	// Served: machines in the subnet are answered. A Subnet for which DHCP is off or which is IPv6 is neither
-	// served nor refused.
+	// Served: machines in the subnet are answered. A Subnet for which DHCP is off is neither served nor refused.
 	Served bool
 	// Refused is why machines in the subnet get no answer although they should, for a person.
 	Refused string

@@ -230,6 +230,8 @@ func TestOneBadSubnetDoesNotKeepTheOthersFromDHCP(t *testing.T) {
 	named.Spec.NTP = []string{"ntp.example.org", "10.4.0.1"}
 	proxy := subnet("proxy", "10.5.0.0/24", "")
 	proxy.Spec.DHCP = v1alpha1.DHCPProxy
+	proxy6, pool6 := subnet("six-proxy", "fd00:6::/64", ""), subnet("six-pool", "fd00:7::/64", "fd00:7::1-fd00:7::20")
+	proxy6.Spec.DHCP, pool6.Spec.Gateway = v1alpha1.DHCPProxy, "fd00:7::1"
 	sink, log := testDHCPSubnets(t)
 	sink.SetSubnets([]v1alpha1.Subnet{
 		subnet("good", "10.1.0.0/24", "10.1.0.10-10.1.0.20"),
@@ -237,7 +239,7 @@ func TestOneBadSubnetDoesNotKeepTheOthersFromDHCP(t *testing.T) {
 		subnet("outside", "10.3.0.0/24", "10.9.0.10-10.9.0.20"),
 		subnet("overlap", "10.1.0.128/25", "10.1.0.130-10.1.0.140"),
 		subnet("six", "fd00::/64", "fd00::10-fd00::20"),
-		proxy, named,
+		proxy, named, proxy6, pool6,
 	})
 	var got []string
 	for _, s := range sink.server.Stats().Subnets {
@@ -254,13 +256,18 @@ func TestOneBadSubnetDoesNotKeepTheOthersFromDHCP(t *testing.T) {
 			t.Errorf("the report of %s is %+v", name, report)
 		}
 	}
-	for name, served := range map[string]bool{"good": true, "named": true, "proxy": true, "six": false} {
+	for name, served := range map[string]bool{"good": true, "named": true, "proxy": true, "six": true} {
 		if report, known := sink.Subnet(name); !known || report.Served != served || report.Refused != "" {
 			t.Errorf("the report of %s is %+v", name, report)
 		}
 	}
-	if strings.Contains(log.String(), "subnet=six") {
-		t.Errorf("the log complains about an IPv6 plan, which DHCPv4 does not serve:\n%s", log)
+	if six := sink.six.Stats().Subnets; len(six) != 1 || six[0].Name != "six" {
+		t.Errorf("DHCPv6 serves %v", six)
+	}
+	for name, want := range map[string]string{"six-proxy": "is not a mode of DHCPv6", "six-pool": "contains the gateway"} {
+		if report, _ := sink.Subnet(name); report.Served || !strings.Contains(report.Refused, want) {
+			t.Errorf("the report of %s is %+v", name, report)
+		}
 	}
 }
 

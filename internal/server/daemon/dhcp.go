@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -18,6 +19,7 @@ import (
 	"coldrack.dev/internal/contract/validate"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/dhcp"
+	"coldrack.dev/internal/netboot/dhcp6"
 	"coldrack.dev/internal/netboot/radv"
 	"coldrack.dev/internal/server/controllers"
 )
@@ -172,12 +174,14 @@ func (s *server) admitDHCP(client dhcp.Query) bool {
 	return s.bootGate.admit(client)
 }
 
-// dhcpSubnets passes valid IP plans on to the DHCP server; it implements controllers.SubnetSink.
+// dhcpSubnets passes valid IP plans on to the DHCP servers; it implements controllers.SubnetSink.
 type dhcpSubnets struct {
 	cfg    Config
 	server *dhcp.Server
+	six    *dhcp6.Server
 	reach  *reach
 	base   dhcp.Config
+	base6  dhcp6.Config
 	log    *slog.Logger
 
 	mu      sync.Mutex
@@ -193,13 +197,13 @@ func (d *dhcpSubnets) current() []v1alpha1.Subnet {
 	return d.given
 }
 
-func newDHCPSubnets(cfg Config, server *dhcp.Server, base dhcp.Config, reach *reach, log *slog.Logger) *dhcpSubnets {
-	return &dhcpSubnets{cfg: cfg, server: server, base: base, reach: reach, log: log, change: make(chan struct{})}
+func newDHCPSubnets(cfg Config, server *dhcp.Server, six *dhcp6.Server, base dhcp.Config, base6 dhcp6.Config, reach *reach, log *slog.Logger) *dhcpSubnets {
+	return &dhcpSubnets{cfg: cfg, server: server, six: six, base: base, base6: base6, reach: reach, log: log, change: make(chan struct{})}
 }
 
 // SetSubnets implements controllers.SubnetSink.
 func (d *dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
-	config, reports := d.base, map[string]controllers.SubnetReport{}
+	config, config6, reports := d.base, d.base6, map[string]controllers.SubnetReport{}
 	var segments []netip.Prefix
 	for _, subnet := range subnets {
 		report := controllers.SubnetReport{Generation: subnet.Generation}
@@ -208,8 +212,15 @@ func (d *dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
 			segments = append(segments, plan.CIDR)
 		}
 		switch {
-		case err == nil && !plan.CIDR.Addr().Is4():
-			// DHCPv4 has nothing to do with it.
+		case err == nil && plan.CIDR.Addr().Is6():
+			var plan6 dhcp6.Subnet
+			if plan6, err = dhcp6Subnet(subnet, plan); err == nil {
+				candidate := config6
+				candidate.Subnets = append(slices.Clone(config6.Subnets), plan6)
+				if err = candidate.Validate(); err == nil {
+					config6, report.Served = candidate, plan6.Mode != dhcp6.ModeOff
+				}
+			}
 		case err == nil:
 			// Together with those that are good already, since two of them may contradict each other; a bad
 			// one must not keep the others from their machines.
@@ -226,7 +237,7 @@ func (d *dhcpSubnets) SetSubnets(subnets []v1alpha1.Subnet) {
 		reports[subnet.Name] = report
 	}
 	d.reach.setSubnets(segments)
-	if err := d.server.SetConfig(config); err != nil {
+	if err := errors.Join(d.server.SetConfig(config), d.six.SetConfig(config6)); err != nil {
 		d.log.Error("DHCP keeps its previous subnets", "err", err)
 		for name, report := range reports {
 			report.Served, report.Refused = false, fmt.Sprintf("DHCP keeps its previous subnets: %v", err)
@@ -258,6 +269,11 @@ func (d *dhcpSubnets) Subnet(name string) (controllers.SubnetReport, bool) {
 	for _, service := range d.server.Services() {
 		if service.Name == name {
 			report = reportService(report, service)
+		}
+	}
+	for _, service := range d.six.Services() {
+		if service.Name == name {
+			report = reportService(report, dhcp.SubnetService{Problem: service.Problem})
 		}
 	}
 	return report, known
@@ -298,7 +314,7 @@ func (d *dhcpSubnets) Changed() <-chan struct{} {
 	return d.change
 }
 
-// dhcpSubnet turns an IP plan into what the DHCP server works by. IPv6 plans are none of its business.
+// dhcpSubnet turns an IP plan into what the DHCP server works by.
 func (c Config) dhcpSubnet(subnet v1alpha1.Subnet) (dhcp.Subnet, error) {
 	plan, errs := subnet.IPPlan()
 	if len(errs) > 0 {
@@ -327,26 +343,44 @@ func (c Config) dhcpSubnet(subnet v1alpha1.Subnet) (dhcp.Subnet, error) {
 func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *booter) (*dhcpSubnets, error) {
 	log := s.log.With("part", "dhcp")
 	base := dhcp.Config{Interfaces: s.cfg.Interfaces}
+	base6 := dhcp6.Config{Interfaces: s.cfg.Interfaces}
 	if s.cfg.BootAddress != "" {
-		base.ServerIP = netip.MustParseAddr(s.cfg.BootAddress)
+		switch a := netip.MustParseAddr(s.cfg.BootAddress); {
+		case a.Is4():
+			base.ServerIP = a
+		default:
+			base6.ServerIP = a
+		}
 	}
 	ipxes := &recentClients{now: time.Now}
+	backend := dhcpBackend{booter: answers, log: log, ipxes: ipxes, replaced: &replacedIPXEs{now: time.Now}, bootGate: s.bootGate}
 	var sink *dhcpSubnets
+	var six *dhcp6.Server
+	changed := func() { sink.wake() }
+	// Without advertisements machines boot too, only later. Where DHCPv6 is served they say so to everybody, elsewhere they spare iPXE a wait.
+	advertise := func(ctx context.Context, device string, wanted func(net.HardwareAddr) bool, managed func() []netip.Prefix) {
+		if err := radv.Serve(ctx, radv.Options{Interface: device, Inside: s.inside, Wanted: wanted, Managed: managed, Log: log}); err != nil {
+			log.Warn("IPv6 router advertisements are off; iPXE waits about 20 seconds at each boot", "interface", device, "err", err)
+		}
+	}
+	six, err := s.newDHCP6(backend, base6, changed, func(ctx context.Context, device string) {
+		advertise(ctx, device, func(net.HardwareAddr) bool { return false }, func() []netip.Prefix { return managed(six, device) })
+	})
+	if err != nil {
+		return nil, err
+	}
 	server, err := dhcp.New(dhcp.Options{
-		Changed: func() { sink.wake() },
-		Backend: dhcpBackend{booter: answers, log: log, ipxes: ipxes, replaced: &replacedIPXEs{now: time.Now}, bootGate: s.bootGate}, Admit: s.admitDHCP, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
+		Changed: changed, Backend: backend, Admit: s.admitDHCP, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
 		Beside: func(ctx context.Context, device string) {
-			// Without it machines boot too, only later.
-			if err := radv.Serve(ctx, radv.Options{Interface: device, Inside: s.inside, Wanted: ipxes.has, Log: log}); err != nil {
-				log.Warn("IPv6 router advertisements are off; iPXE waits about 20 seconds at each boot", "interface", device, "err", err)
-			}
+			advertise(ctx, device, func(mac net.HardwareAddr) bool { return ipxes.has(mac) && len(managed(six, device)) == 0 }, nil)
 		},
 	}, base)
 	if err != nil {
 		return nil, err
 	}
 	s.metrics.watchDHCP(server.Stats)
-	sink = newDHCPSubnets(s.cfg, server, base, s.reach, log)
+	sink = newDHCPSubnets(s.cfg, server, six, base, base6, s.reach, log)
 	group.Go(func() error { return server.Serve(ctx) })
+	group.Go(func() error { return six.Serve(ctx) })
 	return sink, nil
 }

@@ -14,6 +14,7 @@ import (
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/connlimit"
 	"coldrack.dev/internal/netboot/dhcp"
+	"coldrack.dev/internal/netboot/dhcp6"
 	"coldrack.dev/internal/netboot/dns"
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/sntp"
@@ -102,6 +103,33 @@ func (m *metrics) watchDHCP(stats func() dhcp.Stats) {
 				"free": max(subnet.Size-subnet.Leased-subnet.Held-subnet.Quarantined, 0),
 			} {
 				s.gauge("coldrack_dhcp_pool_addresses", "Addresses of a discovery range, by state.", n, "subnet", subnet.Name, "state", state)
+			}
+		}
+	}))
+}
+
+func (m *metrics) watchDHCP6(stats func() dhcp6.Stats) {
+	m.registry.MustRegister(samples(func(s sink) {
+		now := stats()
+		const messages = "DHCPv6 messages, by direction and type."
+		for kind, n := range now.Received {
+			s.counter("coldrack_dhcp6_messages_total", messages, n, "direction", "received", "type", kind)
+		}
+		for kind, n := range now.Sent {
+			s.counter("coldrack_dhcp6_messages_total", messages, n, "direction", "sent", "type", kind)
+		}
+		for reason, n := range map[string]uint64{
+			"malformed": now.Malformed, "no_subnet": now.NoSubnet, "strange_relay": now.StrangeRelays, "pool_exhausted": now.Exhausted,
+			"not_its_turn": now.Deferred, "lease_not_stored": now.Unstored, "send_error": now.SendErrors,
+		} {
+			s.counter("coldrack_dhcp6_unanswered_total", "DHCPv6 messages without an answer or an address, by reason.", n, "reason", reason)
+		}
+		s.counter("coldrack_dhcp6_conflicts_total", "Addresses that clients of DHCPv6 found in use by others.", now.Conflicts)
+		s.counter("coldrack_dhcp6_foreign_servers_total", "Signs of another DHCPv6 server on the segment.", now.ForeignServer)
+		s.counter("coldrack_dhcp6_store_failures_total", "Failed writes of the store of DHCPv6 leases.", now.StoreFailures)
+		for _, subnet := range now.Subnets {
+			for state, n := range map[string]int{"leased": subnet.Leased, "held": subnet.Held, "quarantined": subnet.Quarantined} {
+				s.gauge("coldrack_dhcp6_pool_addresses", "Addresses of a discovery range, by state.", n, "subnet", subnet.Name, "state", state)
 			}
 		}
 	}))

@@ -29,6 +29,7 @@ import (
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/contract/nodeconfig"
 	"coldrack.dev/internal/netboot/dhcp"
+	"coldrack.dev/internal/netboot/dhcp6"
 	"coldrack.dev/test/netns"
 )
 
@@ -353,5 +354,8 @@ func testDHCPSubnets(t *testing.T) (*dhcpSubnets, *logText) {
 	base := dhcp.Config{Interfaces: []string{"eth0"}}
 	server, err := dhcp.New(dhcp.Options{Backend: nobody{}, Dir: t.TempDir(), Log: discard()}, base)
 	check(t, err)
-	return newDHCPSubnets(DefaultConfig(), server, base, testReach(t, ""), slog.New(slog.NewTextHandler(text, nil))), text
+	base6 := dhcp6.Config{Interfaces: []string{"eth0"}}
+	six, err := dhcp6.New(dhcp6.Options{Backend: dhcp6Backend{}, Dir: t.TempDir(), Log: discard()}, base6)
+	check(t, err)
+	return newDHCPSubnets(DefaultConfig(), server, six, base, base6, testReach(t, ""), slog.New(slog.NewTextHandler(text, nil))), text
 }
