@@ -529,8 +529,13 @@ const AnnotationEnrolledBy = "coldrack.dev/enrolled-by"
 const AnnotationGroupProfile = "coldrack.dev/group-profile"
 
 // AnnotationReadmit makes a key the identity of a Machine in place of the recorded one: "OLD/NEW", fingerprints of both. It counts
-// only while OLD is recorded, so that it does nothing after a later install or renewal.
+// only while OLD is recorded, so that it does nothing after a later install or renewal. Where none is recorded, OLD is "none:" and the ID of
+// the last intent.
 const AnnotationReadmit = "coldrack.dev/readmit"
+
+// AnnotationAdopt makes the installation on a Machine's disk its own, though this server has not installed it: the marker of the disk. The
+// machine boots from its disk from then on. It does nothing once an installation is recorded, or while an intent is wanted.
+const AnnotationAdopt = "coldrack.dev/adopt"
 
 // AnnotationImport is the record of the last import from a rack sheet that wrote a Machine: what it was before, so that
 // "coldrack machines import --undo" can take it back.

@@ -411,6 +411,9 @@ const (
 	ConditionHeld = "Held"
 	// ConditionKeyRefused: a node shows a key for this machine that is not its recorded identity. It is there only while that is so.
 	ConditionKeyRefused = "KeyRefused"
+	// ConditionUnknownInstallation: a disk of the machine bears an installation by Coldrack that this server does not know. No policy
+	// approves the machine. It is there only while that is so.
+	ConditionUnknownInstallation = "UnknownInstallation"
 	// ConditionBMCReachable: the BMC answers, and accepts the credentials. It is there while spec.bmc is.
 	ConditionBMCReachable = "BMCReachable"
 	// ConditionAsExpected: the hardware and the cables are as spec.expected says. It is there while something is expected and the
@@ -426,6 +429,8 @@ const (
 	ReasonPlanIncomplete = "PlanIncomplete"
 	// ReasonImageMismatch: the Profile asks for what the image does not have, or has otherwise.
 	ReasonImageMismatch = "ImageMismatch"
+	// ReasonStoreRestored: the intent is from a backup that the store was restored from, and may have been carried out since.
+	ReasonStoreRestored = "StoreRestored"
 	// ReasonBootsFromDisk: the node was told to boot from the network and came back from its own disk.
 	ReasonBootsFromDisk = "BootsFromDisk"
 )
@@ -471,6 +476,9 @@ type InstalledStatus struct {
 	Disk    string      `json:"disk"`
 	Profile string      `json:"profile,omitempty"`
 	At      metav1.Time `json:"at"`
+	// Marker of the disk, where the installation was adopted: the intent that wrote it is then not known.
+	// +optional
+	Marker string `json:"marker,omitempty"`
 }
 
 // IdentityStatus describes the certificate of an installed node.
@@ -684,6 +692,9 @@ type Disk struct {
 	// +optional
 	// +listType=atomic
 	Contents []string `json:"contents,omitempty"`
+	// Marker is the GUID of the partition table, if an install by Coldrack wrote it. Each install has its own.
+	// +optional
+	Marker string `json:"marker,omitempty"`
 }
 
 // NIC is one network interface.

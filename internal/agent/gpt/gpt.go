@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"unicode/utf16"
 
 	"github.com/google/uuid"
@@ -65,6 +66,18 @@ type Table struct {
 	SectorSize int64
 	Sectors    uint64 // of the whole disk
 	Partitions []Partition
+}
+
+// Names of the partitions of an installation. They must never change: disks carry them.
+const (
+	NameBIOSBoot = "coldrack-bios"
+	NameESP      = "coldrack-esp"
+	NameRoot     = "coldrack-root"
+)
+
+// Installed says whether an install of ours wrote the table, whichever server ordered it. Its DiskGUID is then a Marker.
+func (t *Table) Installed() bool {
+	return t.DiskGUID.Version() == 5 && slices.ContainsFunc(t.Partitions, func(p Partition) bool { return p.Name == NameRoot })
 }
 
 // Start is where p begins, in bytes.

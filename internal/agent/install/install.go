@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -123,7 +124,7 @@ type step struct {
 // the intent with what is returned, and then boots the machine. The error is ErrCancelled, or that of the
 // ended ctx; a failure of the install itself is in the Complete.
 func (i *Installer) Install(ctx context.Context, plan wire.InstallPlan) (wire.Complete, error) {
-	o := i.operation(plan.IntentID, plan.OwnIntentIDs, wire.InstallSteps())
+	o := i.operation(plan.IntentID, plan.OwnIntentIDs, plan.OwnMarkers, wire.InstallSteps())
 	o.plan = &plan
 	o.rootID = gpt.Derive(plan.IntentID, "root file system")
 	id := gpt.Derive(plan.IntentID, "ESP volume")
@@ -147,7 +148,7 @@ func (i *Installer) Install(ctx context.Context, plan wire.InstallPlan) (wire.Co
 
 // Release wipes every disk that carries a marker of the plan's intents.
 func (i *Installer) Release(ctx context.Context, plan wire.ReleasePlan) (wire.Complete, error) {
-	o := i.operation(plan.IntentID, plan.OwnIntentIDs, wire.ReleaseSteps())
+	o := i.operation(plan.IntentID, plan.OwnIntentIDs, plan.OwnMarkers, wire.ReleaseSteps())
 	r := &release{operation: o, policy: plan.Wipe}
 	return o.carryOut(ctx, []step{
 		{wire.StepPreflight, r.preflight},
@@ -156,7 +157,7 @@ func (i *Installer) Release(ctx context.Context, plan wire.ReleasePlan) (wire.Co
 	})
 }
 
-func (i *Installer) operation(intentID string, own []string, names []string) *operation {
+func (i *Installer) operation(intentID string, own, markers, names []string) *operation {
 	if i.Watch == nil {
 		i.Watch = func(wire.Step) {}
 	}
@@ -167,6 +168,11 @@ func (i *Installer) operation(intentID string, own []string, names []string) *op
 	o := &operation{Installer: &logged, intentID: intentID, own: map[gpt.GUID]bool{}, tracker: tracker}
 	for _, id := range own {
 		o.own[gpt.Marker(id)] = true
+	}
+	for _, marker := range markers {
+		if id, err := uuid.Parse(marker); err == nil {
+			o.own[id] = true
+		}
 	}
 	return o
 }

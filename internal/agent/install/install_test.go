@@ -530,7 +530,7 @@ func TestDisksThatComeLate(t *testing.T) {
 	}
 	succeeded(t, done)
 	lookAtDisk(t, file)
-	done, err = late(false, 0, 0).Release(t.Context(), wire.ReleasePlan{IntentID: "release", OwnIntentIDs: []string{l.plan.IntentID}})
+	done, err = late(false, 0, 0).Release(t.Context(), wire.ReleasePlan{IntentID: "release", OwnMarkers: []string{gpt.Marker(l.plan.IntentID).String()}})
 	if err != nil || done.State != wire.StateSucceeded {
 		t.Fatalf("%s: %s, %v", done.State, done.Message, err)
 	}

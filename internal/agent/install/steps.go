@@ -212,9 +212,9 @@ func (o *operation) owns(r probe.Report) bool { return r.Table != nil && o.own[r
 func (o *operation) layout() (*gpt.Table, error) {
 	id := o.intentID
 	return gpt.New(gpt.Marker(id), o.disk.size, o.disk.sector, []gpt.Want{
-		{Name: "coldrack-bios", Type: gpt.TypeBIOSBoot, GUID: gpt.Derive(id, "bios"), Bytes: biosBytes},
-		{Name: "coldrack-esp", Type: gpt.TypeESP, GUID: gpt.Derive(id, "esp"), Bytes: espBytes},
-		{Name: "coldrack-root", Type: gpt.TypeLinuxRoot, GUID: gpt.Derive(id, "root")},
+		{Name: gpt.NameBIOSBoot, Type: gpt.TypeBIOSBoot, GUID: gpt.Derive(id, "bios"), Bytes: biosBytes},
+		{Name: gpt.NameESP, Type: gpt.TypeESP, GUID: gpt.Derive(id, "esp"), Bytes: espBytes},
+		{Name: gpt.NameRoot, Type: gpt.TypeLinuxRoot, GUID: gpt.Derive(id, "root")},
 	})
 }
 

@@ -56,25 +56,28 @@ func (c Collector) disk(name string, links []string) wire.Disk {
 	if d.Transport == "virtio" {
 		d.Rotational = false // virtio says 1 for whatever the host has
 	}
-	d.Contents = c.contents(d)
+	d.Contents, d.Marker = c.contents(d)
 	return d
 }
 
-func (c Collector) contents(d wire.Disk) []string {
+func (c Collector) contents(d wire.Disk) (lines []string, marker string) {
 	if c.OpenDisk == nil {
-		return nil
+		return nil, ""
 	}
 	r, done, err := c.OpenDisk(d.Name)
 	if err != nil {
-		return []string{"unreadable: " + err.Error()}
+		return []string{"unreadable: " + err.Error()}, ""
 	}
 	defer done()
 	logical := c.number("sys/block/" + d.Name + "/queue/logical_block_size")
 	rep, err := probe.Disk(r, d.SizeBytes, max(logical, sectorSize))
 	if err != nil {
-		return []string{err.Error()}
+		return []string{err.Error()}, ""
 	}
-	return rep.Lines()
+	if rep.Table != nil && rep.Table.Installed() {
+		marker = rep.Table.DiskGUID.String()
+	}
+	return rep.Lines(), marker
 }
 
 // byID maps kernel names to their links below /dev/disk/by-id, most stable first: a WWN stays with the

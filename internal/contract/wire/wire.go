@@ -144,6 +144,7 @@ type Disk struct {
 	ReadOnly   bool     `json:"readOnly,omitempty"`
 	Removable  bool     `json:"removable,omitempty"`
 	Contents   []string `json:"contents,omitempty"` // partitions and file systems; empty: blank
+	Marker     string   `json:"marker,omitempty"`   // GUID of the partition table, if an install of ours wrote it
 }
 
 // NIC is one network interface.
@@ -201,13 +202,15 @@ type InstallPlan struct {
 	Machine  string `json:"machine"`
 	// OwnIntentIDs are intents under which Coldrack wrote this machine's disk before, this one included:
 	// a disk that carries one of their markers is ours to overwrite.
-	OwnIntentIDs []string  `json:"ownIntentIDs"`
-	RootDisk     DiskHints `json:"rootDisk"`
-	Wipe         string    `json:"wipe"` // a wipe policy
-	Image        Image     `json:"image"`
-	Boot         BootFiles `json:"boot"`
-	KernelArgs   []string  `json:"kernelArgs,omitempty"`
-	Console      []string  `json:"console,omitempty"` // kernel console list, last one primary
+	OwnIntentIDs []string `json:"ownIntentIDs"`
+	// OwnMarkers are markers that are the machine's own, too, by GUID: the intents behind them are not known.
+	OwnMarkers []string  `json:"ownMarkers,omitempty"`
+	RootDisk   DiskHints `json:"rootDisk"`
+	Wipe       string    `json:"wipe"` // a wipe policy
+	Image      Image     `json:"image"`
+	Boot       BootFiles `json:"boot"`
+	KernelArgs []string  `json:"kernelArgs,omitempty"`
+	Console    []string  `json:"console,omitempty"` // kernel console list, last one primary
 	// MinMemoryBytes below which the install refuses.
 	MinMemoryBytes int64             `json:"minMemoryBytes,omitempty"`
 	Config         nodeconfig.Config `json:"config"`
@@ -256,6 +259,7 @@ type ReleasePlan struct {
 	Machine  string `json:"machine"`
 	// OwnIntentIDs as in InstallPlan: only disks that carry one of these markers are wiped.
 	OwnIntentIDs []string `json:"ownIntentIDs"`
+	OwnMarkers   []string `json:"ownMarkers,omitempty"`
 	// Wipe is a wipe policy; an older server sends none, which is WipeIfOurs. Foreign disks stay as they are under all policies.
 	Wipe string `json:"wipe,omitempty"`
 }

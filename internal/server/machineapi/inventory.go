@@ -1,6 +1,7 @@
 package machineapi
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -109,6 +110,8 @@ func fitted(report *v1alpha1.Inventory, limit int) (_ *v1alpha1.Inventory, cut s
 	for i := range report.Disks {
 		report.Disks[i].Contents = nil
 	}
+	// A disk that bears an installation keeps the machine from being installed by itself.
+	slices.SortStableFunc(report.Disks, func(a, b v1alpha1.Disk) int { return cmp.Compare(min(len(b.Marker), 1), min(len(a.Marker), 1)) })
 	all := len(report.Disks)
 	for size(report) > limit && len(report.Disks) > 0 {
 		report.Disks = report.Disks[:len(report.Disks)*3/4]
@@ -178,6 +181,7 @@ func diskOf(d wire.Disk) v1alpha1.Disk {
 	for _, line := range d.Contents[:min(len(d.Contents), maxContents)] {
 		out.Contents = append(out.Contents, text(line))
 	}
+	out.Marker = text(d.Marker)
 	return out
 }
 
