@@ -70,6 +70,7 @@ While the server runs, what it has found on its Subnets is shown as well, such a
 				ProbeKVM:   probeKVM,
 				Subnets:    func(ctx context.Context) ([]v1alpha1.Subnet, error) { return serverSubnets(ctx, cfg) },
 				Expiry:     func(ctx context.Context) ([]peoplewire.Expiry, error) { return serverExpiry(ctx, cfg) },
+				Restored:   func() (peoplewire.Restored, error) { return daemon.ReadRestored(cfg) },
 				Names:      func(ctx context.Context) (*peoplewire.Names, error) { return serverNames(ctx, cfg) },
 			})
 			if done, err := a.printStructured(output, results); done && err != nil {

@@ -18,7 +18,7 @@ import (
 
 func (a *app) serverCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "server", Short: "Back up and restore the server's own store", Args: cobra.ArbitraryArgs, RunE: group}
-	cmd.AddCommand(a.serverBackupCommand(), a.serverBackupsCommand(), a.serverRestoreCommand())
+	cmd.AddCommand(a.serverBackupCommand(), a.serverBackupsCommand(), a.serverRestoreCommand(), a.serverRestoredCommand())
 	return cmd
 }
 
@@ -132,6 +132,8 @@ to another server.
 
 The master key is in no backup. Name your copy of it with --master-key, unless it is at pki/master.key of the data folder or a systemd credential.
 
+Until a person confirms it, nothing that may destroy a machine's data happens by itself: see "coldrack server restored".
+
 Afterwards: start the server, import bundles again, and see docs/operations.md for nodes whose key was renewed after the backup.`,
 		Example: `  coldrack server restore --master-key master.key --access-key coldrack
   coldrack server restore --list --access-key coldrack
@@ -164,7 +166,7 @@ Afterwards: start the server, import bundles again, and see docs/operations.md f
 			if len(done.Kept) > 0 {
 				fmt.Fprintf(a.err, "left as they were in %s: %s\n", cfg.DataDir, strings.Join(done.Kept, ", "))
 			}
-			fmt.Fprintf(a.out, "%s: restored from backup %s of host %s, taken %s ago. Start the server, and import the bundles again.\n", cfg.DataDir, done.ID, done.Member, cli.Age(a.now().Sub(done.TakenAt)))
+			fmt.Fprintf(a.out, "%s: restored from backup %s of host %s, taken %s ago. Start the server, and import the bundles again. Until `coldrack server restored --confirm` no machine is installed by itself.\n", cfg.DataDir, done.ID, done.Member, cli.Age(a.now().Sub(done.TakenAt)))
 			return nil
 		},
 	}

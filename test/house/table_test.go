@@ -68,7 +68,7 @@ var rooms = []room{
 	{"machine/fleet", "machine", stores, may("api/v1alpha1", "machine/identify", "contract/wire")},
 	{"machine/expect", "machine", stores, may("api/v1alpha1")},
 	{"machine/racksheet", "machine", stores, may("api/v1alpha1", "machine/identify")},
-	{"machine/lifecycle", "machine", stores, may("api/v1alpha1", "machine/expect", "machine/fleet", "machine/identify", "contract/wire")},
+	{"machine/lifecycle", "machine", stores, may("api/v1alpha1", "machine/enroll", "machine/expect", "machine/fleet", "machine/identify", "contract/wire")},
 
 	{"netboot/boot", "netboot", engines, may("api/v1alpha1")},
 	{"netboot/connlimit", "netboot", engines, nil},
@@ -134,7 +134,7 @@ var rooms = []room{
 	{"server/peopleapi", "server", parties, may("api/v1alpha1", "machine/bmc", "server/power", "server/backups", "cluster/backup", "cluster/kube", "cluster/kubeapi", "cluster/members", "cluster/planner", "content/bundle", "machine/fleet", "server/controlplane", "server/peopleapi/peoplewire", "cluster/addon", "cluster/supply")},
 	{"server/peopleapi/credentials", "server", parties, may("base/pki", "server/controlplane")},
 	{"server/peopleapi/peoplewire", "server", parties, may("cluster/kube")},
-	{"server/daemon", "server", parties, may("api/v1alpha1", "base/objectstore", "machine/bmc", "server/power", "server/backups", "cluster/backup", "cluster/etcd", "cluster/etcddata", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/fleet", "machine/identify", "contract/nodeconfig", "contract/manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/dhcp6", "netboot/dns", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "base/pki", "server/audit", "server/controllers", "server/controlplane", "server/etcddiscovery", "server/machineapi", "server/omaha", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "server/ui", "contract/wire", "cluster/supply")},
+	{"server/daemon", "server", parties, may("api/v1alpha1", "base/objectstore", "machine/bmc", "server/power", "server/backups", "cluster/backup", "cluster/etcd", "cluster/etcddata", "cluster/kube", "cluster/members", "content/bundle", "content/diskimage", "content/registry", "content/swarm", "content/swarm/kit", "machine/enroll", "machine/fleet", "machine/identify", "contract/nodeconfig", "contract/manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/dhcp6", "netboot/dns", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/radv", "netboot/sntp", "netboot/tftp", "base/pki", "server/audit", "server/controllers", "server/controlplane", "server/etcddiscovery", "server/machineapi", "server/omaha", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "server/ui", "contract/wire", "cluster/supply")},
 	{"server/ui", "server", parties, may("server/controlplane", "server/peopleapi/peoplewire")},
 
 	{"lab", "lab", front, may("lab/vbmc")},

@@ -215,10 +215,17 @@ func TestTheServersDiskIsLost(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	s.Start()
+	if out := s.Run("server", "restored"); !strings.Contains(out, "The store was restored at") {
+		t.Errorf("restored: %s", out)
+	}
 	for _, m := range r.machines {
 		r.awaitMachine(m.name, "ready", func(m *v1alpha1.Machine) bool { return m.Status.Phase == v1alpha1.PhaseReady })
 	}
 	r.AwaitReady()
+	s.Run("server", "restored", "--confirm", "--yes")
+	if out := s.Run("server", "restored"); !strings.Contains(out, "nothing waits") {
+		t.Errorf("confirmed: %s", out)
+	}
 	if list(); len(backups) != 2 || !slices.Equal(backups[0].Where, []string{"copy"}) || backups[0].ID != id {
 		t.Fatalf("backups of the restored server %+v", backups)
 	}

@@ -77,6 +77,8 @@ type Subject struct {
 	// Expiry says when certificates end: of the running server, its nodes and clusters, or what the data folder tells. The error says
 	// why no more is known.
 	Expiry func(context.Context) ([]peoplewire.Expiry, error)
+	// Restored says whether the store was restored from a backup and no person has confirmed it.
+	Restored func() (peoplewire.Restored, error)
 	// Names are those of the running server; nil without one.
 	Names func(context.Context) (*peoplewire.Names, error)
 }
@@ -97,6 +99,7 @@ func Run(ctx context.Context, s Subject) []Result {
 	results = append(results, segments(subnets, err)...)
 	results = append(results, clock(time.Now()))
 	results = append(results, dataDir(s.DataDir)...)
+	results = append(results, restored(s.Restored)...)
 	results = append(results, certificates(ctx, s.Expiry)...)
 	results = append(results, names(ctx, s.Names)...)
 	results = append(results, kvm(ctx, s.ProbeKVM), programs())
@@ -175,6 +178,24 @@ func names(ctx context.Context, ask func(context.Context) (*peoplewire.Names, er
 		results = append(results, ok(check, "%d records in %d zones, no name is wanted twice", records, len(all.Zones)))
 	}
 	return results
+}
+
+// restored warns while machines wait because the store was restored.
+func restored(read func() (peoplewire.Restored, error)) []Result {
+	const check = "restored"
+	mark, err := read()
+	switch {
+	case err != nil:
+		return []Result{warn(check, "not known: "+err.Error(), "look again as the owner of the data folder")}
+	case mark.RestoredAt.IsZero():
+		return nil
+	}
+	from := ""
+	if mark.Backup != "" {
+		from = fmt.Sprintf(" from backup %s; machines may be missing since %s", mark.Backup, mark.TakenAt.UTC().Format(time.RFC3339))
+	}
+	return []Result{warn(check, fmt.Sprintf("the store was restored at %s%s; no machine is approved by a policy, or installed by itself", mark.RestoredAt.UTC().Format(time.RFC3339), from),
+		"coldrack server restored shows what waits; docs/operations.md says what to do; then coldrack server restored --confirm")}
 }
 
 func expiryName(e *peoplewire.Expiry) string {

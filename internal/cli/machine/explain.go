@@ -9,6 +9,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
@@ -47,6 +48,12 @@ func ExplainBoot(ctx context.Context, c client.Client, names []string, mac strin
 	policy, err := bootPolicy(ctx, c)
 	if err != nil {
 		return nil, err
+	}
+	if m != nil {
+		blocked := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionBlocked)
+		if blocked != nil && blocked.Reason == v1alpha1.ReasonStoreRestored {
+			policy.RestoredAt = blocked.LastTransitionTime.Time
+		}
 	}
 	plan := boot.Decide(requestOf(m, mac), boot.Subject{Machine: m}, policy)
 	e.Now = Decision{Action: plan.Action, Reason: plan.Reason, Local: plan.Local}

@@ -23,9 +23,9 @@ func readmit(m *v1alpha1.Machine, key string) error {
 	}
 	identity, refused := m.Status.Identity, m.Status.KeyRefused
 	switch {
-	case identity == nil:
-		return exit.Refusedf("machine %s has no identity: nothing is recorded of an install; coldrack install %s", m.Name, m.Name)
-	case identity.KeyFingerprint == key:
+	case identity == nil && refused == nil:
+		return exit.Refusedf("machine %s has no identity, and no node has shown one for it", m.Name)
+	case identity != nil && identity.KeyFingerprint == key:
 		return exit.Refusedf("key %s is the identity of machine %s already", key, m.Name)
 	case refused == nil:
 		return exit.Refusedf("no key was refused for machine %s; if the server was restarted a moment ago, wait for the node's next report", m.Name)
@@ -35,6 +35,6 @@ func readmit(m *v1alpha1.Machine, key string) error {
 	if m.Annotations == nil {
 		m.Annotations = map[string]string{}
 	}
-	m.Annotations[v1alpha1.AnnotationReadmit] = v1alpha1.ReadmitValue(identity.KeyFingerprint, key)
+	m.Annotations[v1alpha1.AnnotationReadmit] = m.ReadmitValue(key)
 	return nil
 }

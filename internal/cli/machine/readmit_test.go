@@ -30,6 +30,8 @@ func TestReadmit(t *testing.T) {
 		{"nothing was refused", "sha256:old", "", "sha256:new", "no key was refused"},
 		{"the identity itself", "sha256:old", "sha256:new", "sha256:old", "is the identity of machine node-1 already"},
 		{"a machine that was never installed", "", "", "sha256:new", "has no identity"},
+		{"a machine whose install is missing in the backup", "", "sha256:new", "sha256:new", ""},
+		{"such a machine, and another key", "", "sha256:new", "sha256:else", "the node at 10.0.0.9 shows key sha256:new"},
 	} {
 		m := machine(test.identity, test.refused)
 		err := readmit(m, test.key)

@@ -26,6 +26,8 @@ type World struct {
 	// NewID draws the id of an intent.
 	NewID func() string
 	Now   time.Time
+	// RestoredAt is when the store was restored from a backup, until a person confirms it; zero: it was not.
+	RestoredAt time.Time
 }
 
 // Concerns says whether enrolment may have something to give: the machine has reported, and either waits
@@ -46,13 +48,22 @@ func Decide(m *v1alpha1.Machine, w World) (next *v1alpha1.Machine, held string) 
 		if policy == nil {
 			return nil, nearest(m, w)
 		}
-		if held = apply(next, policy, w); held != "" {
+		if policy.Spec.Approve {
+			held = withheld(m, w)
+		}
+		if held == "" {
+			held = apply(next, policy, w)
+		}
+		if held != "" {
 			return nil, fmt.Sprintf("policy %s: %s", policy.Name, held)
 		}
 		by = "policy/" + policy.Name
 	}
 	if next.Spec.Approved {
 		held = assignAddress(next, w)
+		if wantsInstall(next) && held == "" {
+			held = withheldInstall(next, w)
+		}
 		if wantsInstall(next) && held == "" {
 			next.Spec.Intent = &v1alpha1.Intent{ID: w.NewID(), Action: v1alpha1.ActionInstall, RequestedBy: by, RequestedAt: new(metav1.NewTime(w.Now.Truncate(time.Second)))}
 		}

@@ -53,8 +53,12 @@ type Fleet struct {
 	copies map[string]bool
 	// hasCopy: there is something to answer from although the store has not been read.
 	hasCopy bool
-	changes uint64
-	refused time.Time // when the newcomer limit was last logged
+	// restoredAt is when the store was restored from a backup, until a person confirms it; zero: it was not.
+	restoredAt      time.Time
+	restoredChanged signal
+	unknownNodes    map[string]UnknownNode // while restoredAt is set
+	changes         uint64
+	refused         time.Time // when the newcomer limit was last logged
 
 	dirty   *dirtySet
 	arrived signal
@@ -69,7 +73,7 @@ func New(opts Options) *Fleet {
 		log: opts.Log, now: opts.Now, maxNewcomers: opts.MaxNewcomers, maxStrangers: opts.MaxStrangers,
 		machines: map[string]*v1alpha1.Machine{}, index: identify.NewIndex(), addresses: map[netip.Addr][]string{}, live: map[string]*live{},
 		newcomers: map[string]Newcomer{}, removed: map[string]time.Time{}, synced: make(chan struct{}), copies: map[string]bool{},
-		dirty: newDirtySet(), arrived: newSignal(), changed: map[string]signal{}, any: newSignal(),
+		dirty: newDirtySet(), arrived: newSignal(), changed: map[string]signal{}, any: newSignal(), restoredChanged: newSignal(),
 		locks: machineLocks{byName: map[string]*machineLock{}},
 	}
 	if f.log == nil {

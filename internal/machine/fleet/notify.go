@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 )
 
 // signal wakes everybody who waits on its channel, once.
@@ -31,6 +32,57 @@ func (f *Fleet) Touch() {
 	defer f.mu.Unlock()
 	close(f.any)
 	f.any = newSignal()
+}
+
+// SetRestored says when the store was restored from a backup; zero: it was not, or a person has confirmed it.
+func (f *Fleet) SetRestored(at time.Time) {
+	f.mu.Lock()
+	f.restoredAt, f.unknownNodes = at, map[string]UnknownNode{}
+	close(f.restoredChanged)
+	f.restoredChanged = newSignal()
+	f.mu.Unlock()
+	f.Touch()
+}
+
+// RestoredAt is when the store was restored from a backup, as long as no person has confirmed it; zero: nothing is withheld. changed is closed
+// when that becomes another.
+func (f *Fleet) RestoredAt() (at time.Time, changed <-chan struct{}) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.restoredAt, f.restoredChanged
+}
+
+// UnknownNode is a node with an identity of ours, of whose machine nothing is known.
+type UnknownNode struct {
+	Machine, Address string
+	SeenAt           time.Time
+	// IssuedAt is when its certificate was issued.
+	IssuedAt time.Time
+}
+
+// maxUnknownNodes is how many are remembered. Each has had a certificate of ours.
+const maxUnknownNodes = 10_000
+
+// UnknownNode records one, while the store counts as restored.
+func (f *Fleet) UnknownNode(name, address string, issued time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, has := f.unknownNodes[name]; f.restoredAt.IsZero() || !has && len(f.unknownNodes) >= maxUnknownNodes {
+		return
+	}
+	f.unknownNodes[name] = UnknownNode{Machine: name, Address: address, SeenAt: f.now(), IssuedAt: issued}
+}
+
+// UnknownNodes are those whose machine is still not known, in no order.
+func (f *Fleet) UnknownNodes() (all []UnknownNode) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for name, n := range f.unknownNodes {
+		if _, known := f.machines[name]; !known {
+			all = append(all, n)
+		}
+	}
+	return all
 }
 
 // wake needs f.mu.

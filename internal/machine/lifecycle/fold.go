@@ -12,6 +12,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/contract/wire"
+	"coldrack.dev/internal/machine/enroll"
 	"coldrack.dev/internal/machine/expect"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
@@ -57,8 +58,12 @@ func foldRefused(s *v1alpha1.MachineStatus, live fleet.Live) {
 	if live.Refused != nil {
 		s.KeyRefused = live.Refused.DeepCopy()
 	}
-	if refused := s.KeyRefused; refused != nil &&
-		(s.Identity == nil || s.Identity.KeyFingerprint == refused.KeyFingerprint || s.Identity.IssuedAt.After(refused.At.Add(time.Second))) {
+	refused, identity, last := s.KeyRefused, s.Identity, s.Intent
+	switch {
+	case refused == nil:
+	case identity != nil && (identity.KeyFingerprint == refused.KeyFingerprint || identity.IssuedAt.After(refused.At.Add(time.Second))),
+		// Whoever has the key of a machine that was released since has an old one.
+		identity == nil && last != nil && last.FinishedAt != nil && !last.FinishedAt.Time.Before(refused.At.Truncate(time.Second)):
 		s.KeyRefused = nil
 	}
 }
@@ -226,10 +231,19 @@ func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin,
 	only(v1alpha1.ConditionBlocked, reason, message)
 	reason, message = "", ""
 	if key := s.KeyRefused; key != nil {
-		reason, message = "NotTheIdentity", fmt.Sprintf("the node at %s shows key %s of %s, and the identity of this machine is %s. After a backup was restored: compare with what \"coldrack-agent fingerprint\" says on the node, then coldrack readmit %s --key %s. Otherwise it is an old disk: remove it",
-			key.From, key.KeyFingerprint, key.IssuedAt.UTC().Format(time.RFC3339), s.Identity.KeyFingerprint, m.Name, key.KeyFingerprint)
+		recorded := "this machine has no identity"
+		if s.Identity != nil {
+			recorded = "the identity of this machine is " + s.Identity.KeyFingerprint
+		}
+		reason, message = "NotTheIdentity", fmt.Sprintf("the node at %s shows key %s of %s, and %s. After a backup was restored: compare with what \"coldrack-agent fingerprint\" says on the node, then coldrack readmit %s --key %s. Otherwise it is an old disk: remove it",
+			key.From, key.KeyFingerprint, key.IssuedAt.UTC().Format(time.RFC3339), recorded, m.Name, key.KeyFingerprint)
 	}
 	only(v1alpha1.ConditionKeyRefused, reason, message)
+	reason, message = "", enroll.UnknownInstallation(m)
+	if message != "" {
+		reason = "DiskBearsOne"
+	}
+	only(v1alpha1.ConditionUnknownInstallation, reason, message)
 	reason, message = "", ""
 	if live.ProxyIgnored != "" {
 		reason, message = "NotHeeded", live.ProxyIgnored+". "+v1alpha1.ProxyIgnoredRemedy

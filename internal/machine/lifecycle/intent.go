@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -23,6 +24,23 @@ func Acknowledge(m *v1alpha1.Machine, now time.Time) bool {
 		return true
 	}
 	return changed
+}
+
+// Adopt records the installation that a person wants kept, see v1alpha1.AnnotationAdopt. It reports whether it changed anything.
+func Adopt(m *v1alpha1.Machine, now time.Time) bool {
+	disk := m.WantsAdoption()
+	if disk == nil {
+		return false
+	}
+	at := metav1.NewTime(now)
+	m.Status.Installed = &v1alpha1.InstalledStatus{Image: v1alpha1.AdoptedImage, Disk: cmp.Or(disk.ByID, disk.Name), Marker: disk.Marker, At: at}
+	if status := m.Status.Intent; status != nil {
+		m.Status.Installed.IntentID = status.ID
+		if status.State == v1alpha1.IntentPending || status.State == v1alpha1.IntentRunning {
+			status.State, status.FinishedAt, status.Message = v1alpha1.IntentSucceeded, &at, "what it had written was adopted"
+		}
+	}
+	return true
 }
 
 // Hold notes what the machine's intent waits for, or with an empty text that it waits no more. It reports whether it changed

@@ -6,6 +6,7 @@ package boot
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"coldrack.dev/api/v1alpha1"
 )
@@ -42,6 +43,8 @@ type Subject struct {
 type Policy struct {
 	// Netboot is false when no imported bundle holds a discovery image.
 	Netboot bool
+	// RestoredAt is when the store was restored from a backup, until a person confirms it. Intents from before are not carried out.
+	RestoredAt time.Time
 }
 
 // Plan is what a machine is told to boot.
@@ -86,7 +89,7 @@ func (p Plan) LocalFile() string {
 // whatever remains goes to discovery, which touches no disk. A machine that may be an installed one starts its disk: with
 // another's identifiers one could otherwise keep it from its work.
 func Decide(request Request, subject Subject, policy Policy) Plan {
-	plan := decide(subject)
+	plan := decide(subject, policy.RestoredAt)
 	if plan.Action == v1alpha1.BootLocalDisk {
 		plan.Local = LocalUEFI
 		if request.Platform == PlatformBIOS {
@@ -104,7 +107,7 @@ func Decide(request Request, subject Subject, policy Policy) Plan {
 	return plan
 }
 
-func decide(subject Subject) Plan {
+func decide(subject Subject, restoredAt time.Time) Plan {
 	machine := subject.Machine
 	if machine == nil {
 		for _, rival := range subject.Rivals {
@@ -114,7 +117,16 @@ func decide(subject Subject) Plan {
 		}
 		return Plan{Action: v1alpha1.BootDiscover, Reason: "the machine is not known yet"}
 	}
-	if intent := machine.OpenIntent(); intent != nil {
+	intent, old := machine.OpenIntent(), ""
+	if intent != nil && intent.FromBackup(restoredAt) {
+		old = fmt.Sprintf("the %s was asked for before the store was restored, and waits for a person (intent %s)", lower(intent.Action), intent.ID)
+	}
+	switch {
+	case old != "" && machine.Status.Installed != nil:
+		return Plan{Action: v1alpha1.BootLocalDisk, Reason: old}
+	case old != "":
+		return Plan{Action: v1alpha1.BootDiscover, Reason: old}
+	case intent != nil:
 		switch {
 		case intent.Action == v1alpha1.ActionRelease:
 			return Plan{Action: v1alpha1.BootRelease, Reason: fmt.Sprintf("release was asked for (intent %s)", intent.ID)}

@@ -39,7 +39,7 @@ func enrollmentReconciler(d Deps) reconciler {
 		name: "enrollment", workers: 4, do: r.reconcile,
 		watches: []source.Source{
 			each(d, &v1alpha1.Machine{}), r.all(&v1alpha1.EnrollmentPolicy{}), r.all(&v1alpha1.Subnet{}),
-			source.Kind(d.Cache, &v1alpha1.Machine{}, recount, standingChanged()),
+			source.Kind(d.Cache, &v1alpha1.Machine{}, recount, standingChanged()), r.restored(),
 		},
 	}
 }
@@ -48,14 +48,38 @@ func enrollmentReconciler(d Deps) reconciler {
 // rule: each machine that is enrolled changes its policy's, and would have all others looked at again.
 func (r *enrollment) all(kind client.Object) source.Source {
 	return source.Kind(r.Cache, kind, handler.EnqueueRequestsFromMapFunc(func(context.Context, client.Object) []reconcile.Request {
-		names := []string{everything}
-		for _, m := range r.Fleet.List() {
-			if m.Status.Installed == nil {
-				names = append(names, m.Name)
-			}
-		}
-		return requests(names...)
+		return requests(append(r.uninstalled(), everything)...)
 	}), predicate.GenerationChangedPredicate{})
+}
+
+// uninstalled are the names of all machines that enrolment may concern.
+func (r *enrollment) uninstalled() (names []string) {
+	for _, m := range r.Fleet.List() {
+		if m.Status.Installed == nil {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+// restored wakes the reconciler for every machine when a person has confirmed that the store was restored.
+func (r *enrollment) restored() source.Source {
+	return source.Func(func(ctx context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+		go func() { // ends with ctx, which the controller owns
+			for {
+				_, changed := r.Fleet.RestoredAt()
+				select {
+				case <-changed:
+				case <-ctx.Done():
+					return
+				}
+				for _, request := range requests(r.uninstalled()...) {
+					queue.Add(request)
+				}
+			}
+		}()
+		return nil
+	})
 }
 
 // countPause gathers what happens to many machines at once into one count, which looks at all of them.
@@ -152,7 +176,8 @@ func (r *enrollment) decide(m *v1alpha1.Machine, policies []v1alpha1.EnrollmentP
 			machines[i] = given
 		}
 	}
-	next, held = enroll.Decide(m, enroll.World{Machines: machines, Policies: policies, Subnets: subnets, Reserved: r.reserved(), NewID: uuid.NewString, Now: r.Now()})
+	restoredAt, _ := r.Fleet.RestoredAt()
+	next, held = enroll.Decide(m, enroll.World{Machines: machines, Policies: policies, Subnets: subnets, Reserved: r.reserved(), NewID: uuid.NewString, Now: r.Now(), RestoredAt: restoredAt})
 	if next != nil {
 		r.underway[m.Name] = next.DeepCopy() // the client reads its answer into next
 	}

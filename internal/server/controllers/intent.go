@@ -67,6 +67,11 @@ func (r *intents) reconcile(ctx context.Context, name string) (time.Duration, er
 			lifecycle.Acknowledge(m, r.Now())
 			return nil
 		})
+	case lifecycle.Adopt(m.DeepCopy(), r.Now()):
+		_, err = r.store.UpdateStatus(ctx, name, func(m *v1alpha1.Machine) error {
+			lifecycle.Adopt(m, r.Now())
+			return nil
+		})
 	case lifecycle.WasReleased(m):
 		err = r.withdraw(ctx, m)
 	default:

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -158,6 +159,7 @@ func TestLive(t *testing.T) {
 		{"a machine from its first boot to Ready, and back", fromFirstBootToReadyAndBack},
 		{"machines that arrive together get different names and addresses", arriveTogether},
 		{"a machine that is held says why", heldSaysWhy},
+		{"a restored server installs nothing by itself until a person confirms", restoredWithholds},
 		{"DHCP hears of valid subnets, and what was imported becomes Images and Bundles", subnetsAndCatalog},
 		{"a deleted machine is forgotten", deletedIsForgotten},
 		{"strangers that fell silent give way to new ones", strangersGiveWay},
@@ -498,6 +500,47 @@ func heldSaysWhy(t *testing.T, w *liveWorld) {
 	subnet := rack()
 	w.create(&subnet)
 	w.wait(name, "enrolled once the subnet is there", func(m *v1alpha1.Machine) bool { return m.Spec.Intent != nil })
+}
+
+func restoredWithholds(t *testing.T, w *liveWorld) {
+	rule, subnet := policy("all"), rack()
+	w.create(&subnet)
+	w.fleet.SetRestored(time.Now())
+	w.create(&rule)
+	var names []string
+	for i := range 3 {
+		name := boot(w, i)
+		w.until(func() bool { _, ok := w.fleet.Get(name); return ok }, func() string { return name + " was not recorded" })
+		names = append(names, name)
+	}
+	blank, marked, byHand := names[0], names[1], names[2]
+	const marker = "2b1f7a6e-0000-5000-8000-0000000000c1"
+	for i, name := range names {
+		w.report(name, fmt.Sprintf("SN-%d", i), mac(i))
+	}
+	w.act(marked, func(s *v1alpha1.MachineStatus) { s.Inventory.Disks = []v1alpha1.Disk{{Name: "sda", Marker: marker}} })
+	w.wait(blank, "held", func(m *v1alpha1.Machine) bool {
+		return strings.Contains(m.Status.Message, "coldrack server restored --confirm")
+	})
+	unknown := func(m *v1alpha1.Machine) bool {
+		return meta.IsStatusConditionTrue(m.Status.Conditions, v1alpha1.ConditionUnknownInstallation)
+	}
+	w.wait(marked, "told of as one with an installation", unknown)
+	w.edit(byHand, func(spec *v1alpha1.MachineSpec) { spec.Approved = true })
+	w.wait(byHand, "held though approved", func(m *v1alpha1.Machine) bool { return strings.Contains(m.Status.Message, "coldrack install "+byHand) })
+
+	w.fleet.SetRestored(time.Time{})
+	for _, name := range []string{blank, byHand} {
+		w.wait(name, "enrolled after the confirmation", func(m *v1alpha1.Machine) bool { return m.Spec.Approved && m.Spec.Intent != nil })
+	}
+	if m := w.wait(marked, "still told of", unknown); m.Spec.Approved || m.Spec.Intent != nil {
+		t.Errorf("a policy took a machine with an installation that nobody knows: %+v", m.Spec)
+	}
+	asked := &v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: marked}}
+	check(t, w.client.Patch(t.Context(), asked, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, v1alpha1.AnnotationAdopt, marker))))
+	w.wait(marked, "adopted", func(m *v1alpha1.Machine) bool {
+		return m.Status.Installed != nil && m.Status.Installed.Marker == marker && !unknown(m) && m.Spec.Intent == nil
+	})
 }
 
 func subnetsAndCatalog(t *testing.T, w *liveWorld) {

@@ -130,6 +130,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 			return err
 		}
 	}
+	if err := s.takeRestored(); err != nil {
+		return err
+	}
 	s.noStore.Store(new("it is starting"))
 	s.clusters = s.newClusters()
 	s.backups = s.newBackups()
@@ -236,7 +239,9 @@ type server struct {
 	// plane holds the kinds, in this life of the store; current is the same for those who ask in between.
 	plane   *controlplane.ControlPlane
 	current atomic.Pointer[controlplane.ControlPlane]
-	people  peopleAPI // the listener of plane
+	// restored says that the store came back from a backup, until a person confirms it.
+	restored restored
+	people   peopleAPI // the listener of plane
 }
 
 // machineAuthority is the name of the authority that machines and nodes trust and are known by.
@@ -278,6 +283,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		metricsPath:                   peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.metrics.handler(s.log)),
 		peoplewire.PathBoots:          peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.bootGate),
 		peoplewire.PathExpiry:         peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.expiryHandler()),
+		peoplewire.PathRestored:       peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.restoredHandler()),
 		peoplewire.PathUpdates:        peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.updatesHandler()),
 		peoplewire.PathDiscovery:      peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.discoveryHandler()),
 		profilesPath:                  peopleapi.Limit{AtOnce: 2}.Around(profiles()),

@@ -206,6 +206,16 @@ func (m *metrics) watchStore(size func() (controlplane.StoreSize, bool)) {
 	}))
 }
 
+func (m *metrics) watchRestored(mark func() peoplewire.Restored) {
+	m.registry.MustRegister(samples(func(s sink) {
+		at := 0
+		if now := mark(); !now.RestoredAt.IsZero() {
+			at = int(now.RestoredAt.Unix())
+		}
+		s.gauge("coldrack_store_restored_timestamp_seconds", "When the store was restored from a backup, in Unix time, until a person confirms it; 0: nothing waits for that.", at)
+	}))
+}
+
 func (m *metrics) watchExpiry(ends func() []peoplewire.Expiry) {
 	m.registry.MustRegister(samples(func(s sink) {
 		for _, e := range ends() {

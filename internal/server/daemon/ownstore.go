@@ -30,7 +30,7 @@ const settingsFile = "settings-of-backup.json"
 // keptState are the files and folders of the data folder that a backup of the server's own store holds beside the store. The master key is
 // not among them: a backup alone opens nothing. What can be made again, or is fetched again, is left out.
 func keptState() []string {
-	return []string{"pki", "leases", "trusted-keys", "addresses.json", "tokens.json"}
+	return []string{"pki", "leases", "trusted-keys", "addresses.json", "tokens.json", restoredFile}
 }
 
 // leftOut says whether a file of these stays out of backups.

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	etcdversion "go.etcd.io/etcd/api/v3/version"
 
@@ -189,6 +190,14 @@ func Restore(ctx context.Context, cfg Config, o RestoreOptions) (done Restored, 
 	}
 	done.Manifest = m
 	if err := r.master.Install(cfg.path("pki")); err != nil {
+		return done, err
+	}
+	earlier := files[restoredFile]
+	delete(files, restoredFile)
+	if here, err := os.ReadFile(cfg.path(restoredFile)); err == nil {
+		earlier = here
+	}
+	if err := markRestored(cfg, m, earlier, time.Now()); err != nil {
 		return done, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {

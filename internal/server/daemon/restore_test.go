@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,11 +13,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/rest"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/backup"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 	"coldrack.dev/test/s3server"
@@ -189,6 +192,10 @@ func TestTheOwnStoreIsRestored(t *testing.T) {
 			return err
 		}))
 	}
+	mark, err := ReadRestored(anew)
+	if err != nil || mark.Backup != made.ID || !mark.TakenAt.Equal(made.TakenAt) || mark.RestoredAt.Before(made.TakenAt.Truncate(time.Second)) {
+		t.Errorf("the mark: %+v, %v", mark, err)
+	}
 	asItWas(t, anew, token)
 
 	// The store alone is lost: it is moved away, and what is there stays.
@@ -200,7 +207,11 @@ func TestTheOwnStoreIsRestored(t *testing.T) {
 	if done, err = Restore(t.Context(), anew, again); err != nil || !slices.Contains(done.Kept, "pki/machine-ca.key.sealed") || !slices.Equal(done.Files, []string{settingsFile}) {
 		t.Fatalf("%+v, %v", done, err)
 	}
+	if again, err := ReadRestored(anew); err != nil || again.RestoredAt.Before(mark.RestoredAt) {
+		t.Errorf("the mark of the second restore: %+v, %v", again, err)
+	}
 	asItWas(t, anew, token)
+	confirmed(t, anew, token)
 
 	// Another server's folder is not given this one's store, also when it has none.
 	other := fresh()
@@ -210,6 +221,81 @@ func TestTheOwnStoreIsRestored(t *testing.T) {
 	again.MasterKeyFile = ""
 	if _, err := Restore(t.Context(), other, again); err == nil || !strings.Contains(err.Error(), "belongs to server-") {
 		t.Errorf("into another server's folder: %v", err)
+	}
+}
+
+// confirmed runs a restored server and ends what it withholds, which only an administrator may.
+func confirmed(t *testing.T, cfg Config, token string) {
+	t.Helper()
+	r := run(t, cfg)
+	defer r.stop()
+	ask := func(config *rest.Config, method string) (is peoplewire.Restored, code int) {
+		t.Helper()
+		c, err := rest.HTTPClientFor(config)
+		check(t, err)
+		request, err := http.NewRequestWithContext(t.Context(), method, config.Host+peoplewire.PathRestored, nil)
+		check(t, err)
+		response, err := c.Do(request)
+		check(t, err)
+		defer response.Body.Close()
+		if response.StatusCode == http.StatusOK {
+			check(t, json.NewDecoder(response.Body).Decode(&is))
+		}
+		return is, response.StatusCode
+	}
+	c := kinds(t, r.rest)
+	install := &v1alpha1.Machine{Spec: v1alpha1.MachineSpec{Identifiers: v1alpha1.Identifiers{MACs: []string{"52:54:00:00:00:0a"}}, Approved: true,
+		Intent: &v1alpha1.Intent{ID: "1", Action: v1alpha1.ActionInstall}}}
+	install.Name = "waits"
+	check(t, c.Create(t.Context(), install))
+	eventually(t, func() error {
+		if is, code := ask(r.rest, http.MethodGet); code != http.StatusOK || is.RestoredAt.IsZero() || is.WithheldCount != 1 || is.Withheld[0].Machine != "waits" {
+			return fmt.Errorf("%d %+v", code, is)
+		}
+		return nil
+	})
+	viewer := rest.AnonymousClientConfig(r.rest)
+	viewer.BearerToken = token
+	if _, code := ask(viewer, http.MethodPost); code != http.StatusForbidden {
+		t.Errorf("a viewer confirms: %d", code)
+	}
+	admin, err := rest.HTTPClientFor(r.rest)
+	check(t, err)
+	response, err := admin.Get(r.rest.Host + metricsPath)
+	check(t, err)
+	text, err := io.ReadAll(response.Body)
+	check(t, errors.Join(err, response.Body.Close()))
+	if says := string(text); !strings.Contains(says, "\ncoldrack_store_restored_timestamp_seconds 1") {
+		t.Error("metrics do not say that machines wait")
+	}
+	for range 2 {
+		if is, code := ask(r.rest, http.MethodPost); code != http.StatusOK || !is.RestoredAt.IsZero() || is.WithheldCount != 0 {
+			t.Errorf("an administrator confirms: %d %+v", code, is)
+		}
+	}
+	if mark, err := ReadRestored(cfg); err != nil || !mark.RestoredAt.IsZero() {
+		t.Errorf("the mark stays: %+v, %v", mark, err)
+	}
+}
+
+// TestTheMarkOfARestore: a restore from a backup of a store whose restore was never confirmed goes back to the first; a mark that is damaged is one.
+func TestTheMarkOfARestore(t *testing.T) {
+	cfg := testConfig(t)
+	check(t, os.MkdirAll(cfg.DataDir, 0o700))
+	if mark, err := ReadRestored(cfg); err != nil || !mark.RestoredAt.IsZero() {
+		t.Errorf("a folder that was not restored: %+v, %v", mark, err)
+	}
+	first := time.Date(2026, 12, 1, 8, 0, 0, 0, time.UTC)
+	check(t, markRestored(cfg, backup.Manifest{ID: "one", TakenAt: first}, nil, first.Add(time.Hour)))
+	earlier, err := os.ReadFile(cfg.path(restoredFile))
+	check(t, err)
+	check(t, markRestored(cfg, backup.Manifest{ID: "two", TakenAt: first.Add(2 * time.Hour)}, earlier, first.Add(3*time.Hour)))
+	if mark, err := ReadRestored(cfg); err != nil || mark.Backup != "two" || !mark.TakenAt.Equal(first) || !mark.RestoredAt.Equal(first.Add(3*time.Hour)) {
+		t.Errorf("restored twice: %+v, %v", mark, err)
+	}
+	check(t, os.WriteFile(cfg.path(restoredFile), []byte("{"), 0o600))
+	if mark, err := ReadRestored(cfg); err != nil || mark.RestoredAt.IsZero() {
+		t.Errorf("damaged: %+v, %v", mark, err)
 	}
 }
 

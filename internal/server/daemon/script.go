@@ -78,7 +78,8 @@ func (b *booter) script(request boot.Request, at netip.Addr) (string, error) {
 	ids := v1alpha1.Identifiers{MACs: request.MACs, UUID: request.UUID, Serial: request.Serial}
 	machine, rivals, matched := b.fleet.Lookup(ids)
 	kernel, initrd, haveNetboot := b.content.netboot()
-	plan := boot.Decide(request, boot.Subject{Machine: machine, Rivals: rivals}, boot.Policy{Netboot: haveNetboot})
+	restoredAt, _ := b.fleet.RestoredAt()
+	plan := boot.Decide(request, boot.Subject{Machine: machine, Rivals: rivals}, boot.Policy{Netboot: haveNetboot, RestoredAt: restoredAt})
 	if !synced {
 		if !plan.FromCopy() {
 			return "", errNoStore

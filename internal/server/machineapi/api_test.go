@@ -545,11 +545,11 @@ func TestANodeIsReadmittedAfterABackup(t *testing.T) {
 		s.fleet.Put(s.store.put(m))
 	}
 	old := backup.Status.Identity.KeyFingerprint
-	annotate(v1alpha1.ReadmitValue(present, old))
+	annotate(present + "/" + old)
 	if _, err := renewed.heartbeat(); code(err) != wire.CodeForbidden {
 		t.Errorf("a readmission the other way round: %v", err)
 	}
-	annotate(v1alpha1.ReadmitValue(old, present))
+	annotate(old + "/" + present)
 	_, err = renewed.heartbeat()
 	check(t, err)
 	if got := s.status(node.name).Identity; got.KeyFingerprint != present || got.NextKeyFingerprint != "" || !got.ExpiresAt.After(s.clock.Now()) {

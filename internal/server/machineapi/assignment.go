@@ -68,8 +68,9 @@ func (a *API) currentAssignment(ctx context.Context, name string) (answer wire.A
 		return answer, blocked, err
 	}
 	in := ingredients{machine: m}
+	restoredAt, _ := a.Fleet.RestoredAt()
 	switch intent := m.OpenIntent(); {
-	case intent == nil:
+	case intent == nil || intent.FromBackup(restoredAt):
 	case intent.Action == v1alpha1.ActionRelease && m.Spec.Profile != "":
 		// Its wipe policy. A release waits for the profile to be readable, but not for one that is gone.
 		if in.profile, err = a.Plans.Profile(ctx, m.Spec.Profile); apierrors.IsNotFound(err) {
@@ -82,6 +83,7 @@ func (a *API) currentAssignment(ctx context.Context, name string) (answer wire.A
 			return answer, blocked, err
 		}
 	}
+	in.restoredAt = restoredAt
 	answer, blocked = assign(in)
 	return answer, blocked, nil
 }

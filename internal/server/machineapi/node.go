@@ -126,7 +126,7 @@ func (a *API) node(ctx context.Context, p peer) (*v1alpha1.Machine, error) {
 	if hasIdentity(m, p.fingerprint) {
 		return m, nil
 	}
-	if m.Status.Identity != nil && (m.Status.Identity.NextKeyFingerprint == p.fingerprint || m.Readmits(p.fingerprint)) {
+	if m.Readmits(p.fingerprint) || m.Status.Identity != nil && m.Status.Identity.NextKeyFingerprint == p.fingerprint {
 		return a.adopt(ctx, p)
 	}
 	return nil, refuse(http.StatusForbidden, wire.CodeForbidden,
@@ -138,7 +138,16 @@ func (a *API) node(ctx context.Context, p peer) (*v1alpha1.Machine, error) {
 func (a *API) tellRefusedKey(c call, err error) {
 	m, ok := a.Fleet.Get(c.peer.machine)
 	var no *refusal
-	if !ok || m.Status.Identity == nil || !errors.As(err, &no) || no.what.Code != wire.CodeForbidden {
+	if !errors.As(err, &no) {
+		return
+	}
+	restoredAt, _ := a.Fleet.RestoredAt()
+	if !ok && no.what.Code == wire.CodeNotFound {
+		a.Fleet.UnknownNode(c.peer.machine, address(c.request), c.peer.issued)
+		return
+	}
+	// A machine without an identity has none because it was released, or because its install is missing in the backup.
+	if !ok || m.Status.Identity == nil && m.Status.Installed == nil && restoredAt.IsZero() || no.what.Code != wire.CodeForbidden {
 		return
 	}
 	a.Fleet.KeyRefused(m.Name, v1alpha1.KeyRefusedStatus{KeyFingerprint: c.peer.fingerprint,
@@ -154,13 +163,13 @@ func (a *API) adopt(ctx context.Context, p peer) (*v1alpha1.Machine, error) {
 	readmitted := false
 	m, err := a.update(ctx, p.machine, func(m *v1alpha1.Machine) error {
 		identity := m.Status.Identity
-		readmitted = false
-		if identity == nil || (identity.NextKeyFingerprint != p.fingerprint && identity.KeyFingerprint != p.fingerprint && !m.Readmits(p.fingerprint)) {
+		readmitted = m.Readmits(p.fingerprint)
+		if !readmitted && (identity == nil || identity.NextKeyFingerprint != p.fingerprint && identity.KeyFingerprint != p.fingerprint) {
 			return refuse(http.StatusForbidden, wire.CodeForbidden, "this key is not machine %s's identity any more", m.Name)
 		}
-		if m.Readmits(p.fingerprint) {
-			readmitted = true
-			identity.IssuedAt, identity.ExpiresAt = metav1.NewTime(p.issued), metav1.NewTime(p.expires)
+		if readmitted {
+			readmit(m, p, a.Now())
+			return nil
 		}
 		identity.KeyFingerprint, identity.NextKeyFingerprint = p.fingerprint, ""
 		return nil
@@ -175,6 +184,20 @@ func (a *API) adopt(ctx context.Context, p peer) (*v1alpha1.Machine, error) {
 	}
 	a.Log.Info("node uses its renewed certificate", "machine", p.machine, "key", p.fingerprint)
 	return m, nil
+}
+
+// readmit makes the key that a node shows its machine's identity. A machine of which no install is recorded has one from then on: the node runs
+// from its disk. An install that the node was to have is over.
+func readmit(m *v1alpha1.Machine, p peer, now time.Time) {
+	if m.Status.Identity == nil && m.Status.Installed == nil {
+		m.Status.Installed = &v1alpha1.InstalledStatus{Image: v1alpha1.AdoptedImage, Disk: v1alpha1.AdoptedImage, At: metav1.NewTime(now)}
+		m.AcknowledgeIntent()
+		if intent := m.OpenIntent(); intent != nil && intent.Action != v1alpha1.ActionRelease && intent.FromBackup(p.issued) {
+			m.Status.Installed.IntentID = intent.ID
+			m.Status.Intent.State, m.Status.Intent.FinishedAt, m.Status.Intent.Message = v1alpha1.IntentSucceeded, new(metav1.NewTime(now)), "carried out before the store was restored"
+		}
+	}
+	m.Status.Identity = &v1alpha1.IdentityStatus{KeyFingerprint: p.fingerprint, IssuedAt: metav1.NewTime(p.issued), ExpiresAt: metav1.NewTime(p.expires)}
 }
 
 // renew issues a certificate in place of one that is about to expire. For a node a new key counts from its

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/contract/nodeconfig"
@@ -30,13 +31,15 @@ type ingredients struct {
 	addressOwners []string
 	// missing is why an ingredient is not there, for a person.
 	missing string
+	// restoredAt is when the store was restored from a backup, until a person confirms it.
+	restoredAt time.Time
 }
 
 // assign says what a machine in discovery shall do, and what keeps an intent from being carried out. It is pure.
 func assign(in ingredients) (wire.Assignment, fleet.Block) {
 	answer, reason := decide(in)
 	answer.Version = version(answer)
-	if in.machine.OpenIntent() == nil || answer.Action != wire.ActionWait {
+	if in.machine.OpenIntent() == nil || answer.Action != wire.ActionWait && reason == "" {
 		return answer, fleet.Block{}
 	}
 	return answer, fleet.Block{Reason: reason, Message: answer.Message}
@@ -49,9 +52,16 @@ func decide(in ingredients) (answer wire.Assignment, reason string) {
 	if intent == nil {
 		return idle(m), ""
 	}
+	if intent.FromBackup(in.restoredAt) {
+		answer = wait("this %s was asked for before the server's store was restored from a backup, and may have been carried out since: nothing is done until a person says so; `coldrack server restored` shows what to do", strings.ToLower(string(intent.Action)))
+		if m.Status.Installed != nil {
+			answer.Action = wire.ActionReboot // to its disk
+		}
+		return answer, v1alpha1.ReasonStoreRestored
+	}
 	if intent.Action == v1alpha1.ActionRelease {
 		return wire.Assignment{Action: wire.ActionRelease, Message: "release: this machine's disks are wiped",
-			Release: &wire.ReleasePlan{IntentID: intent.ID, Machine: m.Name, OwnIntentIDs: ownIntents(m, intent), Wipe: wipePolicy(in.profile)}}, ""
+			Release: &wire.ReleasePlan{IntentID: intent.ID, Machine: m.Name, OwnIntentIDs: ownIntents(m, intent), OwnMarkers: ownMarkers(m), Wipe: wipePolicy(in.profile)}}, ""
 	}
 	if !m.Spec.Approved {
 		return wait("an install was asked for, but this machine is not approved; run: coldrack approve %s", m.Name), v1alpha1.ReasonNotApproved
@@ -109,7 +119,7 @@ func version(a wire.Assignment) string {
 // acknowledgement of an intent does not make another plan of it.
 func ownIntents(m *v1alpha1.Machine, intent *v1alpha1.Intent) []string {
 	ids := m.AcknowledgedIntents()
-	if m.Status.Installed != nil && !slices.Contains(ids, m.Status.Installed.IntentID) {
+	if m.Status.Installed != nil && m.Status.Installed.IntentID != "" && !slices.Contains(ids, m.Status.Installed.IntentID) {
 		ids = append(ids, m.Status.Installed.IntentID)
 	}
 	if !slices.Contains(ids, intent.ID) {
@@ -117,6 +127,14 @@ func ownIntents(m *v1alpha1.Machine, intent *v1alpha1.Intent) []string {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// ownMarkers are those that no intent explains: of an installation that was adopted.
+func ownMarkers(m *v1alpha1.Machine) []string {
+	if m.Status.Installed == nil || m.Status.Installed.Marker == "" {
+		return nil
+	}
+	return []string{m.Status.Installed.Marker}
 }
 
 func installPlan(in ingredients, intent *v1alpha1.Intent) (*wire.InstallPlan, error) {
@@ -130,7 +148,7 @@ func installPlan(in ingredients, intent *v1alpha1.Intent) (*wire.InstallPlan, er
 		hints = *m.Spec.RootDisk
 	}
 	return &wire.InstallPlan{
-		IntentID: intent.ID, Machine: m.Name, OwnIntentIDs: ownIntents(m, intent),
+		IntentID: intent.ID, Machine: m.Name, OwnIntentIDs: ownIntents(m, intent), OwnMarkers: ownMarkers(m),
 		RootDisk: hintsOf(hints), Wipe: wipePolicy(profile),
 		Image: wire.Image{
 			Name: image.Name, Family: string(image.Spec.Family), Index: in.index,

@@ -13,20 +13,21 @@ import (
 
 // Paths below people's API.
 const (
-	PathPlan          = "/coldrack/v1/plan"           // POST PlanRequest -> PlanResponse
-	PathCertificates  = "/coldrack/v1/certificates/"  // + CLUSTER: POST CertificateRequest -> CertificateResponse
-	PathClusters      = "/coldrack/v1/clusters/"      // + CLUSTER/verify[?pods=no]: POST -> a CheckLine for each check as it ends; + CLUSTER/backups: see BackupLine; + CLUSTER/addons/diff: POST AddonDiffRequest -> AddonDiffResponse
-	PathServerBackups = "/coldrack/v1/server/backups" // see Backup
-	PathMachines      = "/coldrack/v1/machines"       // GET -> v1alpha1.MachineList, without details; + /NAME/log[?follow=1] -> text
-	PathExpiry        = "/coldrack/v1/expiry"         // GET -> []Expiry
-	PathUpdates       = "/coldrack/v1/updates"        // see UpdateStatus
-	PathDiscovery     = "/coldrack/v1/etcd-discovery" // see DiscoveryToken
-	PathBoots         = "/coldrack/v1/boots"          // GET -> gate.Counts
-	PathNames         = "/coldrack/v1/names"          // GET -> Names
-	PathBundles       = "/coldrack/v1/bundles"        // HEAD, POST and PUT: the upload of a bundle; DELETE
-	PathUISession     = "/coldrack/v1/ui/session"     // GET -> UISession; POST: open one for who asks, as a cookie -> UISession
-	PathUILogout      = "/coldrack/v1/ui/logout"      // POST: end the session
-	PathUILinks       = "/coldrack/v1/ui/links"       // POST -> UILink
+	PathPlan          = "/coldrack/v1/plan"            // POST PlanRequest -> PlanResponse
+	PathCertificates  = "/coldrack/v1/certificates/"   // + CLUSTER: POST CertificateRequest -> CertificateResponse
+	PathClusters      = "/coldrack/v1/clusters/"       // + CLUSTER/verify[?pods=no]: POST -> a CheckLine for each check as it ends; + CLUSTER/backups: see BackupLine; + CLUSTER/addons/diff: POST AddonDiffRequest -> AddonDiffResponse
+	PathServerBackups = "/coldrack/v1/server/backups"  // see Backup
+	PathMachines      = "/coldrack/v1/machines"        // GET -> v1alpha1.MachineList, without details; + /NAME/log[?follow=1] -> text
+	PathRestored      = "/coldrack/v1/server/restored" // GET -> Restored; POST: confirm it -> Restored
+	PathExpiry        = "/coldrack/v1/expiry"          // GET -> []Expiry
+	PathUpdates       = "/coldrack/v1/updates"         // see UpdateStatus
+	PathDiscovery     = "/coldrack/v1/etcd-discovery"  // see DiscoveryToken
+	PathBoots         = "/coldrack/v1/boots"           // GET -> gate.Counts
+	PathNames         = "/coldrack/v1/names"           // GET -> Names
+	PathBundles       = "/coldrack/v1/bundles"         // HEAD, POST and PUT: the upload of a bundle; DELETE
+	PathUISession     = "/coldrack/v1/ui/session"      // GET -> UISession; POST: open one for who asks, as a cookie -> UISession
+	PathUILogout      = "/coldrack/v1/ui/logout"       // POST: end the session
+	PathUILinks       = "/coldrack/v1/ui/links"        // POST -> UILink
 )
 
 // Expiry is when certificates of one sort end.
@@ -41,6 +42,37 @@ type Expiry struct {
 	Until time.Time `json:"until"`
 	// Overdue says why a person must do something, and what; empty: it is renewed in time by itself.
 	Overdue string `json:"overdue,omitempty"`
+}
+
+// Restored says that the server's own store was restored from a backup, until a person confirms it. All is zero when it was not.
+type Restored struct {
+	// Backup is its ID.
+	Backup string `json:"backup,omitempty"`
+	// TakenAt is from when on machines may be missing: when the backup was taken, or an earlier one that was never confirmed.
+	TakenAt    time.Time `json:"takenAt,omitzero"`
+	RestoredAt time.Time `json:"restoredAt,omitzero"`
+	// Withheld are machines that wait for the confirmation, as many as are named; WithheldCount is how many there are.
+	Withheld      []Withheld `json:"withheld,omitempty"`
+	WithheldCount int        `json:"withheldCount,omitempty"`
+	// UnknownNodes report with an identity that this server's authority issued, and there is no Machine of their name.
+	UnknownNodes []UnknownNode `json:"unknownNodes,omitempty"`
+}
+
+// Withheld is a machine that waits.
+type Withheld struct {
+	Machine string `json:"machine"`
+	// Why says what would happen to it, or why it does not.
+	Why string `json:"why"`
+}
+
+// UnknownNode is a node whose Machine the server does not have.
+type UnknownNode struct {
+	// Machine is the name that its identity is for.
+	Machine string    `json:"machine"`
+	Address string    `json:"address"`
+	SeenAt  time.Time `json:"seenAt"`
+	// IssuedAt is when its identity was issued. After the backup: its Machine is lost. Before: the Machine was deleted.
+	IssuedAt time.Time `json:"issuedAt"`
 }
 
 // PlanRequest asks what would happen if objects were applied.
