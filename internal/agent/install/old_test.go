@@ -189,7 +189,7 @@ func opened(t *testing.T, name string) *device {
 func wiper(t *testing.T) *operation {
 	t.Helper()
 	i := &Installer{Log: slog.New(slog.DiscardHandler), Now: time.Now}
-	return i.operation("intent-2", nil, wire.ReleaseSteps())
+	return i.operation("intent-2", nil, nil, wire.ReleaseSteps())
 }
 
 func erased(t *testing.T, d *device, found probe.Report, next []probe.Range) {

@@ -17,7 +17,9 @@ func TestARestoredServerKeepsWhatItDoesNotKnow(t *testing.T) {
 	s := newServer(t)
 	early := s.discovered(idsA)
 	s.approve(early.name, "i1", v1alpha1.ActionInstall)
-	s.spec(early.name, func(spec *v1alpha1.MachineSpec) { spec.Intent.RequestedAt = new(metav1.NewTime(s.clock.Now().Truncate(time.Second))) })
+	s.spec(early.name, func(spec *v1alpha1.MachineSpec) {
+		spec.Intent.RequestedAt = new(metav1.NewTime(s.clock.Now().Truncate(time.Second)))
+	})
 	backup, err := s.store.Get(t.Context(), early.name)
 	check(t, err)
 	node := s.install(early, "i1")
