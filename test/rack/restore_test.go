@@ -187,7 +187,8 @@ func TestTheServersDiskIsLost(t *testing.T) {
 	}
 	r.Await("both are copied after the kill", func() (bool, string) {
 		list()
-		return len(backups) == 2 && slices.Equal(backups[0].Where, []string{"here", "copy"}) && slices.Equal(backups[1].Where, []string{"here", "copy"}), fmt.Sprint(backups)
+		notCopied := func(b peoplewire.Backup) bool { return !slices.Equal(b.Where, []string{"here", "copy"}) }
+		return len(backups) >= 2 && !slices.ContainsFunc(backups, notCopied), fmt.Sprint(backups)
 	})
 	r.AwaitCluster("copied after the kill", copied("Copied"))
 	id := backups[0].ID
@@ -226,7 +227,8 @@ func TestTheServersDiskIsLost(t *testing.T) {
 	if out := s.Run("server", "restored"); !strings.Contains(out, "nothing waits") {
 		t.Errorf("confirmed: %s", out)
 	}
-	if list(); len(backups) != 2 || !slices.Equal(backups[0].Where, []string{"copy"}) || backups[0].ID != id {
+	list() // one by schedule may have come meanwhile
+	if i := slices.IndexFunc(backups, func(b peoplewire.Backup) bool { return b.ID == id }); i < 0 || !slices.Equal(backups[i].Where, []string{"copy"}) {
 		t.Fatalf("backups of the restored server %+v", backups)
 	}
 	r.Kubectl("delete", "configmap", "kept")
