@@ -35,7 +35,7 @@ type cloudFile struct {
 	Permissions quoted `yaml:"permissions,omitempty"`
 	Owner       string `yaml:"owner,omitempty"`
 	Encoding    string `yaml:"encoding,omitempty"`
-	Content     string `yaml:"content"`
+	Content     block  `yaml:"content"`
 	Defer       bool   `yaml:"defer,omitempty"` // of cloud-init only
 }
 
@@ -44,6 +44,16 @@ type quoted string
 
 func (q quoted) MarshalYAML() (any, error) {
 	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Style: yaml.DoubleQuotedStyle, Value: string(q)}, nil
+}
+
+// block is a text of many lines. One that begins with white space is quoted: the encoder writes some of these in a way that no decoder reads.
+type block string
+
+func (b block) MarshalYAML() (any, error) {
+	if strings.TrimLeft(string(b), " \t\n") != string(b) {
+		return quoted(b).MarshalYAML()
+	}
+	return string(b), nil
 }
 
 type coreos struct {
@@ -62,7 +72,7 @@ type cloudUnit struct {
 	Mask    bool   `yaml:"mask,omitempty"`
 	Enable  bool   `yaml:"enable,omitempty"`
 	Command string `yaml:"command,omitempty"`
-	Content string `yaml:"content,omitempty"`
+	Content block  `yaml:"content,omitempty"`
 }
 
 func yamlText(first string, value any) ([]byte, error) {
@@ -77,12 +87,12 @@ func yamlText(first string, value any) ([]byte, error) {
 }
 
 func fileOf(f nodeconfig.File) cloudFile {
-	out := cloudFile{Path: f.Path, Owner: f.Owner, Content: string(f.Content)}
+	out := cloudFile{Path: f.Path, Owner: f.Owner, Content: block(f.Content)}
 	if f.Mode != 0 && f.Mode != 0o644 {
 		out.Permissions = quoted(fmt.Sprintf("%04o", f.Mode))
 	}
 	if !plainText(f.Content) {
-		out.Encoding, out.Content = "b64", base64.StdEncoding.EncodeToString(f.Content)
+		out.Encoding, out.Content = "b64", block(base64.StdEncoding.EncodeToString(f.Content))
 	}
 	return out
 }
@@ -127,7 +137,7 @@ func encodeCloudConfig(n Node) ([]byte, []Finding, error) {
 	}
 	for _, f := range c.Files {
 		file := fileOf(f)
-		file.Content = escaped(file.Content)
+		file.Content = block(escaped(string(file.Content)))
 		out.WriteFiles = append(out.WriteFiles, file)
 	}
 	if c.Timezone != "" {
@@ -141,13 +151,13 @@ func encodeCloudConfig(n Node) ([]byte, []Finding, error) {
 		}
 		for _, op := range ops {
 			if strings.HasPrefix(op.Path, networkFolder) {
-				out.CoreOS.Units = append(out.CoreOS.Units, cloudUnit{Name: path.Base(op.Path), Content: string(op.Content)})
+				out.CoreOS.Units = append(out.CoreOS.Units, cloudUnit{Name: path.Base(op.Path), Content: block(op.Content)})
 			}
 		}
 	}
 	out.CoreOS.Update = cloudUpdate{RebootStrategy: quoted(n.Update.RebootStrategy), Group: n.Update.Group, Server: n.Update.Server}
 	for _, u := range c.Units {
-		one := cloudUnit{Name: u.Name, Mask: u.Masked, Enable: u.Enabled, Content: escaped(u.Content)}
+		one := cloudUnit{Name: u.Name, Mask: u.Masked, Enable: u.Enabled, Content: block(escaped(u.Content))}
 		if u.Enabled {
 			one.Command = "start" // CoreOS enables a unit for the next boot only
 		}

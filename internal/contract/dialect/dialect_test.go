@@ -92,9 +92,10 @@ func TestRoundTrip(t *testing.T) {
 			Hostname: "", SSHKeys: []string{key},
 			Users: []nodeconfig.User{{Name: "core", Sudo: true, SSHKeys: []string{key}}, {Name: "audit", Shell: "/bin/sh", PasswordHash: "!"}},
 			Files: []nodeconfig.File{{Path: "/etc/a", Content: []byte("x: \"y\" 100%\n")}, {Path: "/opt/b", Content: []byte{0, 0xff}, Mode: 0o750, Owner: "audit:sudo"},
-				{Path: "/etc/c", Content: []byte("$private_ipv4 \\$public_ipv4\n")}, {Path: "/etc/d", Content: []byte("\r\ttrailing \n\n\n")}, {Path: "/etc/e"}},
+				{Path: "/etc/c", Content: []byte("$private_ipv4 \\$public_ipv4\n")}, {Path: "/etc/d", Content: []byte("\r\ttrailing \n\n\n")}, {Path: "/etc/e"},
+				{Path: "/etc/f", Content: []byte("\tindented\n")}, {Path: "/etc/g", Content: []byte("\n\n x\ny")}, {Path: "/etc/h", Content: []byte("  more\nless\n")}},
 			Units: []nodeconfig.Unit{{Name: "a.service", Content: "[Service]\nExecStart=/bin/echo $private_ipv4\n[Install]\nWantedBy=multi-user.target\n", Enabled: true},
-				{Name: "b.timer", Masked: true}, {Name: "c.socket", Enabled: true}, {Name: "d.service", Content: "[Service]\nExecStart=/bin/true\n"}},
+				{Name: "b.timer", Masked: true}, {Name: "c.socket", Enabled: true}, {Name: "d.service", Content: "\t[Service]\nExecStart=/bin/true\n"}},
 		},
 		Update: dialect.Update{Group: "beta", Server: "http://update.example.com/v1/update/", RebootStrategy: "off"},
 	}
@@ -137,6 +138,7 @@ func TestRoundTrip(t *testing.T) {
 
 // The real cloud-init has nothing against what is written for it.
 func TestCloudInitAcceptsIt(t *testing.T) {
+	t.Parallel()
 	require.Need(t, "cloud-init")
 	program := require.Program("cloud-init")
 	schema := func(t *testing.T, text []byte) (string, error) {
@@ -152,7 +154,7 @@ func TestCloudInitAcceptsIt(t *testing.T) {
 	n := dialect.Node{Config: nodeconfig.Config{
 		Hostname: "r7u12", Domain: "rack.example.com", Timezone: "Europe/Berlin", NTP: []string{"10.7.0.1"}, SSHKeys: []string{key},
 		Users: []nodeconfig.User{{Name: "ops", Sudo: true, SSHKeys: []string{key}}, {Name: "audit", PasswordHash: "!", Shell: "/bin/sh"}},
-		Files: []nodeconfig.File{{Path: "/etc/a", Content: []byte("x\n"), Mode: 0o600}, {Path: "/opt/b", Content: []byte{0, 0xff}, Owner: "ops:ops"}},
+		Files: []nodeconfig.File{{Path: "/etc/a", Content: []byte("x\n"), Mode: 0o600}, {Path: "/etc/c", Content: []byte("\tx\n")}, {Path: "/opt/b", Content: []byte{0, 0xff}, Owner: "ops:ops"}},
 		Units: []nodeconfig.Unit{{Name: "a.service", Content: "[Service]\nExecStart=/bin/true\n", Enabled: true}, {Name: "b.timer", Masked: true}},
 	}}
 	text, lost, err := dialect.Encode(dialect.CloudInit, n)
@@ -192,6 +194,7 @@ func TestDetect(t *testing.T) {
 }
 
 func TestTooBigAFile(t *testing.T) {
+	t.Parallel()
 	big := []byte("#cloud-config\n" + strings.Repeat("#", dialect.MaxSize))
 	if r := dialect.Parse(dialect.CloudConfig, big, dialect.Variables{}); len(r.Problems) != 1 {
 		t.Errorf("got %v", r.Problems)

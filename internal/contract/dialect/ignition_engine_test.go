@@ -213,6 +213,7 @@ func settle(t *testing.T, root string) map[string]string {
 
 // A machine that Ignition configures has the files, modes, owners, links, logins and enabled units of one that the installer configures.
 func TestIgnitionMakesWhatTheInstallerMakes(t *testing.T) {
+	t.Parallel()
 	require.Need(t, "root", "ignition")
 	config := nodeconfig.Config{
 		Hostname: "r7u12", Domain: "rack.example.com", Timezone: "Europe/Berlin",
@@ -270,6 +271,7 @@ func TestIgnitionMakesWhatTheInstallerMakes(t *testing.T) {
 
 // A file that was written for CoreOS configures the login that images of its successors come with.
 func TestIgnitionOfACloudConfig(t *testing.T) {
+	t.Parallel()
 	require.Need(t, "root", "ignition")
 	r := dialect.Parse(dialect.CloudConfig, []byte("#cloud-config\nhostname: old\nssh_authorized_keys:\n- "+key+"\ncoreos:\n  update: {reboot-strategy: off, group: beta}\n"), dialect.Variables{})
 	if len(r.Problems)+len(r.Lost) > 0 {
