@@ -110,6 +110,9 @@ type SubnetSpec struct {
 	// +optional
 	// +listType=set
 	Relays []string `json:"relays,omitempty"`
+	// BootMenu is a menu at the console of machines that boot in this segment. It is off by default.
+	// +optional
+	BootMenu *BootMenu `json:"bootMenu,omitempty"`
 }
 
 // DHCPOption is an option of DHCPv4 (RFC 2132 and later).
@@ -140,6 +143,8 @@ const (
 	// ConditionProxyIgnored: with dhcp: proxy, the firmware of machines asks again and again, and does not do as it is told. A Machine has it,
 	// too, only while that is so.
 	ConditionProxyIgnored = "ProxyIgnored"
+	// ConditionMenuWithoutPIN: the boot menu needs a PIN, and there is none, so installing and the shell are refused at the console.
+	ConditionMenuWithoutPIN = "MenuWithoutPIN"
 )
 
 // ProxyIgnoredRemedy says what to do about ProxyIgnored.

@@ -94,6 +94,29 @@ type MachineSpec struct {
 	// status.intent acknowledges it. An id that was acknowledged is never carried out again.
 	// +optional
 	Intent *Intent `json:"intent,omitempty"`
+
+	// Rescue has the machine boot the live system from the network, until it is removed: SSH and a shell, and no disk is touched. An Intent
+	// waits as long. "coldrack rescue" writes it.
+	// +optional
+	Rescue *Rescue `json:"rescue,omitempty"`
+}
+
+// Rescue says who may log in to the live system.
+type Rescue struct {
+	// SSHKeys may log in as root, one OpenSSH public key each.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=8192
+	SSHKeys []string `json:"sshKeys,omitempty"`
+	// Autologin opens a root shell on the console, without a password.
+	// +optional
+	Autologin bool `json:"autologin,omitempty"`
+	// RequestedBy is who asked, for the record.
+	// +optional
+	RequestedBy string `json:"requestedBy,omitempty"`
+	// +optional
+	RequestedAt *metav1.Time `json:"requestedAt,omitempty"`
 }
 
 // Identifiers are the properties by which one physical machine is told from all others.
@@ -607,6 +630,7 @@ const (
 	BootRelease   BootAction = "Release"
 	BootLocalDisk BootAction = "LocalDisk"
 	BootRefuse    BootAction = "Refuse"
+	BootRescue    BootAction = "Rescue"
 )
 
 // BootRecord is one answered network boot.

@@ -108,6 +108,7 @@ func ValidateSubnet(s *Subnet, others []Subnet) field.ErrorList {
 		errs = append(errs, field.Required(spec.Child("discovery"), "in DHCP mode server: the range for machines that are not known yet"))
 	}
 	errs = append(errs, rule(spec.Child("domain"), s.Spec.Domain, validate.Domain)...)
+	errs = append(errs, validateBootMenu(spec.Child("bootMenu"), s.Spec.BootMenu)...)
 	if lease := s.Spec.LeaseTime; lease != nil {
 		if err := validate.LeaseTime(lease.Duration); err != nil {
 			errs = append(errs, field.Invalid(spec.Child("leaseTime"), lease.Duration.String(), err.Error()))
@@ -204,6 +205,12 @@ func ValidateMachine(m, old *Machine) field.ErrorList {
 	}
 	if m.Spec.RootDisk != nil {
 		errs = append(errs, validateDiskHints(spec.Child("rootDisk"), m.Spec.RootDisk)...)
+	}
+	if r := m.Spec.Rescue; r != nil {
+		errs = append(errs, rules(spec.Child("rescue", "sshKeys"), r.SSHKeys, validate.SSHKey)...)
+		if len(r.SSHKeys) == 0 && !r.Autologin {
+			errs = append(errs, field.Required(spec.Child("rescue", "sshKeys"), "without a key, and without autologin, nobody could log in"))
+		}
 	}
 	if old != nil {
 		errs = append(errs, validateIntentChange(spec.Child("intent"), m.Spec.Intent, old)...)
