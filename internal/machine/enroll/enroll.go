@@ -21,6 +21,7 @@ type World struct {
 	Machines []*v1alpha1.Machine
 	Policies []v1alpha1.EnrollmentPolicy
 	Subnets  []v1alpha1.Subnet // valid ones
+	Groups   []v1alpha1.MachineGroup
 	// Reserved are addresses that no machine may get.
 	Reserved []netip.Addr
 	// NewID draws the id of an intent.
@@ -43,7 +44,12 @@ func Concerns(m *v1alpha1.Machine) bool {
 func Decide(m *v1alpha1.Machine, w World) (next *v1alpha1.Machine, held string) {
 	next = m.DeepCopy()
 	by := "approval"
-	if open(m) {
+	if choice, entry := chosen(m, w); entry != nil && open(m) {
+		by = enrolledByMenu(choice)
+		if held = applyChoice(next, choice, entry, w); held != "" {
+			return nil, fmt.Sprintf("entry %s of the boot menu of Subnet %s, chosen at its console: %s", choice.Entry, choice.Subnet, held)
+		}
+	} else if open(m) {
 		policy := choose(m, w)
 		if policy == nil {
 			return nil, nearest(m, w)

@@ -43,8 +43,35 @@ type view struct {
 	until time.Time
 }
 
-// phaseOf says where a machine stands.
+// phaseOf says where a machine stands. A rescue does not change that, and is told first, since it may be why a node is silent.
 func phaseOf(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) view {
+	v := phaseWithoutRescue(m, live, now, l)
+	if r := m.Spec.Rescue; r != nil {
+		note := fmt.Sprintf("%s%s asked%s", rescueNote, cmp.Or(r.RequestedBy, "somebody"), rescueEnd(m))
+		if v.message != "" {
+			note += "; " + v.message
+		}
+		v.message = note
+	}
+	return v
+}
+
+const rescueNote = "boots the live system, as "
+
+func rescueEnd(m *v1alpha1.Machine) string {
+	return fmt.Sprintf("; it ends with: coldrack rescue %s --end", m.Name)
+}
+
+// messageBefore is the machine's message without what phaseOf has put before it.
+func messageBefore(m *v1alpha1.Machine) string {
+	if !strings.HasPrefix(m.Status.Message, rescueNote) {
+		return m.Status.Message
+	}
+	_, rest, _ := strings.Cut(m.Status.Message, rescueEnd(m))
+	return strings.TrimPrefix(rest, "; ")
+}
+
+func phaseWithoutRescue(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) view {
 	intent, status := m.OpenIntent(), m.Status.Intent
 	running := intent != nil && status != nil && status.ID == intent.ID && status.State == v1alpha1.IntentRunning
 	switch {
@@ -149,7 +176,7 @@ func settled(m *v1alpha1.Machine, live fleet.Live, now time.Time, l Limits) view
 		return view{phase: v1alpha1.PhaseLost, message: fmt.Sprintf("no heartbeat since %s: check power, network and console", stamp(beat, l.watching))}
 	}
 	if live.Heartbeat == nil && m.Status.Phase == v1alpha1.PhaseLost {
-		return view{phase: v1alpha1.PhaseLost, message: m.Status.Message} // until it is heard of again
+		return view{phase: v1alpha1.PhaseLost, message: messageBefore(m)} // until it is heard of again
 	}
 	v := view{phase: v1alpha1.PhaseReady, until: heard.Add(l.silent)}
 	var notes []string

@@ -100,6 +100,30 @@ func reportedBefore(s *scene) {
 	s.m.Status.Node = &v1alpha1.NodeStatus{BootID: "b", ReadyAt: s.at(time.Hour)}
 }
 
+func TestARescueIsTold(t *testing.T) {
+	s := newScene(inventory, approved, installed(time.Hour), beat(0))
+	limits := LimitsFor(90*time.Second, s.now.Add(-time.Hour))
+	tell := func(want v1alpha1.MachinePhase, message string) {
+		t.Helper()
+		got := phaseOf(s.m, s.live, s.now, limits)
+		if got.phase != want || got.message != message {
+			t.Errorf("got %s %q, want %s %q", got.phase, got.message, want, message)
+		}
+		s.m.Status.Phase, s.m.Status.Message = got.phase, got.message
+	}
+	const note = "boots the live system, as kim asked; it ends with: coldrack rescue a --end"
+	tell(v1alpha1.PhaseReady, "")
+	s.m.Spec.Rescue = &v1alpha1.Rescue{Autologin: true, RequestedBy: "kim"}
+	tell(v1alpha1.PhaseReady, note)
+	s.m.Status.Phase, s.m.Status.Message, s.live.Heartbeat = v1alpha1.PhaseLost, "no heartbeat", nil
+	s.m.Status.Node = &v1alpha1.NodeStatus{ReadyAt: &metav1.Time{Time: s.now}}
+	for range 2 { // it does not grow
+		tell(v1alpha1.PhaseLost, note+"; no heartbeat")
+	}
+	s.m.Spec.Rescue = nil
+	tell(v1alpha1.PhaseLost, "no heartbeat")
+}
+
 func TestPhase(t *testing.T) {
 	tests := []struct {
 		name    string

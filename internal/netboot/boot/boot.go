@@ -54,6 +54,8 @@ type Plan struct {
 	Reason string
 	// Local is how the firmware gets to the disk, for BootLocalDisk.
 	Local LocalMethod
+	// Shell: the live system opens a root shell on the console, for BootRescue.
+	Shell bool
 }
 
 // FromCopy says whether the plan may be carried out when what is known of the machine is how it was at an earlier time. Only the way to
@@ -84,20 +86,28 @@ func (p Plan) LocalFile() string {
 
 // Decide returns what the machine that sent the request boots.
 //
-// The order of the rules is the policy: an open intent comes before an installed disk, because a person
-// asked for it; an installed disk comes before everything else, because it must not depend on us; and
+// The order of the rules is the policy: a rescue comes first, because it touches no disk and an intent can wait; an open intent comes before an
+// installed disk, because a person asked for it; an installed disk comes before everything else, because it must not depend on us; and
 // whatever remains goes to discovery, which touches no disk. A machine that may be an installed one starts its disk: with
 // another's identifiers one could otherwise keep it from its work.
 func Decide(request Request, subject Subject, policy Policy) Plan {
 	plan := decide(subject, policy.RestoredAt)
 	if plan.Action == v1alpha1.BootLocalDisk {
-		plan.Local = LocalUEFI
-		if request.Platform == PlatformBIOS {
-			plan.Local = LocalBIOS
-		}
-		return plan
+		return LocalDisk(request, plan.Reason)
 	}
-	// What follows needs our own kernel.
+	return WithKernel(request, policy, plan)
+}
+
+// LocalDisk is the way to the machine's own disk.
+func LocalDisk(request Request, reason string) Plan {
+	if request.Platform == PlatformBIOS {
+		return Plan{Action: v1alpha1.BootLocalDisk, Reason: reason, Local: LocalBIOS}
+	}
+	return Plan{Action: v1alpha1.BootLocalDisk, Reason: reason, Local: LocalUEFI}
+}
+
+// WithKernel is a plan that needs our own kernel, or the refusal that says why there is none.
+func WithKernel(request Request, policy Policy, plan Plan) Plan {
 	if request.Arch == "arm64" || request.Arch == "arm32" {
 		return Plan{Action: v1alpha1.BootRefuse, Reason: fmt.Sprintf("no discovery image for architecture %s", request.Arch)}
 	}
@@ -116,6 +126,13 @@ func decide(subject Subject, restoredAt time.Time) Plan {
 			}
 		}
 		return Plan{Action: v1alpha1.BootDiscover, Reason: "the machine is not known yet"}
+	}
+	if rescue := machine.Spec.Rescue; rescue != nil {
+		by := rescue.RequestedBy
+		if by == "" {
+			by = "somebody"
+		}
+		return Plan{Action: v1alpha1.BootRescue, Reason: fmt.Sprintf("%s asked for the live system; it ends with: coldrack rescue %s --end", by, machine.Name), Shell: rescue.Autologin}
 	}
 	intent, old := machine.OpenIntent(), ""
 	if intent != nil && intent.FromBackup(restoredAt) {

@@ -19,6 +19,9 @@ func approved(m *v1alpha1.Machine) { m.Spec.Approved = true }
 func installed(m *v1alpha1.Machine) {
 	m.Status.Installed = &v1alpha1.InstalledStatus{Image: "debian-12", Disk: "virtio-1"}
 }
+func rescue(m *v1alpha1.Machine) {
+	m.Spec.Rescue = &v1alpha1.Rescue{Autologin: true, RequestedBy: "kim"}
+}
 func wants(id string, action v1alpha1.IntentAction) func(*v1alpha1.Machine) {
 	return func(m *v1alpha1.Machine) {
 		m.Spec.Intent = &v1alpha1.Intent{ID: id, Action: action}
@@ -54,6 +57,9 @@ func TestDecide(t *testing.T) {
 		{"a reinstall without approval leaves the disk alone", machine(installed, wants("2", reinstall)), v1alpha1.BootLocalDisk, "no longer approved"},
 		{"a reinstall that failed before it touched the disk leaves it bootable", machine(approved, installed, wants("2", reinstall), acknowledged("2", reinstall, v1alpha1.IntentFailed)), v1alpha1.BootLocalDisk, "debian-12"},
 		{"a release that was asked for comes before the disk", machine(installed, wants("3", release)), v1alpha1.BootRelease, "intent 3"},
+		{"a rescue comes before the disk", machine(approved, installed, rescue), v1alpha1.BootRescue, "coldrack rescue"},
+		{"a rescue comes before a reinstall, which waits", machine(approved, installed, wants("2", reinstall), acknowledged("2", reinstall, v1alpha1.IntentPending), rescue), v1alpha1.BootRescue, "coldrack rescue"},
+		{"a rescue of a machine that waits", machine(rescue), v1alpha1.BootRescue, "kim asked"},
 		{"a released machine is not wiped again", machine(wants("3", release), acknowledged("3", release, v1alpha1.IntentSucceeded)), v1alpha1.BootDiscover, "released"},
 	}
 	for _, test := range tests {
@@ -79,6 +85,7 @@ func TestWhatACopyDecides(t *testing.T) {
 		"a machine that is to be installed":         {machine(approved, wants("1", install)), false},
 		"one that was installing when it was known": {machine(approved, wants("1", install), acknowledged("1", install, v1alpha1.IntentRunning)), false},
 		"one that is to be reinstalled":             {machine(approved, installed, wants("2", install)), false},
+		"one that is to be rescued":                 {machine(approved, installed, rescue), false},
 		"one that is to be released":                {machine(installed, wants("3", release)), false},
 		"one that was reinstalled, says the copy":   {machine(approved, installed, wants("2", install), acknowledged("2", install, v1alpha1.IntentSucceeded)), true},
 	} {
@@ -112,6 +119,19 @@ func TestDecideWithoutContent(t *testing.T) {
 	}
 	if plan := Decide(Request{Arch: "arm64"}, Subject{}, Policy{Netboot: true}); plan.Action != v1alpha1.BootRefuse {
 		t.Errorf("arm64 without content: got %s, want a refusal", plan.Action)
+	}
+}
+
+func TestScripts(t *testing.T) {
+	target := Target{Machine: "m", KernelURL: "http://s/k", InitrdURL: "http://s/i", Args: []string{"a=b"}, LocalURL: "http://s/local.lkrn", RetryURL: "http://s/boot.ipxe"}
+	for action, want := range map[v1alpha1.BootAction]string{
+		v1alpha1.BootRescue: "kernel --name vmlinuz http://s/k initrd=initrd.img a=b ||", v1alpha1.BootInstall: "kernel --name vmlinuz",
+		v1alpha1.BootLocalDisk: "chain http://s/local.lkrn ||",
+	} {
+		got, err := Script(Plan{Action: action}, target)
+		if err != nil || !strings.Contains(got, want) {
+			t.Errorf("%s: %v\n%s", action, err, got)
+		}
 	}
 }
 

@@ -35,11 +35,11 @@ func Script(plan Plan, target Target) (string, error) {
 		name = "new machine"
 	}
 	line("#!ipxe")
-	line("echo Coldrack: %s: %s: %s", printable(name), printable(string(plan.Action)), printable(plan.Reason))
+	line("echo Coldrack: %s: %s: %s", Printable(name), Printable(string(plan.Action)), Printable(plan.Reason))
 	switch plan.Action {
 	case v1alpha1.BootLocalDisk:
 		line("chain %s || goto failed", target.LocalURL)
-	case v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease:
+	case v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease, v1alpha1.BootRescue:
 		// UEFI kernels find the initramfs by the name in initrd=; BIOS ignores it.
 		line("kernel --name vmlinuz %s initrd=initrd.img %s || goto failed", target.KernelURL, strings.Join(target.Args, " "))
 		line("initrd --name initrd.img %s || goto failed", target.InitrdURL)
@@ -60,9 +60,9 @@ func Script(plan Plan, target Target) (string, error) {
 	return b.String(), nil
 }
 
-// printable keeps a text from being anything but text to iPXE, which expands ${…}, splits at || and &&,
+// Printable keeps a text from being anything but text to iPXE, which expands ${…}, splits at || and &&,
 // and takes # at the start of a word as a comment.
-func printable(text string) string {
+func Printable(text string) string {
 	const longest = 200
 	var b strings.Builder
 	for _, r := range text {

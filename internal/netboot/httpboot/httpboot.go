@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"coldrack.dev/internal/base/termtext"
 	"coldrack.dev/internal/netboot/connlimit"
 	"coldrack.dev/internal/netboot/filename"
 )
@@ -48,10 +49,13 @@ type Content interface {
 
 // Scripts answers what a machine boots.
 type Scripts interface {
-	// BootScript returns an iPXE script. An error means that the server cannot tell now; the machine
-	// asks again.
+	// BootScript returns an iPXE script. The error is ErrCredentials when the query must come with a name and a password. Any other
+	// means that the server cannot tell now; the machine asks again.
 	BootScript(ctx context.Context, query Query) (string, error)
 }
+
+// ErrCredentials asks for a name and a password (RFC 7617). iPXE sends those of the URL only when it is asked.
+var ErrCredentials = errors.New("a name and a password are needed")
 
 // Options configure a Server. A nil Files, Content or Scripts has nothing to give.
 type Options struct {
@@ -264,11 +268,22 @@ func (s *Server) script(w http.ResponseWriter, r *http.Request) {
 	}
 	query.Remote = remote
 	query.Local = localOf(r)
+	query.User, query.Password, query.Credentials = r.BasicAuth()
+	if len(query.User)+len(query.Password) > maxText {
+		s.refuse(w, http.StatusBadRequest, "name and password are too long")
+		return
+	}
+	query.User = termtext.Mark(query.User, 64)
 	if s.options.Scripts == nil {
 		s.refuse(w, http.StatusServiceUnavailable, "this server has no boot scripts")
 		return
 	}
 	script, err := s.options.Scripts.BootScript(r.Context(), query)
+	if errors.Is(err, ErrCredentials) {
+		w.Header().Set("WWW-Authenticate", `Basic realm="boot menu"`)
+		s.refuse(w, http.StatusUnauthorized, "the PIN of the boot menu is needed")
+		return
+	}
 	if err != nil {
 		// The reason may tell of the inside; the segment only learns to come again.
 		s.options.Log.Error("cannot make a boot script for a machine", "remote", remote, "macs", query.MACs, "err", err)

@@ -32,6 +32,11 @@ type Query struct {
 	Platform string
 	// IP is the address the machine says it has; the zero Addr when it did not.
 	IP netip.Addr
+	// Choice is what a person chose in the boot menu, empty when nobody was asked.
+	Choice string
+	// Credentials are true when a name and a password came with the request (RFC 7617).
+	Credentials    bool
+	User, Password string
 	// Remote is where the request came from.
 	Remote netip.AddrPort
 	// Local is the address of this server that the request came to: the machine can reach it there.
@@ -83,6 +88,7 @@ func ParseQuery(raw string) (Query, error) {
 		{"arch", wordInto(&q.Arch)},
 		{"platform", wordInto(&q.Platform)},
 		{"ip", parseIP(&q.IP)},
+		{"choice", choiceInto(&q.Choice)},
 	} {
 		given := slices.DeleteFunc(slices.Clone(values[field.name]), func(s string) bool { return strings.TrimSpace(s) == "" })
 		switch len(given) {
@@ -173,6 +179,17 @@ func wordInto(target *string) func(string) error {
 			return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '_' && r != '-'
 		}) {
 			return fmt.Errorf("%q is not one word of letters, digits, - and _", clip(text))
+		}
+		*target = text
+		return nil
+	}
+}
+
+// choiceInto takes the name of an entry of the boot menu.
+func choiceInto(target *string) func(string) error {
+	return func(text string) error {
+		if len(text) > 63 || strings.ContainsFunc(text, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }) {
+			return fmt.Errorf("%q is not the name of a menu's entry", clip(text))
 		}
 		*target = text
 		return nil
