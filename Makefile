@@ -17,7 +17,7 @@ BUNDLE  := build/default.bundle.tar
 BUILD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/coldrack/bundle
 export PATH := $(CURDIR)/bin:$(PATH)
 # What tests may rely on here, after `make setup`; where one of these is missing they fail instead of skipping.
-TOOLS := root netns qemu kubectl etcd etcd-debian curl skopeo tftp udhcpc dhclient dnsmasq nft setpriv containerd ctr losetup sgdisk mtype \
+TOOLS := root netns qemu dropbear dropbearkey kubectl etcd etcd-debian curl skopeo tftp udhcpc dhclient dnsmasq nft setpriv containerd ctr losetup sgdisk mtype \
 	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs ipmi_sim ipmitool redfishtool sushy versitygw \
 	dig host nslookup named named-checkzone chronyd timesyncd dhcpd dhcrelay kea-dhcp4 \
 	pvcreate mkfs.btrfs mkfs.xfs cryptsetup mdadm drbdmeta make-bcache ignition cloud-init
@@ -25,7 +25,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-laptop e2e-production bench ui-test screenshots generate clean
+.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-menu e2e-laptop e2e-production bench ui-test screenshots generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -181,6 +181,10 @@ e2e-failures: bundle bin/gotest bin/kubectl
 ## e2e-proxy  real firmware, by BIOS and by UEFI, boots by Coldrack while dnsmasq gives the addresses
 e2e-proxy: bundle bin/gotest bin/kubectl
 	@COLDRACK_E2E_PROXY=1 $(E2E) -timeout 40m -run TestBesideTheSitesServer ./test/e2e
+
+## e2e-menu   keys at the console of an emulated machine: real iPXE shows the boot menu
+e2e-menu: bin/gotest
+	@COLDRACK_E2E_MENU=1 $(E2E) -timeout 20m -run TestAPersonAtTheConsole ./internal/server/daemon
 
 ## e2e-laptop  one blank machine becomes a cluster of its own
 e2e-laptop: bundle bin/gotest bin/kubectl

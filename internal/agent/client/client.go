@@ -206,6 +206,11 @@ func (c *Client) Enroll(ctx context.Context, r wire.EnrollRequest) (wire.EnrollR
 	return call[wire.EnrollResponse](ctx, c, http.MethodPost, wire.PathEnroll, callLimit, r)
 }
 
+// Live asks who may log in to the live system.
+func (c *Client) Live(ctx context.Context, r wire.LiveRequest) (wire.LiveResponse, error) {
+	return call[wire.LiveResponse](ctx, c, http.MethodPost, wire.PathLive, callLimit, r)
+}
+
 // Inventory reports what the machine consists of.
 func (c *Client) Inventory(ctx context.Context, inv wire.Inventory) error {
 	_, err := call[wire.Empty](ctx, c, http.MethodPost, wire.PathInventory, callLimit, inv)

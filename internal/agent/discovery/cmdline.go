@@ -19,6 +19,7 @@ type Arguments struct {
 	Nonce  string
 	MAC    string // of the interface that booted, "" if not told
 	Shell  bool   // a root shell on the console
+	Live   bool   // the live system: no enrolment, no disk
 }
 
 // ParseArguments reads a kernel command line. MAC and Shell are set even when it fails for the rest.
@@ -30,7 +31,7 @@ func ParseArguments(line string) (Arguments, error) {
 	}
 	a := Arguments{
 		Server: values[wire.ArgServer], Boot: values[wire.ArgBoot], Nonce: values[wire.ArgNonce],
-		Shell: values[wire.ArgDebug] == "shell",
+		Shell: values[wire.ArgDebug] == "shell", Live: values[wire.ArgLive] == "1",
 	}
 	a.MAC = mac(values[wire.ArgMAC])
 	if a.MAC == "" {

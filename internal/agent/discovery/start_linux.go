@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
@@ -22,6 +23,7 @@ import (
 	"coldrack.dev/internal/agent/identity"
 	"coldrack.dev/internal/agent/install"
 	"coldrack.dev/internal/agent/inventory"
+	"coldrack.dev/internal/agent/live"
 	"coldrack.dev/internal/agent/lldp"
 	"coldrack.dev/internal/base/retry"
 	"coldrack.dev/internal/content/fetch"
@@ -67,6 +69,9 @@ func converse(ctx context.Context, g *errgroup.Group, con *console.Console, log 
 		return &Reboot{Reason: err.Error(), After: refusedDelay}
 	}
 	refineClock(ctx, con, server)
+	if args.Live {
+		return stayLive(ctx, con, log, server, args, network.Address())
+	}
 	neighbours := listen(ctx, g, log)
 	collect := func(c inventory.Collector) wire.Inventory {
 		inv := c.Collect(args.MAC)
@@ -115,6 +120,36 @@ func converse(ctx context.Context, g *errgroup.Group, con *console.Console, log 
 		},
 	}
 	return d.Run(ctx)
+}
+
+// stayLive is the live system: it lets people in, until the machine is restarted.
+func stayLive(ctx context.Context, con *console.Console, log *slog.Logger, server *client.Client, args Arguments, address string) error {
+	var who wire.LiveResponse
+	err := retry.Do(ctx, func(err error, wait time.Duration) {
+		con.Say("the server does not say who may log in (%v); asking again in %s", err, wait.Round(time.Second))
+	}, func(ctx context.Context) error {
+		var err error
+		who, err = server.Live(ctx, wire.LiveRequest{Nonce: args.Nonce})
+		return err
+	})
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil && !args.Shell:
+		return &Reboot{Reason: "the live system has no shell on the console, and nobody may log in: " + err.Error(), After: refusedDelay}
+	case err != nil:
+		con.Fail("nobody may log in by SSH: %v", err)
+	}
+	con.Good("live system of %s. No disk is touched; `reboot -f` starts the machine again", cmp.Or(who.Machine, "a machine that the server does not know"))
+	if len(who.SSHKeys) > 0 {
+		if err := live.Serve(ctx, live.Options{Listen: ":22", Keys: who.SSHKeys, Home: "/root", WorkDir: workDir, Log: log, Tell: func(fingerprint string) {
+			con.Good("SSH: root@%s, host key %s", address, fingerprint)
+		}}); err != nil {
+			con.Fail("SSH: %v", err)
+		}
+	}
+	<-ctx.Done()
+	return context.Cause(ctx)
 }
 
 // withCA keeps the CA that enrolment brings, for the node's settings.

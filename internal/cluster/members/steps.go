@@ -345,7 +345,7 @@ func observed(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, g *planner.Group) (p
 		Name: n.Machine, Group: n.Group, Has: stateOf(roles, n.Version, etcd, configNow), Ready: n.Ready, Joining: n.ReadyChangedAt == nil,
 		Reachable: m != nil && m.Status.Installed != nil && m.Status.Phase != v1alpha1.PhaseLost,
 		APIServer: roles.ControlPlane && n.Ready, Leaving: leaving(m), LearnerFailures: int(n.LearnerFailures),
-		Power: m != nil && m.Spec.BMC != nil,
+		Power: m != nil && m.Spec.BMC != nil, Rescue: m != nil && m.Spec.Rescue != nil,
 	}
 	if n.Replacing != "" && node.Leaving == "" {
 		node.Leaving, node.Replaced = n.Replacing, true

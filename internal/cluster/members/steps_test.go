@@ -145,6 +145,10 @@ func TestRemediationAsItIsWritten(t *testing.T) {
 		{"not yet", v1alpha1.RemediationSpec{Enabled: true, NotReadyFor: &metav1.Duration{Duration: time.Hour}}, nil, nil, false, ""},
 		{"a silent agent, no BMC", v1alpha1.RemediationSpec{Enabled: true}, silent, nil, false, ""},
 		{"a silent agent and a BMC", v1alpha1.RemediationSpec{Enabled: true}, func(m *v1alpha1.Machine) { silent(m); m.Spec.BMC = &v1alpha1.BMC{} }, nil, false, "power-cycle"},
+		{"a rescue", v1alpha1.RemediationSpec{Enabled: true}, func(m *v1alpha1.Machine) {
+			silent(m)
+			m.Spec.BMC, m.Spec.Rescue = &v1alpha1.BMC{}, &v1alpha1.Rescue{Autologin: true}
+		}, nil, false, ""},
 		{"after a restart, in the pause", v1alpha1.RemediationSpec{Enabled: true, Replace: true}, silent, []v1alpha1.NodeRemedy{{Kind: "restart"}}, true, ""},
 		{"after the pause", v1alpha1.RemediationSpec{Enabled: true, Replace: true, Pause: &metav1.Duration{Duration: time.Second}}, silent, []v1alpha1.NodeRemedy{{Kind: "restart"}}, true, "replace"},
 		{"without a spare", v1alpha1.RemediationSpec{Enabled: true, Replace: true}, silent, nil, false, ""},

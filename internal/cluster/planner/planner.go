@@ -344,7 +344,9 @@ type Node struct {
 	Since time.Time
 	// Reachable: its agent answers.
 	Reachable bool
-	Cordoned  bool
+	// Rescue: a person works on it in the live system, so no remedy is tried.
+	Rescue   bool
+	Cordoned bool
 	// Drained: no pod is on it that a drain would evict.
 	Drained bool
 	// APIServer answers.

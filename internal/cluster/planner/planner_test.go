@@ -408,6 +408,11 @@ func TestNext(t *testing.T) {
 			in.die("worker-2")
 			in.node("worker-2").Power = true
 		}, "power-cycle worker-2", ""},
+		{"one that boots the live system is left to the person who asked for that", func(in *Input) {
+			in.group("worker").Remediation = Remediation{Enabled: true, Reinstall: true, Replace: true}
+			in.die("worker-2")
+			in.node("worker-2").Power, in.node("worker-2").Rescue = true, true
+		}, "", "worker-2: is not ready, as it boots the live system"},
 		{"one that nothing reaches is left to a person", func(in *Input) {
 			in.group("worker").Remediation = Remediation{Enabled: true, Reinstall: true}
 			in.die("worker-2")

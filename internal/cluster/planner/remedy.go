@@ -17,6 +17,10 @@ func (p *planner) broken(g *Group) (broken []*Node, notReady int) {
 		if n.Joining && len(n.Remedies) == 0 {
 			continue // it has not been ready yet
 		}
+		if n.Rescue {
+			p.block(&Block{OperationRemedy, n.Name, "is not ready, as it boots the live system", "end that when it is mended: coldrack rescue " + n.Name + " --end"})
+			continue
+		}
 		notReady++
 		if at := n.Since.Add(after); p.Now.Before(at) {
 			p.again(at)

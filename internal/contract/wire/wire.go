@@ -25,6 +25,7 @@ const (
 	PathComplete   = "/v1/complete"   // POST Complete -> Empty
 	PathHeartbeat  = "/v1/heartbeat"  // POST Heartbeat -> HeartbeatResponse
 	PathRenew      = "/v1/renew"      // POST RenewRequest -> IdentityResponse
+	PathLive       = "/v1/live"       // POST LiveRequest -> LiveResponse; for boots of the live system, without a certificate
 )
 
 // DHCPClass is what the discovery system calls itself in DHCP (option 60): a server sees by it that a machine has loaded it.
@@ -37,6 +38,7 @@ const (
 	ArgCA     = "coldrack.ca"     // sha256:HEX of the machine CA's SubjectPublicKeyInfo
 	ArgNonce  = "coldrack.nonce"  // one-time enrolment nonce of this boot
 	ArgMAC    = "coldrack.mac"    // MAC of the interface that booted
+	ArgLive   = "coldrack.live"   // "1" is the live system: SSH and a shell in place of enrolment
 	ArgDebug  = "coldrack.debug"  // "shell" gives a root shell on the console; never set by default
 )
 
@@ -93,6 +95,17 @@ type EnrollResponse struct {
 	Certificate string    `json:"certificate"` // PEM, leaf first
 	CA          string    `json:"ca"`          // PEM
 	ExpiresAt   time.Time `json:"expiresAt"`
+}
+
+// LiveRequest asks who may log in to the live system.
+type LiveRequest struct {
+	Nonce string `json:"nonce"`
+}
+
+// LiveResponse says who may log in. There is no secret in it.
+type LiveResponse struct {
+	Machine string   `json:"machine,omitempty"` // empty where the server does not know it
+	SSHKeys []string `json:"sshKeys,omitempty"`
 }
 
 // Inventory is what a machine consists of.

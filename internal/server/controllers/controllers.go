@@ -9,6 +9,7 @@
 //	         inventory, identity, installed, outcome of an intent     the machine API, through Store
 //	         acknowledgement of an intent                             intent.go and the machine API
 //	         spec.approved, hostname, network, intent                 enrollment.go, for machines that ask for it
+//	         the annotation of what was chosen at the console         menu.go
 //	Subnet   conditions                                               subnet.go
 //	Image, Bundle                                                     catalog.go
 //	EnrollmentPolicy status                                           enrollment.go
@@ -124,6 +125,8 @@ type Deps struct {
 	Catalog Catalog
 	// Subnets may be nil where no DHCP is served.
 	Subnets SubnetSink
+	// Menus may be nil where no boots are answered.
+	Menus MenuSink
 	// Clusters holds what nodes are handed out. nil: an own one, which nobody is answered from.
 	Clusters *members.Set
 	// DialNode connects to a node; nil is an ordinary net.Dialer.
@@ -172,6 +175,10 @@ func Serve(ctx context.Context, d Deps) error {
 	group.Go(func() error { return recordNewcomers(ctx, d) })
 	if d.Subnets != nil {
 		group.Go(func() error { return run(ctx, d, subnetPlans(d)) })
+	}
+	if d.Menus != nil {
+		group.Go(func() error { return run(ctx, d, menuPlans(d)) })
+		group.Go(func() error { return recordChoices(ctx, d) })
 	}
 	group.Go(func() error { return run(ctx, d, clusterFeed(d)) })
 	return ended(ctx, group.Wait())

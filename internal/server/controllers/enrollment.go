@@ -38,7 +38,7 @@ func enrollmentReconciler(d Deps) reconciler {
 	return reconciler{
 		name: "enrollment", workers: 4, do: r.reconcile,
 		watches: []source.Source{
-			each(d, &v1alpha1.Machine{}), r.all(&v1alpha1.EnrollmentPolicy{}), r.all(&v1alpha1.Subnet{}),
+			each(d, &v1alpha1.Machine{}), r.all(&v1alpha1.EnrollmentPolicy{}), r.all(&v1alpha1.Subnet{}), r.all(&v1alpha1.MachineGroup{}),
 			source.Kind(d.Cache, &v1alpha1.Machine{}, recount, standingChanged()), r.restored(),
 		},
 	}
@@ -123,6 +123,10 @@ func (r *enrollment) reconcile(ctx context.Context, name string) (time.Duration,
 		return 0, err
 	}
 	subnets = validSubnets(subnets)
+	groups := &v1alpha1.MachineGroupList{}
+	if err := r.Cache.List(ctx, groups); err != nil {
+		return 0, fmt.Errorf("list machine groups: %w", err)
+	}
 	if name == everything {
 		return 0, r.count(ctx, policies.Items, subnets)
 	}
@@ -133,7 +137,7 @@ func (r *enrollment) reconcile(ctx context.Context, name string) (time.Duration,
 		if err != nil || !ok || !enroll.Concerns(m) {
 			return 0, err
 		}
-		next, held := r.decide(m, policies.Items, subnets)
+		next, held := r.decide(m, policies.Items, subnets, groups.Items)
 		if next == nil {
 			r.Fleet.Held(name, held)
 			return 0, nil
@@ -167,7 +171,7 @@ func (r *enrollment) reconcile(ctx context.Context, name string) (time.Duration,
 }
 
 // decide is enroll.Decide in the world as it will be once all that was decided is written. What is decided counts until settled.
-func (r *enrollment) decide(m *v1alpha1.Machine, policies []v1alpha1.EnrollmentPolicy, subnets []v1alpha1.Subnet) (next *v1alpha1.Machine, held string) {
+func (r *enrollment) decide(m *v1alpha1.Machine, policies []v1alpha1.EnrollmentPolicy, subnets []v1alpha1.Subnet, groups []v1alpha1.MachineGroup) (next *v1alpha1.Machine, held string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	machines := r.Fleet.List()
@@ -177,7 +181,7 @@ func (r *enrollment) decide(m *v1alpha1.Machine, policies []v1alpha1.EnrollmentP
 		}
 	}
 	restoredAt, _ := r.Fleet.RestoredAt()
-	next, held = enroll.Decide(m, enroll.World{Machines: machines, Policies: policies, Subnets: subnets, Reserved: r.reserved(), NewID: uuid.NewString, Now: r.Now(), RestoredAt: restoredAt})
+	next, held = enroll.Decide(m, enroll.World{Machines: machines, Policies: policies, Subnets: subnets, Groups: groups, Reserved: r.reserved(), NewID: uuid.NewString, Now: r.Now(), RestoredAt: restoredAt})
 	if next != nil {
 		r.underway[m.Name] = next.DeepCopy() // the client reads its answer into next
 	}

@@ -47,7 +47,7 @@ func TestEnrolledAtOnce(t *testing.T) {
 	r := &enrollment{Deps: Deps{Fleet: known, Now: time.Now}, underway: map[string]*v1alpha1.Machine{}}
 	give := func(name string) string {
 		t.Helper()
-		next, held := r.decide(machines[name], []v1alpha1.EnrollmentPolicy{policy("all")}, []v1alpha1.Subnet{rack()})
+		next, held := r.decide(machines[name], []v1alpha1.EnrollmentPolicy{policy("all")}, []v1alpha1.Subnet{rack()}, nil)
 		if next == nil {
 			t.Fatalf("%s gets nothing: %s", name, held)
 		}

@@ -42,6 +42,7 @@ type liveWorld struct {
 	store   *Store
 	catalog *fakeCatalog
 	plans   *planSink
+	menus   *menuSink
 
 	fleet    *fleet.Fleet // of the present life
 	clusters *members.Set
@@ -160,6 +161,7 @@ func TestLive(t *testing.T) {
 		{"machines that arrive together get different names and addresses", arriveTogether},
 		{"a machine that is held says why", heldSaysWhy},
 		{"a restored server installs nothing by itself until a person confirms", restoredWithholds},
+		{"what was chosen in a boot menu is recorded and carried out, once", choiceAtTheConsole},
 		{"DHCP hears of valid subnets, and what was imported becomes Images and Bundles", subnetsAndCatalog},
 		{"a deleted machine is forgotten", deletedIsForgotten},
 		{"strangers that fell silent give way to new ones", strangersGiveWay},
@@ -233,7 +235,7 @@ func startPlane(t *testing.T) *controlplane.ControlPlane {
 func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane) *liveWorld {
 	t.Helper()
 	var err error
-	w := &liveWorld{t: t, plane: plane, catalog: &fakeCatalog{changed: make(chan struct{})}, plans: &planSink{changed: make(chan struct{})}}
+	w := &liveWorld{t: t, plane: plane, catalog: &fakeCatalog{changed: make(chan struct{})}, plans: &planSink{changed: make(chan struct{})}, menus: &menuSink{arrived: make(chan struct{})}}
 	w.client, err = client.New(w.config(), client.Options{Scheme: w.scheme()})
 	check(t, err)
 	leftovers := &v1alpha1.ClusterList{}
@@ -276,7 +278,7 @@ func (w *liveWorld) start() {
 	synced, err := Feed(ctx, cached, w.fleet)
 	check(w.t, err)
 	w.clusters = members.New(members.Options{Programs: noPrograms{}, Log: testLog()})
-	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, LostAfter: time.Hour,
+	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, Menus: w.menus, LostAfter: time.Hour,
 		Clusters: w.clusters, DialNode: func(context.Context, string, string) (net.Conn, error) { return nil, errNoNode }}
 	w.deps = deps
 	group.Go(func() error { return synced(ctx) })

@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -59,6 +60,9 @@ func subnetReconciler(d Deps) reconciler {
 			}
 			var again time.Duration
 			for i := range all {
+				if m := all[i].Spec.BootMenu; m != nil && m.Mode == v1alpha1.BootMenuPIN {
+					again = pinCheck
+				}
 				if err := updateSubnetStatus(ctx, d, &all[i], all); err != nil {
 					return 0, err
 				}
@@ -66,7 +70,7 @@ func subnetReconciler(d Deps) reconciler {
 					continue
 				}
 				if report, _ := d.Subnets.Subnet(all[i].Name); report.OtherServers != "" || report.ProxyIgnored != "" {
-					again = silenceCheck
+					again = cmp.Or(again, silenceCheck)
 				}
 			}
 			return again, nil
@@ -93,6 +97,14 @@ func updateSubnetStatus(ctx context.Context, d Deps, subnet *v1alpha1.Subnet, al
 		setFinding(&next.Status.Conditions, v1alpha1.ConditionOtherDHCPServer, report.OtherServers, ready)
 		setFinding(&next.Status.Conditions, v1alpha1.ConditionProxyIgnored, report.ProxyIgnored, ready)
 	}
+	noPIN := ""
+	if m := subnet.Spec.BootMenu; m != nil && m.Mode == v1alpha1.BootMenuPIN {
+		var err error
+		if _, noPIN, err = menuPIN(ctx, d.Client, subnet); err != nil {
+			return err
+		}
+	}
+	setFinding(&next.Status.Conditions, v1alpha1.ConditionMenuWithoutPIN, noPIN, ready)
 	if equality.Semantic.DeepEqual(subnet.Status, next.Status) {
 		return nil
 	}

@@ -277,6 +277,10 @@ func (r *rules) checkMachine(ctx context.Context, a admission.Attributes, m, old
 	if person && m.Spec.BMC != nil && m.Spec.BMC.CredentialsSecret == "" && (old == nil || old.Spec.BMC == nil) {
 		warning.AddWarning(ctx, "", "spec.bmc.credentialsSecret: is empty, so the machine cannot be switched yet: coldrack bmc set-password "+m.Name)
 	}
+	if person && m.Spec.Rescue != nil && old != nil && (old.Status.Installed != nil || old.Status.Identity != nil) &&
+		!equality.Semantic.DeepEqual(m.Spec.Rescue, old.Spec.Rescue) && roleOf(a.GetUserInfo()) != roleAdmin {
+		errs = append(errs, field.Forbidden(field.NewPath("spec", "rescue"), "needs role admin: whoever logs in to the live system reads the disks of the installed machine, and keys and Secrets of its cluster on them"))
+	}
 	if i := m.Spec.Intent; i != nil && m.WantedIntent() == nil && (old == nil || old.Spec.Intent == nil || old.Spec.Intent.ID != i.ID) {
 		warning.AddWarning(ctx, "", fmt.Sprintf("spec.intent: %s was carried out before and will not be again; a new act needs a new id", i.ID))
 	}

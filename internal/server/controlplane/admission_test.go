@@ -216,6 +216,29 @@ func TestFieldsOfClustersThatOnlyAdministratorsMayWrite(t *testing.T) {
 	check(t, err)
 }
 
+// Whoever logs in to the live system of an installed machine reads its disks.
+func TestOnlyAdministratorsRescueInstalledMachines(t *testing.T) {
+	t.Parallel()
+	ctx, ca := context.Background(), newTestCA(t)
+	c := startTest(t, testConfig(t, ca))
+	operator, admin := resource(t, ca.person(t, c.Address(), "o", GroupOperator), "machines"), resource(t, ca.person(t, c.Address(), "a", GroupAdmin), "machines")
+	_, err := admin.Create(ctx, object("Machine", "m1", map[string]any{"spec": map[string]any{}}), metav1.CreateOptions{})
+	check(t, err)
+	patch := func(who dynamic.ResourceInterface, text string, sub ...string) error {
+		_, err := who.Patch(ctx, "m1", types.MergePatchType, []byte(text), metav1.PatchOptions{}, sub...)
+		return err
+	}
+	check(t, patch(operator, `{"spec": {"rescue": {"autologin": true, "requestedBy": "o"}}}`))
+	check(t, patch(operator, `{"spec": {"rescue": null}}`))
+	check(t, patch(admin, `{"status": {"installed": {"intentID": "1", "image": "debian-13", "imageDigest": "sha256:00", "disk": "sda", "at": "2026-12-01T12:00:00Z"}}}`, "status"))
+	if err := patch(operator, `{"spec": {"rescue": {"autologin": true}}}`); err == nil || !strings.Contains(err.Error(), "spec.rescue: Forbidden: needs role admin") {
+		t.Errorf("as operator: %v", err)
+	}
+	check(t, patch(admin, `{"spec": {"rescue": {"autologin": true}}}`))
+	check(t, patch(operator, `{"metadata": {"labels": {"rack": "r1"}}}`))
+	check(t, patch(operator, `{"spec": {"rescue": null}}`))
+}
+
 func TestClustersAndGroups(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()

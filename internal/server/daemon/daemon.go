@@ -232,6 +232,7 @@ type server struct {
 	audit      *audit.Log // nil where the kinds live elsewhere
 	catalog    *catalog
 	subnets    *dhcpSubnets            // nil without boot services
+	menus      *menus                  // nil without boot services
 	discovery  *etcddiscovery.Registry // nil where members of etcd are not served
 	updates    *omaha.Service          // nil where there are none
 	names      *names                  // nil without boot services
@@ -371,7 +372,7 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 		return err
 	}
 	if s.subnets != nil {
-		deps.Own, deps.Subnets = s.reach, s.subnets
+		deps.Own, deps.Subnets, deps.Menus = s.reach, s.subnets, s.menus
 		s.late.use(controllers.NewStore(direct, s.fleet), controllers.NewPlans(cached))
 	}
 	group.Go(func() error { return s.backups.KeepOwn(ctx) })

@@ -49,7 +49,7 @@ func newMetrics(machines *fleet.Fleet) *metrics {
 	}
 	// Alerts need to see nothing as 0.
 	for _, action := range []v1alpha1.BootAction{
-		v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease, v1alpha1.BootLocalDisk, v1alpha1.BootRefuse,
+		v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease, v1alpha1.BootLocalDisk, v1alpha1.BootRefuse, v1alpha1.BootRescue,
 	} {
 		m.boots.WithLabelValues(string(action))
 	}

@@ -42,6 +42,7 @@ type booter struct {
 	log           *slog.Logger
 	metrics       *metrics
 	bootGate      *bootGate
+	menus         *menus
 }
 
 // bootURL is the base URL of boot HTTP at one of this server's addresses.
@@ -65,12 +66,12 @@ func (b *booter) BootScript(_ context.Context, query httpboot.Query) (string, er
 		Manufacturer: query.Manufacturer, Product: query.Product,
 		Arch: query.Arch, Platform: boot.Platform(query.Platform), Address: query.Remote.Addr(),
 	}
-	return b.script(request, b.reach.connection(query.Local.Addr(), query.Remote.Addr()))
+	return b.script(request, b.reach.connection(query.Local.Addr(), query.Remote.Addr()), &query)
 }
 
 // script decides what the machine boots, records the decision, and renders it for iPXE. at is the address by which the machine
-// reaches this server.
-func (b *booter) script(request boot.Request, at netip.Addr) (string, error) {
+// reaches this server. asked may have a choice of the boot menu.
+func (b *booter) script(request boot.Request, at netip.Addr, asked *httpboot.Query) (string, error) {
 	synced := b.fleet.IsSynced()
 	if !synced && !b.fleet.HasCopy() {
 		return "", errStarting
@@ -79,7 +80,8 @@ func (b *booter) script(request boot.Request, at netip.Addr) (string, error) {
 	machine, rivals, matched := b.fleet.Lookup(ids)
 	kernel, initrd, haveNetboot := b.content.netboot()
 	restoredAt, _ := b.fleet.RestoredAt()
-	plan := boot.Decide(request, boot.Subject{Machine: machine, Rivals: rivals}, boot.Policy{Netboot: haveNetboot, RestoredAt: restoredAt})
+	subject, have := boot.Subject{Machine: machine, Rivals: rivals}, boot.Policy{Netboot: haveNetboot, RestoredAt: restoredAt}
+	plan := boot.Decide(request, subject, have)
 	if !synced {
 		if !plan.FromCopy() {
 			return "", errNoStore
@@ -89,6 +91,14 @@ func (b *booter) script(request boot.Request, at netip.Addr) (string, error) {
 	if machine == nil && matched != "" {
 		plan.Reason += " (" + matched + ")"
 	}
+	var claim *v1alpha1.MenuChoice
+	if synced {
+		answer, err := b.menu(request, asked, at, subject, plan, have)
+		if err != nil || answer.script != "" {
+			return answer.script, err
+		}
+		plan, claim = answer.plan, answer.claim
+	}
 	record := v1alpha1.BootRecord{
 		At: metav1.Now(), Action: plan.Action, Reason: plan.Reason,
 		Address: request.Address.String(), Firmware: string(request.Platform),
@@ -97,12 +107,15 @@ func (b *booter) script(request boot.Request, at netip.Addr) (string, error) {
 		record.MAC = request.MACs[0]
 	}
 	name := b.fleet.Booted(ids, record)
+	if claim != nil && !b.menus.claim(name, *claim) {
+		return "", errTooManyChoices
+	}
 	b.metrics.boots.WithLabelValues(string(plan.Action)).Inc()
 	b.bootGate.decided(record.MAC, plan.Action)
 
 	target := boot.Target{Machine: name, LocalURL: b.bootURL(at) + "/" + plan.LocalFile(), RetryURL: b.bootURL(at) + "/boot.ipxe"}
 	switch plan.Action {
-	case v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease:
+	case v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease, v1alpha1.BootRescue:
 		target.KernelURL = b.contentURL(at, kernel.Digest)
 		target.InitrdURL = b.contentURL(at, initrd.Digest)
 		nonce := b.nonces.Issue(machineapi.Binding{Identifiers: ids, Machine: name, Action: plan.Action})
@@ -111,6 +124,12 @@ func (b *booter) script(request boot.Request, at netip.Addr) (string, error) {
 			wire.ArgBoot + "=" + b.bootURL(at),
 			wire.ArgCA + "=" + b.caPin,
 			wire.ArgNonce + "=" + nonce,
+		}
+		if plan.Action == v1alpha1.BootRescue {
+			target.Args = append(target.Args, wire.ArgLive+"=1")
+			if plan.Shell {
+				target.Args = append(target.Args, wire.ArgDebug+"=shell")
+			}
 		}
 		if record.MAC != "" {
 			target.Args = append(target.Args, wire.ArgMAC+"="+record.MAC)

@@ -20,8 +20,11 @@ import (
 )
 
 func (s *server) newBooter(nonces *machineapi.Nonces) *booter {
+	if s.menus == nil {
+		s.menus = newMenus()
+	}
 	return &booter{
-		fleet: s.fleet, nonces: nonces, content: s.content, cfg: s.cfg, reach: s.reach,
+		menus: s.menus, fleet: s.fleet, nonces: nonces, content: s.content, cfg: s.cfg, reach: s.reach,
 		caPin: s.keys.machines.Fingerprint(), discoveryArgs: s.cfg.DiscoveryArgs, log: s.log.With("part", "boot"), metrics: s.metrics, bootGate: s.bootGate,
 	}
 }

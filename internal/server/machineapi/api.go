@@ -206,6 +206,7 @@ func (a *API) routes() []route {
 	return []route{
 		{get, wire.PathTime, anybody, 0, a.time},
 		{post, wire.PathEnroll, anybody, 64 << 10, body(a.enroll)},
+		{post, wire.PathLive, anybody, 4 << 10, body(a.live)},
 		{post, wire.PathInventory, sessions, 256 << 10, body(a.inventory)},
 		{get, wire.PathAssignment, sessions, 0, a.assignment},
 		{post, wire.PathProgress, sessions, 256 << 10, body(a.progress)},

@@ -38,6 +38,9 @@ func (a *API) enroll(ctx context.Context, c call, in wire.EnrollRequest) (any, e
 	if !ok {
 		return nil, refuse(http.StatusForbidden, wire.CodeUnknownNonce, "the nonce of this boot was used already; boot from the network again")
 	}
+	if binding.live() {
+		return nil, refuse(http.StatusForbidden, wire.CodeForbidden, "the nonce is for the live system, which does not enrol; boot from the network again")
+	}
 	claimed := presented(in)
 	if err := sameMachine(binding, claimed); err != nil {
 		return nil, err

@@ -18,6 +18,9 @@ type Binding struct {
 	Action  v1alpha1.BootAction
 }
 
+// live says whether the boot is one of the live system, which does not enrol.
+func (b Binding) live() bool { return b.Action == v1alpha1.BootRescue }
+
 // Nonces are the one-time secrets of boots. They go over plain HTTP, so they prove no more than that
 // somebody on the boot network asked for a boot; what they buy is bounded by what that machine may have.
 // They live in memory: a boot that a restart of the server cuts off is repeated by the machine.
