@@ -46,7 +46,10 @@ func Decide(m *v1alpha1.Machine, w World) (next *v1alpha1.Machine, held string) 
 	by := "approval"
 	if choice, entry := chosen(m, w); entry != nil && open(m) {
 		by = enrolledByMenu(choice)
-		if held = applyChoice(next, choice, entry, w); held != "" {
+		if held = withheld(m, w); held == "" {
+			held = applyChoice(next, choice, entry, w)
+		}
+		if held != "" {
 			return nil, fmt.Sprintf("entry %s of the boot menu of Subnet %s, chosen at its console: %s", choice.Entry, choice.Subnet, held)
 		}
 	} else if open(m) {

@@ -41,17 +41,20 @@ func TestAChoiceAtTheConsole(t *testing.T) {
 		policy  bool
 		want    want
 	}{
-		"a role, with the PIN":                             {waiting("m", chose("worker", true)), pin, false, worker},
-		"a role, for free":                                 {waiting("m", chose("worker", false)), free, false, worker},
-		"it comes before policies":                         {waiting("m", chose("worker", true)), pin, true, worker},
-		"a group":                                          {waiting("m", chose("db", true)), pin, false, want{by: "menu/rack/db", profile: "big", labels: "kind=db"}},
-		"a group that does not exist":                      {waiting("m", chose("nowhere", true)), pin, false, want{held: "there is no MachineGroup gone"}},
-		"a group that selects no labels":                   {waiting("m", chose("all", true)), pin, false, want{held: "no spec.selector.matchLabels"}},
-		"the menu is off meanwhile":                        {waiting("m", chose("worker", true)), off, false, nothing},
-		"the menu wants a PIN meanwhile":                   {waiting("m", chose("worker", false)), pin, false, nothing},
-		"then a policy decides":                            {waiting("m", chose("worker", false)), pin, true, want{by: "first", profile: "default", labels: "rack=r1"}},
-		"the entry is gone":                                {waiting("m", chose("router", true)), pin, false, nothing},
-		"what cannot be read":                              {waiting("m", func(m *v1alpha1.Machine) { m.Annotations = map[string]string{v1alpha1.AnnotationMenuChoice: "{"} }), free, false, nothing},
+		"a role, with the PIN":           {waiting("m", chose("worker", true)), pin, false, worker},
+		"a role, for free":               {waiting("m", chose("worker", false)), free, false, worker},
+		"it comes before policies":       {waiting("m", chose("worker", true)), pin, true, worker},
+		"a group":                        {waiting("m", chose("db", true)), pin, false, want{by: "menu/rack/db", profile: "big", labels: "kind=db"}},
+		"a group that does not exist":    {waiting("m", chose("nowhere", true)), pin, false, want{held: "there is no MachineGroup gone"}},
+		"a group that selects no labels": {waiting("m", chose("all", true)), pin, false, want{held: "no spec.selector.matchLabels"}},
+		"the menu is off meanwhile":      {waiting("m", chose("worker", true)), off, false, nothing},
+		"the menu wants a PIN meanwhile": {waiting("m", chose("worker", false)), pin, false, nothing},
+		"then a policy decides":          {waiting("m", chose("worker", false)), pin, true, want{by: "first", profile: "default", labels: "rack=r1"}},
+		"the entry is gone":              {waiting("m", chose("router", true)), pin, false, nothing},
+		"what cannot be read":            {waiting("m", func(m *v1alpha1.Machine) { m.Annotations = map[string]string{v1alpha1.AnnotationMenuChoice: "{"} }), free, false, nothing},
+		"a disk with an installation that is not known": {waiting("m", chose("worker", true), func(m *v1alpha1.Machine) {
+			m.Status.Inventory.Disks = []v1alpha1.Disk{{Name: "sda", Marker: "2b1f7a6e-0000-5000-8000-0000000000c1"}}
+		}), pin, false, want{held: "bears an installation by Coldrack"}},
 		"a machine that was released":                      {waiting("m", chose("worker", true), wants("1", release), ended("1", release, succeeded)), pin, false, nothing},
 		"a machine that is installed":                      {waiting("m", chose("worker", true), func(m *v1alpha1.Machine) { m.Status.Installed = &v1alpha1.InstalledStatus{} }), pin, false, nothing},
 		"a profile that a person wrote stays":              {waiting("m", chose("worker", true), func(m *v1alpha1.Machine) { m.Spec.Profile = "mine" }), pin, false, want{by: "menu/rack/worker", profile: "mine", labels: worker.labels}},
