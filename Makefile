@@ -17,7 +17,7 @@ BUNDLE  := build/default.bundle.tar
 BUILD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/coldrack/bundle
 export PATH := $(CURDIR)/bin:$(PATH)
 # What tests may rely on here, after `make setup`; where one of these is missing they fail instead of skipping.
-TOOLS := root netns qemu dropbear dropbearkey kubectl etcd etcd-debian curl skopeo tftp udhcpc dhclient dnsmasq nft setpriv containerd ctr losetup sgdisk mtype \
+TOOLS := root netns qemu dropbear dropbearkey kubectl etcd etcd-debian curl skopeo tftp udhcpc dhclient dnsmasq tcpdump nft setpriv containerd ctr losetup sgdisk mtype \
 	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs ipmi_sim ipmitool redfishtool sushy versitygw \
 	dig host nslookup named named-checkzone chronyd timesyncd dhcpd dhcrelay kea-dhcp4 \
 	pvcreate mkfs.btrfs mkfs.xfs cryptsetup mdadm drbdmeta make-bcache ignition cloud-init

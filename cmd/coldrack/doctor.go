@@ -35,6 +35,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		foreign string
 		address string
 		output  string
+		packets string
 	)
 	cmd := &cobra.Command{
 		Use:   "doctor",
@@ -48,11 +49,18 @@ While the server runs, the ports that it has open, and on which interfaces, are 
 others. That sends packets; no address is taken.
 
 While the server runs, what it has found on its Subnets is shown as well, such as firmware that ignores proxy DHCP. For that,
---foreign-dhcp prints lines for the site's own DHCP server, which then itself tells machines what to boot, and checks nothing.`,
+--foreign-dhcp prints lines for the site's own DHCP server, which then itself tells machines what to boot, and checks nothing.
+
+--capture explains a packet capture (pcap or pcapng) instead: DHCP, port 4011, TFTP, HTTP and ARP of machines that boot, line by
+line, and a verdict for each machine. It may come from another site, and needs no privilege.`,
 		Example: `  coldrack doctor --probe-dhcp
-  coldrack doctor --foreign-dhcp dnsmasq --boot-address 10.20.0.1 > /etc/dnsmasq.d/coldrack.conf`,
+  coldrack doctor --foreign-dhcp dnsmasq --boot-address 10.20.0.1 > /etc/dnsmasq.d/coldrack.conf
+  tcpdump -i eth0 -w boot.pcap 'arp or udp or tcp port 7080'; coldrack doctor --capture boot.pcap`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if packets != "" {
+				return a.explainCapture(packets, output)
+			}
 			cfg, err := server.load(a)
 			if err != nil {
 				return err
@@ -88,6 +96,10 @@ While the server runs, what it has found on its Subnets is shown as well, such a
 	cmd.Flags().BoolVar(&probe, "probe-dhcp", false, "ask on every interface who answers DHCP, and ARP for others; takes four seconds and root")
 	cmd.Flags().StringVar(&foreign, "foreign-dhcp", "", "print what another DHCP server must say for machines to boot from here: "+strings.Join(doctor.ForeignServers(), ", "))
 	cmd.Flags().StringVar(&address, "boot-address", "", "for --foreign-dhcp: the address by which machines reach the server (default its own, if there is one)")
+	cmd.Flags().StringVar(&packets, "capture", "", "explain a packet capture of machines that boot, and check nothing; - is standard input")
+	_ = cmd.MarkFlagFilename("capture", "pcap", "pcapng", "cap")
+	cmd.MarkFlagsMutuallyExclusive("capture", "probe-dhcp")
+	cmd.MarkFlagsMutuallyExclusive("capture", "foreign-dhcp")
 	_ = cmd.RegisterFlagCompletionFunc("foreign-dhcp", cobra.FixedCompletions(doctor.ForeignServers(), cobra.ShellCompDirectiveNoFileComp))
 	addOutputFlag(cmd, &output, "json", "yaml")
 	return cmd
