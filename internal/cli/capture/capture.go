@@ -1,7 +1,7 @@
 // Package capture explains a packet capture of machines that boot from the network: what each of them asked, who answered, what it
 // loaded, and where that ended.
 //
-// A capture comes from a stranger's network. Whatever it holds, memory stays bounded, and nothing of it reaches the terminal as
+// A capture comes from a stranger's network. Whatever it holds, its tables stay bounded (a record is as long as the file says), and nothing of it reaches the terminal as
 // a control character.
 package capture
 
