@@ -62,7 +62,7 @@ func (a *app) rootCommand() *cobra.Command {
 operating system and shows where every machine stands.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 timed out, 5 refused, 6 a plan
-that would change something.`,
+that would change something, 7 done without a part that is named.`,
 		SilenceUsage:     true,
 		SilenceErrors:    true,
 		Version:          version.Get().Version,
@@ -92,7 +92,7 @@ that would change something.`,
 		a.installCommand(), a.reinstallCommand(), a.releaseCommand(), a.adoptCommand(), a.readmitCommand(), a.rebootCommand(), a.rescueCommand(), a.powerCommand(), a.bmcCommand(), a.logsCommand(), a.updateCommand(), a.explainBootCommand())
 	add(clusters, a.clusterCommand(), a.planCommand(), a.addonCommand(), a.discoveryCommand())
 	add(objects, a.applyCommand(), a.getCommand(), a.deleteCommand(), a.subnetCommand())
-	add(tools, a.bundleCommand(), a.labCommand(), a.rehearseCommand(), a.doctorCommand(), a.dnsCommand(), a.versionCommand(), a.docsCommand(), a.manualCommand(), etcdDataCommand())
+	add(tools, a.bundleCommand(), a.configCommand(), a.labCommand(), a.rehearseCommand(), a.doctorCommand(), a.dnsCommand(), a.versionCommand(), a.docsCommand(), a.manualCommand(), etcdDataCommand())
 	root.SetHelpCommandGroupID(tools)
 	root.SetCompletionCommandGroupID(tools)
 	return root

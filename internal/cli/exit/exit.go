@@ -23,6 +23,7 @@ const (
 	Timeout  = 4 // what was waited for did not happen in time
 	Refused  = 5 // not done, because it conflicts with what is there or needs --yes
 	Changes  = 6 // a plan that is not empty
+	Partial  = 7 // done, without a part that is named
 )
 
 // Error is an error that decides the exit code.
