@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/bin:$(PATH)
 TOOLS := root netns qemu dropbear dropbearkey kubectl etcd etcd-debian curl skopeo tftp udhcpc dhclient dnsmasq tcpdump nft setpriv containerd ctr losetup sgdisk mtype \
 	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs ipmi_sim ipmitool redfishtool sushy versitygw \
 	dig host nslookup named named-checkzone chronyd timesyncd dhcpd dhcrelay kea-dhcp4 \
-	pvcreate mkfs.btrfs mkfs.xfs cryptsetup mdadm drbdmeta make-bcache ignition cloud-init
+	pvcreate mkfs.btrfs mkfs.xfs cryptsetup mdadm drbdmeta make-bcache ignition cloud-init dmidecode lspci
 space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))

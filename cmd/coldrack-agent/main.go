@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -27,7 +27,8 @@ const usage = `coldrack-agent is a machine's side of Coldrack.
 
   coldrack-agent init        be PID 1 of the discovery system
   coldrack-agent node        report to the server as an installed node; run by coldrack-agent.service
-  coldrack-agent inventory   print as JSON what this machine consists of; writes nothing
+  coldrack-agent inventory [-o json|yaml|table]
+                             print what this machine consists of; writes nothing, and needs no server
   coldrack-agent fingerprint print the fingerprint of this node's key, for "coldrack readmit"
   coldrack-agent version     print the version
 `
@@ -46,9 +47,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if os.Getpid() == 1 || filepath.Base(args[0]) == "init" {
 		args = []string{args[0], "init"}
 	}
-	verb := ""
-	if len(args) == 2 {
+	verb, format := "", "json"
+	switch {
+	case len(args) == 2:
 		verb = args[1]
+	case len(args) == 4 && args[1] == "inventory" && args[2] == "-o" && slices.Contains(inventory.Formats, args[3]):
+		verb, format = args[1], args[3]
 	}
 	var err error
 	switch verb {
@@ -61,9 +65,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		defer stop()
 		err = node.Start(ctx, slog.NewTextHandler(stderr, nil), version.Get().Version)
 	case "inventory":
-		enc := json.NewEncoder(stdout)
-		enc.SetIndent("", "  ")
-		err = enc.Encode(inventory.Host().Collect(""))
+		err = showInventory(format, stdout, stderr)
 	case "fingerprint":
 		var fingerprints []string
 		fingerprints, err = node.Fingerprints("/")
@@ -83,6 +85,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitFailed
 	}
 	return exitOK
+}
+
+// showInventory prints what this machine consists of. Some of it is for root alone to read.
+func showInventory(format string, stdout, stderr io.Writer) error {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(stderr, "coldrack-agent: not run as root: serial numbers, memory modules, the health and the contents of disks, and the BMC are left out")
+	}
+	return inventory.Write(stdout, format, inventory.Host().Collect(""))
 }
 
 // discover is the installer, a child of PID 1. It returns nil when the machine shall restart.

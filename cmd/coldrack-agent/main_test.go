@@ -18,6 +18,9 @@ func TestRun(t *testing.T) {
 	}{
 		"its version":                       {args: []string{"version"}, stdout: "coldrack-agent coldrack "},
 		"what the machine is":               {args: []string{"inventory"}, stdout: `"memoryBytes": `},
+		"what the machine is, as YAML":      {args: []string{"inventory", "-o", "yaml"}, stdout: "\nmemoryBytes: "},
+		"what the machine is, for a person": {args: []string{"inventory", "-o", "table"}, stdout: "\nMemory: "},
+		"a format that does not exist":      {args: []string{"inventory", "-o", "xml"}, code: exitUsage, stderr: "is a machine's side"},
 		"help":                              {args: []string{"help"}, stdout: "is a machine's side"},
 		"no verb":                           {code: exitUsage, stderr: "is a machine's side"},
 		"a verb that does not exist":        {args: []string{"wipe"}, code: exitUsage, stderr: "is a machine's side"},

@@ -111,7 +111,7 @@ var rooms = []room{
 	{"agent/gpt", "agent", parties, nil},
 	{"agent/identity", "agent", parties, may("agent/client")},
 	{"agent/install", "agent", parties, may("agent/client", "agent/fat", "agent/gpt", "agent/identity", "agent/journal", "agent/probe", "agent/target", "content/diskimage", "content/fetch", "content/swarm/peer", "content/diskboot", "contract/nodeconfig", "contract/pattern", "contract/wire")},
-	{"agent/inventory", "agent", parties, may("agent/probe", "contract/wire")},
+	{"agent/inventory", "agent", parties, may("agent/probe", "agent/smbios", "contract/wire")},
 	{"agent/journal", "agent", parties, nil},
 	{"agent/live", "agent", parties, nil},
 	{"agent/lldp", "agent", parties, may("contract/wire")},
@@ -121,6 +121,7 @@ var rooms = []room{
 	{"agent/pid1", "agent", parties, may("agent/console", "agent/discovery")},
 	{"agent/probe", "agent", parties, may("agent/gpt")},
 	{"agent/routes", "agent", parties, may("contract/wire")},
+	{"agent/smbios", "agent", parties, nil},
 	{"agent/systemd", "agent", parties, nil},
 	{"agent/target", "agent", parties, may("contract/nodeconfig")},
 

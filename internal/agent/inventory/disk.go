@@ -56,6 +56,15 @@ func (c Collector) disk(name string, links []string) wire.Disk {
 	if d.Transport == "virtio" {
 		d.Rotational = false // virtio says 1 for whatever the host has
 	}
+	d.Firmware = first(c.text(dir+"device/firmware_rev"), udev["ID_REVISION"], c.text(dir+"device/rev"))
+	if state := c.text(dir + "device/state"); state != "running" && state != "live" {
+		d.State = state
+	}
+	if d.Transport == "nvme" && c.NVMeHealth != nil {
+		if page, err := c.NVMeHealth(name); err == nil {
+			d.Health = nvmeHealth(page)
+		}
+	}
 	d.Contents, d.Marker = c.contents(d)
 	return d
 }

@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -61,6 +62,9 @@ const (
 	ipmiSend                = 0x80000000 | unsafe.Sizeof(ipmiRequest{})<<16 | 'i'<<8 | 13 // _IOR('i', 13, struct ipmi_req)
 	ipmiReceiveTrunc        = 0xC0000000 | unsafe.Sizeof(ipmiReceive{})<<16 | 'i'<<8 | 11 // _IOWR('i', 11, struct ipmi_recv)
 
+	netFnApplication = 0x06
+	cmdGetDeviceID   = 0x01
+
 	netFnTransport = 0x0C
 	cmdGetLAN      = 0x02
 	lanAddress     = 3
@@ -81,6 +85,9 @@ func askBMC() *wire.BMC {
 			continue
 		}
 		bmc := &wire.BMC{MAC: net.HardwareAddr(mac).String()}
+		if id, ok := ask(f, netFnApplication, cmdGetDeviceID, nil); ok {
+			bmc.Firmware = bmcFirmware(id)
+		}
 		if b, ok := getLAN(f, channel, lanAddress); ok && len(b) == 4 {
 			if a := netip.AddrFrom4([4]byte(b)); !a.IsUnspecified() {
 				bmc.Address = a.String()
@@ -93,16 +100,37 @@ func askBMC() *wire.BMC {
 
 // getLAN sends Get LAN Configuration Parameters and returns the parameter's data.
 func getLAN(f *os.File, channel, parameter byte) ([]byte, bool) {
+	// The parameter's revision stands before its data.
+	answer, ok := ask(f, netFnTransport, cmdGetLAN, []byte{channel, parameter, 0, 0})
+	if !ok || len(answer) < 1 {
+		return nil, false
+	}
+	return answer[1:], true
+}
+
+// bmcFirmware reads the version from the answer to Get Device ID (IPMI 2.0, 20.1): the major number is binary, the minor decimal.
+func bmcFirmware(id []byte) string {
+	if len(id) < 4 {
+		return ""
+	}
+	return fmt.Sprintf("%d.%02x", id[2]&0x7F, id[3])
+}
+
+// ask sends one request and returns the answer's data, without the completion code.
+func ask(f *os.File, netFn, cmd byte, data []byte) ([]byte, bool) {
 	addr := ipmiSystemInterface{addrType: ipmiSystemInterfaceType, channel: ipmiBMCChannel}
-	data := [4]byte{channel, parameter, 0, 0}
+	id := int64(netFn)<<16 | int64(cmd)<<8
+	if len(data) > 1 {
+		id |= int64(data[0])<<32 | int64(data[1])
+	}
 	req := ipmiRequest{
-		addr: unsafe.Pointer(&addr), addrLen: uint32(unsafe.Sizeof(addr)), msgID: int64(channel)<<8 | int64(parameter),
-		msg: ipmiMessage{netFn: netFnTransport, cmd: cmdGetLAN, dataLen: uint16(len(data)), data: unsafe.Pointer(&data[0])},
+		addr: unsafe.Pointer(&addr), addrLen: uint32(unsafe.Sizeof(addr)), msgID: id,
+		msg: ipmiMessage{netFn: netFn, cmd: cmd, dataLen: uint16(len(data)), data: unsafe.Pointer(unsafe.SliceData(data))},
 	}
 	if _, _, e := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(ipmiSend), uintptr(unsafe.Pointer(&req))); e != 0 {
 		return nil, false
 	}
-	runtime.KeepAlive(&data)
+	runtime.KeepAlive(data)
 	poll := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}
 	for end := time.Now().Add(3 * time.Second); ; {
 		n, err := unix.Poll(poll, max(0, int(time.Until(end).Milliseconds())))
@@ -124,10 +152,9 @@ func getLAN(f *os.File, channel, parameter byte) ([]byte, bool) {
 		return nil, false
 	}
 	runtime.KeepAlive(&answer)
-	// Completion code, parameter revision, then the data.
 	n := int(recv.msg.dataLen)
-	if recv.msgID != req.msgID || n < 3 || n > len(answer) || answer[0] != 0 {
+	if recv.msgID != req.msgID || n < 1 || n > len(answer) || answer[0] != 0 {
 		return nil, false
 	}
-	return append([]byte(nil), answer[2:n]...), true
+	return append([]byte(nil), answer[1:n]...), true
 }

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"coldrack.dev/internal/agent/smbios"
 	"coldrack.dev/internal/base/termtext"
 	"coldrack.dev/internal/contract/wire"
 )
@@ -27,11 +28,13 @@ type Collector struct {
 	BMC func() *wire.BMC
 	// PermanentMAC asks a driver for the address that is burnt in; nil or "" takes the current one.
 	PermanentMAC func(nic string) string
+	// NVMeHealth reads the log page SMART / Health Information of a disk; nil leaves it out.
+	NVMeHealth func(name string) ([]byte, error)
 }
 
 // Host is the Collector of the running machine.
 func Host() Collector {
-	return Collector{Root: "/", OpenDisk: openDisk, BMC: askBMC, PermanentMAC: permanentMAC}
+	return Collector{Root: "/", OpenDisk: openDisk, BMC: askBMC, PermanentMAC: permanentMAC, NVMeHealth: readNVMeHealth}
 }
 
 func openDisk(name string) (io.ReaderAt, func(), error) {
@@ -60,6 +63,8 @@ func (c Collector) Collect(bootMAC string) wire.Inventory {
 	if c.BMC != nil {
 		inv.BMC = c.BMC()
 	}
+	hardware := c.hardware(inv.BMC)
+	inv.Hardware = &hardware
 	inv.Identifiers = wire.Identifiers{UUID: inv.System.UUID, Serial: inv.System.Serial}
 	for _, n := range inv.NICs {
 		inv.Identifiers.MACs = append(inv.Identifiers.MACs, n.MAC)
@@ -167,14 +172,8 @@ func (c Collector) cpu() wire.CPU {
 // firmware and kernel keep for themselves, so a 64 GiB machine would look like 62.
 func (c Collector) memory() int64 {
 	var sum int64
-	for _, e := range c.names("sys/firmware/dmi/entries") {
-		if !strings.HasPrefix(e, "17-") {
-			continue
-		}
-		raw, err := os.ReadFile(c.path("sys/firmware/dmi/entries/" + e + "/raw"))
-		if err == nil {
-			sum += memoryDevice(raw)
-		}
+	for _, d := range smbios.MemoryDevices(c.smbios()) {
+		sum += d.Size
 	}
 	if sum > 0 {
 		return sum
@@ -187,28 +186,6 @@ func (c Collector) memory() int64 {
 		}
 	}
 	return 0
-}
-
-// memoryDevice reads the size of an SMBIOS type 17 structure (DSP0134 7.18): a word at 0x0C in MiB, or
-// in KiB with bit 15 set; 0x7FFF refers to the double word at 0x1C; 0xFFFF is unknown, 0 an empty slot.
-func memoryDevice(b []byte) int64 {
-	if len(b) < 0x0E || b[0] != 17 {
-		return 0
-	}
-	n := int64(b[0x0C]) | int64(b[0x0D])<<8
-	switch {
-	case n == 0xFFFF:
-		return 0
-	case n == 0x7FFF:
-		if len(b) < 0x20 {
-			return 0
-		}
-		ext := int64(b[0x1C]) | int64(b[0x1D])<<8 | int64(b[0x1E])<<16 | int64(b[0x1F]&0x7F)<<24
-		return ext << 20
-	case n&0x8000 != 0:
-		return (n & 0x7FFF) << 10
-	}
-	return n << 20
 }
 
 func (c Collector) secureBoot() bool {

@@ -64,8 +64,8 @@ func TestCollect(t *testing.T) {
 				t.Fatal(err)
 			}
 			c := Collector{Root: tree(t, a), BMC: func() *wire.BMC {
-				return &wire.BMC{Address: "10.1.2.3", MAC: "d0:94:66:00:00:01"}
-			}}
+				return &wire.BMC{Address: "10.1.2.3", MAC: "d0:94:66:00:00:01", Firmware: "7.10"}
+			}, NVMeHealth: func(string) ([]byte, error) { return healthPage(0, 311, 100, 10, 3), nil }}
 			b, err := json.MarshalIndent(c.Collect("d0:94:66:10:20:30"), "", "  ")
 			if err != nil {
 				t.Fatal(err)
@@ -91,31 +91,16 @@ func TestCollect(t *testing.T) {
 	}
 }
 
-func TestMemoryDevice(t *testing.T) {
-	device := func(word uint16, ext uint32) []byte {
-		b := make([]byte, 0x28)
-		b[0], b[1] = 17, 0x28
-		b[0x0C], b[0x0D] = byte(word), byte(word>>8)
-		b[0x1C], b[0x1D], b[0x1E], b[0x1F] = byte(ext), byte(ext>>8), byte(ext>>16), byte(ext>>24)
-		return b
-	}
-	for name, tt := range map[string]struct {
-		raw  []byte
-		want int64
-	}{
-		"an empty slot":               {device(0, 0), 0},
-		"an unknown size":             {device(0xFFFF, 0), 0},
-		"16 GiB in MiB":               {device(16<<10, 0), 16 << 30},
-		"512 KiB in KiB":              {device(0x8000|512, 0), 512 << 10},
-		"64 GiB in the extended size": {device(0x7FFF, 64<<10), 64 << 30},
-		"an extended size cut off":    {device(0x7FFF, 0)[:0x1C], 0},
-		"another structure":           {[]byte{16, 2, 3}, 0},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if got := memoryDevice(tt.raw); got != tt.want {
-				t.Errorf("got %d, want %d", got, tt.want)
-			}
-		})
+// TestMemoryByEntries: where the kernel shows no whole table, it may show the structures one by one.
+func TestMemoryByEntries(t *testing.T) {
+	raw := make([]byte, 0x28, 0x2A)
+	raw[0], raw[1], raw[0x0D] = 17, 0x28, 0x40 // 16 GiB
+	root := tree(t, &txtar.Archive{Files: []txtar.File{
+		{Name: "sys/firmware/dmi/entries/17-0/raw", Data: append(raw, 0, 0)},
+		{Name: "sys/firmware/dmi/entries/17-1/raw", Data: append(raw, 0, 0)},
+	}})
+	if got := (Collector{Root: root}).memory(); got != 32<<30 {
+		t.Errorf("%d bytes, want 32 GiB", got)
 	}
 }
 

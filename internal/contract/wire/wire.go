@@ -122,6 +122,8 @@ type Inventory struct {
 	TPM         string      `json:"tpm,omitempty"` // "2.0", "1.2" or empty
 	// Address that the machine uses now, without prefix length.
 	Address string `json:"address,omitempty"`
+	// Hardware is what the machine is built of, beside what stands above. Its Disks are empty here: they are those of the inventory.
+	Hardware *Hardware `json:"hardware,omitempty"`
 }
 
 // System is the SMBIOS view.
@@ -158,6 +160,10 @@ type Disk struct {
 	Removable  bool     `json:"removable,omitempty"`
 	Contents   []string `json:"contents,omitempty"` // partitions and file systems; empty: blank
 	Marker     string   `json:"marker,omitempty"`   // GUID of the partition table, if an install of ours wrote it
+	Firmware   string   `json:"firmware,omitempty"` // its revision, as the disk says it
+	State      string   `json:"state,omitempty"`    // of a disk that the kernel does not use as usual: "offline", "dead"
+	// Health is what an NVMe disk says of itself; nil for others.
+	Health *DiskHealth `json:"health,omitempty"`
 }
 
 // NIC is one network interface.
@@ -186,6 +192,8 @@ type LLDP struct {
 type BMC struct {
 	Address string `json:"address,omitempty"`
 	MAC     string `json:"mac,omitempty"`
+	// Firmware is its version, "2.14".
+	Firmware string `json:"firmware,omitempty"`
 }
 
 // Action is what a machine in discovery shall do.
