@@ -397,6 +397,13 @@ type MachineStatus struct {
 	// Inventory is what the machine consists of, as discovery reported it.
 	// +optional
 	Inventory *Inventory `json:"inventory,omitempty"`
+	// Hardware is what the machine is built of, as it reported last.
+	// +optional
+	Hardware *Hardware `json:"hardware,omitempty"`
+	// AcceptedHardware is what the machine is meant to be built of; the condition HardwareDrift tells what has become of it. It is there
+	// once the machine is approved and has reported.
+	// +optional
+	AcceptedHardware *AcceptedHardware `json:"acceptedHardware,omitempty"`
 	// Boots are the last network boots, newest first, each with the decision and its reason.
 	// +optional
 	// +listType=atomic
@@ -442,6 +449,11 @@ const (
 	// ConditionAsExpected: the hardware and the cables are as spec.expected says. It is there while something is expected and the
 	// machine has reported.
 	ConditionAsExpected = "AsExpected"
+	// ConditionHardwareDrift: something that the machine had is missing, or a link is slower than it could be. It is there only while
+	// that is so, and nobody has accepted it.
+	ConditionHardwareDrift = "HardwareDrift"
+	// ConditionDiskFailing: a disk says that it fails, or the kernel has given it up. It is there only while that is so.
+	ConditionDiskFailing = "DiskFailing"
 )
 
 // Reasons of the condition Blocked.

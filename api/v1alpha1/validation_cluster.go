@@ -546,7 +546,7 @@ func (g *MachineGroup) Matches(m *Machine) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("spec.selector of MachineGroup %s: %w", g.Name, err)
 	}
-	return m.Spec.Approved && selector.Matches(labels.Set(m.Labels)), nil
+	return m.Spec.Approved && selector.Matches(labels.Set(m.SelectorLabels())), nil
 }
 
 // PlaceMachines gives every group as many machines as it wants, as far as there are enough. A machine that a

@@ -90,7 +90,7 @@ func (a *app) machinesCommand() *cobra.Command {
 	addOutputFlag(cmd, &output, "json", "yaml", "wide", "name")
 	cmd.Flags().BoolVar(&stuckFirst, "stuck-first", false, "put machines that need attention first")
 	cmd.Flags().BoolVar(&noHeaders, "no-headers", false, "print no header line")
-	cmd.AddCommand(a.describeCommand("describe NAME"), a.machinesImportCommand(), a.machinesExportCommand(), a.machinesAuditCommand(), a.machinesSwapCommand(), a.machinesFailuresCommand())
+	cmd.AddCommand(a.describeCommand("describe NAME"), a.machinesImportCommand(), a.machinesExportCommand(), a.machinesAuditCommand(), a.machinesSwapCommand(), a.machinesAcceptHardwareCommand(), a.machinesFailuresCommand())
 	return cmd
 }
 

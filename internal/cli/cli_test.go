@@ -205,6 +205,18 @@ func TestDescribe(t *testing.T) {
 		{At: metav1.NewTime(noon.Add(-3 * time.Hour)), Action: v1alpha1.BootLocalDisk, Reason: "debian-12 is installed on scsi-3600", MAC: "52:54:00:00:00:01", Address: "10.20.0.31", Firmware: "UEFI"},
 	}
 	ready.Status.Conditions = []metav1.Condition{{Type: "Ready", Status: "True", Reason: "Heartbeats", Message: "reports every 30s", LastTransitionTime: metav1.NewTime(noon.Add(-3 * time.Hour))}}
+	ready.Status.Hardware = &v1alpha1.Hardware{
+		ReportedAt: metav1.NewTime(noon.Add(-time.Hour)),
+		Firmware:   v1alpha1.FirmwareVersions{BIOSVersion: "2.19.1", BIOSDate: "06/04/2023", BMC: "7.10", Microcode: "0x2006f05"},
+		Devices: []v1alpha1.PCIDevice{
+			{ID: "10de:20b5", Name: "NVIDIA GA100 [A100 PCIe 80GB]", Class: "030200", Kind: v1alpha1.AcceleratorGPU, Count: 2, NUMANode: new(int32(0)),
+				Addresses: []string{"0000:17:00.0", "0000:31:00.0"}, Link: &v1alpha1.PCILink{Width: 8, MaxWidth: 16, MaxSpeedMTs: 16000}},
+			{ID: "8086:1572", Class: "020000", Count: 1, Addresses: []string{"0000:01:00.0"}, Link: &v1alpha1.PCILink{Width: 8, MaxWidth: 8, SpeedMTs: 2500, MaxSpeedMTs: 8000}},
+		},
+		MemoryModules:    []v1alpha1.MemoryModule{{Slot: "A1", Size: resource.MustParse("32Gi"), Type: "DDR4", ECC: true, SpeedMTs: 2666, Manufacturer: "Samsung", PartNumber: "M393A4K40CB2", Serial: "03B1F2"}},
+		EmptyMemorySlots: []string{"A2", "B1"},
+		Disks:            []v1alpha1.DiskState{{Name: "nvme0n1", Serial: "S1", Firmware: "1.2.1", Health: &v1alpha1.DiskHealth{Warnings: []string{"spare"}, UsedPercent: 97, SparePercent: 4, TemperatureCelsius: 38}}},
+	}
 	failed := rackOfMachines()[4]
 	blank := rackOfMachines()[8]
 	archive := &txtar.Archive{}

@@ -19,6 +19,7 @@ func Describe(m *v1alpha1.Machine, now time.Time) string {
 	d.installed(m)
 	d.kubernetes(m.Status.Kubernetes)
 	d.inventory(m.Status.Inventory)
+	d.hardware(m.Status.Hardware)
 	d.steps(m)
 	d.conditions(m.Status.Conditions)
 	d.boots(m.Status.Boots)
@@ -202,6 +203,70 @@ func (d *description) inventory(inv *v1alpha1.Inventory) {
 		nics.Add(nic.Name, nic.MAC, nic.Driver, link, port, boot)
 	}
 	d.table("Network interfaces", nics)
+}
+
+func (d *description) hardware(h *v1alpha1.Hardware) {
+	if h == nil {
+		return
+	}
+	fmt.Fprintf(d, "\nHardware, reported %s\n", ago(h.ReportedAt.Time, d.now))
+	d.field("  BIOS", "%s", strings.TrimSpace(h.Firmware.BIOSVersion+" "+h.Firmware.BIOSDate))
+	d.field("  BMC version", "%s", h.Firmware.BMC)
+	d.field("  Microcode", "%s", h.Firmware.Microcode)
+	d.field("  Empty slots", "%s", strings.Join(h.EmptyMemorySlots, ", "))
+	d.field("  Incomplete", "%s", h.Incomplete)
+	devices := &Table{Header: []string{"DEVICES", "NAME", "ID", "KIND", "NUMA", "LINK", "ADDRESSES"}}
+	for _, dev := range h.Devices {
+		node := ""
+		if dev.NUMANode != nil {
+			node = fmt.Sprint(*dev.NUMANode)
+		}
+		devices.Add(fmt.Sprint(dev.Count), orElse(dev.Name, orElse(dev.ClassName, "class "+dev.Class)), dev.ID, string(dev.Kind), node, linkText(dev.Link), strings.Join(dev.Addresses, " "))
+	}
+	d.table("Devices", devices)
+	modules := &Table{Header: []string{"MEMORY", "SIZE", "TYPE", "SPEED", "PART", "SERIAL"}}
+	for _, m := range h.MemoryModules {
+		kind, speed := m.Type, ""
+		if m.ECC {
+			kind += " ECC"
+		}
+		if m.SpeedMTs > 0 {
+			speed = fmt.Sprintf("%d MT/s", m.SpeedMTs)
+		}
+		modules.Add(m.Slot, Bytes(m.Size.Value()), kind, speed, strings.TrimSpace(m.Manufacturer+" "+m.PartNumber), m.Serial)
+	}
+	d.table("Memory modules", modules)
+	disks := &Table{Header: []string{"DISK", "SERIAL", "FIRMWARE", "STATE"}}
+	for _, disk := range h.Disks {
+		state := disk.State
+		if health := disk.Health; health != nil {
+			state = fmt.Sprintf("%d%% used, spare %d%%, %d °C, %d media errors", health.UsedPercent, health.SparePercent, health.TemperatureCelsius, health.MediaErrors)
+			if len(health.Warnings) > 0 {
+				state += ", warns of " + strings.Join(health.Warnings, ", ")
+			}
+		}
+		disks.Add(disk.Name, disk.Serial, disk.Firmware, state)
+	}
+	d.table("State of the disks", disks)
+}
+
+// linkText is "x8 of x16, 16 GT/s".
+func linkText(l *v1alpha1.PCILink) string {
+	if l == nil {
+		return ""
+	}
+	text := fmt.Sprintf("x%d", l.Width)
+	if l.Width < l.MaxWidth {
+		text += fmt.Sprintf(" of x%d", l.MaxWidth)
+	}
+	if l.SpeedMTs > 0 {
+		text += fmt.Sprintf(", %g", float64(l.SpeedMTs)/1000)
+		if l.SpeedMTs < l.MaxSpeedMTs {
+			text += fmt.Sprintf(" of %g", float64(l.MaxSpeedMTs)/1000)
+		}
+		text += " GT/s"
+	}
+	return text
 }
 
 func (d *description) steps(m *v1alpha1.Machine) {

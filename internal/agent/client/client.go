@@ -244,6 +244,12 @@ func (c *Client) Heartbeat(ctx context.Context, h wire.Heartbeat) (wire.Heartbea
 	return call[wire.HeartbeatResponse](ctx, c, http.MethodPost, wire.PathHeartbeat, callLimit, h)
 }
 
+// Hardware reports what an installed node is built of.
+func (c *Client) Hardware(ctx context.Context, h wire.Hardware) error {
+	_, err := call[wire.Empty](ctx, c, http.MethodPost, wire.PathHardware, callLimit, h)
+	return err
+}
+
 // Renew asks for the next certificate of an installed node.
 func (c *Client) Renew(ctx context.Context, r wire.RenewRequest) (wire.IdentityResponse, error) {
 	return call[wire.IdentityResponse](ctx, c, http.MethodPost, wire.PathRenew, callLimit, r)

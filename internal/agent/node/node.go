@@ -29,11 +29,14 @@ const (
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
 	renewRetry = 10 * time.Minute
+	// hardwareInterval is between two reports of what the node is built of.
+	hardwareInterval = 12 * time.Hour
 )
 
 // Server is the machine API as a node uses it.
 type Server interface {
 	Heartbeat(context.Context, wire.Heartbeat) (wire.HeartbeatResponse, error)
+	Hardware(context.Context, wire.Hardware) error
 	Renew(context.Context, wire.RenewRequest) (wire.IdentityResponse, error)
 }
 
@@ -52,6 +55,8 @@ type Agent struct {
 	Root string
 	// Look describes the node now.
 	Look func(context.Context) wire.Heartbeat
+	// Hardware says what the node is built of; nil: nothing is reported of it.
+	Hardware func() wire.Hardware
 	// Reboot restarts the node.
 	Reboot func(ctx context.Context, reason string) error
 	Now    func() time.Time
@@ -73,6 +78,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.beat(ctx) })
 	g.Go(func() error { return a.keepIdentity(ctx) })
+	if a.Hardware != nil {
+		g.Go(func() error { return a.tellHardware(ctx) })
+	}
 	if a.Cluster != nil {
 		g.Go(func() error { return a.Cluster(ctx) })
 	}
@@ -122,6 +130,28 @@ func (a *Agent) beat(ctx context.Context) error {
 		}
 		// A tenth of jitter, so that a rack that was switched on at once does not report at once for ever.
 		a.Sleep(ctx, wait+rand.N(wait/10+time.Millisecond))
+	}
+	return nil
+}
+
+// tellHardware reports what the node is built of, at its start and twice a day: a disk may fail, and a card fall off its bus, while it runs.
+func (a *Agent) tellHardware(ctx context.Context) error {
+	told := false
+	for ctx.Err() == nil {
+		err := a.Server.Hardware(ctx, a.Hardware())
+		if err != nil && ctx.Err() == nil && !told {
+			a.Log.Info("hardware not reported", "err", err)
+		}
+		told = err != nil
+		wait := hardwareInterval
+		switch {
+		case err == nil:
+		case retry.Transient(err):
+			wait = lastRetry
+		case client.Code(err) == wire.CodeForbidden:
+			wait = renewRetry // a person may change the server's mind
+		}
+		a.Sleep(ctx, wait+rand.N(wait/10))
 	}
 	return nil
 }

@@ -32,6 +32,16 @@ type server struct {
 	beats   []wire.Heartbeat
 	answer  func(n int) (wire.HeartbeatResponse, error)
 	renewed int
+	// hardware is what became of each report.
+	hardware func(n int) error
+	told     []wire.Hardware
+}
+
+func (s *server) Hardware(_ context.Context, h wire.Hardware) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = append(s.told, h)
+	return s.hardware(len(s.told))
 }
 
 func (s *server) Heartbeat(_ context.Context, h wire.Heartbeat) (wire.HeartbeatResponse, error) {
@@ -161,6 +171,46 @@ func TestHeartbeatsGoOnWhateverTheServerDoes(t *testing.T) {
 		if len(s.beats[i].Log) != lines {
 			t.Errorf("heartbeat %d has the log %q; lines stay until the server has them", i+1, s.beats[i].Log)
 		}
+	}
+}
+
+// TestHardwareIsReportedAgain: soon while the server is away, in ten minutes while it refuses the key, and else twice a day; also to a server
+// that knows no such report.
+func TestHardwareIsReportedAgain(t *testing.T) {
+	s := newServer(t)
+	s.hardware = func(n int) error {
+		switch n {
+		case 1:
+			return errors.New("connection refused")
+		case 2:
+			return &client.Error{Status: 403, Code: wire.CodeForbidden}
+		case 3:
+			return &client.Error{Status: 404, Message: "404 page not found"}
+		}
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var waits []time.Duration
+	a := &Agent{
+		Log: slog.New(slog.DiscardHandler), Server: s,
+		Hardware: func() wire.Hardware { return wire.Hardware{Firmware: wire.Firmware{BIOSVersion: "1.2"}} },
+		Sleep: func(_ context.Context, d time.Duration) {
+			if waits = append(waits, d); len(waits) == 4 {
+				cancel()
+			}
+		},
+	}
+	if err := a.tellHardware(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []time.Duration{lastRetry, renewRetry, hardwareInterval, hardwareInterval} {
+		if waits[i] < want || waits[i] > want+want/10 {
+			t.Errorf("waited %v after report %d, want %v", waits[i], i+1, want)
+		}
+	}
+	if len(s.told) != 4 || s.told[3].Firmware.BIOSVersion != "1.2" {
+		t.Errorf("told %+v", s.told)
 	}
 }
 

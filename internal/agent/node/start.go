@@ -13,6 +13,7 @@ import (
 	"coldrack.dev/internal/agent/client"
 	"coldrack.dev/internal/agent/containerd"
 	"coldrack.dev/internal/agent/identity"
+	"coldrack.dev/internal/agent/inventory"
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/routes"
 	"coldrack.dev/internal/agent/systemd"
@@ -54,8 +55,8 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 	var shown atomic.Pointer[tls.Certificate]
 	a := &Agent{
 		Log: log, Lines: lines, Server: server, Identity: id, Next: next, Machine: settings.Machine, Root: "/",
-		Use:    func(n identity.Node) { server.Use(n.Certificate); shown.Store(&n.Certificate) },
-		Look:   (&Looker{Root: "/", Version: version}).Look,
+		Use:  func(n identity.Node) { server.Use(n.Certificate); shown.Store(&n.Certificate) },
+		Look: (&Looker{Root: "/", Version: version}).Look, Hardware: inventory.Host().Hardware,
 		Reboot: Reboot, Now: time.Now, Sleep: sleep,
 	}
 	membership, err := cluster(log, server, sharer(log, server, settings, &shown, version), version)

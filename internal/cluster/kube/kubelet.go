@@ -188,13 +188,17 @@ func (r *renderer) kubeletFiles(n *node) ([]File, error) {
 }
 
 // registrationLabels are those that a kubelet may give its own node (admission plugin NodeRestriction). They
-// are there from the first moment, so that no pod is placed before them.
+// are there from the first moment, so that no pod is placed before them. Those that count accelerators come from the server alone: a
+// kubelet need not restart for a card.
 func registrationLabels(n *node, labels map[string]string) string {
 	var allowed []string
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		domain, _, qualified := strings.Cut(key, "/")
 		reserved := qualified && (domain == "kubernetes.io" || strings.HasSuffix(domain, ".kubernetes.io") ||
 			domain == "k8s.io" || strings.HasSuffix(domain, ".k8s.io"))
+		if strings.HasPrefix(key, v1alpha1.LabelAccelerator) {
+			continue
+		}
 		if !reserved || slices.Contains([]string{"topology.kubernetes.io/zone", "topology.kubernetes.io/region"}, key) {
 			allowed = append(allowed, key+"="+labels[key])
 		}

@@ -200,6 +200,9 @@ func TestWhatUsersAdd(t *testing.T) {
 		in.Groups[1].Spec.Kubelet.Config = raw(`{"maxPods": 60}`)
 		in.Groups[1].Spec.Labels = map[string]string{"gpu": "yes", "node.kubernetes.io/pool": "fast"}
 		in.Groups[1].Spec.Taints = []v1alpha1.Taint{{Key: "gpu", Value: "yes", Effect: "NoExecute"}}
+		for i := range in.Machines {
+			in.Machines[i].Labels = map[string]string{v1alpha1.LabelAccelerator + "a100": "8"}
+		}
 		spec.Registries = []v1alpha1.RegistryMirror{{Host: "registry.example.org:5000", Endpoints: []string{"http://10.20.0.3:5000", "http://10.20.0.4:5000"}, CA: "the authority\n"}}
 	})
 	control, worker := plan.Nodes["machine-01"], plan.Nodes["machine-02"]
@@ -230,6 +233,9 @@ func TestWhatUsersAdd(t *testing.T) {
 	}
 	if worker.Labels["node.kubernetes.io/pool"] != "fast" {
 		t.Errorf("the server is to set the label that the kubelet may not: %v", worker.Labels)
+	}
+	if flags := fileOf(t, worker, kubeletFlagsFile); strings.Contains(flags, "accelerator") || worker.Labels[v1alpha1.LabelAccelerator+"a100"] != "8" {
+		t.Errorf("the server labels nodes by accelerators, and no kubelet restarts for a card: %v, %s", worker.Labels, flags)
 	}
 	hosts := fileOf(t, worker, certsDir+"/registry.example.org:5000/hosts.toml")
 	own, first, second := strings.Index(hosts, "10.20.0.1:8443"), strings.Index(hosts, "10.20.0.3"), strings.Index(hosts, "10.20.0.4")

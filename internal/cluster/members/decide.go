@@ -3,6 +3,7 @@ package members
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -361,6 +362,7 @@ func kubeMachine(n v1alpha1.ClusterNode, m *v1alpha1.Machine) kube.Machine {
 		return out
 	}
 	out.Labels = locationLabels(m.Spec.Location)
+	maps.Copy(out.Labels, m.AcceleratorLabels())
 	if inventory := m.Status.Inventory; inventory != nil {
 		out.Memory = inventory.Memory.Value()
 	}

@@ -1,6 +1,6 @@
 package wire
 
-// Hardware is what a machine is built of, beside what the inventory says.
+// Hardware is what a machine is built of: a part of the inventory in discovery, and a report of its own of an installed node.
 // What the agent cannot find out is left out.
 type Hardware struct {
 	Firmware Firmware    `json:"firmware"`

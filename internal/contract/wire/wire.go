@@ -14,7 +14,7 @@ import (
 )
 
 // Paths of the machine API. Enroll and Time need no client certificate; the session certificate that
-// Enroll issues opens Inventory to Complete; the node certificate opens Heartbeat and Renew.
+// Enroll issues opens Inventory to Complete; the node certificate opens Heartbeat, Hardware and Renew.
 const (
 	PathTime       = "/v1/time"       // GET -> Time
 	PathEnroll     = "/v1/enroll"     // POST EnrollRequest -> EnrollResponse
@@ -25,6 +25,7 @@ const (
 	PathComplete   = "/v1/complete"   // POST Complete -> Empty
 	PathHeartbeat  = "/v1/heartbeat"  // POST Heartbeat -> HeartbeatResponse
 	PathRenew      = "/v1/renew"      // POST RenewRequest -> IdentityResponse
+	PathHardware   = "/v1/hardware"   // POST Hardware -> Empty; of an installed node
 	PathLive       = "/v1/live"       // POST LiveRequest -> LiveResponse; for boots of the live system, without a certificate
 )
 

@@ -69,7 +69,7 @@ func mismatches(match v1alpha1.MachineMatch, m *v1alpha1.Machine, subnets []v1al
 		miss("it booted in subnet %q, not %q", booted, match.Subnet)
 	}
 	if match.Selector != nil {
-		if selector, err := metav1.LabelSelectorAsSelector(match.Selector); err != nil || !selector.Matches(labels.Set(m.Labels)) {
+		if selector, err := metav1.LabelSelectorAsSelector(match.Selector); err != nil || !selector.Matches(labels.Set(m.SelectorLabels())) {
 			miss("its labels do not match %s", metav1.FormatLabelSelector(match.Selector))
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/contract/wire"
+	"coldrack.dev/internal/machine/drift"
 	"coldrack.dev/internal/machine/enroll"
 	"coldrack.dev/internal/machine/expect"
 	"coldrack.dev/internal/machine/fleet"
@@ -250,7 +251,34 @@ func foldConditions(m *v1alpha1.Machine, live fleet.Live, twins []identify.Twin,
 	}
 	only(v1alpha1.ConditionProxyIgnored, reason, message)
 	foldExpected(m, set)
+	foldHardware(m, now, only)
 	foldBMC(m, set)
+}
+
+// foldHardware records what the machine is meant to be built of, and tells what has become of that. Of a report that is not whole nothing
+// follows.
+func foldHardware(m *v1alpha1.Machine, now time.Time, only func(kind, reason, message string)) {
+	s := &m.Status
+	if s.Hardware == nil || s.Hardware.Incomplete != "" || !m.Spec.Approved {
+		only(v1alpha1.ConditionHardwareDrift, "", "")
+		only(v1alpha1.ConditionDiskFailing, "", "")
+		return
+	}
+	parts := drift.Parts(s.Hardware)
+	if accepted, changed := drift.Accept(s.AcceptedHardware, parts, m.Annotations[v1alpha1.AnnotationAcceptHardware]); changed {
+		accepted.At = metav1.NewTime(now.Truncate(time.Second))
+		s.AcceptedHardware = accepted
+	}
+	reason, message := "", ""
+	if found := drift.Compare(s.AcceptedHardware.Parts, parts); !found.None() {
+		reason, message = found.Reason(), fmt.Sprintf("%s. Repair it, or accept it as it is: coldrack machines accept-hardware %s", found.Message(), m.Name)
+	}
+	only(v1alpha1.ConditionHardwareDrift, reason, message)
+	reason, message = "", drift.Failing(s.Hardware)
+	if message != "" {
+		reason, message = "DiskSaysSo", message+". Replace it"
+	}
+	only(v1alpha1.ConditionDiskFailing, reason, message)
 }
 
 // foldExpected tells whether the hardware and the cables are as a sheet says.

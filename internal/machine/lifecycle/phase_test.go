@@ -9,6 +9,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/contract/wire"
+	"coldrack.dev/internal/machine/drift"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
 )
@@ -442,5 +443,50 @@ func TestAsExpected(t *testing.T) {
 	s.m.Spec.Expected = nil
 	if got := condition(); got != "" {
 		t.Errorf("when nothing is expected any more: %s", got)
+	}
+}
+
+// The conditions HardwareDrift and DiskFailing are there while hardware that was accepted is missing or slow, and while a disk fails.
+func TestHardwareDrift(t *testing.T) {
+	s := newScene()
+	s.m.Spec.Approved = false
+	s.m.Status.Hardware = &v1alpha1.Hardware{Disks: []v1alpha1.DiskState{{Name: "sda", Serial: "S1"}, {Name: "sdb", Serial: "S2"}}}
+	condition := func(kind string) string {
+		Fold(s.m, s.live, nil, s.now, Limits{})
+		for _, c := range s.m.Status.Conditions {
+			if c.Type == kind {
+				return string(c.Status) + " " + c.Reason + " " + c.Message
+			}
+		}
+		return ""
+	}
+	if got := condition(v1alpha1.ConditionHardwareDrift); got != "" || s.m.Status.AcceptedHardware != nil {
+		t.Errorf("of a stranger: %s, %+v", got, s.m.Status.AcceptedHardware)
+	}
+	s.m.Spec.Approved = true
+	if got := condition(v1alpha1.ConditionHardwareDrift); got != "" || s.m.Status.AcceptedHardware == nil || !s.m.Status.AcceptedHardware.At.Time.Equal(s.now.Truncate(time.Second)) {
+		t.Errorf("once it is approved: %s, %+v", got, s.m.Status.AcceptedHardware)
+	}
+	s.m.Status.Hardware.Disks = s.m.Status.Hardware.Disks[:1]
+	want := "True Missing missing: disk S2 (disk, 0B). Repair it, or accept it as it is: coldrack machines accept-hardware " + s.m.Name
+	if got := condition(v1alpha1.ConditionHardwareDrift); got != want {
+		t.Errorf("a disk is gone: %q, want %q", got, want)
+	}
+	s.m.Status.Hardware.Incomplete = "the report is too large"
+	if got := condition(v1alpha1.ConditionHardwareDrift); got != "" {
+		t.Errorf("of half a report: %s", got)
+	}
+	s.m.Status.Hardware.Incomplete = ""
+	s.m.Annotations = map[string]string{v1alpha1.AnnotationAcceptHardware: drift.Digest(drift.Parts(s.m.Status.Hardware))}
+	if got := condition(v1alpha1.ConditionHardwareDrift); got != "" || len(s.m.Status.AcceptedHardware.Parts) != 1 {
+		t.Errorf("once a person accepted it: %s, %+v", got, s.m.Status.AcceptedHardware)
+	}
+	s.m.Status.Hardware.Disks[0].Health = &v1alpha1.DiskHealth{Warnings: []string{"spare"}}
+	if got := condition(v1alpha1.ConditionDiskFailing); got != "True DiskSaysSo sda S1: it warns of spare. Replace it" {
+		t.Errorf("a disk fails: %q", got)
+	}
+	s.m.Status.Hardware.Disks[0].Health = nil
+	if got := condition(v1alpha1.ConditionDiskFailing); got != "" {
+		t.Errorf("it was replaced: %s", got)
 	}
 }

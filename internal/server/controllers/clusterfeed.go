@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -40,6 +41,7 @@ func clusterFeed(d Deps) reconciler {
 				UpdateFunc: func(e event.TypedUpdateEvent[*v1alpha1.Machine]) bool {
 					was, is := e.ObjectOld, e.ObjectNew
 					return was.Generation != is.Generation || interfaceOf(was) != interfaceOf(is) ||
+						!maps.Equal(was.AcceleratorLabels(), is.AcceleratorLabels()) ||
 						(was.Status.Inventory == nil) != (is.Status.Inventory == nil) ||
 						is.Status.Inventory != nil && !was.Status.Inventory.ReportedAt.Equal(&is.Status.Inventory.ReportedAt)
 				},
@@ -191,7 +193,7 @@ func machinesThatMatter(d Deps) source.Source {
 	}, predicate.TypedFuncs[*v1alpha1.Machine]{
 		UpdateFunc: func(e event.TypedUpdateEvent[*v1alpha1.Machine]) bool {
 			was, is := e.ObjectOld, e.ObjectNew
-			return was.Generation != is.Generation || !equality.Semantic.DeepEqual(was.Labels, is.Labels) || was.DeletionTimestamp != is.DeletionTimestamp ||
+			return was.Generation != is.Generation || !maps.Equal(was.SelectorLabels(), is.SelectorLabels()) || was.DeletionTimestamp != is.DeletionTimestamp ||
 				was.Status.Phase != is.Status.Phase || was.Status.Message != is.Status.Message || (was.Status.Installed == nil) != (is.Status.Installed == nil) ||
 				(was.Status.Inventory == nil) != (is.Status.Inventory == nil) || !equality.Semantic.DeepEqual(was.Status.Kubernetes, is.Status.Kubernetes)
 		},

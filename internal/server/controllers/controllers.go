@@ -6,7 +6,9 @@
 //
 //	Machine  phase, message, steps, boots, lease, node, conditions,  machine.go
 //	         kubernetes
-//	         inventory, identity, installed, outcome of an intent     the machine API, through Store
+//	         acceptedHardware
+//	         inventory, hardware, identity, installed, outcome of     the machine API, through Store
+//	         an intent
 //	         acknowledgement of an intent                             intent.go and the machine API
 //	         spec.approved, hostname, network, intent                 enrollment.go, for machines that ask for it
 //	         the annotation of what was chosen at the console         menu.go

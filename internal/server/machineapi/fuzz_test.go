@@ -30,6 +30,7 @@ func FuzzRequest(f *testing.F) {
 		wire.PathProgress:    {`{"intentID":"intent-2","steps":[{"name":"preflight","state":"Running","bytesDone":-1,"startedAt":"0001-01-01T00:00:00Z"}]}`},
 		wire.PathIdentity:    {`{"intentID":"intent-2","csr":` + quoted(csr(f, newKey(f))) + `}`},
 		wire.PathComplete:    {`{"intentID":"intent-2","state":"Failed","message":"no","steps":[{}]}`, `{"intentID":"intent-2","state":"Succeeded","disk":"virtio-1","imageDigest":"sha256:2"}`},
+		wire.PathHardware:    {`{"pci":[{"address":"0000:65:00.0","class":"030200","vendor":"10de","device":"20b5","link":{"width":8}}],"memorySlots":[{"sizeBytes":1},{}],"disks":[{"transport":"nvme","health":{}}]}`},
 		wire.PathHeartbeat:   {`{"bootID":"b","addresses":["10.0.0.1/24","x"],"interfaces":{"10.0.0.1":"eno1"},"now":"2026-01-01T00:00:00Z"}`},
 		wire.PathCertificate: {`{"cluster":"c","name":"kubelet","csr":` + quoted(csr(f, newKey(f))) + `}`},
 		wire.PathPhases:      {`{"cluster":"c","version":"v","phases":[{"name":"x","state":"Failed"}],"certificates":{"a":"2026-01-01T00:00:00Z"},"done":true}`},

@@ -3,7 +3,6 @@ package machineapi
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -26,7 +25,7 @@ const (
 	maxNICs     = 64
 	maxContents = 16
 	maxText     = 128
-	// maxInventory is how many bytes all of it may have, as JSON. A server with 60 disks has some 30,000.
+	// maxInventory is how many bytes all of it may have, as JSON, with the hardware. A server with 60 disks has some 30,000.
 	maxInventory = 64 << 10
 )
 
@@ -59,17 +58,26 @@ func (a *API) inventory(ctx context.Context, c call, in wire.Inventory) (any, er
 	if known && fleet.IsStranger(m) {
 		limit = inventoryLimit(a.Fleet.Strangers())
 	}
-	report, cut := fitted(inventoryOf(in), limit)
+	report, cut := fitted(inventoryOf(in), limit-leastHardware)
 	report.ReportedAt = metav1.NewTime(a.Now())
-	if known && sameInventory(m.Status.Inventory, report) {
+	var built *v1alpha1.Hardware
+	if in.Hardware != nil {
+		// It has its share of what is left.
+		built = fittedHardware(hardwareOf(*in.Hardware, in.Disks), min(maxHardware, limit-size(report)))
+		built.ReportedAt = report.ReportedAt
+	}
+	if known && sameInventory(m.Status.Inventory, report) && (built == nil || sameHardware(m.Status.Hardware, built, unchangedFor)) {
 		a.Fleet.Contacted(m.Name, address(c.request))
 		return wire.Empty{}, nil
 	}
-	if known && fleet.IsStranger(m) && !a.strangers.AllowN(a.Now(), size(report)) {
+	if known && fleet.IsStranger(m) && !a.strangers.AllowN(a.Now(), size(report)+sizeOf(built)) {
 		return nil, refuse(http.StatusTooManyRequests, wire.CodeConflict, "machines that nobody approved report more than %d bytes of inventory a second; ask again", strangersBytesPerSecond)
 	}
 	m, err := a.update(ctx, c.peer.machine, func(m *v1alpha1.Machine) error {
 		m.Status.Inventory = report
+		if built != nil { // an older discovery system tells nothing of it
+			m.Status.Hardware = built
+		}
 		return nil
 	})
 	if err != nil {
@@ -93,13 +101,7 @@ func sameInventory(known, report *v1alpha1.Inventory) bool {
 	return apiequality.Semantic.DeepEqual(dated, report)
 }
 
-func size(report *v1alpha1.Inventory) int {
-	text, err := json.Marshal(report)
-	if err != nil {
-		return maxInventory // a struct of ours always has a JSON form
-	}
-	return len(text)
-}
+func size(report *v1alpha1.Inventory) int { return sizeOf(report) }
 
 // fitted cuts an inventory to so many bytes: first what is on the disks, then disks, then interfaces, the last ones first. cut says what
 // is missing.

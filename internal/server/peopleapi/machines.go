@@ -49,7 +49,7 @@ func MachineList(known *fleet.Fleet) http.Handler {
 
 // brief leaves out what makes a machine large. What m refers to is shared and stays as it is.
 func brief(m v1alpha1.Machine) v1alpha1.Machine {
-	m.ManagedFields, m.Status.Boots = nil, nil
+	m.ManagedFields, m.Status.Boots, m.Status.Hardware, m.Status.AcceptedHardware = nil, nil, nil, nil
 	if m.Status.Inventory != nil {
 		inventory := *m.Status.Inventory
 		inventory.NICs = nil
