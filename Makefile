@@ -3,7 +3,7 @@ SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS   += --no-print-directory
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION ?= $(shell git describe --tags --always --dirty --abbrev=12 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X coldrack.dev/internal/base/version.Version=$(VERSION)
 # The product is pure Go and static. Builds, vet, staticcheck and tests have the same flags: with others each of them would
 # compile all of Kubernetes' libraries once more. Only the race detector needs a C compiler, and a build of its own.
@@ -20,12 +20,13 @@ export PATH := $(CURDIR)/bin:$(PATH)
 TOOLS := root netns qemu dropbear dropbearkey kubectl etcd etcd-debian curl skopeo tftp udhcpc dhclient dnsmasq tcpdump nft setpriv containerd ctr losetup sgdisk mtype \
 	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs ipmi_sim ipmitool redfishtool sushy versitygw \
 	dig host nslookup named named-checkzone chronyd timesyncd dhcpd dhcrelay kea-dhcp4 \
+	dpkg-deb deb-systemd-helper systemd-sysusers systemd-tmpfiles python3-debian shellcheck \
 	pvcreate mkfs.btrfs mkfs.xfs cryptsetup mdadm drbdmeta make-bcache ignition cloud-init dmidecode lspci
 space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-menu e2e-laptop e2e-production bench ui-test screenshots generate clean
+.PHONY: help setup check build deb bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-menu e2e-laptop e2e-production bench ui-test screenshots generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -68,6 +69,17 @@ fresh:
 ## fresh-bundle  the Debian half of the default bundle in such a root, twice: what is installed there must not show (root; RUN=debian-half: once)
 fresh-bundle:
 	@SUITE="$(or $(SUITE),trixie)" RUN="$(or $(RUN),debian-half debian-half-again)" CACHES="$(or $(CACHES),go)" EXPORT=$(BUILD_CACHE) hack/fresh.sh
+
+## deb        build/deb/*.deb: Debian packages of coldrack and coldrack-agent; the same commit gives the same bytes
+# Programs are built with the commit that git names, as where Go looks itself differs (GOFLAGS=-buildvcs).
+DEBS   ?= build/deb
+COMMIT  = $(shell git rev-parse --short=12 HEAD)$(if $(shell git status --porcelain),+dirty)
+deb: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+deb:
+	@mkdir -p "$(DEBS)"; rm -f "$(DEBS)"/*.deb
+	@echo "building coldrack and coldrack-agent $(VERSION)"
+	@go build -buildvcs=false -ldflags '$(LDFLAGS) -X coldrack.dev/internal/base/version.Commit=$(COMMIT)' -o "$(DEBS)/programs/" ./cmd/coldrack ./cmd/coldrack-agent
+	@go run ./hack/deb -programs "$(DEBS)/programs" -version $(VERSION) -out "$(DEBS)"
 
 ## demo       three blank virtual machines become a Kubernetes cluster
 demo: bundle bin/kubectl
