@@ -30,17 +30,24 @@ const agentName = "coldrack-agent/rack"
 // once when it is told so, and else when an install has ended. A release wipes the disk, and the machine goes on waiting. The disk is a folder,
 // so there is nothing to partition and no image to write; the node's configuration and identity are real.
 func (m *Machine) netboot(ctx context.Context) error {
-	line, err := m.askBoot(ctx)
-	if err != nil || line == "" {
-		return err
+	for {
+		line, err := m.askBoot(ctx)
+		if err != nil || line == "" {
+			return err
+		}
+		if err := m.readdress(m.discovery); err != nil {
+			return err
+		}
+		err = m.session(ctx, line)
+		if client.Code(err) == "" {
+			return errors.Join(err, m.readdress(m.address))
+		}
+		// What the server refuses ends the boot, and another one follows: a server that was restarted knows the nonces of none before.
+		m.r.t.Logf("%s boots again: %v", m.name, err)
+		if pause(ctx, time.Second); ctx.Err() != nil {
+			return err
+		}
 	}
-	if err := m.readdress(m.discovery); err != nil {
-		return err
-	}
-	if err := m.session(ctx, line); err != nil {
-		return err
-	}
-	return m.readdress(m.address)
 }
 
 // readdress gives the machine's interface another address.
