@@ -120,7 +120,7 @@ func comparePorts(wanted []Port, open []socket, present map[string]bool, pid int
 	for _, s := range open {
 		if s.pid == pid && !slices.ContainsFunc(wanted, s.is) {
 			results = append(results, fail(fmt.Sprintf("port %d/%s", s.port, s.network), fmt.Sprintf("open %s by the running server, and in no table: it should not be", s.place()),
-				"restart the server if its settings have changed since; otherwise report this"))
+				"run doctor with the flags and COLDRACK_ variables that the server was started with; restart the server if its settings have changed since; otherwise report this"))
 		}
 	}
 	return results
@@ -158,7 +158,7 @@ func comparePort(check string, p Port, mine, others []socket, present map[string
 	switch {
 	case len(wrong) > 0:
 		return fail(check, fmt.Sprintf("open %s, and should not be there, for %s%s", strings.Join(wrong, ", "), p.For, holders),
-			"restart the server if its settings have changed since; otherwise report this")
+			"run doctor with the flags and COLDRACK_ variables that the server was started with; restart the server if its settings have changed since; otherwise report this")
 	case len(missing) > 0 && p.Optional:
 		return ok(check, "not open on %s, for %s; machines take it from elsewhere%s", strings.Join(missing, ", "), p.For, holders)
 	case len(missing) > 0 && p.Each:
