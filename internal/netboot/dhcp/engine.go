@@ -75,6 +75,7 @@ type engine struct {
 	store   func(r lease.Record, done func(error)) // journal.add
 	count   *counters
 	admit   func(Query) bool // nil: everybody
+	passing func(Query) bool // nil: nobody
 
 	mu      sync.Mutex
 	config  Config
@@ -255,7 +256,7 @@ func (e *engine) handle(in incoming) {
 		p.Expire(x.now)
 	}
 	located := x.locate()
-	if located && m.MessageType() == dhcpv4.MessageTypeDiscover {
+	if located && m.MessageType() == dhcpv4.MessageTypeDiscover && !x.passes() {
 		x.twins()
 	}
 	switch {
@@ -281,6 +282,9 @@ func (e *engine) handle(in incoming) {
 	e.mu.Unlock()
 	x.finish()
 }
+
+// passes says whether the client only looks what it would be told.
+func (x *exchange) passes() bool { return x.passing != nil && x.passing(x.query) }
 
 // finish does what must not happen under the lock.
 func (x *exchange) finish() {
@@ -784,10 +788,15 @@ func (x *exchange) release() {
 		return
 	}
 	if x.pool != nil {
-		if s := x.pool.Of(x.client); s != nil && s.Address == address && s.State == lease.Bound {
+		s := x.pool.Of(x.client)
+		switch {
+		case s == nil || s.Address != address:
+		case s.State == lease.Bound:
 			x.pool.Move(s, lease.Free, x.client, time.Time{})
 			x.store(lease.Record{State: lease.Free, Address: address, Until: x.now}, nil)
 			x.observe(Released, address, "")
+		case s.State == lease.Held: // it will not take what it was offered
+			x.pool.Move(s, lease.Free, x.client, time.Time{})
 		}
 	}
 }

@@ -30,6 +30,9 @@ type Options struct {
 	// Admit says whether a client's DISCOVER is to be answered now. One that is not comes again by itself. It is called under
 	// the engine's lock, so it must not block. nil: everybody is answered.
 	Admit func(client Query) bool
+	// Passing says of a client that it only looks what it would be told: it is answered, and no machine is inferred from it. It is called as Admit
+	// is. nil: nobody does.
+	Passing func(client Query) bool
 	// Now is the clock, time.Now by default.
 	Now func() time.Time
 	// Inside runs a function in the network namespace of the interfaces; by default it just calls it.
@@ -95,7 +98,7 @@ func New(options Options, config Config) (*Server, error) {
 	s := &Server{options: options, journal: journal, config: config, ready: make(chan struct{}), again: make(chan struct{}, 1),
 		links: map[string]*running{}, failed: map[string]error{}}
 	s.engine = newEngine(options.Backend, options.Log, options.Now, journal.Add, &s.count)
-	s.engine.admit, s.engine.changed = options.Admit, options.Changed
+	s.engine.admit, s.engine.passing, s.engine.changed = options.Admit, options.Passing, options.Changed
 	journal.Snapshot = s.engine.records
 	s.engine.configure(config, records)
 	return s, nil

@@ -39,6 +39,9 @@ const (
 
 // firmwareAsked counts a DISCOVER that was answered. A boot loader that asks was loaded, from us or by the site's own doing.
 func (x *exchange) firmwareAsked() {
+	if x.passes() {
+		return
+	}
 	if x.query.IPXE {
 		x.heeded("asks as iPXE")
 		return
