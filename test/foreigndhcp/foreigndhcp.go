@@ -41,10 +41,11 @@ var (
 // All of them.
 func All() []Server { return []Server{Dnsmasq, ISC, Kea} }
 
-// Start runs the server in a network namespace with an interface eth0, with further lines in its file, until the test ends.
-func (s Server) Start(t testing.TB, ns *netnstest.NS, lines string) {
+// Start runs the server in a network namespace with an interface eth0, with further lines in its file, until the test ends. It returns its folder,
+// in which the file "leases" has what it gave out, save for Kea's.
+func (s Server) Start(t testing.TB, ns *netnstest.NS, lines string) (dir string) {
 	t.Helper()
-	dir := t.TempDir()
+	dir = t.TempDir()
 	for name, text := range map[string]string{"conf": strings.ReplaceAll(fmt.Sprintf(s.config, lines), "DIR", dir), "leases": ""} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -64,4 +65,5 @@ func (s Server) Start(t testing.TB, ns *netnstest.NS, lines string) {
 			t.Logf("%s said: %s", s.Program, said.String())
 		}
 	})
+	return dir
 }

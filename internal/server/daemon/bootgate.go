@@ -40,6 +40,9 @@ func (g *bootGate) admit(client dhcp.Query) bool {
 		// A firmware that is told of a file which is not there gives up at once; one that hears nothing asks again for a minute.
 		return false
 	}
+	if wire.IsProbe(client.MAC) {
+		return true // it loads next to nothing, and waits for nobody
+	}
 	if client.Proxied {
 		// It has the site's offer already, and boots something else when ours does not come at once.
 		g.gate.Seen(client.MAC, g.now())

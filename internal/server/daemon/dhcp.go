@@ -17,6 +17,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/contract/validate"
+	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/dhcp6"
@@ -129,6 +130,9 @@ func (b dhcpBackend) firstStage(client dhcp.Query) boot.FirstStage {
 
 // Observe notes the addresses that known machines boot with, and says aloud what a person must know.
 func (b dhcpBackend) Observe(seen dhcp.Observation) {
+	if wire.IsProbe(seen.Client.MAC) && ofOneClient(seen.Event) {
+		return
+	}
 	b.bootGate.observe(seen)
 	if seen.Client.IPXE {
 		b.ipxes.add(seen.Client.MAC)
@@ -153,6 +157,15 @@ func (b dhcpBackend) Observe(seen dhcp.Observation) {
 		b.log.Warn("DHCP: "+string(seen.Event), "mac", seen.Client.MAC, "interface", seen.Client.Interface,
 			addressAttr("address", seen.Address), "detail", seen.Detail)
 	}
+}
+
+// ofOneClient says whether an event tells of a client and its boot, and not of the segment.
+func ofOneClient(event dhcp.Event) bool {
+	switch event {
+	case dhcp.ForeignServer, dhcp.Conflict, dhcp.ARPProxy, dhcp.PoolExhausted, dhcp.NoSubnet:
+		return false
+	}
+	return true
 }
 
 // addressAttr is a log attribute of an address. Without an address it is the empty Attr, which handlers leave out.
@@ -370,7 +383,7 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 		return nil, err
 	}
 	server, err := dhcp.New(dhcp.Options{
-		Changed: changed, Backend: backend, Admit: s.admitDHCP, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
+		Changed: changed, Backend: backend, Admit: s.admitDHCP, Passing: func(c dhcp.Query) bool { return wire.IsProbe(c.MAC) }, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
 		Beside: func(ctx context.Context, device string) {
 			advertise(ctx, device, func(mac net.HardwareAddr) bool { return ipxes.has(mac) && len(managed(six, device)) == 0 }, nil)
 		},

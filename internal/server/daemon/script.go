@@ -29,6 +29,9 @@ var errStarting = errors.New("the server is starting and has not read its machin
 // their firmware after a minute.
 var errNoStore = errors.New("the store is not there: only machines that are known to be installed are answered, the others when it is back")
 
+// probeNonce stands in the script of a probe (wire.IsProbe) where a machine's has its nonce: nobody can enrol with it.
+const probeNonce = "none"
+
 // booter answers what machines boot. It reads what is in memory and never waits for the store.
 type booter struct {
 	fleet   *fleet.Fleet
@@ -91,6 +94,10 @@ func (b *booter) script(request boot.Request, at netip.Addr, asked *httpboot.Que
 	if machine == nil && matched != "" {
 		plan.Reason += " (" + matched + ")"
 	}
+	if machine == nil && len(request.MACs) == 1 && wire.IsProbe(request.MACs[0]) {
+		b.log.Debug("boot script for a probe of the segment", "mac", request.MACs[0], "address", request.Address, "action", string(plan.Action))
+		return b.render(plan, told{mac: request.MACs[0], at: at, nonce: probeNonce, kernel: kernel.Digest, initrd: initrd.Digest})
+	}
 	var claim *v1alpha1.MenuChoice
 	if synced {
 		answer, err := b.menu(request, asked, at, subject, plan, have)
@@ -113,17 +120,43 @@ func (b *booter) script(request boot.Request, at netip.Addr, asked *httpboot.Que
 	b.metrics.boots.WithLabelValues(string(plan.Action)).Inc()
 	b.bootGate.decided(record.MAC, plan.Action)
 
-	target := boot.Target{Machine: name, LocalURL: b.bootURL(at) + "/" + plan.LocalFile(), RetryURL: b.bootURL(at) + "/boot.ipxe"}
-	switch plan.Action {
+	nonce := ""
+	if loadsKernel(plan.Action) {
+		nonce = b.nonces.Issue(machineapi.Binding{Identifiers: ids, Machine: name, Action: plan.Action})
+	}
+	b.log.Info("boot decision", "machine", name, "mac", record.MAC, "address", record.Address,
+		"action", string(plan.Action), "reason", plan.Reason)
+	return b.render(plan, told{machine: name, mac: record.MAC, at: at, nonce: nonce, kernel: kernel.Digest, initrd: initrd.Digest})
+}
+
+// loadsKernel says whether an action starts the discovery system.
+func loadsKernel(action v1alpha1.BootAction) bool {
+	switch action {
 	case v1alpha1.BootDiscover, v1alpha1.BootInstall, v1alpha1.BootRelease, v1alpha1.BootRescue:
-		target.KernelURL = b.contentURL(at, kernel.Digest)
-		target.InitrdURL = b.contentURL(at, initrd.Digest)
-		nonce := b.nonces.Issue(machineapi.Binding{Identifiers: ids, Machine: name, Action: plan.Action})
+		return true
+	}
+	return false
+}
+
+// told is what a machine is told beside its plan.
+type told struct {
+	machine, mac   string // its name and the MAC that it boots with, as far as they are known
+	at             netip.Addr
+	nonce          string
+	kernel, initrd string // digests
+}
+
+// render makes the script of a plan.
+func (b *booter) render(plan boot.Plan, t told) (string, error) {
+	target := boot.Target{Machine: t.machine, LocalURL: b.bootURL(t.at) + "/" + plan.LocalFile(), RetryURL: b.bootURL(t.at) + "/boot.ipxe"}
+	if loadsKernel(plan.Action) {
+		target.KernelURL = b.contentURL(t.at, t.kernel)
+		target.InitrdURL = b.contentURL(t.at, t.initrd)
 		target.Args = []string{
-			wire.ArgServer + "=" + b.machineURL(at),
-			wire.ArgBoot + "=" + b.bootURL(at),
+			wire.ArgServer + "=" + b.machineURL(t.at),
+			wire.ArgBoot + "=" + b.bootURL(t.at),
 			wire.ArgCA + "=" + b.caPin,
-			wire.ArgNonce + "=" + nonce,
+			wire.ArgNonce + "=" + t.nonce,
 		}
 		if plan.Action == v1alpha1.BootRescue {
 			target.Args = append(target.Args, wire.ArgLive+"=1")
@@ -131,13 +164,11 @@ func (b *booter) script(request boot.Request, at netip.Addr, asked *httpboot.Que
 				target.Args = append(target.Args, wire.ArgDebug+"=shell")
 			}
 		}
-		if record.MAC != "" {
-			target.Args = append(target.Args, wire.ArgMAC+"="+record.MAC)
+		if t.mac != "" {
+			target.Args = append(target.Args, wire.ArgMAC+"="+t.mac)
 		}
 		target.Args = append(append(target.Args, consoleArgs()...), b.discoveryArgs...)
 	}
-	b.log.Info("boot decision", "machine", name, "mac", record.MAC, "address", record.Address,
-		"action", string(plan.Action), "reason", plan.Reason)
 	return boot.Script(plan, target)
 }
 
