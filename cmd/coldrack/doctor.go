@@ -36,6 +36,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		address string
 		output  string
 		packets string
+		segment string
 	)
 	cmd := &cobra.Command{
 		Use:   "doctor",
@@ -52,14 +53,23 @@ While the server runs, what it has found on its Subnets is shown as well, such a
 --foreign-dhcp prints lines for the site's own DHCP server, which then itself tells machines what to boot, and checks nothing.
 
 --capture explains a packet capture (pcap or pcapng) instead: DHCP, port 4011, TFTP, HTTP and ARP of machines that boot, line by
-line, and a verdict for each machine. It may come from another site, and needs no privilege.`,
+line, and a verdict for each machine. It may come from another site, and needs no privilege.
+
+--segment acts as machines that boot on the segment of an interface instead: it asks DHCP as BIOS, UEFI (x64 and arm64, by PXE and by HTTP)
+and iPXE do, loads what each is told to load, up to the first bytes of kernel and initrd, and says what a machine of each kind would
+experience. It takes some ten seconds and root. It always asks with the same hardware address, which begins with 02:c0:1d; it leases an address only
+where the interface has none, and gives it back. A Coldrack server keeps nothing of it: no lease, no Machine.`,
 		Example: `  coldrack doctor --probe-dhcp
   coldrack doctor --foreign-dhcp dnsmasq --boot-address 10.20.0.1 > /etc/dnsmasq.d/coldrack.conf
+  coldrack doctor --segment eth1 -o json
   tcpdump -i eth0 -w boot.pcap 'arp or udp or tcp port 7080'; coldrack doctor --capture boot.pcap`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if packets != "" {
 				return a.explainCapture(packets, output)
+			}
+			if segment != "" {
+				return a.probeSegment(cmd.Context(), segment, output)
 			}
 			cfg, err := server.load(a)
 			if err != nil {
@@ -97,9 +107,11 @@ line, and a verdict for each machine. It may come from another site, and needs n
 	cmd.Flags().StringVar(&foreign, "foreign-dhcp", "", "print what another DHCP server must say for machines to boot from here: "+strings.Join(doctor.ForeignServers(), ", "))
 	cmd.Flags().StringVar(&address, "boot-address", "", "for --foreign-dhcp: the address by which machines reach the server (default its own, if there is one)")
 	cmd.Flags().StringVar(&packets, "capture", "", "explain a packet capture of machines that boot, and check nothing; - is standard input")
+	cmd.Flags().StringVar(&segment, "segment", "", "act as machines that boot on the segment of this interface, and check nothing else; takes ten seconds and root")
 	_ = cmd.MarkFlagFilename("capture", "pcap", "pcapng", "cap")
 	cmd.MarkFlagsMutuallyExclusive("capture", "probe-dhcp")
-	cmd.MarkFlagsMutuallyExclusive("capture", "foreign-dhcp")
+	cmd.MarkFlagsMutuallyExclusive("capture", "foreign-dhcp", "segment")
+	cmd.MarkFlagsMutuallyExclusive("segment", "probe-dhcp")
 	_ = cmd.RegisterFlagCompletionFunc("foreign-dhcp", cobra.FixedCompletions(doctor.ForeignServers(), cobra.ShellCompDirectiveNoFileComp))
 	addOutputFlag(cmd, &output, "json", "yaml")
 	return cmd
