@@ -83,9 +83,9 @@ func newProbeRack(t *testing.T) *probeRack {
 	t.Helper()
 	r := &probeRack{t: t, site: netns.New(t), ns: netns.New(t), other: netns.New(t), client: netns.New(t), nonces: machineapi.NewNonces(nil)}
 	r.site.Bridge("br0")
-	r.site.Plug("br0", "a", r.ns, "rack0")
-	r.site.Plug("br0", "b", r.other, "eth0")
-	r.site.Plug("br0", "c", r.client, "eth0")
+	r.site.Plug("br0", "port1", r.ns, "rack0")
+	r.site.Plug("br0", "port2", r.other, "eth0")
+	r.site.Plug("br0", "port3", r.client, "eth0")
 	r.ns.Address("rack0", "192.0.2.1/24")
 	r.other.Address("eth0", "192.0.2.2/24")
 	cfg := testConfig(t)
@@ -163,7 +163,7 @@ func TestProbeOfASegment(t *testing.T) {
 		"UEFI arm64 PXE":   "warn no boot file for this kind",
 		"UEFI arm64 HTTP":  "warn no boot file for this kind",
 		"iPXE on BIOS":     "ok ipxe (",
-		"iPXE on UEFI x64": `ok kernel (200 kB), initrd (300 kB) (its console says "new machine: Discover: the machine is not known yet")`,
+		"iPXE on UEFI x64": `ok kernel (200 kB), initrd (300 kB) (its console says "new machine: Discover: the machine is not known yet`,
 	}
 	t.Run("the server alone", func(t *testing.T) {
 		r.t = t
