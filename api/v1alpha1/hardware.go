@@ -13,8 +13,9 @@ import (
 // "coldrack machines accept-hardware" computes of it. It does nothing when the machine reports something else by then.
 const AnnotationAcceptHardware = "coldrack.dev/accept-hardware"
 
-// LabelAccelerator begins the labels that count accelerators: "coldrack.dev/accelerator.nvidia-a100-pcie-80gb: 8". Nodes of clusters get
-// them, and the selectors of MachineGroups and EnrollmentPolicies can ask for them.
+// LabelAccelerator begins the labels that count accelerators, by vendor and device and by name: "coldrack.dev/accelerator.10de-20b5: 8" and
+// "coldrack.dev/accelerator.nvidia-a100-pcie-80gb: 8". Nodes of clusters get them, and the selectors of MachineGroups and
+// EnrollmentPolicies can ask for them.
 const LabelAccelerator = "coldrack.dev/accelerator."
 
 // Hardware is what a machine is built of, as it reported last: in discovery, and when its node started or twelve hours have passed.
@@ -213,8 +214,15 @@ func (m *Machine) SelectorLabels() map[string]string {
 func (m *Machine) AcceleratorLabels() map[string]string {
 	counts := map[string]int32{}
 	add := func(kind AcceleratorKind, name, id string, count int32) {
-		if kind != "" && count > 0 {
-			counts[LabelAccelerator+acceleratorName(name, id)] += count
+		if kind == "" || count <= 0 {
+			return
+		}
+		byID, byName := acceleratorName(id), acceleratorName(name)
+		if byID != "" {
+			counts[LabelAccelerator+byID] += count
+		}
+		if byName != "" && byName != byID {
+			counts[LabelAccelerator+byName] += count
 		}
 	}
 	switch {
@@ -236,13 +244,11 @@ func (m *Machine) AcceleratorLabels() map[string]string {
 	return labels
 }
 
-// acceleratorName makes a part of a label's key of a device's name, or of its numbers where it has none: "nvidia-a100-pcie-80gb" of
-// "NVIDIA Corporation GA100 [A100 PCIe 80GB]". What people know it by stands in brackets.
-func acceleratorName(name, id string) string {
+// acceleratorName makes a part of a label's key of a device's name: "nvidia-a100-pcie-80gb" of "NVIDIA GA100 [A100 PCIe 80GB]". What people
+// know it by stands in brackets. It is empty where nothing of the name can be in a key.
+func acceleratorName(name string) string {
 	const longest = 63 - len("accelerator.")
-	if name == "" {
-		name = id
-	} else if vendor, rest, ok := strings.Cut(name, " "); ok {
+	if vendor, rest, ok := strings.Cut(name, " "); ok {
 		if open, end := strings.LastIndex(rest, "["), strings.LastIndex(rest, "]"); open >= 0 && end > open {
 			rest = rest[open+1 : end]
 		}

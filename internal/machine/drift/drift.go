@@ -193,6 +193,16 @@ func text(p v1alpha1.HardwarePart, n int32) string {
 // a person accepted, "" for none.
 func Accept(was *v1alpha1.AcceptedHardware, now []v1alpha1.HardwarePart, asked string) (_ *v1alpha1.AcceptedHardware, changed bool) {
 	digest := Digest(now)
+	if was != nil {
+		// A name once accepted stays, so that the labels by which groups choose machines do not change with a list of names; what a device
+		// counts as comes from the running system, which may know more than the one before.
+		now = slices.Clone(now)
+		for i, p := range now {
+			if known, ok := find(was.Parts, p); ok && p.Kind == v1alpha1.PartDevice {
+				now[i].Name, now[i].Accelerator = cmp.Or(known.Name, p.Name), cmp.Or(p.Accelerator, known.Accelerator)
+			}
+		}
+	}
 	if asked == digest && (was == nil || was.Digest != asked) {
 		return &v1alpha1.AcceptedHardware{Digest: digest, Parts: now}, true
 	}
@@ -203,14 +213,7 @@ func Accept(was *v1alpha1.AcceptedHardware, now []v1alpha1.HardwarePart, asked s
 	if len(Compare(was.Parts, now).Missing) > 0 {
 		return was, false
 	}
-	// Names and what a device counts as come from the running system, which may know more than the one before.
-	next := &v1alpha1.AcceptedHardware{At: was.At, Digest: was.Digest}
-	for _, p := range fast {
-		if known, ok := find(was.Parts, p); ok {
-			p.Name, p.Accelerator = cmp.Or(p.Name, known.Name), cmp.Or(p.Accelerator, known.Accelerator)
-		}
-		next.Parts = append(next.Parts, p)
-	}
+	next := &v1alpha1.AcceptedHardware{At: was.At, Digest: was.Digest, Parts: fast}
 	for _, p := range was.Parts {
 		if p.Kind == v1alpha1.PartSlowLink {
 			next.Parts = append(next.Parts, p)

@@ -117,6 +117,16 @@ func TestAccept(t *testing.T) {
 	if d := Compare(third.Parts, parts); d.Message() != "missing: memory module C1 M3 (1GiB)" {
 		t.Errorf("the addition is gone again: %q", d.Message())
 	}
+	// Another list of names changes no label.
+	renamed := server()
+	renamed.Devices[0].Name, renamed.Devices[1].Name, renamed.Devices[2].Name = "NVIDIA A100 PCIe", "NVIDIA A100 PCIe", "Mellanox ConnectX-5"
+	is, changed := Accept(first, Parts(renamed), "")
+	if gpu, _ := find(is.Parts, v1alpha1.HardwarePart{Kind: v1alpha1.PartDevice, ID: "10de:20b5"}); gpu.Name != "NVIDIA A100" {
+		t.Errorf("a GPU was renamed: %+v", gpu)
+	}
+	if card, _ := find(is.Parts, v1alpha1.HardwarePart{Kind: v1alpha1.PartDevice, ID: "15b3:1017"}); !changed || card.Name != "Mellanox ConnectX-5" {
+		t.Errorf("a name that was not known is not taken: %+v", card)
+	}
 	// A system without a list of names, or without the driver, takes nothing back.
 	bare := server()
 	for i := range bare.Devices {

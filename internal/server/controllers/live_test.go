@@ -15,6 +15,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,6 +30,7 @@ import (
 	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/contract/wire"
+	"coldrack.dev/internal/machine/drift"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
 	"coldrack.dev/internal/server/controlplane"
@@ -160,6 +162,7 @@ func TestLive(t *testing.T) {
 		{"a machine from its first boot to Ready, and back", fromFirstBootToReadyAndBack},
 		{"machines that arrive together get different names and addresses", arriveTogether},
 		{"a machine that is held says why", heldSaysWhy},
+		{"a policy takes a machine by its accelerators, and what goes missing is told until a person accepts it", hardwareDrifts},
 		{"a restored server installs nothing by itself until a person confirms", restoredWithholds},
 		{"what was chosen in a boot menu is recorded and carried out, once", choiceAtTheConsole},
 		{"DHCP hears of valid subnets, and what was imported becomes Images and Bundles", subnetsAndCatalog},
@@ -542,6 +545,59 @@ func restoredWithholds(t *testing.T, w *liveWorld) {
 	check(t, w.client.Patch(t.Context(), asked, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, v1alpha1.AnnotationAdopt, marker))))
 	w.wait(marked, "adopted", func(m *v1alpha1.Machine) bool {
 		return m.Status.Installed != nil && m.Status.Installed.Marker == marker && !unknown(m) && m.Spec.Intent == nil
+	})
+}
+
+// hardwareDrifts has the definition of Machine keep all of what the machine API writes, too.
+func hardwareDrifts(t *testing.T, w *liveWorld) {
+	rule, subnet := policy("gpus"), rack()
+	rule.Spec.Match.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{v1alpha1.LabelAccelerator + "nvidia-a100": "8"}}
+	w.create(&subnet)
+	w.create(&rule)
+	without, with := boot(w, 0), boot(w, 1)
+	for _, name := range []string{without, with} {
+		w.until(func() bool { _, ok := w.fleet.Get(name); return ok }, func() string { return name + " was not recorded" })
+	}
+	hardware := func(gpus int32) *v1alpha1.Hardware {
+		return &v1alpha1.Hardware{
+			ReportedAt: metav1.NewTime(time.Now().Truncate(time.Second)),
+			Firmware:   v1alpha1.FirmwareVersions{BIOSVersion: "1.12.1", BIOSDate: "09/14/2023", BMC: "7.10", Microcode: "0xd0003e7"},
+			Devices: []v1alpha1.PCIDevice{{ID: "10de:20b5", Subsystem: "10de:1533", Name: "NVIDIA GA100 [A100]", Class: "030200", ClassName: "3D controller", Kind: v1alpha1.AcceleratorGPU,
+				Count: gpus, Addresses: []string{"0000:17:00.0"}, NUMANode: new(int32(0)), Link: &v1alpha1.PCILink{Width: 16, MaxWidth: 16, MaxSpeedMTs: 16000}},
+				{ID: "8086:1563", Class: "020000", Count: 1}},
+			MemoryModules:    []v1alpha1.MemoryModule{{Slot: "A1", Size: resource.MustParse("16Gi"), Type: "DDR4", ECC: true, SpeedMTs: 2933, MaxSpeedMTs: 3200, Manufacturer: "Samsung", PartNumber: "M393", Serial: "19D2"}},
+			EmptyMemorySlots: []string{"A2"},
+			Disks: []v1alpha1.DiskState{{Name: "nvme0n1", Model: "P5500", Serial: "S1", WWN: "eui.1", Size: resource.MustParse("1Ti"), Firmware: "1.2", State: "dead",
+				Health: &v1alpha1.DiskHealth{Warnings: []string{"spare"}, UsedPercent: 101, SparePercent: 4, SpareThresholdPercent: 10, TemperatureCelsius: 38, PowerOnHours: 1, UnsafeShutdowns: 2, MediaErrors: 3, WrittenBytes: 1 << 62}}},
+		}
+	}
+	w.act(with, func(s *v1alpha1.MachineStatus) { s.Hardware = hardware(8) })
+	for i, name := range []string{without, with} {
+		w.report(name, fmt.Sprintf("SN-%d", i), mac(i))
+	}
+	drifted := func(m *v1alpha1.Machine) bool {
+		return meta.IsStatusConditionTrue(m.Status.Conditions, v1alpha1.ConditionHardwareDrift)
+	}
+	m := w.wait(with, "approved, and its hardware accepted", func(m *v1alpha1.Machine) bool { return m.Spec.Approved && m.Status.AcceptedHardware != nil })
+	want := hardware(8)
+	want.ReportedAt = m.Status.Hardware.ReportedAt
+	if !equality.Semantic.DeepEqual(m.Status.Hardware, want) || drifted(m) || !meta.IsStatusConditionTrue(m.Status.Conditions, v1alpha1.ConditionDiskFailing) {
+		t.Errorf("kept: %+v, conditions %+v", m.Status.Hardware, m.Status.Conditions)
+	}
+	w.wait(without, "left to a person", func(m *v1alpha1.Machine) bool { return !m.Spec.Approved && m.Status.Phase == v1alpha1.PhaseWaiting })
+
+	w.act(with, func(s *v1alpha1.MachineStatus) { s.Hardware = hardware(7) })
+	m = w.wait(with, "told of", drifted)
+	if c := meta.FindStatusCondition(m.Status.Conditions, v1alpha1.ConditionHardwareDrift); c.Reason != "Missing" || !strings.HasPrefix(c.Message, "missing: 1 of 8 NVIDIA GA100 [A100] (10de:20b5). ") {
+		t.Errorf("%+v", c)
+	}
+	if m.AcceleratorLabels()[v1alpha1.LabelAccelerator+"nvidia-a100"] != "8" {
+		t.Errorf("a GPU that fails takes the machine out of its group: %v", m.AcceleratorLabels())
+	}
+	asked := &v1alpha1.Machine{ObjectMeta: metav1.ObjectMeta{Name: with}}
+	check(t, w.client.Patch(t.Context(), asked, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, v1alpha1.AnnotationAcceptHardware, drift.Digest(drift.Parts(m.Status.Hardware))))))
+	w.wait(with, "accepted as it is", func(m *v1alpha1.Machine) bool {
+		return !drifted(m) && m.Status.AcceptedHardware.Digest != "" && m.AcceleratorLabels()[v1alpha1.LabelAccelerator+"nvidia-a100"] == "7"
 	})
 }
 
