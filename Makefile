@@ -21,7 +21,7 @@ TOOLS := root netns qemu dropbear dropbearkey kubectl etcd etcd-debian curl skop
 	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs ipmi_sim ipmitool redfishtool sushy versitygw \
 	dig host nslookup named named-checkzone chronyd timesyncd dhcpd dhcrelay kea-dhcp4 \
 	dpkg-deb deb-systemd-helper systemd-sysusers systemd-tmpfiles python3-debian shellcheck \
-	pvcreate mkfs.btrfs mkfs.xfs cryptsetup mdadm drbdmeta make-bcache ignition cloud-init dmidecode lspci
+	pvcreate mkfs.btrfs mkfs.xfs cryptsetup mdadm drbdmeta make-bcache ignition cloud-init dmidecode lspci linux.uml
 space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))

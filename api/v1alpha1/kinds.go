@@ -311,6 +311,10 @@ type ProfileSpec struct {
 	// Timezone, for example "Europe/Berlin". Default UTC.
 	// +optional
 	Timezone string `json:"timezone,omitempty"`
+	// Network is the layout of the network links of machines that have none of their own. Interfaces are named as in
+	// status.inventory.nics of these machines.
+	// +optional
+	Network *NetworkLayout `json:"network,omitempty"`
 }
 
 // DiskHints select one disk by stable properties. All given hints must hold. Without any hint the

@@ -244,7 +244,8 @@ type PowerStatus struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// MachineNetwork is the installed node's static network.
+// MachineNetwork is the installed node's network. Its layout, where it has one, takes the place of its Profile's as a whole. A change is
+// carried out by the next install.
 type MachineNetwork struct {
 	// Subnet names the Subnet that the addresses belong to.
 	// +optional
@@ -252,10 +253,19 @@ type MachineNetwork struct {
 	// Address of the node, without prefix length; must lie within the Subnet.
 	// +optional
 	Address string `json:"address,omitempty"`
-	// MAC of the interface that carries the address. Defaults to the one the machine booted from.
+	// MAC of the interface that carries the address, where link names none. Defaults to the one the machine booted from.
 	// +optional
 	// +kubebuilder:validation:Pattern=`^([0-9a-f]{2}:){5}[0-9a-f]{2}$`
 	MAC string `json:"mac,omitempty"`
+
+	NetworkLayout `json:",inline"`
+
+	// Addresses are further ones, also on links of the Profile's layout. One on the link of the node's address makes the node reachable
+	// in both IP families.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	Addresses []NodeAddress `json:"addresses,omitempty"`
 }
 
 // IntentAction is what an Intent wants done.

@@ -197,6 +197,7 @@ func ValidateMachine(m, old *Machine) field.ErrorList {
 				errs = append(errs, field.Invalid(spec.Child("network", "address"), n.Address, err.Error()+"; want one without prefix length"))
 			}
 		}
+		errs = append(errs, validateLinks(spec.Child("network"), m.Links(nil))...)
 	}
 	if m.Spec.Hostname == "" && m.Name != "" && old == nil {
 		if err := validate.Hostname(m.Name); err != nil {
@@ -281,6 +282,11 @@ func MachineClaims(m *Machine) []MachineClaim {
 		if a, err := netip.ParseAddr(n.Address); err == nil {
 			claim("address", a.String(), spec.Child("network", "address"))
 		}
+		for i, further := range n.Addresses {
+			if p, err := netip.ParsePrefix(further.Address); err == nil {
+				claim("address", p.Addr().String(), spec.Child("network", "addresses").Index(i).Child("address"))
+			}
+		}
 	}
 	return claims
 }
@@ -331,6 +337,7 @@ func ValidateProfile(p *Profile) field.ErrorList {
 	errs = append(errs, rules(spec.Child("console"), p.Spec.Console, validate.KernelArg)...)
 	errs = append(errs, rules(spec.Child("sshKeys"), p.Spec.SSHKeys, validate.SSHKey)...)
 	errs = append(errs, rule(spec.Child("timezone"), p.Spec.Timezone, knownTimezone)...)
+	errs = append(errs, validateLinks(spec.Child("network"), p.Spec.Network.Links())...)
 	for i, user := range p.Spec.Users {
 		at := spec.Child("users").Index(i)
 		errs = append(errs, rule(at.Child("name"), user.Name, validate.UserName)...)

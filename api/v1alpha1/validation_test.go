@@ -184,10 +184,16 @@ func TestValidateMachine(t *testing.T) {
 		"no MAC at all":                 {MachineSpec{Identifiers: Identifiers{MACs: []string{"00:00:00:00:00:00"}}}, nil, []string{"no interface's"}},
 		"an address that no host has":   {MachineSpec{Network: &MachineNetwork{Address: "224.0.0.1", MAC: "01:00:5e:00:00:01"}}, nil, []string{"spec.network.mac", "spec.network.address"}},
 		"an address with prefix length": {MachineSpec{Network: &MachineNetwork{Address: "10.0.0.7/24"}}, nil, []string{"without prefix length"}},
-		"a disk pattern that is broken": {MachineSpec{RootDisk: &DiskHints{ByID: "nvme-[x"}}, nil, []string{"spec.rootDisk.byID"}},
-		"a disk by its path":            {MachineSpec{RootDisk: &DiskHints{ByID: "/dev/disk/by-id/nvme-x"}}, nil, []string{"leave the folder out"}},
-		"a disk of no size":             {MachineSpec{RootDisk: &DiskHints{MinSize: &two, MaxSize: &one}}, nil, []string{"spec.rootDisk.maxSize"}},
-		"the first intent":              {MachineSpec{Intent: intent("1", ActionInstall)}, &Machine{}, nil},
+		"a layout of links": {MachineSpec{Network: &MachineNetwork{Address: "10.0.0.7", NetworkLayout: NetworkLayout{Bonds: []NetworkBond{{Name: "bond0", Mode: "802.3ad", Members: []string{"ens1f0", "ens1f1"}, MTU: 9000}},
+			VLANs: []NetworkVLAN{{Name: "storage", ID: 100, Parent: "bond0"}}}, Addresses: []NodeAddress{{Link: "storage", Address: "10.30.0.7/24"}}}}, nil, nil},
+		"a layout that contradicts itself": {MachineSpec{Network: &MachineNetwork{NetworkLayout: NetworkLayout{Link: "ens1f0", Bonds: []NetworkBond{{Name: "bond0", Mode: "802.3ad", Members: []string{"ens1f0", "ens1f0"}}},
+			VLANs: []NetworkVLAN{{Name: "storage", ID: 4095, Parent: "bond0"}}}, Addresses: []NodeAddress{{Link: "storage", Address: "10.30.0.7"}}}}, nil,
+			[]string{"spec.network.bonds[0].members[1]", "spec.network.vlans[0].id", "spec.network.link: Invalid value: \"ens1f0\": is at bonds[0].members[0]", "spec.network.addresses[0].address"}},
+		"an address on a link of the profile": {MachineSpec{Network: &MachineNetwork{Addresses: []NodeAddress{{Link: "storage", Address: "10.30.0.7/24"}}}}, nil, nil},
+		"a disk pattern that is broken":       {MachineSpec{RootDisk: &DiskHints{ByID: "nvme-[x"}}, nil, []string{"spec.rootDisk.byID"}},
+		"a disk by its path":                  {MachineSpec{RootDisk: &DiskHints{ByID: "/dev/disk/by-id/nvme-x"}}, nil, []string{"leave the folder out"}},
+		"a disk of no size":                   {MachineSpec{RootDisk: &DiskHints{MinSize: &two, MaxSize: &one}}, nil, []string{"spec.rootDisk.maxSize"}},
+		"the first intent":                    {MachineSpec{Intent: intent("1", ActionInstall)}, &Machine{}, nil},
 		"a new intent after the last one is done": {MachineSpec{Intent: intent("2", ActionReinstall)},
 			&Machine{Spec: MachineSpec{Intent: intent("1", ActionInstall)}, Status: status("1", ActionInstall, IntentSucceeded)}, nil},
 		"a new intent while one runs": {MachineSpec{Intent: intent("2", ActionRelease)},
@@ -220,10 +226,12 @@ func TestValidateMachineClaims(t *testing.T) {
 		spec MachineSpec
 		want []string
 	}{
-		"nothing is claimed":            {MachineSpec{}, nil},
-		"what the machine has already":  {MachineSpec{Identifiers: Identifiers{MACs: []string{"52:54:00:00:00:01"}}}, nil},
-		"a UUID of two others":          {MachineSpec{Identifiers: Identifiers{UUID: "4c4c4544-0032-3510-8052-c2c04f4d3532"}}, []string{"spec.identifiers.uuid: Invalid value: \"4c4c4544-0032-3510-8052-c2c04f4d3532\": belongs to Machine b already"}},
-		"a serial in another case":      {MachineSpec{Identifiers: Identifiers{Serial: "AB123"}}, []string{"spec.identifiers.serial: Invalid value: \"ab123\": belongs to Machine d already"}},
+		"nothing is claimed":           {MachineSpec{}, nil},
+		"what the machine has already": {MachineSpec{Identifiers: Identifiers{MACs: []string{"52:54:00:00:00:01"}}}, nil},
+		"a UUID of two others":         {MachineSpec{Identifiers: Identifiers{UUID: "4c4c4544-0032-3510-8052-c2c04f4d3532"}}, []string{"spec.identifiers.uuid: Invalid value: \"4c4c4544-0032-3510-8052-c2c04f4d3532\": belongs to Machine b already"}},
+		"a serial in another case":     {MachineSpec{Identifiers: Identifiers{Serial: "AB123"}}, []string{"spec.identifiers.serial: Invalid value: \"ab123\": belongs to Machine d already"}},
+		"another machine's address among further ones": {MachineSpec{Network: &MachineNetwork{Address: "10.0.0.8", Addresses: []NodeAddress{{Link: "x", Address: "10.0.0.8/24"}, {Link: "x", Address: "10.0.0.7/24"}}}},
+			[]string{"spec.network.addresses[0].address: Invalid value: \"10.0.0.8\": is also spec.network.address", "spec.network.addresses[1].address"}},
 		"another machine's address":     {MachineSpec{Network: &MachineNetwork{Address: "10.0.0.7"}}, []string{"spec.network.address"}},
 		"a BMC with the MAC of its NIC": {MachineSpec{Identifiers: Identifiers{MACs: []string{"52:54:00:00:00:09"}, BMCMAC: "52:54:00:00:00:09"}}, []string{"spec.identifiers.bmcMAC: Invalid value: \"52:54:00:00:00:09\": is also spec.identifiers.macs[0]"}},
 	} {
@@ -257,6 +265,8 @@ func TestValidateProfile(t *testing.T) {
 		spec ProfileSpec
 		want []string
 	}{
+		"a layout of links":                {ProfileSpec{Network: &NetworkLayout{VLANs: []NetworkVLAN{{Name: "storage", ID: 100, Parent: "ens1f0"}}}}, nil},
+		"a layout that contradicts itself": {ProfileSpec{Network: &NetworkLayout{VLANs: []NetworkVLAN{{Name: "storage", ID: 100, Parent: "storage"}}}}, []string{"spec.network.vlans[0].parent: Invalid value: \"storage\": is a VLAN"}},
 		"a profile that works": {ProfileSpec{SSHKeys: []string{key}, KernelArgs: []string{"quiet", `dyndbg="file drivers/x.c +p"`},
 			Console: []string{"tty0", "ttyS0,115200"}, Files: []File{{Path: "/etc/motd"}}, RootDisk: DiskHints{ByID: "nvme-*"}}, nil},
 		"two arguments in one":                 {ProfileSpec{KernelArgs: []string{"quiet splash"}}, []string{"spec.kernelArgs[0]"}},

@@ -57,7 +57,8 @@ var unpacked = map[string]string{"named": "bind9/usr/sbin/named", "chronyd": "ch
 	"dhcpd":     "isc-dhcp-server/usr/sbin/dhcpd", "dhcrelay": "isc-dhcp-relay/usr/sbin/dhcrelay", "kea-dhcp4": "kea-dhcp4-server/usr/sbin/kea-dhcp4",
 	"mdadm": "mdadm/usr/sbin/mdadm", "drbdmeta": "drbd-utils/usr/sbin/drbdmeta",
 	"make-bcache": "bcache-tools/usr/sbin/make-bcache", "bcache-super-show": "bcache-tools/usr/sbin/bcache-super-show",
-	"ignition": "ignition/usr/lib/dracut/modules.d/30ignition/ignition", "cloud-init": "cloud-init/usr/bin/cloud-init"}
+	"ignition": "ignition/usr/lib/dracut/modules.d/30ignition/ignition", "cloud-init": "cloud-init/usr/bin/cloud-init",
+	"linux.uml": "user-mode-linux/usr/bin/linux.uml"}
 
 // Program is the path of a program that Need has found, where it is not in PATH.
 func Program(name string) string {

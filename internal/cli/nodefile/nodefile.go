@@ -127,6 +127,9 @@ func fromProfile(p *v1alpha1.Profile) (n dialect.Node, lost []dialect.Finding) {
 	if p.Spec.Wipe != "" {
 		lost = append(lost, dialect.Finding{Field: "spec.wipe", Message: "other installers overwrite the disk that they are told"})
 	}
+	if p.Spec.Network != nil {
+		lost = append(lost, dialect.Finding{Field: "spec.network", Message: "names interfaces as each machine has them; write the files of systemd-networkd for each"})
+	}
 	return n, lost
 }
 

@@ -378,6 +378,11 @@ func interfaceOf(m *v1alpha1.Machine) string {
 	if m.Status.Inventory == nil {
 		return ""
 	}
+	links := m.Links(nil)
+	made := links.Made()
+	if slices.Contains(made, links.Link) {
+		return links.Link
+	}
 	// The installed system may name it otherwise, and reports so.
 	for _, nic := range m.Status.Inventory.NICs {
 		if m.Spec.Network != nil && m.Spec.Network.MAC != "" && nic.MAC == m.Spec.Network.MAC {
@@ -385,9 +390,15 @@ func interfaceOf(m *v1alpha1.Machine) string {
 		}
 	}
 	for _, nic := range m.Status.Inventory.NICs {
-		if nic.Boot {
-			return nic.Name
+		if !nic.Boot {
+			continue
 		}
+		for _, name := range []string{nic.MAC, nic.Name} { // the layout has one of them
+			if top := links.Top(name); slices.Contains(made, top) {
+				return top
+			}
+		}
+		return nic.Name
 	}
 	return ""
 }

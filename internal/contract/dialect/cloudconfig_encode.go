@@ -145,7 +145,7 @@ func encodeCloudConfig(n Node) ([]byte, []Finding, error) {
 	}
 	if len(c.Interfaces) > 0 {
 		// The same files that the other encoders write.
-		ops, err := nodeconfig.Portable(nodeconfig.Config{Hostname: "many", Interfaces: c.Interfaces})
+		ops, err := nodeconfig.Portable(nodeconfig.Config{Hostname: "many", Interfaces: c.Interfaces, Links: c.Links})
 		if err != nil {
 			return nil, nil, err
 		}

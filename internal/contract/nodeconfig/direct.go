@@ -168,7 +168,11 @@ func (d *direct) names(c Config) {
 		names = c.Hostname + "." + c.Domain + " " + c.Hostname
 	}
 	self := "127.0.1.1"
-	if len(c.Interfaces) > 0 {
+	if c.Links != nil {
+		if own, ok := selfOf(c.Links); ok {
+			self = own.String()
+		}
+	} else if len(c.Interfaces) > 0 {
 		self = netip.MustParsePrefix(c.Interfaces[0].Addresses[0]).Addr().String()
 	}
 	var b strings.Builder
@@ -181,7 +185,26 @@ func (d *direct) names(c Config) {
 }
 
 func (d *direct) network(c Config) {
-	for i, f := range c.Interfaces {
+	if c.Links != nil {
+		d.ops = append(d.ops, linkFiles(c.Links)...)
+	} else {
+		d.interfaces(c.Interfaces)
+	}
+	var b strings.Builder
+	if c.Domain != "" {
+		fmt.Fprintf(&b, "search %s\n", c.Domain)
+	}
+	for _, s := range c.DNS {
+		fmt.Fprintf(&b, "nameserver %s\n", s)
+	}
+	d.text("/etc/resolv.conf", b.String())
+	if len(c.Interfaces) > 0 {
+		d.ops = append(d.ops, Op{Kind: EnableUnit, Unit: "systemd-networkd.service"})
+	}
+}
+
+func (d *direct) interfaces(list []Interface) {
+	for i, f := range list {
 		mac, _ := net.ParseMAC(f.MAC) // Validate saw it
 		var b strings.Builder
 		// A VLAN or bridge on top inherits the MAC; only devices without a kind are hardware.
@@ -204,17 +227,6 @@ func (d *direct) network(c Config) {
 			fmt.Fprintf(&b, "Gateway=%s\n", f.Gateway)
 		}
 		d.text("/etc/systemd/network/10-coldrack-"+strings.ReplaceAll(mac.String(), ":", "")+".network", b.String())
-	}
-	var b strings.Builder
-	if c.Domain != "" {
-		fmt.Fprintf(&b, "search %s\n", c.Domain)
-	}
-	for _, s := range c.DNS {
-		fmt.Fprintf(&b, "nameserver %s\n", s)
-	}
-	d.text("/etc/resolv.conf", b.String())
-	if len(c.Interfaces) > 0 {
-		d.ops = append(d.ops, Op{Kind: EnableUnit, Unit: "systemd-networkd.service"})
 	}
 }
 

@@ -12,13 +12,16 @@ type Config struct {
 	// Domain completes the host name; may be empty.
 	Domain     string      `json:"domain,omitempty"`
 	Interfaces []Interface `json:"interfaces,omitempty"`
-	DNS        []string    `json:"dns,omitempty"`
-	NTP        []string    `json:"ntp,omitempty"`
-	Timezone   string      `json:"timezone,omitempty"` // default UTC
-	SSHKeys    []string    `json:"sshKeys,omitempty"`  // for root
-	Users      []User      `json:"users,omitempty"`
-	Files      []File      `json:"files,omitempty"`
-	Units      []Unit      `json:"units,omitempty"`
+	// Links are the network of a node with more than plain interfaces. Interfaces is then one without addresses, which agents
+	// that do not know Links refuse before they touch a disk.
+	Links    *Links   `json:"links,omitempty"`
+	DNS      []string `json:"dns,omitempty"`
+	NTP      []string `json:"ntp,omitempty"`
+	Timezone string   `json:"timezone,omitempty"` // default UTC
+	SSHKeys  []string `json:"sshKeys,omitempty"`  // for root
+	Users    []User   `json:"users,omitempty"`
+	Files    []File   `json:"files,omitempty"`
+	Units    []Unit   `json:"units,omitempty"`
 	// Hosts are extra lines of /etc/hosts: address to names.
 	Hosts []Host `json:"hosts,omitempty"`
 }

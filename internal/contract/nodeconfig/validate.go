@@ -87,6 +87,20 @@ func (r *report) address(at, s string) (netip.Addr, bool) {
 }
 
 func (r *report) network(c Config) {
+	if c.Links != nil {
+		r.links(c)
+	} else {
+		r.interfaces(c)
+	}
+	for i, s := range c.DNS {
+		r.address(fmt.Sprintf("dns[%d]", i), s)
+	}
+	for i, s := range c.NTP {
+		r.rule(fmt.Sprintf("ntp[%d]", i), s, validate.TimeServer(s))
+	}
+}
+
+func (r *report) interfaces(c Config) {
 	macs, addrs, gateways := map[string]string{}, map[netip.Addr]string{}, map[bool]string{}
 	for i, f := range c.Interfaces {
 		at := fmt.Sprintf("interfaces[%d]", i)
@@ -110,12 +124,6 @@ func (r *report) network(c Config) {
 		if f.MTU != 0 && (f.MTU < low || f.MTU > 65535) {
 			r.add(at+".mtu", "is %d; want 0 for the default, or %d to 65535", f.MTU, low)
 		}
-	}
-	for i, s := range c.DNS {
-		r.address(fmt.Sprintf("dns[%d]", i), s)
-	}
-	for i, s := range c.NTP {
-		r.rule(fmt.Sprintf("ntp[%d]", i), s, validate.TimeServer(s))
 	}
 }
 

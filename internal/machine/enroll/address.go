@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"coldrack.dev/api/v1alpha1"
 )
@@ -83,6 +84,10 @@ func freeAddress(subnet *v1alpha1.Subnet, m *v1alpha1.Machine, w World) (netip.A
 		}
 		if other.Spec.Network != nil {
 			take(other.Spec.Network.Address)
+			for _, further := range other.Spec.Network.Addresses {
+				address, _, _ := strings.Cut(further.Address, "/")
+				take(address)
+			}
 		}
 		if other.Status.Lease != nil {
 			take(other.Status.Lease.Address)

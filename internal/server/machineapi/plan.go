@@ -190,14 +190,23 @@ func nodeConfig(in ingredients) (nodeconfig.Config, error) {
 	if err != nil {
 		return nodeconfig.Config{}, err
 	}
+	links, err := nodeLinks(in, address, subnet.Spec.Gateway)
+	if err != nil {
+		return nodeconfig.Config{}, err
+	}
 	mac := bootMAC(m)
-	if mac == "" {
+	if mac == "" && links == nil {
 		return nodeconfig.Config{}, fmt.Errorf("machine %s has no interface for its address: set spec.network.mac", m.Name)
+	}
+	interfaces := []nodeconfig.Interface{{MAC: mac, Addresses: []string{address.String()}, Gateway: subnet.Spec.Gateway}}
+	if links != nil {
+		interfaces = []nodeconfig.Interface{{MAC: mac}}
 	}
 	config := nodeconfig.Config{
 		Hostname:   cmp.Or(m.Spec.Hostname, m.Name),
 		Domain:     subnet.Spec.Domain,
-		Interfaces: []nodeconfig.Interface{{MAC: mac, Addresses: []string{address.String()}, Gateway: subnet.Spec.Gateway}},
+		Interfaces: interfaces,
+		Links:      links,
 		DNS:        subnet.Spec.DNS,
 		NTP:        subnet.Spec.NTP,
 		Timezone:   profile.Spec.Timezone,
