@@ -108,7 +108,7 @@ func Run(t testing.TB, share, script string, modules []string, cables ...Cable) 
 }
 
 // patience is how long a script may take; a bound for what never comes, of which scripts say what it was before.
-const patience = 4 * time.Minute
+const patience = 8 * time.Minute
 
 // carry takes frames from one end to the other until both listeners are closed. An interface connects when it goes up.
 func carry(ends [2]net.Listener) {

@@ -35,7 +35,7 @@ func bridgeNode() nodeconfig.Config {
 	const left, right, third = "52:54:00:00:01:01", "52:54:00:00:01:02", "52:54:00:00:01:03"
 	return nodeconfig.Config{Hostname: "n2", Interfaces: []nodeconfig.Interface{{MAC: left}}, Links: &nodeconfig.Links{
 		Link: "br0", Gateway: "10.20.0.1",
-		Interfaces: []validate.LinkNIC{{NIC: third, DHCP: validate.DHCPIPv4}},
+		Interfaces: []validate.LinkNIC{{NIC: third, DHCP: validate.DHCPBoth}},
 		Bonds:      []validate.LinkBond{{Name: "bond0", Mode: validate.BondActiveBackup, Members: []string{left, right}, MTU: 1450, Primary: right, MAC: left}},
 		VLANs:      []validate.LinkVLAN{{Name: "storage", ID: 4094, Parent: "br0"}},
 		Bridges:    []validate.LinkBridge{{Name: "br0", Members: []string{"bond0"}, MAC: left}},
@@ -51,26 +51,42 @@ const networkScript = `
 share=` + uml.Share + `
 until_() { # what is waited for, then the command
 	what=$1; shift
-	end=$(($(cut -d. -f1 /proc/uptime) + 60))
+	read now rest </proc/uptime
+	end=$((${now%.*} + 120))
 	until "$@" >/dev/null 2>&1; do
-		[ $(cut -d. -f1 /proc/uptime) -lt $end ] || { echo "never: $what"; ip -d link; ip addr; ip route; cat /proc/net/bonding/*; grep -v Setting $share/$node.networkd | tail -n 40; exit 1; }
-		sleep 0.1
+		read now rest </proc/uptime
+		[ ${now%.*} -lt $end ] || { echo "never: $what"; ip -d link; ip addr; ip route; cat /proc/net/bonding/* /run/networkd; exit 1; }
+		sleep 0.5
 	done
 }
 networkd() {
 	mkdir -p /run/systemd/netif/links /run/systemd/netif/leases /run/systemd/netif/lldp # as its unit has it
 	chown -R systemd-network: /run/systemd/netif
-	SYSTEMD_LOG_LEVEL=debug ` + networkd + ` >$share/$node.networkd 2>&1 &
+	` + networkd + ` >>/run/networkd 2>&1 &
 }
 reach() { until_ "$node reaches $1" busybox ping -c1 -W1 $1; }
 show() { for what in addr route; do ip -d -j $what >$share/$node.$what$1.json; done; ip -6 -d -j route >$share/$node.route6$1.json; }
-active() { grep -q "Currently Active Slave: $1" /proc/net/bonding/bond0; }
-ports() { grep -q "Number of ports: $1" /proc/net/bonding/bond0; }
-configured() { for link in $*; do grep -q "^$link: State changed: .*-> configured" $share/$node.networkd || return 1; done; }
+has() { # a file, and a line of it; a program more costs this kernel more than the shell's own look
+	while read -r line; do [ "$line" != "$2" ] || return 0; done <$1
+	return 1
+}
+active() { has /proc/net/bonding/bond0 "Currently Active Slave: $1"; }
+ports() { has /proc/net/bonding/bond0 "Number of ports: $1"; }
+configured() {
+	for link in $*; do
+		read index </sys/class/net/$link/ifindex
+		has /run/systemd/netif/links/$index ADMIN_STATE=configured || return 1
+	done
+}
+understood() { ! grep -i 'unknown\|invalid\|ignoring assignment\|failed to parse' /run/networkd; }
 
 bridge() {
 	node=bridge
-	for i in 1 2 3; do ip link set vec$((i+3)) netns $1; done
+	ip -batch - <<-end
+		link set vec4 netns $1
+		link set vec5 netns $1
+		link set vec6 netns $1
+	end
 	mount --bind $share/bridge /etc/systemd/network
 	networkd
 	reach 10.20.0.1
@@ -88,24 +104,29 @@ bridge() {
 	# Another networkd, as after an update, finds all links by what does not change in a bond.
 	kill $!
 	wait $!
+	rm -r /run/systemd/netif
 	networkd
-	until_ "the new networkd has looked at all" configured vec1 vec2 bond0 br0 storage
+	until_ "the new networkd has looked at all" configured vec1 vec2 vec3 bond0 br0 storage
 	reach 10.30.0.254
 	show .again
+	understood
 }
 
 # The switch of the node with a bridge: ports vec4 and vec5, and a network of somebody else's at vec6.
 switch() {
-	for i in 4 5 6; do until_ "port $i" ip link show vec$i; done
-	ip link add sw type bridge
-	for i in 4 5; do ip link set vec$i master sw up; done
-	ip link set sw up
-	ip addr add 10.20.0.1/24 dev sw
-	ip link add link sw name tagged type vlan id 4094
-	ip link set tagged up
-	ip addr add 10.30.0.254/24 dev tagged
-	ip link set vec6 up
-	ip addr add 10.50.0.1/24 dev vec6
+	for i in 4 5 6; do until_ "port $i" [ -e /proc/sys/net/ipv4/conf/vec$i ]; done
+	ip -batch - <<-end
+		link add sw type bridge
+		link set vec4 master sw up
+		link set vec5 master sw up
+		link set sw up
+		addr add 10.20.0.1/24 dev sw
+		link add link sw name tagged type vlan id 4094
+		link set tagged up
+		addr add 10.30.0.254/24 dev tagged
+		link set vec6 up
+		addr add 10.50.0.1/24 dev vec6
+	end
 	exec dnsmasq -k -p 0 -u root -C /dev/null -l /tmp/leases --interface=vec6 --bind-interfaces --dhcp-range=10.50.0.77,10.50.0.77,1h --dhcp-option=3,10.50.0.1 --log-facility=$share/dnsmasq.log --pid-file=
 }
 
@@ -114,19 +135,23 @@ lacp() {
 	mount -t sysfs -o ro sysfs /sys
 	mount -t tmpfs tmpfs /run
 	mkdir /run/netns
-	ip link set lo up
 	ip netns add switch
 	s="ip -n switch"
-	$s link add lag type bond mode 802.3ad miimon 100 lacp_rate fast
-	for i in 1 2; do
-		ip link add nic$i address 52:54:00:00:00:0$i type veth peer name port$i netns switch
-		$s link set port$i master lag
-	done
-	$s link set lag up mtu 9000
-	$s addr add 10.20.0.1/24 dev lag
-	$s link add link lag name tagged type vlan id 100
-	$s link set tagged up
-	$s addr add 10.30.0.254/24 dev tagged
+	ip -batch - <<-end
+		link set lo up
+		link add nic1 address 52:54:00:00:00:01 type veth peer name port1 netns switch
+		link add nic2 address 52:54:00:00:00:02 type veth peer name port2 netns switch
+	end
+	$s -batch - <<-end
+		link add lag type bond mode 802.3ad miimon 100 lacp_rate fast
+		link set port1 master lag
+		link set port2 master lag
+		link set lag up mtu 9000
+		addr add 10.20.0.1/24 dev lag
+		link add link lag name tagged type vlan id 100
+		link set tagged up
+		addr add 10.30.0.254/24 dev tagged
+	end
 	mkdir /run/files
 	cp $share/lacp/* /run/files
 	sed -i 's/^PermanentMACAddress=/MACAddress=/; s/^Kind=!\*$/Kind=veth/' /run/files/*.network
@@ -145,11 +170,11 @@ lacp() {
 	$s link set port1 up
 	until_ "both members again" ports 2
 	# A cable is dead, and both ends keep their carrier: only LACP tells.
-	$s link set port2 nomaster
-	$s link set port2 up
+	$s link set port2 nomaster up
 	until_ "one member left" ports 1
 	reach 10.20.0.1
 	reach 10.30.0.254
+	understood
 }
 
 mkdir -p /run/netns
@@ -162,9 +187,9 @@ switch=$!
 unshare -m -n sh $share/script.sh lacp >$share/lacp.log 2>&1 &
 other=$!
 own=$(readlink /proc/self/ns/net)
-until [ "$(readlink /proc/$switch/ns/net)" != $own ]; do sleep 0.1; done
-(bridge $switch) || { cat $share/switch.log; exit 1; }
-wait $other || { cat $share/lacp.log; exit 1; }
+until [ "$(readlink /proc/$switch/ns/net)" != $own ]; do sleep 0.2; done
+(bridge $switch) || { echo "of the node with a bridge"; cat $share/switch.log; exit 1; }
+wait $other || { echo "of the node with LACP"; cat $share/lacp.log; exit 1; }
 `
 
 // What systemd-networkd makes of the files is what was asked for: modes, members, tags, sizes, addresses, routes. A member can go.
