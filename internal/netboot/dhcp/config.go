@@ -2,11 +2,9 @@ package dhcp
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"coldrack.dev/internal/contract/validate"
@@ -69,29 +67,14 @@ type Range = lease.Range
 const defaultLeaseTime = time.Hour
 
 // FieldError says what is wrong with one field.
-type FieldError struct {
-	Path    string // such as "subnets[rack-1].discovery", named as in the kind Subnet
-	Problem string // what was found and what would be right
-}
-
-func (e FieldError) Error() string { return e.Path + ": " + e.Problem }
+type FieldError = validate.FieldError
 
 // Validate reports everything that is wrong, each as a FieldError within the joined error.
 func (c Config) Validate() error {
-	v := &validation{}
-	seen := map[string]bool{}
-	for i, name := range c.Interfaces {
-		path := fmt.Sprintf("interfaces[%d]", i)
-		switch {
-		case name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n"):
-			v.add(path, "%q cannot be an interface's name", name)
-		case seen[name]:
-			v.add(path, "%q is listed twice", name)
-		}
-		seen[name] = true
-	}
+	v := &validate.Fields{}
+	v.Interfaces(c.Interfaces)
 	if c.ServerIP.IsValid() && !isHost(c.ServerIP) {
-		v.add("serverIP", "%s is not the IPv4 address of a host", c.ServerIP)
+		v.Add("serverIP", "%s is not the IPv4 address of a host", c.ServerIP)
 	}
 	names := map[string]bool{}
 	for i, s := range c.Subnets {
@@ -102,33 +85,17 @@ func (c Config) Validate() error {
 		path := "subnets[" + label + "]"
 		switch {
 		case s.Name == "":
-			v.add(path+".name", "is empty")
+			v.Add(path+".name", "is empty")
 		case names[s.Name]:
-			v.add(path+".name", "another subnet has this name too")
+			v.Add(path+".name", "another subnet has this name too")
 		}
 		names[s.Name] = true
 		for _, other := range c.Subnets[:i] {
-			v.addAll(path, s.plan().Beside(other.plan(), other.Name))
+			v.AddAll(path, s.plan().Beside(other.plan(), other.Name))
 		}
 		s.validate(v, path, c.ServerIP)
 	}
-	return errors.Join(v.errs...)
-}
-
-type validation struct{ errs []error }
-
-func (v *validation) add(path, format string, args ...any) {
-	v.errs = append(v.errs, FieldError{path, fmt.Sprintf(format, args...)})
-}
-
-func (v *validation) addAll(path string, problems []validate.Problem) {
-	for _, p := range problems {
-		at := path + "." + p.Field
-		if p.Index >= 0 {
-			at += fmt.Sprintf("[%d]", p.Index)
-		}
-		v.add(at, "%s", strings.TrimSpace(p.Value+" "+p.Message))
-	}
+	return v.Err()
 }
 
 // plan is the subnet in the form that its rules take.
@@ -140,40 +107,31 @@ func (s Subnet) plan() validate.IPPlan {
 }
 
 // validate applies the rules of all IP plans, and those that only this server has.
-func (s Subnet) validate(v *validation, path string, serverIP netip.Addr) {
+func (s Subnet) validate(v *validate.Fields, path string, serverIP netip.Addr) {
 	switch s.Mode {
 	case ModeServer, ModeOff:
 	case ModeProxy:
 		if !s.Pool.IsZero() {
-			v.add(path+".discovery", "%s-%s is set, but in mode proxy the site's own server gives the addresses; remove it", s.Pool.From, s.Pool.To)
+			v.Add(path+".discovery", "%s-%s is set, but in mode proxy the site's own server gives the addresses; remove it", s.Pool.From, s.Pool.To)
 		}
 	default:
-		v.add(path+".mode", "%q is not a mode; use server, proxy or off", s.Mode)
+		v.Add(path+".mode", "%q is not a mode; use server, proxy or off", s.Mode)
 	}
 	if s.CIDR.IsValid() && !s.CIDR.Addr().Is4() {
-		v.add(path+".cidr", "%s is not an IPv4 network", s.CIDR)
+		v.Add(path+".cidr", "%s is not an IPv4 network", s.CIDR)
 		return
 	}
-	v.addAll(path, s.plan().Problems())
+	v.AddAll(path, s.plan().Problems())
 	for field, servers := range map[string][]netip.Addr{"dns": s.DNS, "ntp": s.NTP} {
 		for i, server := range servers {
 			if server.Is6() {
-				v.add(fmt.Sprintf("%s.%s[%d]", path, field, i), "%s is IPv6, and DHCPv4 has room for IPv4 addresses only", server)
+				v.Add(fmt.Sprintf("%s.%s[%d]", path, field, i), "%s is IPv6, and DHCPv4 has room for IPv4 addresses only", server)
 			}
 		}
 	}
-	if s.Domain != "" {
-		if err := validate.Domain(s.Domain); err != nil {
-			v.add(path+".domain", "%q %v", s.Domain, err)
-		}
-	}
-	if s.LeaseTime != 0 {
-		if err := validate.LeaseTime(s.LeaseTime); err != nil {
-			v.add(path+".leaseTime", "%s %v", s.LeaseTime, err)
-		}
-	}
+	v.Leases(path, s.Domain, s.LeaseTime)
 	if s.Pool.Contains(serverIP) {
-		v.add(path+".discovery", "%s-%s contains the server's own address %s; leave it out", s.Pool.From, s.Pool.To, serverIP)
+		v.Add(path+".discovery", "%s-%s contains the server's own address %s; leave it out", s.Pool.From, s.Pool.To, serverIP)
 	}
 }
 

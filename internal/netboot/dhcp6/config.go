@@ -1,11 +1,8 @@
 package dhcp6
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
 	"time"
 
 	"coldrack.dev/internal/contract/validate"
@@ -62,81 +59,48 @@ const MostLeases = 1 << 16
 const defaultLeaseTime = time.Hour
 
 // FieldError says what is wrong with one field.
-type FieldError struct {
-	Path    string // such as "subnets[rack-1].discovery", named as in the kind Subnet
-	Problem string // what was found and what would be right
-}
-
-func (e FieldError) Error() string { return e.Path + ": " + e.Problem }
+type FieldError = validate.FieldError
 
 // Validate reports everything that is wrong, each as a FieldError within the joined error.
 func (c Config) Validate() error {
-	var errs []error
-	add := func(path, format string, args ...any) {
-		errs = append(errs, FieldError{path, fmt.Sprintf(format, args...)})
-	}
-	problems := func(path string, found []validate.Problem) {
-		for _, p := range found {
-			at := path + "." + p.Field
-			if p.Index >= 0 {
-				at += fmt.Sprintf("[%d]", p.Index)
-			}
-			add(at, "%s", strings.TrimSpace(p.Value+" "+p.Message))
-		}
-	}
-	for i, name := range c.Interfaces {
-		switch {
-		case name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n"):
-			add(fmt.Sprintf("interfaces[%d]", i), "%q cannot be an interface's name", name)
-		case slices.Contains(c.Interfaces[:i], name):
-			add(fmt.Sprintf("interfaces[%d]", i), "%q is listed twice", name)
-		}
-	}
+	v := &validate.Fields{}
+	v.Interfaces(c.Interfaces)
 	if c.ServerIP.IsValid() && !global(c.ServerIP) {
-		add("serverIP", "%s is not the IPv6 address of a host that clients behind a router could reach", c.ServerIP)
+		v.Add("serverIP", "%s is not the IPv6 address of a host that clients behind a router could reach", c.ServerIP)
 	}
 	for i, s := range c.Subnets {
 		path := "subnets[" + s.Name + "]"
 		if s.Name == "" {
 			path = fmt.Sprintf("subnets[%d]", i)
-			add(path+".name", "is empty")
+			v.Add(path+".name", "is empty")
 		}
 		for _, other := range c.Subnets[:i] {
 			if s.Name != "" && other.Name == s.Name {
-				add(path+".name", "another subnet has this name too")
+				v.Add(path+".name", "another subnet has this name too")
 			}
-			problems(path, s.plan().Beside(other.plan(), other.Name))
+			v.AddAll(path, s.plan().Beside(other.plan(), other.Name))
 		}
 		if s.Mode != ModeServer && s.Mode != ModeOff {
-			add(path+".mode", "%q is not a mode of DHCPv6; use server or off", s.Mode)
+			v.Add(path+".mode", "%q is not a mode of DHCPv6; use server or off", s.Mode)
 		}
 		if s.CIDR.IsValid() && (!s.CIDR.Addr().Is6() || s.CIDR.Addr().Is4In6()) {
-			add(path+".cidr", "%s is not an IPv6 network", s.CIDR)
+			v.Add(path+".cidr", "%s is not an IPv6 network", s.CIDR)
 			continue
 		}
-		problems(path, s.plan().Problems())
+		v.AddAll(path, s.plan().Problems())
 		for field, servers := range map[string][]netip.Addr{"dns": s.DNS, "ntp": s.NTP} {
 			for n, server := range servers {
 				if !server.Is6() || server.Is4In6() {
-					add(fmt.Sprintf("%s.%s[%d]", path, field, n), "%s is not IPv6, and DHCPv6 has room for IPv6 addresses only", server)
+					v.Add(fmt.Sprintf("%s.%s[%d]", path, field, n), "%s is not IPv6, and DHCPv6 has room for IPv6 addresses only", server)
 				}
 			}
 		}
-		if s.Domain != "" {
-			if err := validate.Domain(s.Domain); err != nil {
-				add(path+".domain", "%q %v", s.Domain, err)
-			}
-		}
-		if s.LeaseTime != 0 {
-			if err := validate.LeaseTime(s.LeaseTime); err != nil {
-				add(path+".leaseTime", "%s %v", s.LeaseTime, err)
-			}
-		}
+		v.Leases(path, s.Domain, s.LeaseTime)
 		if s.Pool.Contains(c.ServerIP) {
-			add(path+".discovery", "%s-%s contains the server's own address %s; leave it out", s.Pool.From, s.Pool.To, c.ServerIP)
+			v.Add(path+".discovery", "%s-%s contains the server's own address %s; leave it out", s.Pool.From, s.Pool.To, c.ServerIP)
 		}
 	}
-	return errors.Join(errs...)
+	return v.Err()
 }
 
 // plan is the subnet in the form that its rules take.
