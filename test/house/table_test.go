@@ -73,8 +73,8 @@ var rooms = []room{
 
 	{"netboot/boot", "netboot", engines, may("api/v1alpha1")},
 	{"netboot/connlimit", "netboot", engines, nil},
-	{"netboot/dhcp", "netboot", engines, may("netboot/lease", "netboot/netif")},
-	{"netboot/dhcp6", "netboot", engines, may("netboot/lease", "netboot/netif")},
+	{"netboot/dhcp", "netboot", engines, may("netboot/lease", "netboot/netif", "netboot/ratelimit")},
+	{"netboot/dhcp6", "netboot", engines, may("netboot/lease", "netboot/netif", "netboot/ratelimit")},
 	{"netboot/dns", "netboot", engines, may("netboot/connlimit", "netboot/ratelimit")},
 	{"netboot/filename", "netboot", engines, nil},
 	{"netboot/gate", "netboot", engines, nil},

@@ -13,6 +13,7 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 
 	"coldrack.dev/internal/netboot/lease"
+	"coldrack.dev/internal/netboot/ratelimit"
 )
 
 // incoming is a message as it came in.
@@ -82,7 +83,7 @@ type engine struct {
 	pools   map[netip.Prefix]*lease.Pool
 	orphans []lease.Record      // leases that fit no present pool, kept for when their pool comes back
 	pending map[string]*pending // by subnet and client
-	quiet   map[string]time.Time
+	notices ratelimit.Notices
 	relays  map[netip.Prefix]bool // subnets for which a relay has asked
 	probes  map[netip.Prefix]*probing
 	// unheeded are clients in ModeProxy since their last sign of doing as they were told; servers are others', by subnet.
@@ -124,7 +125,7 @@ type exchange struct {
 
 func newEngine(backend Backend, log *slog.Logger, now func() time.Time, store func(lease.Record, func(error)), count *counters) *engine {
 	return &engine{backend: backend, log: log, now: now, store: store, count: count,
-		pools: map[netip.Prefix]*lease.Pool{}, pending: map[string]*pending{}, quiet: map[string]time.Time{},
+		pools: map[netip.Prefix]*lease.Pool{}, pending: map[string]*pending{},
 		relays: map[netip.Prefix]bool{}, probes: map[netip.Prefix]*probing{},
 		unheeded: map[netip.Prefix]map[string]*Unheeded{}, servers: map[netip.Prefix]servers{}, uuids: map[string]lastUUID{}, changed: func() {}}
 }
@@ -303,13 +304,9 @@ func (x *exchange) observe(event Event, address netip.Addr, format string, args 
 
 // complain logs a warning once a minute for each subject.
 func (x *exchange) complain(subject, message string, args ...any) {
-	if x.now.Sub(x.quiet[subject]) < time.Minute {
+	if !x.notices.Due(subject, x.now) {
 		return
 	}
-	if len(x.quiet) > 1000 {
-		clear(x.quiet)
-	}
-	x.quiet[subject] = x.now
 	x.log.Warn(message, append([]any{"mac", x.client, "interface", x.query.Interface}, args...)...)
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 
 	"coldrack.dev/internal/netboot/lease"
+	"coldrack.dev/internal/netboot/ratelimit"
 )
 
 // incoming is a message as it came in.
@@ -62,7 +63,7 @@ type engine struct {
 	config  Config
 	pools   map[netip.Prefix]*pool
 	orphans []lease.Record // leases that fit no present pool, kept for when their pool comes back
-	quiet   map[string]time.Time
+	notices ratelimit.Notices
 	relays  map[netip.Prefix]bool // subnets for which a relay has asked
 }
 
@@ -96,7 +97,7 @@ type exchange struct {
 
 func newEngine(backend Backend, log *slog.Logger, now func() time.Time, store func(lease.Record, func(error)), count *counters, server dhcpv6.DUID) *engine {
 	return &engine{backend: backend, log: log, now: now, store: store, count: count, server: server, changed: func() {},
-		pools: map[netip.Prefix]*pool{}, quiet: map[string]time.Time{}, relays: map[netip.Prefix]bool{}}
+		pools: map[netip.Prefix]*pool{}, relays: map[netip.Prefix]bool{}}
 }
 
 // configure replaces the configuration. Leases stay where their addresses are still in a pool.
@@ -188,13 +189,9 @@ func (x *exchange) observe(event Event, address netip.Addr, format string, args 
 
 // complain logs a warning once a minute for each subject.
 func (x *exchange) complain(subject, message string, args ...any) {
-	if x.now.Sub(x.quiet[subject]) < time.Minute {
+	if !x.notices.Due(subject, x.now) {
 		return
 	}
-	if len(x.quiet) > 1000 {
-		clear(x.quiet)
-	}
-	x.quiet[subject] = x.now
 	x.log.Warn(message, append([]any{"duid", x.query.DUID, "mac", x.query.MAC, "interface", x.query.Interface}, args...)...)
 }
 

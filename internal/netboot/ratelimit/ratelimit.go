@@ -1,4 +1,4 @@
-// Package ratelimit bounds how often one address is answered. It remembers a bounded number of addresses.
+// Package ratelimit bounds how often one address is answered, and one complaint logged. It remembers a bounded number of either.
 package ratelimit
 
 import (
