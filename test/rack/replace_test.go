@@ -60,6 +60,18 @@ func TestWorkersAreReplaced(t *testing.T) {
 		nodes := r.Kubectl("get", "nodes", "-o", "jsonpath={range .items[*]}{.metadata.name} {.spec.unschedulable};{end}")
 		return nodes == want, nodes // worker-2's kubelet may have registered once more before the machine was wiped
 	})
+	// worker-1 left and came back under its name.
+	networks := ""
+	c := &v1alpha1.Cluster{}
+	if err := r.server.Get(r.cluster, c); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range c.Status.Nodes {
+		networks += n.NodeName + " " + strings.Join(n.PodCIDRs, ",") + ";"
+	}
+	if is := r.Kubectl("get", "nodes", "-o", "jsonpath={range .items[*]}{.metadata.name} {.spec.podCIDR};{end}"); is != networks {
+		t.Errorf("the nodes have pod networks %s, recorded are %s", is, networks)
+	}
 	r.tellHistory()
 }
 

@@ -105,3 +105,31 @@ func (c *Connection) DeleteNode(ctx context.Context, node string) error {
 	}
 	return nil
 }
+
+// RemoveFormer deletes a Node that was judged by what was seen of it. It does so only while that still holds: a kubelet that has taken the
+// Node over since, which keeps its uid, is not registered again before it restarts. removed is false where something else holds, or the
+// Node is not there; what was reported of it meanwhile is to be judged anew.
+func (c *Connection) RemoveFormer(ctx context.Context, seen NodeState) (removed bool, err error) {
+	for range 3 { // others write to the Node all the time
+		is, err := c.client.CoreV1().Nodes().Get(ctx, seen.Name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			return false, nil
+		case err != nil:
+			return false, fmt.Errorf("read node %s: %w", seen.Name, err)
+		}
+		if now := stateOf(is); now.UID != seen.UID || now.BootID != seen.BootID || now.Ready != seen.Ready {
+			return false, nil
+		}
+		err = c.client.CoreV1().Nodes().Delete(ctx, seen.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &is.UID, ResourceVersion: &is.ResourceVersion}})
+		switch {
+		case err == nil:
+			return true, nil
+		case apierrors.IsNotFound(err):
+			return false, nil
+		case !apierrors.IsConflict(err):
+			return false, fmt.Errorf("delete node %s: %w", seen.Name, err)
+		}
+	}
+	return false, fmt.Errorf("delete node %s: it changes all the time", seen.Name)
+}

@@ -73,7 +73,7 @@ type State struct {
 	// UserAddons are people's add-ons, by name; nil while nobody has looked. The map is replaced, never changed.
 	UserAddons map[string]addon.State
 	// Nodes that are registered, by name; machines whose node is missing are not among them. Nil while nobody has read
-	// them.
+	// them. While the API does not answer, they are as it said last.
 	Nodes map[string]NodeState
 	// Requests are certificate requests that are pending, denied or failed, by name.
 	Requests map[string]RequestState

@@ -20,6 +20,7 @@ func TestAtARealAPIServer(t *testing.T) {
 	t.Run("budgets are looked at as a drain would meet them", c.testBudgets)
 	t.Run("deprecated APIs that are in use are known", c.testDeprecated)
 	t.Run("nodes get what is theirs", c.testNodes)
+	t.Run("a Node goes only while it is what was judged", c.testFormer)
 	t.Run("certificate requests are judged", c.testRequests)
 	t.Run("an approval by kube-controller-manager steals nothing", c.testStolenApproval)
 	t.Run("plans change while it runs", c.testUpdate)

@@ -9,7 +9,9 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // register does what a kubelet does when it starts.
@@ -132,6 +134,41 @@ func (c *testCluster) testNodes(t *testing.T) {
 		})
 		check(t, c.as("admin", "system:masters").CoreV1().Nodes().Delete(t.Context(), "thief", metav1.DeleteOptions{}))
 	})
+}
+
+func (c *testCluster) testFormer(t *testing.T) {
+	connection, admin := c.connect(), c.as("admin", "system:masters")
+	remove := func(seen NodeState, want bool) {
+		t.Helper()
+		removed, err := connection.RemoveFormer(t.Context(), seen)
+		check(t, err)
+		_, err = admin.CoreV1().Nodes().Get(t.Context(), seen.Name, metav1.GetOptions{})
+		if there := !apierrors.IsNotFound(err); removed != want || there == want {
+			t.Errorf("removed %t, still there %t; want removed %t", removed, there, want)
+		}
+	}
+	c.register(t, "former", "10.20.0.97")
+	first := stateOf(c.node(t, "former"))
+
+	_, err := c.as(nodeUser+"former", nodesGroup).CoreV1().Nodes().Patch(t.Context(), "former", types.StrategicMergePatchType,
+		[]byte(`{"status":{"nodeInfo":{"bootID":"present"}}}`), metav1.PatchOptions{}, "status")
+	check(t, err)
+	remove(first, false) // the kubelet of another boot has taken it over
+	second := stateOf(c.node(t, "former"))
+
+	check(t, admin.CoreV1().Nodes().Delete(t.Context(), "former", metav1.DeleteOptions{}))
+	removed, err := connection.RemoveFormer(t.Context(), second)
+	if removed || err != nil {
+		t.Errorf("one that is gone: removed %t, %v", removed, err)
+	}
+	c.register(t, "former", "10.20.0.97")
+	third := stateOf(c.node(t, "former"))
+	remove(first, false) // another one of its name
+
+	if out, err := c.kubectl("label", "node", "former", "own.example/label=x"); err != nil {
+		t.Fatal(out)
+	}
+	remove(third, true) // that others wrote to it changes nothing
 }
 
 func (c *testCluster) testUpdate(t *testing.T) {

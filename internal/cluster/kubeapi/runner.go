@@ -175,7 +175,7 @@ func (r *Runner) session(ctx context.Context) error {
 			misses, pause = 0, firstPause
 			r.change(func(s *State) {
 				if !s.Reachable {
-					s.Reachable, s.Since = true, time.Now()
+					s.Reachable, s.Since, s.Nodes = true, time.Now(), nil // others may have changed them
 				}
 				if s.Server != server {
 					r.log.Info("using this API server of the cluster", "cluster", s.Cluster, "server", server.String())

@@ -26,6 +26,10 @@ type Situation struct {
 	Machines []v1alpha1.Machine
 	// Subnets decide nothing here; what is rendered of a proposal depends on them.
 	Subnets []v1alpha1.Subnet
+	// Registered are the Nodes of the cluster's own API, by name; nil while nobody has read them, or where that does not matter.
+	Registered map[string]Registered
+	// Unread holds workers back until somebody has read them. Servers join: without them the API may never answer.
+	Unread bool
 }
 
 // Decision says which machines a cluster has, and what stays decided for each.
@@ -72,7 +76,7 @@ func Decide(s Situation) (Decision, error) {
 		}
 	}
 	d.Nodes = kept
-	added, err := newcomers(s.Cluster, own, placed, machines, kept, &d)
+	added, err := newcomers(s, own, placed, machines, kept, &d)
 	if err != nil || len(added) == 0 {
 		return d, err
 	}
@@ -226,7 +230,7 @@ func tooFew(s Situation, group string, has int) string {
 }
 
 // newcomers are the placed machines that can become nodes now, without what Assign adds.
-func newcomers(cluster *v1alpha1.Cluster, own []v1alpha1.MachineGroup, placed map[string][]string, machines map[string]*v1alpha1.Machine,
+func newcomers(s Situation, own []v1alpha1.MachineGroup, placed map[string][]string, machines map[string]*v1alpha1.Machine,
 	kept []v1alpha1.ClusterNode, d *Decision) ([]v1alpha1.ClusterNode, error) {
 	born := slices.ContainsFunc(kept, func(n v1alpha1.ClusterNode) bool { return n.Etcd != nil })
 	names, addresses := map[string]string{}, map[string]string{}
@@ -245,13 +249,16 @@ func newcomers(cluster *v1alpha1.Cluster, own []v1alpha1.MachineGroup, placed ma
 		for _, name := range placed[g.Name] {
 			m := machines[name]
 			address, problem := addressOf(m)
-			nodeName := cmp.Or(m.Spec.Hostname, m.Name)
+			nodeName, server := cmp.Or(m.Spec.Hostname, m.Name), g.HasRole(v1alpha1.RoleEtcd) || g.HasRole(v1alpha1.RoleControlPlane)
+			var networks []string
 			switch {
 			case problem != "":
 			case names[nodeName] != "":
 				problem = fmt.Sprintf("machines %s and %s would both be node %s: set spec.hostname of one of them", names[nodeName], name, nodeName)
 			case addresses[address] != "":
 				problem = fmt.Sprintf("machines %s and %s both have address %s: correct spec.network.address of one of them", addresses[address], name, address)
+			default:
+				networks, problem = mayJoin(s, m, nodeName, server, slices.Concat(kept, added))
 			}
 			if problem != "" {
 				d.Waiting = append(d.Waiting, problem)
@@ -259,7 +266,8 @@ func newcomers(cluster *v1alpha1.Cluster, own []v1alpha1.MachineGroup, placed ma
 			}
 			names[nodeName], addresses[address] = name, name
 			added = append(added, v1alpha1.ClusterNode{
-				Machine: name, Group: g.Name, NodeName: nodeName, Addresses: []string{address}, Version: versionFor(cluster, &g, own), EtcdVersion: etcdVersion(cluster),
+				Machine: name, Group: g.Name, NodeName: nodeName, Addresses: []string{address}, PodCIDRs: networks,
+				Version: versionFor(s.Cluster, &g, own), EtcdVersion: etcdVersion(s.Cluster),
 			})
 			if g.HasRole(v1alpha1.RoleEtcd) {
 				etcd++

@@ -151,6 +151,9 @@ func (r *clusterLeader) situation(ctx context.Context, reader client.Reader, nam
 	for _, m := range r.Fleet.List() {
 		s.Machines = append(s.Machines, *m)
 	}
+	if s.Cluster != nil {
+		s.Registered, s.Unread = registeredIn(s.Cluster, r.apis.state(name))
+	}
 	return s, nil
 }
 

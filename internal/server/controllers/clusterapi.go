@@ -256,11 +256,14 @@ func (a *clusterAPIs) foreignNetworks(ctx context.Context, name, node string) ([
 		if err := a.Client.Get(ctx, client.ObjectKey{Name: name}, cluster); err != nil {
 			return nil, fmt.Errorf("read cluster %s: %w", name, err)
 		}
+		if !passesForForeign(&cluster.Status, node) && a.isLeaving(node) {
+			return nil, fmt.Errorf("its machine left cluster %s and is about to be wiped", name)
+		}
 		decided, err := members.DecideForeign(cluster, node)
 		if err != nil {
 			return nil, err
 		}
-		if !slices.ContainsFunc(cluster.Status.ForeignNodes, func(n v1alpha1.ForeignNode) bool { return n.Name == node }) {
+		if !passesForForeign(&cluster.Status, node) {
 			next := cluster.DeepCopy()
 			next.Status.ForeignNodes = append(next.Status.ForeignNodes, decided)
 			err = a.Client.Status().Patch(ctx, next, client.MergeFromWithOptions(cluster, client.MergeFromWithOptimisticLock{}))
@@ -285,6 +288,18 @@ func (a *clusterAPIs) foreignNetworks(ctx context.Context, name, node string) ([
 		case <-time.After(pause):
 		}
 	}
+}
+
+// isLeaving says whether a Node that registers now is of a system that is about to be wiped. It is removed, and must not pass for a foreign
+// one before.
+func (a *clusterAPIs) isLeaving(node string) bool {
+	return slices.ContainsFunc(a.Fleet.List(), func(m *v1alpha1.Machine) bool {
+		if cmp.Or(m.Spec.Hostname, m.Name) != node {
+			return false
+		}
+		owner, _ := members.OwnerOf(m, members.Registered{Created: a.Now()}, false)
+		return owner == members.OwnerFormer
+	})
 }
 
 // allClustersOn wakes a reconciler with the names of all clusters when a subnet has changed or a bundle was

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,6 +51,9 @@ type liveWorld struct {
 	clusters *members.Set
 	deps     Deps
 	stop     func()
+
+	// dial reaches the nodes of a test that has some.
+	dial atomic.Pointer[func(ctx context.Context, network, address string) (net.Conn, error)]
 }
 
 type planSink struct {
@@ -171,6 +175,7 @@ func TestLive(t *testing.T) {
 		{"a cluster gets its machines, is recorded, and then handed out, also after a restart", clusterIsRecorded},
 		{"the keys of a cluster are made once", keysAreMadeOnce},
 		{"a cluster that cannot be carried out says which field, and its nodes keep what they have", invalidClusterSaysWhy},
+		{"a machine that comes back does not meet its former Node", comesBack},
 		{"a deleted cluster waits for its machines, and its keys are kept", deletedClusterWaits},
 		{"an add-on says what it waits for, and goes when its cluster is not there", addonWithoutCluster},
 		{"the store starts over when it was not the fastest", storeStartsOver},
@@ -282,7 +287,12 @@ func (w *liveWorld) start() {
 	check(w.t, err)
 	w.clusters = members.New(members.Options{Programs: noPrograms{}, Log: testLog()})
 	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, Menus: w.menus, LostAfter: time.Hour,
-		Clusters: w.clusters, DialNode: func(context.Context, string, string) (net.Conn, error) { return nil, errNoNode }}
+		Clusters: w.clusters, DialNode: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if dial := w.dial.Load(); dial != nil {
+				return (*dial)(ctx, network, address)
+			}
+			return nil, errNoNode
+		}}
 	w.deps = deps
 	group.Go(func() error { return synced(ctx) })
 	group.Go(func() error { return Serve(ctx, deps) })

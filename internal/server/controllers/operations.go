@@ -1,7 +1,6 @@
 package controllers
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/cluster/etcd"
 	"coldrack.dev/internal/cluster/kubeapi"
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/cluster/planner"
@@ -79,8 +79,13 @@ func (r *operator) reconcile(ctx context.Context, name string) (time.Duration, e
 	case err != nil:
 		return 0, fmt.Errorf("read cluster %s: %w", name, err)
 	}
-	if o.was.DeletionTimestamp != nil || !members.BroughtUp(o.was) {
+	if o.was.DeletionTimestamp != nil {
 		return 0, nil
+	}
+	if !members.BroughtUp(o.was) {
+		o.c = o.was.DeepCopy()
+		o.removeFormerNodes(ctx)
+		return o.end(ctx, operateIdle)
 	}
 	if o.was.Status.Restore.Running() {
 		return operateEvery, nil // etcd has no members to speak of
@@ -104,10 +109,16 @@ func (r *operator) reconcile(ctx context.Context, name string) (time.Duration, e
 		return 100 * time.Millisecond, nil
 	}
 	o.c = o.was.DeepCopy()
+	o.removeFormerNodes(ctx)
 	again, err := o.run(ctx)
 	if err != nil {
 		return 0, err
 	}
+	return o.end(ctx, again)
+}
+
+// end writes what has changed.
+func (o *operation) end(ctx context.Context, again time.Duration) (time.Duration, error) {
 	if equality.Semantic.DeepEqual(o.was.Status, o.c.Status) {
 		return again, nil
 	}
@@ -115,7 +126,7 @@ func (r *operator) reconcile(ctx context.Context, name string) (time.Duration, e
 	case apierrors.IsConflict(err):
 		return 100 * time.Millisecond, nil
 	case err != nil && !apierrors.IsNotFound(err):
-		return 0, fmt.Errorf("write status of cluster %s: %w", name, err)
+		return 0, fmt.Errorf("write status of cluster %s: %w", o.c.Name, err)
 	}
 	return again, nil
 }
@@ -150,6 +161,9 @@ func ownInto(into, was, is *v1alpha1.ClusterStatus) {
 		return nil
 	}
 	into.Nodes = slices.DeleteFunc(into.Nodes, func(n v1alpha1.ClusterNode) bool { return find(was, n.Machine) != nil && find(is, n.Machine) == nil })
+	into.ForeignNodes = slices.DeleteFunc(into.ForeignNodes, func(n v1alpha1.ForeignNode) bool {
+		return passesForForeign(was, n.Name) && !passesForForeign(is, n.Name)
+	})
 	for i := range into.Nodes {
 		n := &into.Nodes[i]
 		if own := find(is, n.Machine); own != nil {
@@ -197,7 +211,6 @@ func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 		return 0, err
 	}
 	o.sight.observe(o.c, &o.in)
-	o.removeStrayNodes(ctx)
 	if o.recordMembers(ctx) || o.goOn(ctx) {
 		return 100 * time.Millisecond, nil // the next look sees what came of it
 	}
@@ -241,61 +254,6 @@ func (o *operation) keepUnchanged() {
 			n.Replacing, p.Leaving, p.Replaced = "", "", false
 		}
 	}
-}
-
-// removeStrayNodes deletes the Node objects of machines that left: a kubelet that started once more, before its machine was wiped, has
-// registered again.
-func (o *operation) removeStrayNodes(ctx context.Context) {
-	for _, name := range strayNodes(&o.c.Status, o.sight.nodes, o.Fleet.List()) {
-		if err := o.sight.api.DeleteNode(ctx, name); err != nil {
-			o.Log.Warn("cannot remove the node of a machine that left", "cluster", o.c.Name, "node", name, "err", err)
-			continue
-		}
-		o.c.Status.ForeignNodes = slices.DeleteFunc(o.c.Status.ForeignNodes, func(n v1alpha1.ForeignNode) bool { return n.Name == name })
-		o.Log.Info("removed the node of a machine that left; it had registered again", "cluster", o.c.Name, "node", name)
-	}
-}
-
-// strayNodes are those of the API's nodes that are of no machine of the cluster, and have the name of a machine whose system was asked to
-// go. The name alone is not enough: a foreign node may have had it before there was such a Machine.
-func strayNodes(s *v1alpha1.ClusterStatus, nodes map[string]kubeapi.NodeState, machines []*v1alpha1.Machine) (stray []string) {
-	unknown := map[string]bool{}
-	for name := range nodes {
-		unknown[name] = true
-	}
-	for _, n := range s.Nodes {
-		delete(unknown, n.NodeName)
-	}
-	if len(unknown) == 0 {
-		return nil
-	}
-	for _, m := range machines {
-		name := cmp.Or(m.Spec.Hostname, m.Name)
-		foreign := slices.ContainsFunc(s.ForeignNodes, func(n v1alpha1.ForeignNode) bool { return n.Name == name })
-		if unknown[name] && leftBehind(m, nodes[name], foreign) {
-			stray = append(stray, name)
-		}
-	}
-	return stray
-}
-
-// leftBehind says whether a node is of a system that its machine has no more, or soon has no more. What was asked for is gone from
-// spec when a release is done, and a machine that was installed anew may be a node again. A node that registers once more after it was
-// removed passes for a foreign one; a foreign one goes only when it is older than the end of its system.
-func leftBehind(m *v1alpha1.Machine, node kubeapi.NodeState, foreign bool) bool {
-	if i := m.WantedIntent(); i != nil {
-		return !foreign && i.Action != v1alpha1.ActionInstall
-	}
-	done := m.Status.Intent
-	switch {
-	case done == nil || done.Action == v1alpha1.ActionInstall:
-		return false
-	case done.FinishedAt == nil:
-		return !foreign && (m.Status.Installed == nil || !node.Ready)
-	case node.Created.After(done.FinishedAt.Time):
-		return false // it joined since
-	}
-	return m.Status.Installed == nil || !node.Ready
 }
 
 func (o *operation) until(plan planner.Plan, most time.Duration) time.Duration {
@@ -369,7 +327,7 @@ func (o *operation) recordMembers(ctx context.Context) (changed bool) {
 		m, is := o.sight.member(n)
 		goes := n.Hand != nil && (n.Hand.Operation == string(planner.OperationLeave) || installsAnew(n.Hand) && !n.Hand.Changed)
 		switch {
-		case is && n.Etcd == nil && !goes:
+		case is && n.Etcd == nil && !goes && mayBeRecorded(m):
 			initial, err := o.sight.etcd.AddLearner(ctx, n.NodeName, addressOf(n))
 			if err != nil {
 				o.Log.Warn("cannot record a member of etcd", "cluster", o.c.Name, "machine", n.Machine, "err", err)
@@ -386,6 +344,12 @@ func (o *operation) recordMembers(ctx context.Context) (changed bool) {
 		changed = true
 	}
 	return changed
+}
+
+// mayBeRecorded says whether a member of etcd that is not recorded may become that of the node at its address. A voter that is silent may
+// be of a former installation: with its identity and without its data, a new one could vote away what the majority has confirmed.
+func mayBeRecorded(m etcd.Member) bool {
+	return m.Name == "" || m.Learner || m.Answers
 }
 
 // goOn goes on with the steps that have begun, and says whether one has ended.
