@@ -26,7 +26,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build deb bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-menu e2e-laptop e2e-production bench ui-test screenshots generate clean
+.PHONY: help setup check build deb e2e-deb bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-menu e2e-laptop e2e-production bench ui-test screenshots generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -80,6 +80,10 @@ deb:
 	@echo "building coldrack and coldrack-agent $(VERSION)"
 	@go build -buildvcs=false -ldflags '$(LDFLAGS) -X coldrack.dev/internal/base/version.Commit=$(COMMIT)' -o "$(DEBS)/programs/" ./cmd/coldrack ./cmd/coldrack-agent
 	@go run ./hack/deb -programs "$(DEBS)/programs" -version $(VERSION) -out "$(DEBS)"
+
+## e2e-deb    the packages in a clean Debian 13 with systemd: install, start, upgrade, remove, purge, lintian (root); OUTPUT=FILE
+e2e-deb:
+	@hack/e2e-deb.sh
 
 ## demo       three blank virtual machines become a Kubernetes cluster
 demo: bundle bin/kubectl
