@@ -57,7 +57,7 @@ line, and a verdict for each machine. It may come from another site, and needs n
 
 --segment acts as machines that boot on the segment of an interface instead: it asks DHCP as BIOS, UEFI (x64 and arm64, by PXE and by HTTP)
 and iPXE do, loads what each is told to load, up to the first bytes of kernel and initrd, and says what a machine of each kind would
-experience. It takes some ten seconds and root. It always asks with the same hardware address, which begins with 02:c0:1d; it leases an address only
+experience. It takes root and some ten seconds, half a minute where nobody answers. It always asks with the same hardware address, which begins with 02:c0:1d; it leases an address only
 where the interface has none, and gives it back. A Coldrack server keeps nothing of it: no lease, no Machine.`,
 		Example: `  coldrack doctor --probe-dhcp
   coldrack doctor --foreign-dhcp dnsmasq --boot-address 10.20.0.1 > /etc/dnsmasq.d/coldrack.conf

@@ -53,6 +53,7 @@ func serveOptions() map[string]settings.Option {
 		"updateFolder":          usage("folder of the settings and packages of updates; none: updates in the data folder"),
 		"etcdDiscoveryOpen":     usage("let anybody who reaches that port make tokens (GET /new?size=N), not only people with coldrack discovery new"),
 		"discoveryArgs":         usage("kernel arguments of the discovery system, for hardware that needs some, for example nomodeset"),
+		"quirks":                usage("file with quirks of firmware that your machines have, beside those that the server knows (docs/booting.md)"),
 		"registryUpstreams":     usage("registries that container images are fetched from when no bundle has them, for example docker.io; http://HOST for plain HTTP"),
 		"registryCacheGib":      usage("GiB of images from such registries that are kept"),
 		"auditFailure":          usage("what becomes of a write whose audit record cannot be kept: refuse or continue"),

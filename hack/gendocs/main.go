@@ -1,5 +1,5 @@
 // Command gendocs writes docs/reference: the kinds from the CRDs, which come from the Go types, and the
-// command line from the program itself. Run it from the root of the repository, as `make generate` does.
+// command line from the program itself; and the table of quirks into docs/booting.md. Run it from the root of the repository, as `make generate` does.
 package main
 
 import (
@@ -7,9 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"coldrack.dev/internal/netboot/quirk"
 )
 
-const folder = "docs/reference"
+const (
+	folder  = "docs/reference"
+	booting = "docs/booting.md"
+)
 
 func main() {
 	if err := run(); err != nil {
@@ -35,5 +40,16 @@ func run() error {
 	if err := os.WriteFile(filepath.Join(folder, "kinds.md"), []byte(kinds), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(folder, "cli.md"), commands, 0o644)
+	if err := os.WriteFile(filepath.Join(folder, "cli.md"), commands, 0o644); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(booting)
+	if err != nil {
+		return err
+	}
+	withTable, err := quirk.Section(string(text))
+	if err != nil {
+		return fmt.Errorf("%s: %w", booting, err)
+	}
+	return os.WriteFile(booting, []byte(withTable), 0o644)
 }

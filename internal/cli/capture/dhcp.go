@@ -262,7 +262,7 @@ func (c *client) proxies() (all []*offer) {
 
 // archName is a client architecture (RFC 4578, section 2.1, and IANA's list) for a person.
 func archName(arch uint16) string {
-	names := map[uint16]string{boot.ArchBIOS: "BIOS", boot.ArchUEFI32: "32-bit UEFI", boot.ArchUEFIBC: "UEFI x64", boot.ArchUEFI64: "UEFI x64",
+	names := map[uint16]string{boot.ArchBIOS: "BIOS", boot.ArchUEFI32: "32-bit UEFI", boot.ArchUEFI64: "UEFI x64", boot.ArchUEFI64Old: "UEFI x64",
 		boot.ArchUEFIARM64: "UEFI arm64", boot.ArchHTTPUEFIBC: "UEFI x64", boot.ArchHTTPUEFI64: "UEFI x64", boot.ArchHTTPARM64: "UEFI arm64"}
 	if name, ok := names[arch]; ok {
 		return fmt.Sprintf("%s (%d)", name, arch)

@@ -26,9 +26,9 @@ type firstStages struct {
 func stagesOf(server netip.Addr, port int) firstStages {
 	s := firstStages{Server: server, URL: "http://" + netip.AddrPortFrom(server, uint16(port)).String()}
 	s.BIOS = boot.ChooseFirstStage(boot.FirstStageRequest{Arch: boot.ArchBIOS}).File
-	s.UEFI = boot.ChooseFirstStage(boot.FirstStageRequest{Arch: boot.ArchUEFIBC}).File
+	s.UEFI = boot.ChooseFirstStage(boot.FirstStageRequest{Arch: boot.ArchUEFI64}).File
 	s.HTTP = s.URL + "/" + boot.ChooseFirstStage(boot.FirstStageRequest{Arch: boot.ArchHTTPUEFI64, HTTP: true}).File
-	s.Script = s.URL + "/" + boot.ChooseFirstStage(boot.FirstStageRequest{Arch: boot.ArchBIOS, IPXE: &boot.IPXE{}}).File
+	s.Script = s.URL + "/" + boot.ChooseFirstStage(boot.FirstStageRequest{Arch: boot.ArchBIOS, IPXE: true}).File
 	return s
 }
 

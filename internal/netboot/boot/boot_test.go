@@ -151,28 +151,25 @@ func TestChooseFirstStage(t *testing.T) {
 		url     bool
 	}{
 		{"BIOS", FirstStageRequest{Arch: ArchBIOS}, "undionly.kpxe", false},
-		{"firmware that sends no option 93 is an old BIOS", FirstStageRequest{Arch: ArchUnknown}, "undionly.kpxe", false},
-		{"UEFI x64 as most firmware says it", FirstStageRequest{Arch: ArchUEFIBC}, "snponly.efi", false},
-		{"UEFI x64 as RFC 4578 says it", FirstStageRequest{Arch: ArchUEFI64}, "snponly.efi", false},
+		{"UEFI x64", FirstStageRequest{Arch: ArchUEFI64}, "snponly.efi", false},
+		{"UEFI x64 whose own driver fails", FirstStageRequest{Arch: ArchUEFI64, OwnDrivers: true}, "ipxe.efi", false},
+		{"BIOS has no other driver", FirstStageRequest{Arch: ArchBIOS, OwnDrivers: true}, "undionly.kpxe", false},
 		{"UEFI x64 by HTTP", FirstStageRequest{Arch: ArchHTTPUEFI64, HTTP: true}, "snponly.efi", true},
-		{"iPXE gets its script, whatever it runs on", FirstStageRequest{Arch: ArchUEFI64, IPXE: &IPXE{}}, "boot.ipxe", true},
-		{"iPXE that lists no features is taken to have them", FirstStageRequest{Arch: ArchBIOS, IPXE: &IPXE{}}, "boot.ipxe", true},
-		{"iPXE with all that BIOS needs", FirstStageRequest{Arch: ArchBIOS, IPXE: &IPXE{Features: true, HTTP: true, BzImage: true}}, "boot.ipxe", true},
-		{"iPXE with all that UEFI needs", FirstStageRequest{Arch: ArchUEFIBC, IPXE: &IPXE{Features: true, HTTP: true, EFI: true}}, "boot.ipxe", true},
-		{"firmware's iPXE without HTTP gets ours by TFTP", FirstStageRequest{Arch: ArchBIOS, IPXE: &IPXE{Features: true, BzImage: true}}, "undionly.kpxe", false},
-		{"so it does without kernels on BIOS", FirstStageRequest{Arch: ArchUnknown, IPXE: &IPXE{Features: true, HTTP: true, EFI: true}}, "undionly.kpxe", false},
-		{"so it does without EFI programs on UEFI", FirstStageRequest{Arch: ArchUEFI64, IPXE: &IPXE{Features: true, HTTP: true, BzImage: true}}, "snponly.efi", false},
-		{"by TFTP also where the firmware boots by HTTP", FirstStageRequest{Arch: ArchHTTPUEFI64, HTTP: true, IPXE: &IPXE{Features: true, EFI: true}}, "snponly.efi", false},
-		{"gPXE cannot run our script, whatever it has", FirstStageRequest{Arch: ArchBIOS, IPXE: &IPXE{GPXE: true, Features: true, HTTP: true, BzImage: true}}, "undionly.kpxe", false},
-		{"what we gave out is not given again", FirstStageRequest{Arch: ArchBIOS, IPXE: &IPXE{Features: true, BzImage: true, Given: true}}, "boot.ipxe", true},
-		{"arm64's iPXE without HTTP: there is none of ours", FirstStageRequest{Arch: ArchUEFIARM64, IPXE: &IPXE{Features: true, EFI: true}}, "", false},
+		{"UEFI x64 by HTTP whose own driver fails", FirstStageRequest{Arch: ArchHTTPUEFI64, HTTP: true, OwnDrivers: true}, "ipxe.efi", true},
+		{"iPXE gets its script, whatever it runs on", FirstStageRequest{Arch: ArchUEFI64, IPXE: true}, "boot.ipxe", true},
+		{"an iPXE that cannot run it gets ours by TFTP", FirstStageRequest{Arch: ArchBIOS, IPXE: true, Replace: "it lacks HTTP"}, "undionly.kpxe", false},
+		{"so it does on UEFI", FirstStageRequest{Arch: ArchUEFI64, IPXE: true, Replace: "it lacks EFI programs"}, "snponly.efi", false},
+		{"by TFTP also where the firmware boots by HTTP", FirstStageRequest{Arch: ArchHTTPUEFI64, HTTP: true, IPXE: true, Replace: "it lacks HTTP"}, "snponly.efi", false},
+		{"what we gave out is not given again", FirstStageRequest{Arch: ArchBIOS, IPXE: true, Replace: "it lacks HTTP", Given: true}, "boot.ipxe", true},
+		{"arm64's iPXE without HTTP: there is none of ours", FirstStageRequest{Arch: ArchUEFIARM64, IPXE: true, Replace: "it lacks HTTP"}, "", false},
 		{"arm64 gets nothing rather than a file it cannot run", FirstStageRequest{Arch: ArchUEFIARM64}, "", false},
 		{"an unheard-of architecture gets nothing", FirstStageRequest{Arch: 4711}, "", false},
+		{"nor does one that is not told", FirstStageRequest{Arch: ArchUnknown}, "", false},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			got := ChooseFirstStage(test.request)
-			replaces := test.request.IPXE != nil && test.file != "" && !test.url
+			replaces := test.request.IPXE && test.file != "" && !test.url
 			if got.File != test.file || got.URL != test.url || got.Replaces != replaces || got.Reason == "" {
 				t.Errorf("got %+v, want file %q, url %v, replaces %v and a reason", got, test.file, test.url, replaces)
 			}

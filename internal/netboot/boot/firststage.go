@@ -2,52 +2,29 @@ package boot
 
 import "fmt"
 
-// FirstStageRequest is what a DHCP request tells of the firmware that sent it.
+// FirstStageRequest is what a DHCP request tells of the firmware that sent it, after the remedies for its quirks.
 type FirstStageRequest struct {
 	// Arch is option 93 (RFC 4578, section 2.1; IANA "Processor Architecture Types"), or ArchUnknown
 	// when the option is absent.
 	Arch uint16
-	// IPXE is set when the client is iPXE already.
-	IPXE *IPXE
-	// HTTP is true when the client boots by UEFI HTTP (vendor class "HTTPClient").
-	HTTP bool
-}
-
-// IPXE is what an iPXE tells of itself. It may be the firmware's own, which is often old or was built for little.
-type IPXE struct {
-	// GPXE: it is gPXE, iPXE's forerunner, which does not run iPXE's scripts.
-	GPXE bool
-	// Features is true when it lists its features; one that lists none is taken to have all.
-	Features           bool
-	HTTP, BzImage, EFI bool
+	// IPXE is true when the client is iPXE already. It may be the firmware's own, which is often old or was built for little.
+	IPXE bool
+	// Replace is why an iPXE cannot carry out our script and is given our own instead; empty: it can.
+	Replace string
 	// Given is true when the client has just been given our own iPXE, so that this one must be it.
 	Given bool
-}
-
-// lacks says what keeps an iPXE from carrying out our script on an architecture, empty when nothing does.
-func (i IPXE) lacks(arch uint16) string {
-	bios := arch == ArchBIOS || arch == ArchUnknown
-	switch {
-	case i.GPXE:
-		return "iPXE's scripts"
-	case !i.Features:
-		return ""
-	case !i.HTTP:
-		return "HTTP"
-	case bios && !i.BzImage:
-		return "Linux kernels (bzImage)"
-	case !bios && !i.EFI:
-		return "EFI programs"
-	}
-	return ""
+	// OwnDrivers is true when iPXE has to drive the network itself on this machine.
+	OwnDrivers bool
+	// HTTP is true when the client boots by UEFI HTTP (vendor class "HTTPClient").
+	HTTP bool
 }
 
 // Client architectures of option 93.
 const (
 	ArchBIOS        = 0
 	ArchUEFI32      = 6
-	ArchUEFIBC      = 7 // "EFI BC" on paper; x64 firmware sends it
-	ArchUEFI64      = 9
+	ArchUEFI64      = 7
+	ArchUEFI64Old   = 9 // x64 as RFC 4578 had it before its erratum of 2016
 	ArchUEFIARM64   = 11
 	ArchHTTPUEFI64  = 16
 	ArchHTTPUEFIBC  = 15
@@ -80,37 +57,40 @@ type FirstStage struct {
 // An iPXE gets its script. One that could not carry it out gets our own iPXE by TFTP, once: what comes back lacking the same is
 // our own, and another turn would not end.
 func ChooseFirstStage(request FirstStageRequest) FirstStage {
-	ipxe := request.IPXE
-	if ipxe == nil {
-		return chooseForFirmware(request)
-	}
-	lacks := ipxe.lacks(request.Arch)
 	switch {
-	case lacks == "":
+	case !request.IPXE:
+		return chooseForFirmware(request)
+	case request.Replace == "":
 		return FirstStage{File: fileScript, URL: true, Reason: "iPXE asks for its script"}
-	case ipxe.Given:
-		return FirstStage{File: fileScript, URL: true, Reason: fmt.Sprintf("iPXE lacks %s, and it is the one that this server gave out; build and import a new bundle", lacks)}
+	case request.Given:
+		return FirstStage{File: fileScript, URL: true, Reason: request.Replace + ": and this is the one that this server gave out; build and import a new bundle"}
 	}
-	stage := chooseForFirmware(FirstStageRequest{Arch: request.Arch})
+	stage := chooseForFirmware(FirstStageRequest{Arch: request.Arch, OwnDrivers: request.OwnDrivers})
 	stage.Replaces = stage.File != ""
 	// It loads by TFTP, which every iPXE can, also where its firmware boots by HTTP.
 	stage.URL = false
-	stage.Reason = fmt.Sprintf("the firmware's own iPXE lacks %s; %s", lacks, stage.Reason)
+	stage.Reason = request.Replace + "; " + stage.Reason
 	return stage
 }
 
 func chooseForFirmware(request FirstStageRequest) FirstStage {
+	file, drivers := fileUEFI, ""
+	if request.OwnDrivers {
+		file, drivers = fileUEFIFull, ", with iPXE's own drivers"
+	}
 	switch request.Arch {
-	case ArchBIOS, ArchUnknown:
+	case ArchBIOS:
 		return FirstStage{File: fileBIOS, Reason: "BIOS"}
-	case ArchUEFIBC, ArchUEFI64:
-		return FirstStage{File: fileUEFI, URL: request.HTTP, Reason: "UEFI x64"}
+	case ArchUEFI64:
+		return FirstStage{File: file, URL: request.HTTP, Reason: "UEFI x64" + drivers}
 	case ArchHTTPUEFI64, ArchHTTPUEFIBC:
-		return FirstStage{File: fileUEFI, URL: true, Reason: "UEFI x64 by HTTP"}
+		return FirstStage{File: file, URL: true, Reason: "UEFI x64 by HTTP" + drivers}
 	case ArchUEFIARM64, ArchHTTPARM64:
 		return FirstStage{Reason: "UEFI arm64: " + contentNotBuilt}
 	case ArchUEFI32:
 		return FirstStage{Reason: "32-bit UEFI: " + contentNotBuilt}
+	case ArchUnknown:
+		return FirstStage{Reason: "no client architecture is told: " + contentNotBuilt}
 	}
 	return FirstStage{Reason: fmt.Sprintf("client architecture %d: %s", request.Arch, contentNotBuilt)}
 }

@@ -75,8 +75,9 @@ type engine struct {
 	now     func() time.Time
 	store   func(r lease.Record, done func(error)) // journal.add
 	count   *counters
-	admit   func(Query) bool // nil: everybody
-	passing func(Query) bool // nil: nobody
+	admit   func(Query) bool  // nil: everybody
+	passing func(Query) bool  // nil: nobody
+	shapeOf func(Query) Shape // nil: nobody has any
 
 	mu      sync.Mutex
 	config  Config
@@ -282,6 +283,21 @@ func (e *engine) handle(in incoming) {
 	}
 	e.mu.Unlock()
 	x.finish()
+}
+
+// Shape is how a client must be answered, past what it says of itself.
+type Shape struct {
+	// Small: with 576 bytes at most, whatever size it says that it takes.
+	Small bool
+	// Broadcast: to everybody, although it says that it hears what goes to its address.
+	Broadcast bool
+}
+
+func (x *exchange) shape() Shape {
+	if x.shapeOf == nil {
+		return Shape{}
+	}
+	return x.shapeOf(x.query)
 }
 
 // passes says whether the client only looks what it would be told.
@@ -850,7 +866,7 @@ func (x *exchange) furtherOptions() []Option {
 
 // build makes a reply and chooses its way, RFC 2131, section 4.1.
 func (x *exchange) build(kind dhcpv4.MessageType, address netip.Addr, hostname, message string) ([]byte, outgoing) {
-	a := answer{kind: kind, address: address, server: x.query.Server, subnet: x.subnet, hostname: hostname, message: message}
+	a := answer{kind: kind, address: address, server: x.query.Server, subnet: x.subnet, hostname: hostname, message: message, shape: x.shape()}
 	if kind != dhcpv4.MessageTypeNak {
 		a.options = x.furtherOptions()
 		if file, ok := x.backend.BootFile(x.subnet.CIDR, x.query); ok {
@@ -868,7 +884,7 @@ func (x *exchange) build(kind dhcpv4.MessageType, address netip.Addr, hostname, 
 		out.to = netip.AddrPortFrom(everyone, ClientPort)
 	case ciaddr.IsValid() && !ciaddr.IsUnspecified() && kind == dhcpv4.MessageTypeAck:
 		out.to = netip.AddrPortFrom(ciaddr, ClientPort)
-	case x.message.IsBroadcast() || x.message.HWType != iana.HWTypeEthernet || len(x.message.ClientHWAddr) != 6:
+	case x.message.IsBroadcast() || a.shape.Broadcast || x.message.HWType != iana.HWTypeEthernet || len(x.message.ClientHWAddr) != 6:
 		out.to = netip.AddrPortFrom(everyone, ClientPort)
 	default:
 		out.to = netip.AddrPortFrom(address, ClientPort)

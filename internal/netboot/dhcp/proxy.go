@@ -74,7 +74,7 @@ func (x *exchange) direct(kind dhcpv4.MessageType, to netip.AddrPort) bool {
 	if !ok {
 		return false
 	}
-	a := answer{kind: kind, server: x.query.Server, subnet: x.subnet, boot: &file, proxy: true}
+	a := answer{kind: kind, server: x.query.Server, subnet: x.subnet, boot: &file, proxy: true, shape: x.shape()}
 	out := outgoing{payload: encode(x.message, x.query, a), from: x.query.Server, to: to, boot: to.IsValid()}
 	switch {
 	case to.IsValid():

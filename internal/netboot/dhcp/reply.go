@@ -22,6 +22,7 @@ type answer struct {
 	options  []Option // of people
 	message  string   // of a NAK
 	proxy    bool     // nothing but what to boot: the client's address and settings come from another server
+	shape    Shape
 }
 
 const (
@@ -74,6 +75,9 @@ func encode(request *dhcpv4.DHCPv4, q Query, a answer) []byte {
 		}
 		return reply.ToBytes()
 	}
+	if a.shape.Broadcast {
+		reply.SetBroadcast() // a relay goes by it
+	}
 	reply.ClientIPAddr = request.ClientIPAddr // RFC 2131, table 3; zero in most
 	if a.kind == dhcpv4.MessageTypeOffer {
 		reply.ClientIPAddr = nil
@@ -95,7 +99,7 @@ func encode(request *dhcpv4.DHCPv4, q Query, a answer) []byte {
 		addBoot(reply, request, q, a)
 	}
 	limit := leastMessageSize
-	if size := request.Options.Get(dhcpv4.OptionMaximumDHCPMessageSize); len(size) == 2 {
+	if size := request.Options.Get(dhcpv4.OptionMaximumDHCPMessageSize); len(size) == 2 && !a.shape.Small {
 		limit = min(max(limit, int(binary.BigEndian.Uint16(size))), mostMessageSize)
 	}
 	packet := reply.ToBytes()

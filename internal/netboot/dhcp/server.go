@@ -33,6 +33,8 @@ type Options struct {
 	// Passing says of a client that it only looks what it would be told: it is answered, and no machine is inferred from it. It is called as Admit
 	// is. nil: nobody does.
 	Passing func(client Query) bool
+	// Shape says how a client must be answered that its own words do not tell. It is called as Admit is. nil: nobody needs it.
+	Shape func(client Query) Shape
 	// Now is the clock, time.Now by default.
 	Now func() time.Time
 	// Inside runs a function in the network namespace of the interfaces; by default it just calls it.
@@ -99,6 +101,7 @@ func New(options Options, config Config) (*Server, error) {
 		links: map[string]*running{}, failed: map[string]error{}}
 	s.engine = newEngine(options.Backend, options.Log, options.Now, journal.Add, &s.count)
 	s.engine.admit, s.engine.passing, s.engine.changed = options.Admit, options.Passing, options.Changed
+	s.engine.shapeOf = options.Shape
 	journal.Snapshot = s.engine.records
 	s.engine.configure(config, records)
 	return s, nil

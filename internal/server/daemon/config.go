@@ -129,6 +129,9 @@ type Config struct {
 	// needs some. Installed machines get theirs from their Profile.
 	DiscoveryArgs []string `json:"discoveryArgs,omitempty"`
 
+	// Quirks is a file with the site's own quirks of firmware, as internal/netboot/quirk has them; empty: only those that come with the server.
+	Quirks string `json:"quirks"`
+
 	// BootConcurrency is how many machines load what they boot at once. Further ones are asked to come again, but for no
 	// longer than their firmware has patience.
 	BootConcurrency int `json:"bootConcurrency"`

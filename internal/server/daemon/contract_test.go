@@ -186,7 +186,7 @@ func TestBootContract(t *testing.T) {
 	t.Run("every answer of DHCP", func(t *testing.T) {
 		answers := 0
 		for _, arch := range []uint16{
-			boot.ArchBIOS, boot.ArchUEFI32, boot.ArchUEFIBC, boot.ArchUEFI64, boot.ArchUEFIARM64,
+			boot.ArchBIOS, boot.ArchUEFI32, boot.ArchUEFI64, boot.ArchUEFI64Old, boot.ArchUEFIARM64,
 			boot.ArchHTTPUEFIBC, boot.ArchHTTPUEFI64, boot.ArchHTTPARM64, boot.ArchUnknown, 4711,
 		} {
 			for kind, query := range map[string]dhcp.Query{

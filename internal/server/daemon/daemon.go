@@ -29,6 +29,7 @@ import (
 	"coldrack.dev/internal/machine/bmc"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
+	"coldrack.dev/internal/netboot/quirk"
 	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/backups"
 	"coldrack.dev/internal/server/controllers"
@@ -78,6 +79,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if _, err := trustedKeys(cfg); err != nil {
 		return err
 	}
+	quirks, err := readQuirks(cfg.Quirks)
+	if err != nil {
+		return err
+	}
 	store, err := bundle.OpenStore(cfg.path("content"))
 	if err != nil {
 		return err
@@ -107,7 +112,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	s := &server{
 		cfg: cfg, log: log, keys: keys, sockets: sockets, door: door,
 		content: loaded, importer: imports,
-		fleet: machines, metrics: newMetrics(machines), bootGate: admission, clusterAPI: peopleapi.NewClusterAPI(log),
+		fleet: machines, metrics: newMetrics(machines), bootGate: admission, quirks: quirks, clusterAPI: peopleapi.NewClusterAPI(log),
 		powerAPI: peopleapi.NewPowerAPI(log), bmcs: bmc.NewPool(bmc.PoolOptions{}),
 	}
 	if !cfg.NoBoot {
@@ -228,8 +233,9 @@ type server struct {
 	bmcs       *bmc.Pool
 	metrics    *metrics
 	bootGate   *bootGate
-	reach      *reach     // nil without boot services
-	audit      *audit.Log // nil where the kinds live elsewhere
+	quirks     *quirk.Table // nil: those that come with the server
+	reach      *reach       // nil without boot services
+	audit      *audit.Log   // nil where the kinds live elsewhere
 	catalog    *catalog
 	subnets    *dhcpSubnets            // nil without boot services
 	menus      *menus                  // nil without boot services

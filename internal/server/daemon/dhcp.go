@@ -21,6 +21,7 @@ import (
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/dhcp"
 	"coldrack.dev/internal/netboot/dhcp6"
+	"coldrack.dev/internal/netboot/quirk"
 	"coldrack.dev/internal/netboot/radv"
 	"coldrack.dev/internal/server/controllers"
 )
@@ -106,6 +107,9 @@ func (b dhcpBackend) Reserved(address netip.Addr) bool {
 
 // BootFile is the first stage for a firmware.
 func (b dhcpBackend) BootFile(_ netip.Prefix, client dhcp.Query) (dhcp.BootFile, bool) {
+	if b.quirks.For(quirkClient(client)).NoBootFile {
+		return dhcp.BootFile{}, false
+	}
 	stage := b.firstStage(client)
 	switch {
 	case stage.File == "":
@@ -120,12 +124,30 @@ func (b dhcpBackend) BootFile(_ netip.Prefix, client dhcp.Query) (dhcp.BootFile,
 }
 
 func (b dhcpBackend) firstStage(client dhcp.Query) boot.FirstStage {
-	request := boot.FirstStageRequest{Arch: client.Arch, HTTP: client.HTTP}
-	if client.IPXE {
-		request.IPXE = &boot.IPXE{GPXE: client.UserClass == "gPXE", Features: client.Told.Features, HTTP: client.Told.HTTP,
-			BzImage: client.Told.BzImage, EFI: client.Told.EFI, Given: b.replaced.comesBack(client)}
+	remedies := b.quirks.For(quirkClient(client))
+	request := boot.FirstStageRequest{Arch: client.Arch, HTTP: client.HTTP, IPXE: client.IPXE, OwnDrivers: remedies.OwnDrivers}
+	if remedies.Architecture != nil {
+		request.Arch = uint16(*remedies.Architecture)
+	}
+	if client.IPXE && remedies.OwnIPXE {
+		request.Replace, request.Given = remedies.Because, b.replaced.comesBack(client)
 	}
 	return boot.ChooseFirstStage(request)
+}
+
+// quirkClient is a client in the words of the table of quirks.
+func quirkClient(client dhcp.Query) quirk.Client {
+	c := quirk.Client{MAC: client.MAC, VendorClass: client.VendorClass, UserClass: client.UserClass, Architecture: int(client.Arch), IPXE: client.IPXE}
+	if client.Told.Features {
+		c.Features = map[quirk.Feature]bool{quirk.HTTP: client.Told.HTTP, quirk.BzImage: client.Told.BzImage, quirk.EFI: client.Told.EFI}
+	}
+	return c
+}
+
+// shape is how DHCP must answer a client with quirks.
+func (b *booter) shape(client dhcp.Query) dhcp.Shape {
+	remedies := b.quirks.For(quirkClient(client))
+	return dhcp.Shape{Small: remedies.SmallReply, Broadcast: remedies.Broadcast}
 }
 
 // Observe notes the addresses that known machines boot with, and says aloud what a person must know.
@@ -383,7 +405,7 @@ func (s *server) serveDHCP(ctx context.Context, group *errgroup.Group, answers *
 		return nil, err
 	}
 	server, err := dhcp.New(dhcp.Options{
-		Changed: changed, Backend: backend, Admit: s.admitDHCP, Passing: func(c dhcp.Query) bool { return wire.IsProbe(c.MAC) }, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
+		Changed: changed, Backend: backend, Admit: s.admitDHCP, Passing: func(c dhcp.Query) bool { return wire.IsProbe(c.MAC) }, Shape: answers.shape, Dir: s.cfg.path("leases"), Log: log, Inside: s.inside,
 		Beside: func(ctx context.Context, device string) {
 			advertise(ctx, device, func(mac net.HardwareAddr) bool { return ipxes.has(mac) && len(managed(six, device)) == 0 }, nil)
 		},

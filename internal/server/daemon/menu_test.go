@@ -25,12 +25,13 @@ import (
 // menuRig is the boot HTTP server of a server that knows no machine yet, on a loopback address. Its scripts name the address by which an emulated
 // machine reaches it.
 type menuRig struct {
-	t     *testing.T
-	fleet *fleet.Fleet
-	menus *menus
-	web   *httptest.Server
-	port  int
-	log   *logText
+	t      *testing.T
+	booter *booter
+	fleet  *fleet.Fleet
+	menus  *menus
+	web    *httptest.Server
+	port   int
+	log    *logText
 }
 
 func newMenuRig(t *testing.T, m v1alpha1.BootMenu, pin string) *menuRig {
@@ -50,6 +51,7 @@ func newMenuRig(t *testing.T, m v1alpha1.BootMenu, pin string) *menuRig {
 		fleet: known, nonces: machineapi.NewNonces(nil), content: newContent(store), reach: testReach(t, "10.0.2.2"), caPin: "sha256:00",
 		log: slog.New(slog.NewTextHandler(r.log, nil)), metrics: newMetrics(known), bootGate: newBootGate(10, func() bool { return true }), menus: r.menus,
 	}
+	r.booter = b
 	r.web = httptest.NewUnstartedServer(httpboot.New(httpboot.Options{Scripts: b, Content: b, Log: discard()}))
 	r.port = int(netip.MustParseAddrPort(r.web.Listener.Addr().String()).Port())
 	cfg.BootPort = r.port

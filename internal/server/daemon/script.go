@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,6 +19,7 @@ import (
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/boot"
 	"coldrack.dev/internal/netboot/httpboot"
+	"coldrack.dev/internal/netboot/quirk"
 	"coldrack.dev/internal/server/machineapi"
 )
 
@@ -46,6 +48,7 @@ type booter struct {
 	metrics       *metrics
 	bootGate      *bootGate
 	menus         *menus
+	quirks        *quirk.Table
 }
 
 // bootURL is the base URL of boot HTTP at one of this server's addresses.
@@ -126,7 +129,8 @@ func (b *booter) script(request boot.Request, at netip.Addr, asked *httpboot.Que
 	}
 	b.log.Info("boot decision", "machine", name, "mac", record.MAC, "address", record.Address,
 		"action", string(plan.Action), "reason", plan.Reason)
-	return b.render(plan, told{machine: name, mac: record.MAC, at: at, nonce: nonce, kernel: kernel.Digest, initrd: initrd.Digest})
+	quirks := b.quirks.For(quirk.Client{MAC: record.MAC, Manufacturer: request.Manufacturer, Product: request.Product, Architecture: quirk.NoArchitecture})
+	return b.render(plan, told{machine: name, mac: record.MAC, at: at, nonce: nonce, kernel: kernel.Digest, initrd: initrd.Digest, args: quirks.KernelArgs})
 }
 
 // loadsKernel says whether an action starts the discovery system.
@@ -143,7 +147,8 @@ type told struct {
 	machine, mac   string // its name and the MAC that it boots with, as far as they are known
 	at             netip.Addr
 	nonce          string
-	kernel, initrd string // digests
+	kernel, initrd string   // digests
+	args           []string // kernel arguments for its quirks
 }
 
 // render makes the script of a plan.
@@ -167,7 +172,7 @@ func (b *booter) render(plan boot.Plan, t told) (string, error) {
 		if t.mac != "" {
 			target.Args = append(target.Args, wire.ArgMAC+"="+t.mac)
 		}
-		target.Args = append(append(target.Args, consoleArgs()...), b.discoveryArgs...)
+		target.Args = slices.Concat(target.Args, consoleArgs(), t.args, b.discoveryArgs)
 	}
 	return boot.Script(plan, target)
 }

@@ -26,6 +26,7 @@ func (s *server) newBooter(nonces *machineapi.Nonces) *booter {
 	return &booter{
 		menus: s.menus, fleet: s.fleet, nonces: nonces, content: s.content, cfg: s.cfg, reach: s.reach,
 		caPin: s.keys.machines.Fingerprint(), discoveryArgs: s.cfg.DiscoveryArgs, log: s.log.With("part", "boot"), metrics: s.metrics, bootGate: s.bootGate,
+		quirks: s.quirks,
 	}
 }
 
