@@ -17,7 +17,7 @@ BUNDLE  := build/default.bundle.tar
 BUILD_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/coldrack/bundle
 export PATH := $(CURDIR)/bin:$(PATH)
 # What tests may rely on here, after `make setup`; where one of these is missing they fail instead of skipping.
-TOOLS := root netns qemu dropbear dropbearkey kubectl etcd etcd-debian curl skopeo tftp udhcpc dhclient dnsmasq tcpdump nft setpriv containerd ctr losetup sgdisk mtype \
+TOOLS := root netns qemu dropbear dropbearkey kubectl etcd etcd-debian curl skopeo tftp udhcpc dhclient dnsmasq tcpdump nft setpriv containerd ctr oci-conformance losetup sgdisk mtype \
 	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs ipmi_sim ipmitool redfishtool sushy versitygw \
 	dig host nslookup named named-checkzone chronyd timesyncd dhcpd dhcrelay kea-dhcp4 \
 	dpkg-deb deb-systemd-helper systemd-sysusers systemd-tmpfiles python3-debian shellcheck \
@@ -26,7 +26,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build deb e2e-deb bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-menu e2e-laptop e2e-production bench ui-test screenshots generate clean
+.PHONY: help setup check build deb e2e-deb bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-menu e2e-laptop e2e-production bench ui-test screenshots oci-report generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -120,6 +120,10 @@ bin/containerd bin/ctr: recipes/modules/containerd-2.4/go.mod recipes/modules/co
 bin/versitygw: hack/s3server/go.mod hack/s3server/go.sum
 	@mkdir -p bin; echo "building versitygw"
 	@cd hack/s3server && go build -ldflags '-s -w' -o ../../bin/versitygw github.com/versity/versitygw/cmd/versitygw
+# The conformance suite of the OCI distribution specification, and its last output.
+bin/oci-conformance: hack/oci/go.mod hack/oci/go.sum
+	@mkdir -p bin; echo "building oci-conformance"
+	@cd hack/oci && go build -ldflags '-s -w' -o ../../$@ github.com/opencontainers/distribution-spec/conformance
 bin/staticcheck: hack/tools/go.mod
 	@mkdir -p bin; echo "building staticcheck"
 	@cd hack/tools && go build -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
@@ -137,10 +141,10 @@ check: bin/gotest
 	@COLDRACK_REQUIRE=none gotest $$(hack/pure.sh)
 
 ## test       everything that can be checked quickly
-test: setup build bin/kubectl bin/etcd bin/etcd-debian bin/containerd bin/ctr bin/versitygw lint unit soak-minute fuzz
+test: setup build bin/kubectl bin/etcd bin/etcd-debian bin/containerd bin/ctr bin/oci-conformance bin/versitygw lint unit soak-minute fuzz
 
 ## unit       all unit, network-namespace and API tests, with the race detector but for the command line's, which start it a hundred times
-unit: build bin/gotest bin/kubectl bin/etcd bin/etcd-debian bin/containerd bin/ctr bin/versitygw
+unit: build bin/gotest bin/kubectl bin/etcd bin/etcd-debian bin/containerd bin/ctr bin/oci-conformance bin/versitygw
 	@echo "tests of the command line, and those that are too slow with the race detector"
 	@gotest -timeout 15m ./cmd/coldrack
 	@hack/swift.sh
@@ -230,6 +234,11 @@ screenshots:
 generate:
 	@cd api/v1alpha1 && go generate .
 	@go run ./hack/gendocs
+
+## oci-report  the conformance suite of the OCI distribution specification, into docs/oci-conformance.txt
+oci-report: bin/gotest bin/oci-conformance
+	@report=$$(mktemp); echo "oci-conformance $$(sed -n 's,.*distribution-spec/conformance \(v[^ ]*\).*,\1,p' hack/oci/go.mod), by make oci-report" >$$report; echo >>$$report; \
+	COLDRACK_OCI_REPORT=$$report gotest -count=1 -run TestConformance ./internal/content/registry && cat $$report >docs/oci-conformance.txt; rm -f $$report
 
 ## clean      remove what was built; keeps the cache
 clean:

@@ -48,7 +48,7 @@ func Has(name string) bool { return missing(name) == nil }
 
 // built are the programs that make builds into bin.
 func built() []string {
-	return []string{"containerd", "ctr", "etcd", "etcd-debian", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubeadm", "kubectl", "versitygw"}
+	return []string{"containerd", "ctr", "etcd", "etcd-debian", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler", "kubeadm", "kubectl", "oci-conformance", "versitygw"}
 }
 
 // unpacked are programs of packages that hack/setup.sh only unpacks, and where below bin/unpacked.

@@ -27,6 +27,8 @@ type cache struct {
 	dir   string
 	limit int64
 	now   func() time.Time
+	// pinned are names of images that are not evicted; nil: there are none.
+	pinned func() []string
 
 	mu      sync.Mutex
 	entries map[string]entry // by digest
@@ -38,8 +40,8 @@ type entry struct {
 	used time.Time
 }
 
-func openCache(dir string, limit int64, now func() time.Time) (*cache, error) {
-	c := &cache{dir: dir, limit: limit, now: now, entries: map[string]entry{}}
+func openCache(dir string, limit int64, now func() time.Time, pinned func() []string) (*cache, error) {
+	c := &cache{dir: dir, limit: limit, now: now, pinned: pinned, entries: map[string]entry{}}
 	if err := os.RemoveAll(filepath.Join(dir, "tmp")); err != nil {
 		return nil, fmt.Errorf("cache of container images: %w", err)
 	}
@@ -102,23 +104,38 @@ func (c *cache) open(digest string) (*os.File, int64, bool) {
 func (c *cache) reserve(size int64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var stays map[string]bool
 	for c.used+size > c.limit {
+		if stays == nil {
+			stays = c.pinnedContent()
+		}
 		oldest := ""
 		for digest, e := range c.entries {
+			if stays[digest] {
+				continue
+			}
 			if oldest == "" || e.used.Before(c.entries[oldest].used) {
 				oldest = digest
 			}
 		}
 		if oldest == "" {
-			return fmt.Errorf("%d bytes do not fit into the cache of %d bytes, of which %d are on their way in; raise --registry-cache-gib", size, c.limit, c.used)
+			return fmt.Errorf("%d bytes do not fit into the cache of %d bytes, of which %d are on their way in or pinned; raise --registry-cache-gib", size, c.limit, c.used)
 		}
-		if err := os.Remove(c.blobPath(oldest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("evict from the cache of container images: %w", err)
+		if err := c.evict(oldest); err != nil {
+			return err
 		}
-		c.used -= c.entries[oldest].size
-		delete(c.entries, oldest)
 	}
 	c.used += size
+	return nil
+}
+
+// evict removes an entry. c.mu is held.
+func (c *cache) evict(digest string) error {
+	if err := os.Remove(c.blobPath(digest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("evict from the cache of container images: %w", err)
+	}
+	c.used -= c.entries[digest].size
+	delete(c.entries, digest)
 	return nil
 }
 

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,80 +9,90 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"coldrack.dev/internal/content/imagestore"
 )
 
 const (
-	mediaTypeManifest       = "application/vnd.oci.image.manifest.v1+json"
-	mediaTypeIndex          = "application/vnd.oci.image.index.v1+json"
-	mediaTypeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
-	mediaTypeDockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+	mediaTypeManifest       = imagestore.MediaTypeManifest
+	mediaTypeIndex          = imagestore.MediaTypeIndex
+	mediaTypeDockerManifest = imagestore.MediaTypeDockerManifest
 	mediaTypeBlob           = "application/octet-stream"
 )
 
-// maxManifest is what the specification asks registries to accept at least.
-const maxManifest = 4 << 20
+const maxManifest = imagestore.MaxManifest
 
-// manifest is what serving needs to know of one.
-type manifest struct {
-	digest    string
-	mediaType string
-	blobs     []string // digests of config and layers; none of an index
-}
+type manifest = imagestore.Manifest
 
-func parseManifest(digest string, raw []byte) (manifest, error) {
-	type descriptor struct {
-		MediaType string `json:"mediaType"`
-		Digest    string `json:"digest"`
-	}
-	var m struct {
-		SchemaVersion int          `json:"schemaVersion"`
-		MediaType     string       `json:"mediaType"`
-		Config        *descriptor  `json:"config"`
-		Layers        []descriptor `json:"layers"`
-		Manifests     []descriptor `json:"manifests"`
-	}
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return manifest{}, fmt.Errorf("manifest %s: %w", digest, err)
-	}
-	if m.MediaType == "" {
-		// OCI leaves it open; what there is then says which of the two it is.
-		switch {
-		case m.Config != nil && m.Manifests == nil:
-			m.MediaType = mediaTypeManifest
-		case m.Manifests != nil && m.Config == nil:
-			m.MediaType = mediaTypeIndex
-		}
-	}
-	out := manifest{digest: digest, mediaType: m.MediaType}
-	switch m.MediaType {
-	case mediaTypeManifest, mediaTypeDockerManifest:
-		if m.Config == nil {
-			return manifest{}, fmt.Errorf("manifest %s: has no config", digest)
-		}
-		for _, d := range append(m.Layers, *m.Config) {
-			out.blobs = append(out.blobs, d.Digest)
-		}
-	case mediaTypeIndex, mediaTypeDockerList:
-	default:
-		return manifest{}, fmt.Errorf("manifest %s: media type %q is none of a container image", digest, clip(m.MediaType))
-	}
-	if m.SchemaVersion != 2 {
-		return manifest{}, fmt.Errorf("manifest %s: schema version is %d, want 2", digest, m.SchemaVersion)
-	}
-	return out, nil
-}
-
-// images looks things up among those of the content.
+// images looks things up among those of the content, and those that were loaded.
 type images struct {
 	content Content
+	local   *imagestore.Store // nil: none can be loaded
 
 	mu sync.Mutex
 	// parsed manifests by digest; what a digest names never changes.
 	parsed map[string]manifest
 }
 
-func newImages(content Content) *images {
-	return &images{content: content, parsed: map[string]manifest{}}
+func newImages(content Content, local *imagestore.Store) *images {
+	return &images{content: content, local: local, parsed: map[string]manifest{}}
+}
+
+// open returns a blob of the content, or of what was loaded.
+func (i *images) open(digest string) (*os.File, int64, error) {
+	file, size, err := i.content.Open(digest)
+	if err != nil && i.local != nil {
+		if file, size, err := i.local.Open(digest); err == nil {
+			return file, size, nil
+		}
+	}
+	return file, size, err
+}
+
+// candidate is an image with its name in parts.
+type candidate struct {
+	host, path string
+	tag        string // empty: no tag stands for it
+	digest     string
+}
+
+// ofContent lists the images of the content.
+func (i *images) ofContent() []candidate {
+	var all []candidate
+	for _, image := range i.content.Images() {
+		if host, path, tag, ok := splitImage(image.Name); ok {
+			all = append(all, candidate{host, path, tag, image.Digest})
+		}
+	}
+	return all
+}
+
+// all lists those of the content, and then those that were loaded: what is signed counts where both have a tag.
+func (i *images) all() []candidate {
+	all := i.ofContent()
+	if i.local == nil {
+		return all
+	}
+	i.local.Repositories(func(name string, tags map[string]string, manifests []string) {
+		host, path, _ := strings.Cut(name, "/")
+		for tag, digest := range tags {
+			all = append(all, candidate{host, path, tag, digest})
+		}
+		for _, digest := range manifests {
+			all = append(all, candidate{host, path, "", digest})
+		}
+	})
+	return all
+}
+
+// bundled is the digest of an image of the content; empty: it has none of that name.
+func (i *images) bundled(repository, tag string) string {
+	for _, c := range i.ofContent() {
+		if c.host+"/"+c.path == repository && c.tag == tag {
+			return c.digest
+		}
+	}
+	return ""
 }
 
 // repository is all images of one full name without tag.
@@ -113,12 +122,12 @@ func (r repository) tagList() []string {
 
 // repository finds one by its name and, where the client says so, its registry. The error is a refusal.
 func (i *images) repository(ns, name string) (repository, error) {
-	all := i.content.Images()
+	all := i.all()
 	if ns != "" {
 		if r := collect(all, func(host, path string) bool { return host == ns && path == name }); len(r) > 0 {
 			return r[0], nil
 		}
-		return repository{}, refuse(http.StatusNotFound, codeNameUnknown, "no imported bundle has an image %s/%s; coldrack bundle import brings one in", ns, name)
+		return repository{}, refuse(http.StatusNotFound, codeNameUnknown, "nothing that was imported or loaded has an image %s/%s; coldrack bundle import or coldrack image load brings one in", ns, name)
 	}
 	if first, path, ok := strings.Cut(name, "/"); ok && isHost(first) {
 		if r := collect(all, func(host, p string) bool { return host == canonicalHost(first) && p == path }); len(r) > 0 {
@@ -130,7 +139,7 @@ func (i *images) repository(ns, name string) (repository, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return repository{}, refuse(http.StatusNotFound, codeNameUnknown, "no imported bundle has an image %s; coldrack bundle import brings one in", name)
+		return repository{}, refuse(http.StatusNotFound, codeNameUnknown, "nothing that was imported or loaded has an image %s; coldrack bundle import or coldrack image load brings one in", name)
 	}
 	var names []string
 	for _, r := range found {
@@ -141,22 +150,21 @@ func (i *images) repository(ns, name string) (repository, error) {
 
 // collect returns the repositories that match, by name. Which images there are changes with every import, and they
 // are tens, so nothing is kept.
-func collect(all []Image, match func(host, path string) bool) []repository {
+func collect(all []candidate, match func(host, path string) bool) []repository {
 	var found []repository
 	for _, image := range all {
-		host, path, tag, ok := splitImage(image.Name)
-		if !ok || !match(host, path) {
+		if !match(image.host, image.path) {
 			continue
 		}
-		full := host + "/" + path
+		full := image.host + "/" + image.path
 		at := slices.IndexFunc(found, func(r repository) bool { return r.name == full })
 		if at < 0 {
 			found, at = append(found, repository{name: full, tags: map[string]string{}}), len(found)
 		}
-		if _, newer := found[at].tags[tag]; !newer {
-			found[at].tags[tag] = image.Digest
+		if _, newer := found[at].tags[image.tag]; !newer && image.tag != "" {
+			found[at].tags[image.tag] = image.digest
 		}
-		found[at].digests = append(found[at].digests, image.Digest)
+		found[at].digests = append(found[at].digests, image.digest)
 	}
 	slices.SortFunc(found, func(a, b repository) int { return strings.Compare(a.name, b.name) })
 	return found
@@ -171,7 +179,7 @@ func (i *images) hasBlob(r repository, digest string) (bool, error) {
 			errs = append(errs, fmt.Errorf("image %s: %w", r.name, err))
 			continue
 		}
-		if slices.Contains(m.blobs, digest) {
+		if m.Has(digest) {
 			return true, nil
 		}
 	}
@@ -188,7 +196,7 @@ func (i *images) manifest(digest string) (manifest, error) {
 	if ok {
 		return m, nil
 	}
-	file, size, err := i.content.Open(digest)
+	file, size, err := i.open(digest)
 	if err != nil {
 		return manifest{}, fmt.Errorf("manifest: %w", err)
 	}
@@ -214,5 +222,5 @@ func readManifest(file *os.File, size int64, digest string) (manifest, error) {
 	if err != nil {
 		return manifest{}, fmt.Errorf("manifest %s: %w", digest, err)
 	}
-	return parseManifest(digest, raw)
+	return imagestore.ParseManifest(digest, raw)
 }

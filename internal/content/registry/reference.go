@@ -16,6 +16,7 @@ const (
 	kindBlob
 	kindTags
 	kindReferrers
+	kindUpload
 )
 
 // target is what the path of a request names.
@@ -23,7 +24,7 @@ type target struct {
 	kind kind
 	// name of the repository, perhaps with its registry before it.
 	name string
-	// reference is a tag or digest as the client gave it.
+	// reference is a tag or digest as the client gave it; of an upload its ID, empty for a new one.
 	reference string
 }
 
@@ -39,6 +40,9 @@ func parsePath(path string) (target, error) {
 		return target{kind: kindBase}, nil
 	}
 	rest, ok = strings.CutPrefix(rest, "/")
+	if t, is := parseUpload(rest); ok && is {
+		return checkName(t)
+	}
 	last := strings.LastIndexByte(rest, '/')
 	if !ok || last < 0 {
 		return target{}, unknown
@@ -66,10 +70,28 @@ func parsePath(path string) (target, error) {
 	default:
 		return target{}, unknown
 	}
+	return checkName(t)
+}
+
+func checkName(t target) (target, error) {
 	if !isName(t.name) {
 		return target{}, refuse(http.StatusBadRequest, codeNameInvalid, "%q is no name of a repository", clip(t.name))
 	}
 	return t, nil
+}
+
+// parseUpload takes NAME/blobs/uploads/ and NAME/blobs/uploads/ID.
+func parseUpload(rest string) (target, bool) {
+	rest, id := strings.TrimSuffix(rest, "/"), ""
+	if !strings.HasSuffix(rest, "/blobs/uploads") {
+		at := strings.LastIndexByte(rest, '/')
+		if at < 0 {
+			return target{}, false
+		}
+		rest, id = rest[:at], rest[at+1:]
+	}
+	name, ok := strings.CutSuffix(rest, "/blobs/uploads")
+	return target{kind: kindUpload, name: name, reference: id}, ok
 }
 
 // maxName is what clients and registries in the field accept at most, with the registry's host.

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"coldrack.dev/internal/content/imagestore"
 )
 
 func TestParsePath(t *testing.T) {
@@ -15,6 +17,9 @@ func TestParsePath(t *testing.T) {
 		"/v2/manifests/manifests/manifests":     {kindManifest, "manifests", "manifests"},
 		"/v2/a/blobs/b/tags/list":               {kindTags, "a/blobs/b", ""},
 		"/v2/a/tags/list/blobs/" + digest:       {kindBlob, "a/tags/list", digest},
+		"/v2/a/b/blobs/uploads/":                {kindUpload, "a/b", ""},
+		"/v2/a/b/blobs/uploads/ABC":             {kindUpload, "a/b", "ABC"},
+		"/v2/a/blobs/uploads/manifests/v1":      {kindManifest, "a/blobs/uploads", "v1"},
 		"/v2/a.b/c__d/e--f/referrers/" + digest: {kindReferrers, "a.b/c__d/e--f", digest},
 	} {
 		if got, err := parsePath(path); err != nil || got != want {
@@ -87,7 +92,7 @@ func FuzzParseManifest(f *testing.F) {
 	f.Add([]byte(`{"schemaVersion":2,"config":{"digest":"sha256:a"},"layers":[{"digest":"x"}]}`))
 	f.Add([]byte(`{"schemaVersion":2,"mediaType":"` + mediaTypeIndex + `","manifests":[]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		if m, err := parseManifest("sha256:x", raw); err == nil && m.mediaType == "" {
+		if m, err := imagestore.ParseManifest("sha256:x", raw); err == nil && m.MediaType == "" {
 			t.Error("a manifest without a type")
 		}
 	})

@@ -12,16 +12,22 @@ import (
 // Codes of the distribution specification, "Error Codes". The last three are those that registries in the field use
 // for what it has no code for.
 const (
-	codeBlobUnknown     = "BLOB_UNKNOWN"
-	codeDigestInvalid   = "DIGEST_INVALID"
-	codeManifestUnknown = "MANIFEST_UNKNOWN"
-	codeNameInvalid     = "NAME_INVALID"
-	codeNameUnknown     = "NAME_UNKNOWN"
-	codeTooMany         = "TOOMANYREQUESTS"
-	codeUnsupported     = "UNSUPPORTED"
-	codePagination      = "PAGINATION_NUMBER_INVALID"
-	codeUnavailable     = "UNAVAILABLE"
-	codeUnknown         = "UNKNOWN"
+	codeBlobUnknown         = "BLOB_UNKNOWN"
+	codeUploadInvalid       = "BLOB_UPLOAD_INVALID"
+	codeUploadUnknown       = "BLOB_UPLOAD_UNKNOWN"
+	codeDigestInvalid       = "DIGEST_INVALID"
+	codeManifestBlobUnknown = "MANIFEST_BLOB_UNKNOWN"
+	codeManifestInvalid     = "MANIFEST_INVALID"
+	codeManifestUnknown     = "MANIFEST_UNKNOWN"
+	codeNameInvalid         = "NAME_INVALID"
+	codeNameUnknown         = "NAME_UNKNOWN"
+	codeUnauthorized        = "UNAUTHORIZED"
+	codeDenied              = "DENIED"
+	codeTooMany             = "TOOMANYREQUESTS"
+	codeUnsupported         = "UNSUPPORTED"
+	codePagination          = "PAGINATION_NUMBER_INVALID"
+	codeUnavailable         = "UNAVAILABLE"
+	codeUnknown             = "UNKNOWN"
 )
 
 // refusal is an error that the client is told as it is.

@@ -1,5 +1,5 @@
-// Package registry serves container images for pulling, by the OCI distribution specification v1.1. Nothing can be
-// written through it.
+// Package registry serves container images by the OCI distribution specification v1.1. Nothing can be written through it,
+// but by those that Writable lets in.
 //
 // It stands in for every registry that images are named after: containerd sends the registry that it would
 // have asked in the query parameter ns, and so unmodified manifests work. A client that sends none gives the
@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/base/digest"
+	"coldrack.dev/internal/content/imagestore"
 )
 
 // Image is a container image of the content: its manifest, and the full name with tag that it is pulled by,
@@ -49,13 +50,21 @@ type Content interface {
 type Options struct {
 	Content Content
 	Log     *slog.Logger
+	// Local holds images that were loaded or pushed; nil: there are none.
+	Local *imagestore.Store
+	// Changed is called when a tag has come to stand for another image in Local, or for none; may be nil.
+	Changed func()
 	// Upstreams are the registries that what is missing may be fetched from: host names as in images' names,
 	// for example docker.io or registry.example.org:5000. Plain HTTP is spoken only with those that are
 	// given as http://HOST. None: nothing is fetched.
 	Upstreams []string
+	// Credentials is a file with names and passwords of upstreams (see ReadCredentials); empty: all are asked as anybody.
+	Credentials string
 	// CacheDir holds what was fetched, CacheBytes at most. Both are needed with Upstreams.
 	CacheDir   string
 	CacheBytes int64
+	// Pinned are the full names of images that the cache keeps; nil: none is.
+	Pinned func() []string
 	// Transport reaches upstreams; nil means http.DefaultTransport.
 	Transport http.RoundTripper
 	// Now is the clock; nil means time.Now.
@@ -84,6 +93,8 @@ type counters struct {
 // Registry answers requests below /v2/. It is an http.Handler.
 type Registry struct {
 	images   *images
+	local    *imagestore.Store // nil: nothing can be written
+	changed  func()
 	upstream *upstream // nil: nothing is fetched
 	log      *slog.Logger
 	counters counters
@@ -91,7 +102,10 @@ type Registry struct {
 
 // New returns a Registry. With Upstreams, Run must run.
 func New(opts Options) (*Registry, error) {
-	r := &Registry{images: newImages(opts.Content), log: opts.Log}
+	r := &Registry{images: newImages(opts.Content, opts.Local), local: opts.Local, changed: opts.Changed, log: opts.Log}
+	if r.changed == nil {
+		r.changed = func() {}
+	}
 	if len(opts.Upstreams) == 0 {
 		return r, nil
 	}
@@ -122,13 +136,16 @@ func (r *Registry) Stats() Stats {
 	return s
 }
 
-func (r *Registry) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+func (r *Registry) ServeHTTP(w http.ResponseWriter, request *http.Request) { r.serve(w, request, nil) }
+
+// serve answers a request; without an Access, only those that read.
+func (r *Registry) serve(w http.ResponseWriter, request *http.Request, s *Access) {
 	began := time.Now()
 	r.counters.requests.Add(1)
 	counted := &recorder{ResponseWriter: w, status: http.StatusOK}
 	// Some clients look at it before anything else.
 	counted.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
-	err := r.answer(counted, request)
+	err := r.answer(counted, request, s)
 	var refused *refusal
 	if err != nil && !errors.As(err, &refused) {
 		refused = &refusal{http.StatusInternalServerError, codeUnknown, "the server failed to answer; its log says why"}
@@ -159,11 +176,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	}
 }
 
-func (r *Registry) answer(w *recorder, request *http.Request) error {
-	if request.Method != http.MethodGet && request.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		return refuse(http.StatusMethodNotAllowed, codeUnsupported, "this registry can only be read; images come into it with coldrack bundle import")
-	}
+func (r *Registry) answer(w *recorder, request *http.Request, s *Access) error {
 	query := request.URL.Query()
 	ns := ""
 	if query.Has("ns") {
@@ -176,8 +189,16 @@ func (r *Registry) answer(w *recorder, request *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if isWrite(request, target) {
+		return r.write(w, request, s, ns, target)
+	}
 	switch target.kind {
 	case kindBase:
+		if s != nil && s.Challenge {
+			if _, err := s.By(request); err != nil {
+				return unauthorized(w, "%v", err)
+			}
+		}
 		return writeJSON(w, request, "application/json", struct{}{})
 	case kindManifest:
 		return r.manifest(w, request, ns, target)
@@ -186,15 +207,7 @@ func (r *Registry) answer(w *recorder, request *http.Request) error {
 	case kindTags:
 		return r.tags(w, request, ns, target, query)
 	case kindReferrers:
-		// Images of bundles have none: what the content accepts has no subject.
-		if _, err := r.images.repository(ns, target.name); err != nil {
-			return err
-		}
-		return writeJSON(w, request, mediaTypeIndex, struct {
-			SchemaVersion int      `json:"schemaVersion"`
-			MediaType     string   `json:"mediaType"`
-			Manifests     []string `json:"manifests"`
-		}{2, mediaTypeIndex, []string{}})
+		return r.referrers(w, request, ns, target, query.Get("artifactType"))
 	}
 	return fmt.Errorf("no answer for kind %d of request", target.kind)
 }
@@ -207,11 +220,11 @@ func (r *Registry) manifest(w *recorder, request *http.Request, ns string, targe
 			if err != nil {
 				return fmt.Errorf("image %s: %w", repository.name, err)
 			}
-			file, _, err := r.images.content.Open(digest)
+			file, _, err := r.images.open(digest)
 			if err != nil {
 				return fmt.Errorf("image %s: manifest: %w", repository.name, err)
 			}
-			return send(w, request, file, manifest.mediaType, digest)
+			return send(w, request, file, manifest.MediaType, digest)
 		}
 		missing = refuse(http.StatusNotFound, codeManifestUnknown, "%s has no %s; it has %s", repository.name, clip(target.reference), strings.Join(repository.tagList(), ", "))
 	}
@@ -221,10 +234,28 @@ func (r *Registry) manifest(w *recorder, request *http.Request, ns string, targe
 			if err != nil {
 				return err
 			}
-			return send(w, request, file, manifest.mediaType, manifest.digest)
+			return send(w, request, file, manifest.MediaType, manifest.Digest)
 		}
 	}
 	return missing
+}
+
+// referrers lists manifests that say something about another one, such as signatures. Images of bundles have none: what the
+// content accepts has no subject. The specification forbids 404 here, for repositories that nobody knows, too.
+func (r *Registry) referrers(w *recorder, request *http.Request, ns string, target target, artifactType string) error {
+	found := []imagestore.Descriptor{}
+	if repository, err := r.images.repository(ns, target.name); err == nil && r.local != nil {
+		found = r.local.Referrers(repository.name, target.reference)
+	}
+	if artifactType != "" {
+		found = slices.DeleteFunc(found, func(d imagestore.Descriptor) bool { return d.ArtifactType != artifactType })
+		w.Header().Set("OCI-Filters-Applied", "artifactType")
+	}
+	return writeJSON(w, request, mediaTypeIndex, struct {
+		SchemaVersion int                     `json:"schemaVersion"`
+		MediaType     string                  `json:"mediaType"`
+		Manifests     []imagestore.Descriptor `json:"manifests"`
+	}{2, mediaTypeIndex, found})
 }
 
 func (r *Registry) blob(w *recorder, request *http.Request, ns string, target target) error {
@@ -238,13 +269,20 @@ func (r *Registry) blob(w *recorder, request *http.Request, ns string, target ta
 			return err
 		}
 		if has {
-			file, _, err := r.images.content.Open(target.reference)
+			file, _, err := r.images.open(target.reference)
 			if err != nil {
 				return fmt.Errorf("image %s: %w", repository.name, err)
 			}
 			return send(w, request, file, mediaTypeBlob, target.reference)
 		}
 		missing = refuse(http.StatusNotFound, codeBlobUnknown, "no image of %s has a layer or config %s", repository.name, target.reference)
+	}
+	if repo, err := fullName(ns, target.name); err == nil && r.local != nil && r.local.Linked(repo, target.reference) {
+		file, _, err := r.local.Open(target.reference)
+		if err != nil {
+			return fmt.Errorf("image %s: %w", repo, err)
+		}
+		return send(w, request, file, mediaTypeBlob, target.reference)
 	}
 	if r.upstream != nil {
 		if source, ok := r.upstream.source(ns, target.name); ok {

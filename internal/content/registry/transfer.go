@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
@@ -37,6 +36,7 @@ var (
 // upstream that sends everything again. Whether what was put together is right is seen by its digest.
 type transfer struct {
 	upstream *upstream
+	host     string // as images' names have it
 	blob     name.Digest
 	ctx      context.Context
 	cancel   context.CancelCauseFunc
@@ -57,7 +57,11 @@ func (t *transfer) open() (err error) {
 	idle := time.AfterFunc(t.upstream.headerTime, func() { end(errStalled) })
 	defer idle.Stop()
 	repository := t.blob.Context()
-	tripper, err := transport.NewWithContext(ctx, repository.Registry, authn.Anonymous, t.upstream.transport, []string{repository.Scope(transport.PullScope)})
+	auth, err := t.upstream.authOf(t.host)
+	if err != nil {
+		return err
+	}
+	tripper, err := transport.NewWithContext(ctx, repository.Registry, auth, t.upstream.transport, []string{repository.Scope(transport.PullScope)})
 	if err != nil {
 		return because(ctx, err)
 	}

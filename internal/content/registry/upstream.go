@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"coldrack.dev/internal/base/digest"
+	"coldrack.dev/internal/content/imagestore"
 )
 
 const (
@@ -36,15 +37,17 @@ const (
 // retries bridge a hiccup. Nodes ask again by themselves after longer ones.
 var retries = remote.Backoff{Duration: 100 * time.Millisecond, Factor: 3, Jitter: 0.1, Steps: 3}
 
-// upstream fetches what the content does not have from other registries, as anybody, without credentials. Two requests
-// for one thing fetch it once. A fetch goes on when its client goes away: the node will ask again.
+// upstream fetches what the content does not have from other registries, with the credentials that a file has of them, or as anybody. Two
+// requests for one thing fetch it once. A fetch goes on when its client goes away: the node will ask again.
 type upstream struct {
 	hosts     map[string]bool // whether plain HTTP is spoken
 	cache     *cache
 	transport http.RoundTripper
-	log       *slog.Logger
-	now       func() time.Time
-	counters  *counters
+	// credentials is the file with those of upstreams; empty: there are none.
+	credentials string
+	log         *slog.Logger
+	now         func() time.Time
+	counters    *counters
 
 	ctx       context.Context // ends with stop
 	cancel    context.CancelFunc
@@ -78,7 +81,7 @@ func parseUpstream(text string) (host string, plain bool, err error) {
 
 func newUpstream(opts Options, counters *counters) (*upstream, error) {
 	u := &upstream{
-		hosts: map[string]bool{}, log: opts.Log, now: opts.Now, counters: counters,
+		hosts: map[string]bool{}, credentials: opts.Credentials, log: opts.Log, now: opts.Now, counters: counters,
 		slots: make(chan struct{}, maxDownloads), downloads: map[string]*download{},
 		headerTime: headerTime, idleTime: idleTime, wholeTime: wholeTime, firstResume: firstResume,
 	}
@@ -96,11 +99,16 @@ func newUpstream(opts Options, counters *counters) (*upstream, error) {
 	if base == nil {
 		own := http.DefaultTransport.(*http.Transport).Clone()
 		own.ResponseHeaderTimeout = headerTime
+		proxy, err := proxyOf(os.Getenv)
+		if err != nil {
+			return nil, fmt.Errorf("registry upstream: %w", err)
+		}
+		own.Proxy = proxy
 		base = own
 	}
 	u.transport = careful{base, u.hosts}
 	var err error
-	if u.cache, err = openCache(opts.CacheDir, opts.CacheBytes, u.now); err != nil {
+	if u.cache, err = openCache(opts.CacheDir, opts.CacheBytes, u.now, opts.Pinned); err != nil {
 		return nil, err
 	}
 	u.ctx, u.cancel = context.WithCancel(context.Background())
@@ -218,7 +226,11 @@ func (u *upstream) fetchManifest(s source, reference string) (name string, err e
 	if err != nil {
 		return "", err
 	}
-	found, err := remote.Get(parsed, remote.WithContext(ctx), remote.WithTransport(u.transport), remote.WithRetryBackoff(retries))
+	auth, err := u.authOf(s.host)
+	if err != nil {
+		return "", err
+	}
+	found, err := remote.Get(parsed, remote.WithAuth(auth), remote.WithContext(ctx), remote.WithTransport(u.transport), remote.WithRetryBackoff(retries))
 	if err != nil {
 		return "", err
 	}
@@ -228,7 +240,7 @@ func (u *upstream) fetchManifest(s source, reference string) (name string, err e
 	if digest.Valid(reference) && name != reference {
 		return "", fmt.Errorf("manifest %s: the upstream sent %s", reference, name)
 	}
-	if _, err := parseManifest(name, found.Manifest); err != nil {
+	if _, err := imagestore.ParseManifest(name, found.Manifest); err != nil {
 		return "", err
 	}
 	d := newDownload(name)
@@ -336,7 +348,7 @@ func (u *upstream) openBlob(s source, digest string) (io.ReadCloser, int64, erro
 	if !ok {
 		return nil, 0, fmt.Errorf("%s is no digest", digest)
 	}
-	content := &transfer{upstream: u, blob: parsed}
+	content := &transfer{upstream: u, host: s.host, blob: parsed}
 	content.ctx, content.cancel = context.WithCancelCause(u.ctx)
 	if err := content.open(); err != nil {
 		content.cancel(nil)
