@@ -3,6 +3,7 @@ package kubeapi
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,6 +64,11 @@ func (c *testCluster) testBudgets(t *testing.T) {
 	}
 	if got, want := fmt.Sprint(pods), "[{budgeted/both-0 node-02 budgeted/db and budgeted/web} {budgeted/db-0 node-01 budgeted/db} {budgeted/db-1 node-02 budgeted/db} {budgeted/web-0 node-01 budgeted/web}]"; got != want {
 		t.Errorf("pods %s, want %s", got, want)
+	}
+	images, err := c.connect().WorkloadImages(ctx)
+	check(t, err)
+	if !slices.Contains(images, "example.org/c:1") {
+		t.Errorf("images of workloads: %q", images)
 	}
 	check(t, admin.CoreV1().Namespaces().Delete(ctx, "budgeted", metav1.DeleteOptions{}))
 }

@@ -160,7 +160,7 @@ func (p *Planned) addImages(a *v1alpha1.Addon) error {
 		p.images = map[string]string{}
 	}
 	for _, image := range addon.Images(objects, kube.ImageReferences) {
-		full, err := fullImageName(image)
+		full, err := FullImageName(image)
 		if err != nil {
 			return err
 		}
@@ -215,7 +215,7 @@ func imagesOfFile(file string, images map[string]string) error {
 			return errors.New(yamlerr.Text(err))
 		}
 		for _, reference := range kube.ImageReferences(document) {
-			full, err := fullImageName(reference)
+			full, err := FullImageName(reference)
 			if err != nil {
 				return err
 			}
@@ -226,9 +226,9 @@ func imagesOfFile(file string, images map[string]string) error {
 	}
 }
 
-// fullImageName is what containerd makes of an image's name in a manifest. Where there are a tag and a digest, the digest
+// FullImageName is what containerd makes of an image's name in a manifest. Where there are a tag and a digest, the digest
 // alone counts.
-func fullImageName(reference string) (string, error) {
+func FullImageName(reference string) (string, error) {
 	parsed, err := name.ParseReference(reference)
 	if err != nil {
 		return "", fmt.Errorf("image %q: %w", reference, err)
@@ -342,21 +342,22 @@ func (c *Content) needsOf(p Planned, manifests map[string]string) ([]Need, error
 	return needs, nil
 }
 
-// MissingImages are those of images that no artifact is and that no registry of the cluster may have.
-func MissingImages(artifacts []bundle.Artifact, cluster *v1alpha1.Cluster, images []string) []string {
+// MissingImages are those of images that no artifact is, that were not loaded beside bundles (nil: none was), and that no registry of
+// the cluster may have.
+func MissingImages(artifacts []bundle.Artifact, loaded func(name string) bool, cluster *v1alpha1.Cluster, images []string) []string {
 	has := map[string]bool{}
 	for _, a := range artifacts {
 		if a.Kind != bundle.KindContainer {
 			continue
 		}
-		if full, err := fullImageName(a.Name); err == nil {
+		if full, err := FullImageName(a.Name); err == nil {
 			has[full], has[full[:strings.LastIndexByte(full, ':')]+"@"+a.Digest] = true, true
 		}
 	}
 	var missing []string
 	for _, image := range images {
-		full, err := fullImageName(image)
-		if err != nil || !has[full] && mirrorOf(cluster, full) == "" {
+		full, err := FullImageName(image)
+		if err != nil || !has[full] && (loaded == nil || !loaded(full)) && mirrorOf(cluster, full) == "" {
 			missing = append(missing, image)
 		}
 	}
@@ -395,7 +396,7 @@ func (c *Content) supplyFor(p Planned) (kube.Supply, []kube.Need, error) {
 		place := placeOf(artifact)
 		switch artifact.Kind {
 		case bundle.KindContainer:
-			full, err := fullImageName(artifact.Name)
+			full, err := FullImageName(artifact.Name)
 			if err != nil {
 				return supply, nil, err
 			}

@@ -12,8 +12,10 @@ import (
 
 // Issued is a credential that somebody made from the server's files, or a key that was made trusted, with no request to the server.
 type Issued struct {
-	// What is tokens, kubeconfigs or trustedkeys; Name is whom it is for, or which key it is.
+	// What is tokens, kubeconfigs, trustedkeys or containerimages; Name is whom it is for, or which key or image it is.
 	What, Name string
+	// By is the person who did it; empty: the user of this process.
+	By string
 	// Verb is create or delete.
 	Verb string
 	// Details become annotations. None may be a secret.
@@ -40,10 +42,14 @@ func (i Issued) Event(now time.Time) []byte {
 	if i.Verb == "delete" {
 		code = 200
 	}
+	who := map[string]any{"username": "local:" + name, "uid": strconv.Itoa(os.Getuid())}
+	if i.By != "" {
+		who = map[string]any{"username": i.By}
+	}
 	event, err := json.Marshal(map[string]any{
 		"kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "Metadata", "auditID": uuid.NewString(), "stage": "ResponseComplete",
 		"requestURI": "", "verb": i.Verb,
-		"user":                     map[string]any{"username": "local:" + name, "uid": strconv.Itoa(os.Getuid())},
+		"user":                     who,
 		"objectRef":                map[string]any{"apiGroup": "coldrack.dev", "resource": i.What, "name": i.Name},
 		"responseStatus":           map[string]any{"code": code},
 		"requestReceivedTimestamp": at, "stageTimestamp": at,

@@ -41,6 +41,22 @@ func PersonOf(r *http.Request) Person {
 		return Person{}
 	}
 	_, vouched := r.Context().Value(personKey{}).(Person)
+	return personOf(u, vouched)
+}
+
+// Holder is who has a token; an error says why it is none.
+func (t *Tokens) Holder(ctx context.Context, secret string) (Person, error) {
+	response, ok, err := t.AuthenticateToken(ctx, secret)
+	switch {
+	case err != nil:
+		return Person{}, err
+	case !ok:
+		return Person{}, errors.New("that is no token of this server")
+	}
+	return personOf(response.User, false), nil
+}
+
+func personOf(u user.Info, vouched bool) Person {
 	p := Person{Name: u.GetName(), Groups: u.GetGroups(), Credential: firstOf(u.GetExtra()[user.CredentialIDKey]), Vouched: vouched}
 	p.Until, _ = time.Parse(time.RFC3339, firstOf(u.GetExtra()[extraUntil]))
 	switch roleOf(u) {

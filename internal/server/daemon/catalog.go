@@ -20,14 +20,16 @@ import (
 // catalog shows the imported bundles as objects; it implements controllers.Catalog.
 type catalog struct {
 	store *bundle.Store
-	log   *slog.Logger
+	// loaded says whether an image of that name is here beside bundles.
+	loaded func(name string) bool
+	log    *slog.Logger
 
 	mu     sync.Mutex
 	change chan struct{}
 }
 
-func newCatalog(store *bundle.Store, log *slog.Logger) *catalog {
-	return &catalog{store: store, log: log, change: make(chan struct{})}
+func newCatalog(store *bundle.Store, loaded func(string) bool, log *slog.Logger) *catalog {
+	return &catalog{store: store, loaded: loaded, log: log, change: make(chan struct{})}
 }
 
 func (c *catalog) changed() {
@@ -134,9 +136,9 @@ func (c *catalog) Bundles() []v1alpha1.Bundle {
 // KubernetesVersions that nodes can be given.
 func (c *catalog) KubernetesVersions() []string { return c.store.KubernetesVersions() }
 
-// MissingImages are those that no bundle has, and that no registry of the cluster may have.
+// MissingImages are those that no bundle has, that were not loaded, and that no registry of the cluster may have.
 func (c *catalog) MissingImages(cluster *v1alpha1.Cluster, images []string) []string {
-	return supply.MissingImages(c.store.Artifacts(), cluster, images)
+	return supply.MissingImages(c.store.Artifacts(), c.loaded, cluster, images)
 }
 
 // Missing says what of an image is not in the store.

@@ -24,6 +24,8 @@ func TestCertificatesOfPeoplesAPIAreRenewed(t *testing.T) {
 	s := &server{cfg: cfg, log: discard(), keys: keys, clusterAPI: peopleapi.NewClusterAPI(discard()), fleet: fleet.New(fleet.Options{Log: discard()}),
 		bootGate: newBootGate(1000, func() bool { return true })}
 	s.metrics, s.importer = newMetrics(s.fleet), newImporter(cfg, nil, discard())
+	s.images, err = s.newImages(s.importer.reserve)
+	check(t, err)
 	s.audit, err = cfg.openAudit(discard())
 	check(t, err)
 	t.Cleanup(s.audit.Close)

@@ -92,8 +92,14 @@ type Config struct {
 	// RegistryUpstreams are registries that container images are fetched from when no bundle has them:
 	// host names, http://HOST for plain HTTP. None: nothing is fetched.
 	RegistryUpstreams []string `json:"registryUpstreams,omitempty"`
+	// RegistryCredentials is a file with their names and passwords, as of docker login or skopeo login; empty: they are asked as anybody.
+	RegistryCredentials string `json:"registryCredentials,omitempty"`
 	// RegistryCacheGiB bounds what is kept of them.
 	RegistryCacheGiB int `json:"registryCacheGib"`
+	// RegistryImagesGiB bounds the container images that people load.
+	RegistryImagesGiB int `json:"registryImagesGib"`
+	// RegistryPush takes images on the machines' port, too, from people with a token of role operator.
+	RegistryPush bool `json:"registryPush"`
 
 	// AuditFailure is what becomes of a write whose audit record cannot be kept: AuditRefuse or AuditContinue.
 	AuditFailure string `json:"auditFailure"`
@@ -158,20 +164,21 @@ const leastStoreQuotaMiB, mostStoreQuotaMiB = 64, 8 << 10
 // DefaultConfig returns the configuration that `coldrack serve` runs with when told nothing.
 func DefaultConfig() Config {
 	return Config{
-		DataDir:          "/var/lib/coldrack",
-		APIAddress:       "127.0.0.1:7443",
-		UI:               true,
-		BootPort:         7080,
-		MachinePort:      7444,
-		TFTPPort:         69,
-		DNS:              true,
-		NTP:              true,
-		StoreQuotaMiB:    controlplane.DefaultStoreQuota >> 20,
-		RegistryCacheGiB: 20,
-		AuditFailure:     AuditRefuse,
-		AuditMaxMib:      controlplane.AuditMaxMiB,
-		AuditMinDays:     controlplane.AuditMinDays,
-		BootConcurrency:  gate.Usual().Loading,
+		DataDir:           "/var/lib/coldrack",
+		APIAddress:        "127.0.0.1:7443",
+		UI:                true,
+		BootPort:          7080,
+		MachinePort:       7444,
+		TFTPPort:          69,
+		DNS:               true,
+		NTP:               true,
+		StoreQuotaMiB:     controlplane.DefaultStoreQuota >> 20,
+		RegistryCacheGiB:  20,
+		RegistryImagesGiB: 20,
+		AuditFailure:      AuditRefuse,
+		AuditMaxMib:       controlplane.AuditMaxMiB,
+		AuditMinDays:      controlplane.AuditMinDays,
+		BootConcurrency:   gate.Usual().Loading,
 
 		BackupEvery:           6 * time.Hour,
 		BackupKeep:            28,
@@ -246,11 +253,22 @@ func (c Config) Validate() error {
 			bad("registryUpstreams", upstream, "must be the host of a registry as in images' names, for example docker.io")
 		}
 	}
+	if c.RegistryCredentials != "" {
+		if _, err := registry.ReadCredentials(c.RegistryCredentials); err != nil {
+			errs = append(errs, fmt.Errorf("registryCredentials: %w", err))
+		}
+	}
 	if c.StoreQuotaMiB < leastStoreQuotaMiB || c.StoreQuotaMiB > mostStoreQuotaMiB {
 		bad("storeQuotaMib", c.StoreQuotaMiB, fmt.Sprintf("must be between %d and %d", leastStoreQuotaMiB, mostStoreQuotaMiB))
 	}
 	if c.RegistryCacheGiB < 1 {
 		bad("registryCacheGib", c.RegistryCacheGiB, "must be at least 1")
+	}
+	if c.RegistryImagesGiB < 1 {
+		bad("registryImagesGib", c.RegistryImagesGiB, "must be at least 1")
+	}
+	if c.RegistryPush && c.NoBoot {
+		bad("registryPush", c.RegistryPush, "is about the machines' port, and noBoot serves none; coldrack image load works without it")
 	}
 	if c.AuditFailure != AuditRefuse && c.AuditFailure != AuditContinue {
 		bad("auditFailure", c.AuditFailure, "must be refuse, writes without a record are refused, or continue, they go on")

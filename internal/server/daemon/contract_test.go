@@ -68,6 +68,10 @@ func newBootServer(t *testing.T, cfg Config, log *slog.Logger, path string) *ser
 		bootGate: newBootGate(1000, func() bool { return true })}
 	s.reach, err = newReach(cfg, s.inside, discard())
 	check(t, err)
+	s.importer = newImporter(cfg, store, discard())
+	s.images, err = s.newImages(s.importer.reserve)
+	check(t, err)
+	s.metrics.watchRegistry(s.images)
 	return s
 }
 
@@ -88,7 +92,7 @@ func (s *server) startBoot(t *testing.T, nonces *machineapi.Nonces) controllers.
 	return sink
 }
 
-func newBootRack(t *testing.T) *bootRack {
+func newBootRack(t *testing.T, edit ...func(*Config)) *bootRack {
 	ns, machine := netns.New(t), netns.New(t)
 	netns.Veth(ns, "rack0", machine, "eth0")
 	ns.Address("rack0", rackAddress+"/24")
@@ -98,6 +102,9 @@ func newBootRack(t *testing.T) *bootRack {
 	cfg.NoBoot, cfg.BootNetns, cfg.Interfaces = false, ns.Path(), []string{"rack0"}
 	path, keyPath := sampleBundle(t)
 	cfg.TrustedKeys = []string{keyPath}
+	for _, f := range edit {
+		f(&cfg)
+	}
 	log := slog.New(slog.DiscardHandler)
 	s := newBootServer(t, cfg, log, path)
 	nonces := machineapi.NewNonces(nil)
@@ -244,7 +251,7 @@ func TestBootContract(t *testing.T) {
 	t.Run("every boot script, and everything it names", rack.everyScript)
 
 	t.Run("everything that an install plan names", func(t *testing.T) {
-		images := newCatalog(rack.server.content.store, rack.server.log).Images()
+		images := newCatalog(rack.server.content.store, nil, rack.server.log).Images()
 		if len(images) != 1 {
 			t.Fatalf("images: %v", images)
 		}

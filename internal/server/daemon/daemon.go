@@ -138,6 +138,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := s.takeRestored(); err != nil {
 		return err
 	}
+	if s.images, err = s.newImages(imports.reserve); err != nil {
+		return err
+	}
+	s.metrics.watchRegistry(s.images)
 	s.noStore.Store(new("it is starting"))
 	s.clusters = s.newClusters()
 	s.backups = s.newBackups()
@@ -160,7 +164,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	})
 	s.metrics.watchExpiry(func() []peoplewire.Expiry { return s.expiry(time.Now()) })
 	s.metrics.watchDisk(imports.reserve.space)
-	s.catalog = newCatalog(store, log)
+	s.catalog = newCatalog(store, s.images.local.Has, log)
 	imports.onImport(func() {
 		s.catalog.changed()
 		s.clusters.Refresh()
@@ -168,6 +172,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return imports.reserve.run(ctx) })
+	group.Go(func() error { return s.images.registry.Run(ctx) })
 	group.Go(func() error { return s.tellExpiry(ctx) })
 	if s.door != nil {
 		group.Go(func() error { return s.standIn(ctx) })
@@ -222,6 +227,7 @@ type server struct {
 	servingUntil atomic.Int64
 	content      content
 	importer     *importer
+	images       *imageKeeper
 	fleet        *fleet.Fleet
 	clusters     *members.Set
 	backups      *backups.Service
@@ -297,6 +303,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 	}
 	handlers[peoplewire.PathNames] = peopleapi.Limit{AtOnce: 4, Each: 2}.Around(s.namesHandler())
 	maps.Copy(handlers, s.clusterAPI.Handlers())
+	maps.Copy(handlers, s.clusterAPI.ImageHandlers(s.images))
 	maps.Copy(handlers, s.powerAPI.Handlers())
 	var front func(http.Handler) http.Handler
 	if s.ui != nil {
@@ -360,7 +367,7 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 	}
 
 	s.clusterAPI.Open(peopleapi.Backend{
-		Clusters: s.clusters, Client: direct, Content: s.content.store, DialNode: s.dialNode, Backups: s.backups,
+		Clusters: s.clusters, Client: direct, Content: s.content.store, Loaded: s.images.local.Has, DialNode: s.dialNode, Backups: s.backups,
 		ServerCertificate: func(cluster string) (*tls.Certificate, error) {
 			return controllers.ServerCertificate(s.clusters, cluster)
 		},

@@ -7,8 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -17,6 +20,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"coldrack.dev/internal/server/controlplane"
+	"coldrack.dev/internal/server/peopleapi/peoplewire"
 	"coldrack.dev/test/require"
 )
 
@@ -81,6 +86,59 @@ func TestContainerImagesBesideTheMachineAPI(t *testing.T) {
 	}
 	if sent < 100 {
 		t.Errorf("the metrics tell of %v bytes of images", sent)
+	}
+}
+
+// TestPushOnTheMachinesPort pushes as clients in the field do, with a token as password.
+func TestPushOnTheMachinesPort(t *testing.T) {
+	require.Need(t, "netns")
+	rack := newBootRack(t, func(cfg *Config) { cfg.RegistryPush = true })
+	s := rack.server
+	var err error
+	s.audit, err = s.cfg.openAudit(discard())
+	check(t, err)
+	t.Cleanup(s.audit.Close)
+	authorities := x509.NewCertPool()
+	authorities.AppendCertsFromPEM(s.keys.machines.CertPEM())
+	transport := &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: authorities},
+		DialContext:     rack.web.Transport.(*http.Transport).DialContext,
+	}
+	defer transport.CloseIdleConnections()
+	tokens := controlplane.OpenTokens(controlplane.TokensPath(s.cfg.DataDir))
+	operator, err := tokens.Create("ci", []string{controlplane.GroupOperator}, 0)
+	check(t, err)
+	viewer, err := tokens.Create("eve", []string{controlplane.GroupViewer}, 0)
+	check(t, err)
+	tag, err := name.NewTag(rackAddress + ":7444/rack.example/team/app:v1")
+	check(t, err)
+	push := func(password string) error {
+		return remote.Write(tag, containerImage(t), remote.WithContext(t.Context()), remote.WithTransport(transport), remote.WithAuth(&authn.Basic{Username: "any", Password: password}))
+	}
+	for password, want := range map[string]string{"": "log in with a token", "coldrack-wrong": "unknown or revoked token", viewer: "needs role operator, and token eve is not of it"} {
+		if err := push(password); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("with %.12q: %v, want %q", password, err, want)
+		}
+	}
+	check(t, push(operator))
+	image, err := remote.Image(tag, remote.WithTransport(transport))
+	check(t, err)
+	if _, err := image.ConfigFile(); err != nil {
+		t.Error(err)
+	}
+	list := s.images.List().Images
+	if len(list) != 2 || list[0].Name != "rack.example/team/app:v1" || list[0].By != "ci" || list[0].Source != peoplewire.SourceLoaded ||
+		list[1].Name != sampleImage || list[1].Source != peoplewire.SourceBundle || list[1].Size < 8 {
+		t.Errorf("images are %+v", list)
+	}
+	check(t, tokens.Revoke("ci"))
+	if err := push(operator); err == nil {
+		t.Error("a token that was revoked still counts")
+	}
+	records, err := os.ReadFile(s.cfg.path("audit", "audit.log"))
+	check(t, err)
+	if !strings.Contains(string(records), `"resource":"containerimages"`) || !strings.Contains(string(records), `rack.example/team/app:v1`) || !strings.Contains(string(records), `"username":"ci"`) {
+		t.Errorf("the audit log has %s", records)
 	}
 }
 

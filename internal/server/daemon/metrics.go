@@ -10,7 +10,6 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/base/version"
-	"coldrack.dev/internal/content/registry"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/netboot/connlimit"
 	"coldrack.dev/internal/netboot/dhcp"
@@ -314,9 +313,12 @@ func (m *metrics) watchAudit(stats func() audit.Stats) {
 	}))
 }
 
-func (m *metrics) watchRegistry(stats func() registry.Stats) {
+func (m *metrics) watchRegistry(images *imageKeeper) {
 	m.registry.MustRegister(samples(func(s sink) {
-		now := stats()
+		now := images.registry.Stats()
+		loaded, limit := images.local.Size()
+		s.gauge("coldrack_registry_loaded_bytes", "Bytes of container images that people loaded.", int(loaded))
+		s.gauge("coldrack_registry_loaded_limit_bytes", "Bytes that they may have.", int(limit))
 		s.counter("coldrack_registry_requests_total", "Requests for container images.", now.Requests)
 		s.counter("coldrack_registry_errors_total", "Requests for container images that failed, by class of status.", now.BadRequest, "class", "4xx")
 		s.counter("coldrack_registry_errors_total", "Requests for container images that failed, by class of status.", now.Failed, "class", "5xx")

@@ -66,14 +66,8 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	})
 	certificates := &machineCertificates{authority: s.keys.machines, now: time.Now}
 	config := provenBy(machineapi.TLSConfig(certificates.get, s.keys.machines.Pool()))
-	images, err := newRegistry(s.cfg, s.content.store, s.log)
-	if err != nil {
-		return nil, err
-	}
-	s.metrics.watchRegistry(images.Stats)
-	group.Go(func() error { return images.Run(ctx) })
 	machines := api.Server(config)
-	machines.Handler = withRegistry(images, api)
+	machines.Handler = withRegistry(s.onMachinePort(), api)
 	group.Go(func() error {
 		<-ctx.Done()
 		// A long poll that is cut off is asked again; there is nothing to wait for.

@@ -53,7 +53,7 @@ func (a *ClusterAPI) addonDiff(_ http.ResponseWriter, r *http.Request, b *Backen
 		if is.Objects, err = addon.ObjectsOf(proposed, addon.FactsOf(cluster)); err != nil {
 			return nil, refuse(http.StatusConflict, "%v", err)
 		}
-		answer.MissingImages = supply.MissingImages(b.Content.Artifacts(), cluster, addon.Images(is.Objects, kube.ImageReferences))
+		answer.MissingImages = supply.MissingImages(b.Content.Artifacts(), b.Loaded, cluster, addon.Images(is.Objects, kube.ImageReferences))
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), diffTimeout)
 	defer cancel()

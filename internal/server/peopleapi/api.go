@@ -60,6 +60,8 @@ type Backend struct {
 	Clusters Clusters
 	Client   client.Client // reads the store, not a cache
 	Content  Content
+	// Loaded says whether an image of that name is here beside bundles; nil: none is.
+	Loaded func(name string) bool
 	// DialNode connects to a node.
 	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
 	// ServerCertificate is the certificate by which this server is known to a cluster's API.

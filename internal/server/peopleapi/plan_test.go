@@ -73,6 +73,7 @@ type site struct {
 	t       testing.TB
 	client  client.Client
 	api     http.Handler
+	people  *ClusterAPI
 	cluster *v1alpha1.Cluster
 	groups  []v1alpha1.MachineGroup
 	set     *members.Set
@@ -183,7 +184,7 @@ func newSite(t testing.TB, preset v1alpha1.Topology, options kube.PresetOptions)
 			return (&net.Dialer{}).DialContext(ctx, network, s.kubernetes)
 		},
 		ServerCertificate: func(string) (*tls.Certificate, error) { return s.signed(t, "coldrack-server"), nil }})
-	s.api = api.Handlers()[peoplewire.PathPlan]
+	s.people, s.api = api, api.Handlers()[peoplewire.PathPlan]
 	return s
 }
 

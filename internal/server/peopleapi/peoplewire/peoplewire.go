@@ -25,6 +25,7 @@ const (
 	PathBoots         = "/coldrack/v1/boots"           // GET -> gate.Counts
 	PathNames         = "/coldrack/v1/names"           // GET -> Names
 	PathBundles       = "/coldrack/v1/bundles"         // HEAD, POST and PUT: the upload of a bundle; DELETE
+	PathImages        = "/coldrack/v1/images"          // see Image
 	PathUISession     = "/coldrack/v1/ui/session"      // GET -> UISession; POST: open one for who asks, as a cookie -> UISession
 	PathUILogout      = "/coldrack/v1/ui/logout"       // POST: end the session
 	PathUILinks       = "/coldrack/v1/ui/links"        // POST -> UILink
