@@ -92,7 +92,7 @@ that would change something, 7 done without a part that is named.`,
 		a.installCommand(), a.reinstallCommand(), a.releaseCommand(), a.adoptCommand(), a.readmitCommand(), a.rebootCommand(), a.rescueCommand(), a.powerCommand(), a.bmcCommand(), a.logsCommand(), a.updateCommand(), a.explainBootCommand())
 	add(clusters, a.clusterCommand(), a.planCommand(), a.addonCommand(), a.discoveryCommand())
 	add(objects, a.applyCommand(), a.getCommand(), a.deleteCommand(), a.subnetCommand())
-	add(tools, a.bundleCommand(), a.configCommand(), a.labCommand(), a.rehearseCommand(), a.doctorCommand(), a.dnsCommand(), a.versionCommand(), a.docsCommand(), a.manualCommand(), etcdDataCommand())
+	add(tools, a.bundleCommand(), a.imageCommand(), a.configCommand(), a.labCommand(), a.rehearseCommand(), a.doctorCommand(), a.dnsCommand(), a.versionCommand(), a.docsCommand(), a.manualCommand(), etcdDataCommand())
 	root.SetHelpCommandGroupID(tools)
 	root.SetCompletionCommandGroupID(tools)
 	return root

@@ -52,6 +52,8 @@ func runScripts(t *testing.T, dir string) {
 
 			"packkubernetes": packKubernetes,
 			"startbmc":       startBMC,
+			"packimage":      packImage,
+			"packcontainer":  packContainer,
 		},
 	})
 }

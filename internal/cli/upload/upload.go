@@ -1,4 +1,4 @@
-// Package upload sends bundles to a server. An upload that was interrupted goes on where it was.
+// Package upload sends bundles and container images to a server. An upload that was interrupted goes on where it was.
 package upload
 
 import (
