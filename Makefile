@@ -21,12 +21,12 @@ TOOLS := root netns qemu dropbear dropbearkey kubectl etcd etcd-debian curl skop
 	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs ipmi_sim ipmitool redfishtool sushy versitygw \
 	dig host nslookup named named-checkzone chronyd timesyncd dhcpd dhcrelay kea-dhcp4 \
 	dpkg-deb deb-systemd-helper systemd-sysusers systemd-tmpfiles python3-debian shellcheck \
-	pvcreate mkfs.btrfs mkfs.xfs cryptsetup mdadm drbdmeta make-bcache ignition cloud-init dmidecode lspci linux.uml
+	pvcreate mkfs.btrfs mkfs.xfs cryptsetup mdadm drbdmeta make-bcache ignition cloud-init dmidecode lspci
 space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build deb e2e-deb bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-menu e2e-laptop e2e-production bench ui-test screenshots oci-report generate clean
+.PHONY: help setup check build deb e2e-deb bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-menu e2e-networks e2e-laptop e2e-production bench ui-test screenshots oci-report generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -205,6 +205,11 @@ e2e-proxy: bundle bin/gotest bin/kubectl
 ## e2e-menu   keys at the console of an emulated machine: real iPXE shows the boot menu
 e2e-menu: bin/gotest
 	@COLDRACK_E2E_MENU=1 $(E2E) -timeout 20m -run TestAPersonAtTheConsole ./internal/server/daemon
+
+## e2e-networks  real systemd-networkd makes bonds, VLANs and bridges of our files, in a kernel that is a program
+e2e-networks: bin/gotest
+	@UNPACK=test/uml/UNPACKED-PACKAGES hack/setup.sh
+	@COLDRACK_E2E_NETWORKS=1 COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),linux.uml gotest -count=1 -v -timeout 20m -run TestNetworkdMakesLinks ./internal/contract/nodeconfig
 
 ## e2e-laptop  one blank machine becomes a cluster of its own
 e2e-laptop: bundle bin/gotest bin/kubectl

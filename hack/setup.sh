@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that are listed beside the code that needs them, and those of files it is given; with
-# --only, those of the files alone. Packages of test/UNPACKED-PACKAGES are only unpacked, below bin/unpacked. Does nothing when all are there.
+# --only, those of the files alone. Packages of test/UNPACKED-PACKAGES, and of the file in $UNPACK, are only unpacked, below bin/unpacked. Does nothing when all are there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lists=(recipes/HOST-PACKAGES internal/lab/HOST-PACKAGES test/HOST-PACKAGES)
-unpacked=(test/UNPACKED-PACKAGES)
+unpacked=(test/UNPACKED-PACKAGES ${UNPACK:+"$UNPACK"})
 if [ "${1:-}" = --only ]; then
 	lists=() unpacked=()
 	shift
