@@ -130,11 +130,10 @@ var (
 
 // grant is one licence text in one folder of a module: what it covers, whose it is, and the text.
 type grant struct {
-	covers    string // pattern of files: MODULE@VERSION/FOLDER/*
-	holders   []string
-	text      string
-	notices   string // what must be passed on with it
-	shortName string // set by name
+	covers  string // pattern of files: MODULE@VERSION/FOLDER/*
+	holders []string
+	text    string
+	notices string // what must be passed on with it
 }
 
 // grants returns the licences of the linked packages of a module: those of its root, and those of folders below that lead to
