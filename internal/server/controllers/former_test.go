@@ -81,3 +81,28 @@ func TestAForeignNodeThatWasRemovedStaysRemoved(t *testing.T) {
 		t.Errorf("foreign nodes are %v", into.ForeignNodes)
 	}
 }
+
+// The add-on that became ready while a step ended is in the history, too; and what was not changed here stays as others have it.
+func TestAWriteThatWasLateKeepsWhatOthersWrote(t *testing.T) {
+	step := func(kind string) v1alpha1.ClusterWorkStep { return v1alpha1.ClusterWorkStep{Kind: kind} }
+	node := func(version, etcd string) []v1alpha1.ClusterNode {
+		return []v1alpha1.ClusterNode{{Machine: "m", Version: version, EtcdVersion: etcd}}
+	}
+	was := v1alpha1.ClusterStatus{History: []v1alpha1.ClusterWorkStep{step("take")}, Failure: &v1alpha1.ClusterFailure{Node: "m"}, Nodes: node("1", "1")}
+	is := v1alpha1.ClusterStatus{History: []v1alpha1.ClusterWorkStep{step("take"), step("drain")}, Failure: &v1alpha1.ClusterFailure{Node: "m"}, Nodes: node("2", "1")}
+	into := v1alpha1.ClusterStatus{History: []v1alpha1.ClusterWorkStep{step("take"), step("apply")}, Nodes: node("1", "2")}
+	ownInto(&into, &was, &is)
+	var kinds []string
+	for _, s := range into.History {
+		kinds = append(kinds, s.Kind)
+	}
+	if !slices.Equal(kinds, []string{"take", "apply", "drain"}) {
+		t.Errorf("the history is %v", kinds)
+	}
+	if into.Failure != nil {
+		t.Errorf("a failure that somebody took back is there again: %+v", into.Failure)
+	}
+	if n := into.Nodes[0]; n.Version != "2" || n.EtcdVersion != "2" {
+		t.Errorf("the node is %+v", n)
+	}
+}

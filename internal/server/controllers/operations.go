@@ -148,10 +148,20 @@ func (o *operation) write(ctx context.Context) error {
 	}
 }
 
-// ownInto takes what the reconciler of operations owns from is. Nodes that were there and are not any more are dropped.
+// ownInto takes from is what the reconciler of operations owns, where it has changed it since was. Nodes that were there and are not any more
+// are dropped. The history is of several writers, and gets what is new.
 func ownInto(into, was, is *v1alpha1.ClusterStatus) {
-	into.Work, into.History, into.Failure, into.PlannedSpec, into.BackupWanted = is.Work, is.History, is.Failure, is.PlannedSpec, is.BackupWanted
-	into.Rotation, into.PastRotations = is.Rotation, is.PastRotations
+	change(&into.Work, was.Work, is.Work)
+	change(&into.Failure, was.Failure, is.Failure)
+	change(&into.PlannedSpec, was.PlannedSpec, is.PlannedSpec)
+	change(&into.BackupWanted, was.BackupWanted, is.BackupWanted)
+	change(&into.Rotation, was.Rotation, is.Rotation)
+	change(&into.PastRotations, was.PastRotations, is.PastRotations)
+	for _, step := range is.History {
+		if !slices.ContainsFunc(was.History, func(old v1alpha1.ClusterWorkStep) bool { return equality.Semantic.DeepEqual(old, step) }) {
+			into.Remember(step)
+		}
+	}
 	find := func(s *v1alpha1.ClusterStatus, machine string) *v1alpha1.ClusterNode {
 		for i := range s.Nodes {
 			if s.Nodes[i].Machine == machine {
@@ -166,11 +176,27 @@ func ownInto(into, was, is *v1alpha1.ClusterStatus) {
 	})
 	for i := range into.Nodes {
 		n := &into.Nodes[i]
-		if own := find(is, n.Machine); own != nil {
-			n.Hand, n.Version, n.EtcdVersion, n.Etcd, n.LearnerFailures = own.Hand, own.Version, own.EtcdVersion, own.Etcd, own.LearnerFailures
-			n.Leaving, n.Rebooted, n.Remedies, n.Prefetch = own.Leaving, own.Rebooted, own.Remedies, own.Prefetch
-			n.Replacing = own.Replacing
+		before, own := find(was, n.Machine), find(is, n.Machine)
+		if before == nil || own == nil {
+			continue
 		}
+		change(&n.Hand, before.Hand, own.Hand)
+		change(&n.Version, before.Version, own.Version)
+		change(&n.EtcdVersion, before.EtcdVersion, own.EtcdVersion)
+		change(&n.Etcd, before.Etcd, own.Etcd)
+		change(&n.LearnerFailures, before.LearnerFailures, own.LearnerFailures)
+		change(&n.Leaving, before.Leaving, own.Leaving)
+		change(&n.Rebooted, before.Rebooted, own.Rebooted)
+		change(&n.Remedies, before.Remedies, own.Remedies)
+		change(&n.Prefetch, before.Prefetch, own.Prefetch)
+		change(&n.Replacing, before.Replacing, own.Replacing)
+	}
+}
+
+// change writes a value that differs from what it was.
+func change[T any](into *T, was, is T) {
+	if !equality.Semantic.DeepEqual(was, is) {
+		*into = is
 	}
 }
 
