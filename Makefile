@@ -172,7 +172,7 @@ oracle: bin/gotest bin/kubeadm bin/kube-apiserver bin/kube-proxy bin/etcd bin/ku
 	@COLDRACK_REQUIRE=kubeadm,kube-apiserver,kube-proxy,kubectl,netns,etcd gotest -count=1 ./internal/cluster/kube ./internal/cluster/kubeapi ./internal/cluster/loadbalancer/node
 
 ## rack       clusters of real programs on machines that are namespaces: bring-up, power cuts, scaling, rolled changes, at native speed (root)
-rack: setup bin/gotest bin/etcd bin/kubectl bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler
+rack: setup bin/gotest bin/etcd bin/kubectl bin/versitygw bin/kube-apiserver bin/kube-controller-manager bin/kube-scheduler
 	@COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),keepalived,kube-apiserver,kube-controller-manager,kube-scheduler gotest -count=1 -v -timeout 40m -parallel 3 ./test/rack
 
 ## rack-keys  the same machines: every authority and key of a cluster is replaced while it is used (root)

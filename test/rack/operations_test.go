@@ -258,7 +258,7 @@ func TestAChangeRolls(t *testing.T) {
 	r := New(t, Options{VirtualIP: true})
 	r.Cluster(Size{Etcd: 3, ControlPlanes: 2, Workers: 2}, swiftly, func(o *ClusterObjects) {
 		for i := range o.Groups {
-			o.Groups[i].Spec.Rollout.RollBack, o.Groups[i].Spec.Rollout.ChangeTimeout = true, new(seconds(60))
+			o.Groups[i].Spec.Rollout.RollBack, o.Groups[i].Spec.Rollout.ChangeTimeout = true, new(seconds(240))
 		}
 	})
 	r.PowerOn()
@@ -283,6 +283,9 @@ func TestAChangeRolls(t *testing.T) {
 		}
 	})
 	t.Run("a flag that the API server does not take", func(t *testing.T) {
+		r.update(r.cluster+"-control", &v1alpha1.MachineGroup{}, func(o client.Object) {
+			o.(*v1alpha1.MachineGroup).Spec.Rollout.ChangeTimeout = new(seconds(60))
+		})
 		r.update(r.cluster, &v1alpha1.Cluster{}, func(o client.Object) {
 			o.(*v1alpha1.Cluster).Spec.APIServer.ExtraArgs["feature-gates"] = "NoSuchGate=true"
 		})
