@@ -146,13 +146,14 @@ func TestARenewalThatRestartsWaitsForItsTurn(t *testing.T) {
 			}
 			tt.then(r, e, plan)
 			report = r.until("the controller manager's is renewed", func(p wire.PhaseReport) bool {
-				return p.Version == "v3" && p.Done && time.Until(p.Certificates["controller-manager"]) > 6*time.Hour
+				// The certificate is told of before what reads it is written anew.
+				return p.Version == "v3" && p.Done && time.Until(p.Certificates["controller-manager"]) > 6*time.Hour && r.read(pod)+r.read(conf) != before
 			})
 			if report.RenewAt == nil || time.Until(*report.RenewAt) < 6*time.Hour {
 				t.Errorf("renewed, it reports that certificates are due at %v", report.RenewAt)
 			}
-			if r.read(pod) == "" || r.read(pod)+r.read(conf) == before {
-				t.Error("the controller manager's manifest did not change")
+			if r.read(pod) == "" {
+				t.Error("the controller manager's manifest is gone")
 			}
 		})
 	}
