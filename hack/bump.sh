@@ -100,6 +100,7 @@ for pair in "${pairs[@]}"; do
 	pause) table pauseImage "s/pause:[^\"]*/pause:${version#v}/" ;;
 	esac
 done
+go run ./hack/align
 go run ./hack/gendocs
 cat <<TEXT
 bump: done: recipes, modules, go.mod, the table of releases, docs/reference
