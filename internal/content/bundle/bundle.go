@@ -84,15 +84,25 @@ func requiredFiles(k Kind) ([]string, bool) {
 // ImageConfig describes an artifact of KindImage.
 type ImageConfig struct {
 	Name          string   `json:"name"`          // for example "debian-12"
-	Family        string   `json:"family"`        // "debian"
+	Family        string   `json:"family"`        // "debian"; "cloud-init", "flatcar" and "fcos" of whole disks
 	Version       string   `json:"version"`       // of the operating system, for example "12.11"
 	Arch          string   `json:"arch"`          // "amd64"
 	KernelVersion string   `json:"kernelVersion"` // as in uname -r
-	RootFS        string   `json:"rootFS"`        // "ext4"
-	Size          int64    `json:"size"`          // raw bytes; the root partition must be at least as large
+	RootFS        string   `json:"rootFS"`        // "ext4"; empty with Disk
+	Size          int64    `json:"size"`          // raw bytes; the root partition, or the disk, must be at least as large
 	KernelArgs    []string `json:"kernelArgs"`    // that this image wants on its kernel command line
 	// Facts are what the settings of a machine can depend on; nil in bundles of older builders.
 	Facts *nodeconfig.ImageFacts `json:"facts,omitempty"`
+	// Disk is set for the image of a whole disk, with its own partitions and boot loader. Its kernel is not known.
+	Disk *DiskConfig `json:"disk,omitempty"`
+}
+
+// DiskConfig is what the partition table of a whole-disk image says.
+type DiskConfig struct {
+	SectorSize int64    `json:"sectorSize"` // bytes; the disk's must be the same
+	Partitions []string `json:"partitions"` // names, in the order of the table; empty ones included
+	BIOS       bool     `json:"bios"`       // has code in its first sector
+	UEFI       bool     `json:"uefi"`       // has an EFI system partition
 }
 
 // NetbootConfig describes an artifact of KindNetboot.
@@ -464,6 +474,9 @@ func checkConfig(a Artifact) error {
 	}
 	switch a.Kind {
 	case KindImage:
+		if c.Disk != nil {
+			return errors.Join(missing("family", c.Family), missing("version", c.Version), missing("arch", c.Arch))
+		}
 		return errors.Join(missing("family", c.Family), missing("version", c.Version), missing("arch", c.Arch),
 			missing("kernelVersion", c.KernelVersion), missing("rootFS", c.RootFS))
 	case KindNetboot:

@@ -3,7 +3,6 @@ package diskimage
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -20,6 +19,16 @@ func Encode(ctx context.Context, raw io.Reader, size int64, blob io.Writer) (Ind
 	if size <= 0 || size > maxImageSize {
 		return Index{}, fmt.Errorf("encode image: size is %d, want 1 to %d bytes", size, int64(maxImageSize))
 	}
+	return encode(ctx, raw, size, false, blob)
+}
+
+// EncodeAll is Encode for a raw image of unknown size: it reads to the end, and fails when that is beyond limit bytes.
+func EncodeAll(ctx context.Context, raw io.Reader, limit int64, blob io.Writer) (Index, error) {
+	return encode(ctx, raw, min(limit, maxImageSize), true, blob)
+}
+
+// encode reads size bytes, or with open to the end of raw, which may come earlier.
+func encode(ctx context.Context, raw io.Reader, size int64, open bool, blob io.Writer) (Index, error) {
 	// One frame is made by one goroutine; parallelism comes from several chunks at once.
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
 	if err != nil {
@@ -27,7 +36,7 @@ func Encode(ctx context.Context, raw io.Reader, size int64, blob io.Writer) (Ind
 	}
 	defer func() { _ = enc.Close() }() // a writer to nowhere has nothing to flush
 
-	idx := Index{Size: size, ChunkSize: DefaultChunkSize}
+	idx := Index{ChunkSize: DefaultChunkSize}
 	whole, stored := sha256.New(), sha256.New()
 	out := io.MultiWriter(blob, stored)
 
@@ -46,10 +55,15 @@ func Encode(ctx context.Context, raw io.Reader, size int64, blob io.Writer) (Ind
 		defer func() { _ = compressors.Wait() }()
 		for offset := int64(0); offset < size; offset += DefaultChunkSize {
 			buf := make([]byte, min(DefaultChunkSize, size-offset))
-			if n, err := io.ReadFull(raw, buf); err != nil {
-				if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-					return fmt.Errorf("read raw image: it ends after %d bytes, want %d", offset+int64(n), size)
-				}
+			n, err := io.ReadFull(raw, buf)
+			// Bare: an error of raw that wraps one of these says more.
+			ended := err == io.EOF || err == io.ErrUnexpectedEOF //nolint:errorlint
+			switch {
+			case ended && open && offset+int64(n) > 0:
+				size, buf = offset+int64(n), buf[:n]
+			case ended:
+				return fmt.Errorf("read raw image: it ends after %d bytes, want %d", offset+int64(n), size)
+			case err != nil:
 				return fmt.Errorf("read raw image at byte %d: %w", offset, err)
 			}
 			_, _ = whole.Write(buf)
@@ -67,6 +81,15 @@ func Encode(ctx context.Context, raw io.Reader, size int64, blob io.Writer) (Ind
 				return nil
 			})
 		}
+		if open {
+			switch _, err := io.ReadFull(raw, make([]byte, 1)); {
+			case err == nil:
+				return fmt.Errorf("read raw image: it is larger than %d bytes", size)
+			case err != io.EOF: //nolint:errorlint // as above
+				return fmt.Errorf("read raw image at byte %d: %w", size, err)
+			}
+		}
+		idx.Size = size
 		return nil
 	})
 	g.Go(func() error {
