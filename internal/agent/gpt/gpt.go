@@ -73,11 +73,12 @@ const (
 	NameBIOSBoot = "coldrack-bios"
 	NameESP      = "coldrack-esp"
 	NameRoot     = "coldrack-root"
+	NameDisk     = "coldrack-boot" // what the installer adds to a whole-disk image
 )
 
 // Installed says whether an install of ours wrote the table, whichever server ordered it. Its DiskGUID is then a Marker.
 func (t *Table) Installed() bool {
-	return t.DiskGUID.Version() == 5 && slices.ContainsFunc(t.Partitions, func(p Partition) bool { return p.Name == NameRoot })
+	return t.DiskGUID.Version() == 5 && slices.ContainsFunc(t.Partitions, func(p Partition) bool { return p.Name == NameRoot || p.Name == NameDisk })
 }
 
 // Start is where p begins, in bytes.
@@ -184,6 +185,32 @@ func New(disk GUID, size, sectorSize int64, want []Want) (*Table, error) {
 	}
 	return t, nil
 }
+
+// Grown is the table on another, larger disk of so many bytes, under another GUID, with one more partition at the disk's end, whose
+// number is the next after the last. Partitions stay where they are.
+func (t *Table) Grown(disk GUID, size int64, last Want) (*Table, error) {
+	out := &Table{DiskGUID: disk, SectorSize: t.SectorSize, Sectors: uint64(size / t.SectorSize), Partitions: slices.Clone(t.Partitions)}
+	end := (int64(out.Sectors) - 1 - out.entrySectors()) * t.SectorSize / align * align
+	start := (end - last.Bytes) / align * align
+	number, used := 0, int64(0)
+	for _, p := range t.Partitions {
+		number, used = max(number, p.Number), max(used, int64(p.Last+1)*t.SectorSize)
+		if p.First < uint64(out.Reserved()/t.SectorSize) {
+			return nil, fmt.Errorf("partition %d begins at sector %d, where the partition table is", p.Number, p.First)
+		}
+	}
+	if start < used || start <= 0 {
+		return nil, fmt.Errorf("the disk has %d bytes; partitions end at %d, and %d more are needed", size, used, last.Bytes)
+	}
+	out.Partitions = append(out.Partitions, Partition{
+		Number: number + 1, Type: uuid.MustParse(last.Type), GUID: last.GUID, Name: last.Name,
+		First: uint64(start / t.SectorSize), Last: uint64(end/t.SectorSize) - 1,
+	})
+	return out, nil
+}
+
+// Reserved is how many bytes at a disk's beginning hold the MBR and the table.
+func (t *Table) Reserved() int64 { return (2 + t.entrySectors()) * t.SectorSize }
 
 func (t *Table) entrySectors() int64 {
 	return (minEntries*entrySize + t.SectorSize - 1) / t.SectorSize

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"coldrack.dev/internal/agent/probe"
-	"coldrack.dev/internal/content/diskboot"
 	"coldrack.dev/internal/content/diskimage"
 	"coldrack.dev/internal/content/swarm/peer"
 	"coldrack.dev/internal/contract/wire"
@@ -32,14 +31,14 @@ type shared struct {
 }
 
 // chunks says where the image's chunks come from: other machines and the server, or the server alone when anything
-// stands against it. The root partition's end, beyond the image, keeps what is given to others; the new system
+// stands against it. The end of the first size bytes of root (the root partition, or the disk), beyond the image, keeps what is given to others; the new system
 // takes the place over when it grows.
-func (o *operation) chunks(ctx context.Context, root *os.File) diskimage.Source {
+func (o *operation) chunks(ctx context.Context, root *os.File, size int64) diskimage.Source {
 	origin := o.Content.Blob("image "+o.plan.Image.Name, o.index.Blob)
 	if o.Exchange == nil || strings.Contains(" "+o.CommandLine+" ", " "+wire.ArgSwarm+"=off ") {
 		return origin
 	}
-	base, store := o.keep(root)
+	base, store := o.keep(root, size)
 	if store == nil {
 		o.Log.Info("no room on disk or in memory to share the image; using the server only", "needs", probe.Size(o.index.BlobSize))
 		return origin
@@ -56,8 +55,7 @@ func (o *operation) chunks(ctx context.Context, root *os.File) diskimage.Source 
 }
 
 // keep finds a place for the stored chunks, nil if there is none.
-func (o *operation) keep(root *os.File) (base int64, store peer.Store) {
-	size := o.table.Size(o.table.Partitions[diskboot.RootPartition-1])
+func (o *operation) keep(root *os.File, size int64) (base int64, store peer.Store) {
 	base, ok := place(size, o.index.Size, o.index.BlobSize, memoryAvailable())
 	switch {
 	case !ok:

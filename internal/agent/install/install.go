@@ -99,6 +99,9 @@ type operation struct {
 	root   string // where the new system is mounted, "" when it is not
 	system *target.Target
 	shared *shared // nil when the server alone serves the image
+
+	whole      *whole // of a whole-disk image
+	identityAt string // folder of the node's identity, if it is not where the agent keeps it
 }
 
 // look reads the inventory when the hardware is complete.
@@ -129,7 +132,7 @@ func (i *Installer) Install(ctx context.Context, plan wire.InstallPlan) (wire.Co
 	o.rootID = gpt.Derive(plan.IntentID, "root file system")
 	id := gpt.Derive(plan.IntentID, "ESP volume")
 	o.espID = uint32(id[0])<<24 | uint32(id[1])<<16 | uint32(id[2])<<8 | uint32(id[3])
-	done, err := o.carryOut(ctx, []step{
+	steps := []step{
 		{wire.StepPreflight, o.preflight},
 		{wire.StepSelectDisk, o.selectDisk},
 		{wire.StepWipe, o.wipe},
@@ -139,7 +142,18 @@ func (i *Installer) Install(ctx context.Context, plan wire.InstallPlan) (wire.Co
 		{wire.StepBootloader, o.bootloader},
 		{wire.StepNodeConfig, o.nodeConfig},
 		{wire.StepIdentity, o.identity},
-	})
+	}
+	if o.wholeDisk() {
+		steps = append(steps[:3:3], []step{
+			{wire.StepPartition, o.reserve},
+			{wire.StepFilesystem, o.noFilesystem},
+			{wire.StepImage, o.diskImage},
+			{wire.StepBootloader, o.addedPartition},
+			{wire.StepNodeConfig, o.tell},
+			{wire.StepIdentity, o.complete},
+		}...)
+	}
+	done, err := o.carryOut(ctx, steps)
 	if done.State == wire.StateSucceeded {
 		done.Disk, done.ImageDigest = stableName(o.choice), plan.Image.Digest
 	}
@@ -246,16 +260,7 @@ func (o *operation) runSteps(ctx context.Context, steps []step) error {
 // close unmounts and lets go of the disk, whatever happened.
 func (o *operation) close() error {
 	errs := []error{o.leave()}
-	if o.system != nil {
-		errs = append(errs, o.system.Close())
-		o.system = nil
-	}
-	if o.root != "" {
-		if err := unmount(o.root); err != nil {
-			errs = append(errs, err)
-		}
-		o.root = ""
-	}
+	errs = append(errs, o.unmountSystem())
 	if o.disk != nil {
 		errs = append(errs, o.disk.Sync(), o.disk.Close())
 		o.disk = nil

@@ -48,6 +48,12 @@ func (o *operation) preflight(ctx context.Context) (string, error) {
 	if err := o.checkClock(ctx); err != nil {
 		return "", err
 	}
+	if o.wholeDisk() {
+		if err := o.fetchPlan(ctx); err != nil {
+			return "", err
+		}
+		return "", o.lookAtImage(ctx)
+	}
 	var err error
 	if o.ops, err = nodeconfig.Direct(o.plan.Config); err != nil {
 		return "", err
@@ -64,8 +70,8 @@ func (o *operation) preflight(ctx context.Context) (string, error) {
 }
 
 func (o *operation) checkMachine() error {
-	if f := o.plan.Image.Family; f != "debian" {
-		return fmt.Errorf("image %s is of family %q, which this agent cannot install; it knows debian", o.plan.Image.Name, f)
+	if err := o.checkFamily(); err != nil {
+		return err
 	}
 	if err := wire.CheckWipe(o.plan.Wipe); err != nil {
 		return err
@@ -138,7 +144,12 @@ func (o *operation) fetchPlan(ctx context.Context) error {
 }
 
 // needs is how large a disk must be for the image.
-func (o *operation) needs() int64 { return biosBytes + espBytes + o.plan.Image.Size + overhead }
+func (o *operation) needs() int64 {
+	if o.wholeDisk() {
+		return o.needsWhole()
+	}
+	return biosBytes + espBytes + o.plan.Image.Size + overhead
+}
 
 // fittingDisk waits for a while where no disk fits: one may still come.
 func (o *operation) fittingDisk(ctx context.Context) (wire.Disk, error) {
@@ -173,6 +184,11 @@ func (o *operation) selectDisk(ctx context.Context) (string, error) {
 	}
 	if o.disk.size < o.needs() {
 		return "", fmt.Errorf("disk %s is too small: it has %s, the image needs %s", describe(d), probe.Size(o.disk.size), probe.Size(o.needs()))
+	}
+	if o.wholeDisk() {
+		if err := o.checkSectors(); err != nil {
+			return "", err
+		}
 	}
 	if o.disk.sector != diskboot.SectorSize && o.inv.Firmware != "UEFI" {
 		return "", fmt.Errorf("disk %s has sectors of %d bytes, from which a BIOS cannot start: set the machine's firmware to UEFI, or choose another disk", describe(d), o.disk.sector)
@@ -211,6 +227,9 @@ func (o *operation) owns(r probe.Report) bool { return r.Table != nil && o.own[r
 // layout of the disk, whose GUID is the intent's marker.
 func (o *operation) layout() (*gpt.Table, error) {
 	id := o.intentID
+	if o.wholeDisk() {
+		return gpt.New(gpt.Marker(id), o.disk.size, o.disk.sector, nil)
+	}
 	return gpt.New(gpt.Marker(id), o.disk.size, o.disk.sector, []gpt.Want{
 		{Name: gpt.NameBIOSBoot, Type: gpt.TypeBIOSBoot, GUID: gpt.Derive(id, "bios"), Bytes: biosBytes},
 		{Name: gpt.NameESP, Type: gpt.TypeESP, GUID: gpt.Derive(id, "esp"), Bytes: espBytes},
@@ -277,7 +296,7 @@ func (o *operation) image(ctx context.Context) (string, error) {
 	}
 	o.bytes(wire.StepImage, 0, o.index.Size)
 	err := o.writePartition(ctx, diskboot.RootPartition, func(f *os.File) error {
-		err := diskimage.Write(ctx, o.index, o.chunks(ctx, f), f, diskimage.WriteOptions{
+		err := diskimage.Write(ctx, o.index, o.chunks(ctx, f, o.table.Size(o.table.Partitions[diskboot.RootPartition-1])), f, diskimage.WriteOptions{
 			Ahead:    ahead,
 			Zero:     func(offset, n int64) error { return rangeIoctl(f, blkZeroOut, offset, n) },
 			Progress: func(p diskimage.Progress) { o.bytes(wire.StepImage, p.Raw, o.index.Size) },
@@ -447,11 +466,11 @@ func (o *operation) identity(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir := nodeconfig.Op{Kind: nodeconfig.MakeDir, Path: identity.Dir, Mode: 0o700}
+	dir := nodeconfig.Op{Kind: nodeconfig.MakeDir, Path: filepath.Dir(o.nodeFile()), Mode: 0o700}
 	if err := o.system.Apply([]nodeconfig.Op{dir}); err != nil {
 		return "", err
 	}
-	if err := o.system.WriteFile(filepath.Join(identity.Dir, identity.NodeFile), b, 0o600, ""); err != nil {
+	if err := o.system.WriteFile(o.nodeFile(), b, 0o600, ""); err != nil {
 		return "", fmt.Errorf("write the node's identity: %w", err)
 	}
 	n, err := identity.Decode(b)

@@ -82,6 +82,19 @@ sleep 30
 reboot
 `
 
+// ChainConfig is grub.cfg of the partition that the installer adds to a whole-disk image, so that local.efi finds the disk by Label: it goes
+// on to the loader on the image's own EFI system partition, of that number, on the same disk.
+func ChainConfig(esp int) []byte {
+	return fmt.Appendf(nil, `# Written by Coldrack when this disk was installed.
+regexp --set=1:disk '^(hd[0-9]+)' "$root"
+chainloader (${disk},gpt%d)/%s
+boot
+echo "Coldrack: the EFI system partition of this disk's image has no %[2]s."
+sleep 30
+reboot
+`, esp, ShimPath)
+}
+
 // LocalBIOSModules are built into local.lkrn.
 func LocalBIOSModules() []string {
 	return append([]string{"biosdisk", "regexp", "reboot"}, LocalModules()...)

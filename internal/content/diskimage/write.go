@@ -123,6 +123,23 @@ func Write(ctx context.Context, idx Index, src Source, dst io.WriterAt, opt Writ
 	return nil
 }
 
+// Unpack verifies one stored chunk and gives its raw bytes.
+func (c Chunk) Unpack(stored []byte) ([]byte, error) {
+	if err := c.Verify(stored); err != nil {
+		return nil, err
+	}
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*maxChunkSize), zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		return nil, err
+	}
+	defer dec.Close()
+	raw, err := dec.DecodeAll(stored, make([]byte, 0, c.Length))
+	if err != nil || int64(len(raw)) != c.Length {
+		return nil, fmt.Errorf("unpacks to %d bytes, want %d: %w", len(raw), c.Length, err)
+	}
+	return raw, nil
+}
+
 // slot is the place of one chunk on its way through the pipeline; its buffer is used again.
 type slot struct {
 	number int

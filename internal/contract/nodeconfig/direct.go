@@ -97,10 +97,23 @@ func Direct(c Config) ([]Op, error) {
 	for _, f := range c.Files {
 		d.file(f.Path, f.Content, mode(f.Mode), f.Owner)
 	}
-	d.file("/etc/systemd/system/"+validate.AgentUnit, []byte(agentService), 0o644, "")
-	d.ops = append(d.ops, Op{Kind: EnableUnit, Unit: validate.AgentUnit})
+	d.ops = append(d.ops, Agent()...)
 	d.units(c.Units)
 	return d.ops, nil
+}
+
+// Agent are the operations that have the node agent run. Its program, settings and identity are the installer's.
+func Agent() []Op {
+	var d direct
+	d.file("/etc/systemd/system/"+validate.AgentUnit, []byte(agentService), 0o644, "")
+	return append(d.ops, Op{Kind: EnableUnit, Unit: validate.AgentUnit})
+}
+
+// Unused are the operations that take from an image what would be the same on every machine.
+func Unused() []Op {
+	var d direct
+	d.unused()
+	return d.ops
 }
 
 // Portable is what of c an image of any family can be told at its first boot: the operations of Direct without those that
@@ -153,6 +166,10 @@ func (d *direct) text(path, content string) { d.file(path, []byte(content), 0o64
 
 func (d *direct) identity(c Config) {
 	d.names(c)
+	d.unused()
+}
+
+func (d *direct) unused() {
 	// systemd fills an empty machine-id in at the first boot. What was made while the image was built
 	// would be the same on every node.
 	d.file("/etc/machine-id", nil, 0o444, "")

@@ -236,6 +236,31 @@ type InstallPlan struct {
 	// MinMemoryBytes below which the install refuses.
 	MinMemoryBytes int64             `json:"minMemoryBytes,omitempty"`
 	Config         nodeconfig.Config `json:"config"`
+	// FirstBoot is set for the image of a whole disk, which makes itself this machine when it first starts. Config then says what
+	// FirstBoot was made of.
+	FirstBoot *FirstBoot `json:"firstBoot,omitempty"`
+}
+
+// FirstBoot is what a whole-disk image is told at its first boot; one of its fields is set.
+type FirstBoot struct {
+	NoCloud  *NoCloud  `json:"noCloud,omitempty"`
+	Ignition *Ignition `json:"ignition,omitempty"`
+}
+
+// NoCloud are the files of cloud-init's datasource of this name.
+type NoCloud struct {
+	UserData      []byte `json:"userData"`
+	MetaData      []byte `json:"metaData"`
+	NetworkConfig []byte `json:"networkConfig"`
+}
+
+// Ignition is a config, and where it goes. Beside it, in the folder Agent, lie the agent (coldrack-agent), its settings (agent.json) and its
+// identity (node.pem); the config has what puts them in place.
+type Ignition struct {
+	Config    []byte `json:"config"`
+	Partition string `json:"partition"` // by its name in the partition table
+	Path      string `json:"path"`      // of the config's file on it
+	Agent     string `json:"agent"`     // path of the folder on it
 }
 
 // Content names a blob; it is fetched from the boot listener below /content/ and checked by its digest.
@@ -244,7 +269,7 @@ type Content struct {
 	Size   int64  `json:"size"`
 }
 
-// Image is the root file system to write.
+// Image is the root file system to write, or the whole disk (FirstBoot).
 type Image struct {
 	Name   string  `json:"name"`
 	Family string  `json:"family"`
