@@ -167,6 +167,16 @@ type ImageFamily string
 // FamilyDebian is a Debian root file system built by the bundle builder; node config is applied directly.
 const FamilyDebian ImageFamily = "debian"
 
+// Families of whole-disk images, which bring their partitions and boot loader along.
+const (
+	// FamilyCloudInit is configured by cloud-init's NoCloud.
+	FamilyCloudInit ImageFamily = "cloud-init"
+	// FamilyFlatcar is configured by Ignition, on the OEM partition.
+	FamilyFlatcar ImageFamily = "flatcar"
+	// FamilyFCOS is configured by Ignition, on the boot partition.
+	FamilyFCOS ImageFamily = "fcos"
+)
+
 // Image is an operating system that machines can run. Importing a bundle creates the Images it contains.
 //
 // +kubebuilder:object:root=true
@@ -204,12 +214,12 @@ type ImageSpec struct {
 	Version string `json:"version,omitempty"`
 	// +optional
 	KernelVersion string `json:"kernelVersion,omitempty"`
-	// Size of the root file system image in bytes, uncompressed.
+	// Size of the root file system image, or of the whole disk, in bytes, uncompressed.
 	Size resource.Quantity `json:"size"`
-	// Index is the digest of the chunk index of the root file system image.
+	// Index is the digest of the image's chunk index.
 	// +kubebuilder:validation:Pattern=`^sha256:[0-9a-f]{64}$`
 	Index string `json:"index"`
-	// Digest of the raw root file system image.
+	// Digest of the raw image.
 	// +kubebuilder:validation:Pattern=`^sha256:[0-9a-f]{64}$`
 	Digest string `json:"digest"`
 	// KernelArgs that the image always needs.

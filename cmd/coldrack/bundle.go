@@ -36,7 +36,7 @@ where a Debian mirror and Go modules are reachable and imported
 where nothing is.`,
 		RunE: group,
 	}
-	cmd.AddCommand(a.bundleBuildCommand(), a.bundleInspectCommand(), a.bundleVerifyCommand(), a.bundleTrustCommand(),
+	cmd.AddCommand(a.bundleBuildCommand(), a.bundleDiskCommand(), a.bundleInspectCommand(), a.bundleVerifyCommand(), a.bundleTrustCommand(),
 		a.bundleImportCommand(), a.bundleExportCommand(), a.bundleListCommand(), a.bundleShowCommand(), a.bundleDeleteCommand())
 	return cmd
 }

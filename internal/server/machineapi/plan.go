@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"coldrack.dev/api/v1alpha1"
+	"coldrack.dev/internal/contract/firstboot"
 	"coldrack.dev/internal/contract/nodeconfig"
 	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/fleet"
@@ -73,6 +75,9 @@ func decide(in ingredients) (answer wire.Assignment, reason string) {
 		return wait("%s", in.missing), v1alpha1.ReasonPlanIncomplete
 	}
 	plan, err := installPlan(in, intent)
+	if mismatch := (*mismatchError)(nil); errors.As(err, &mismatch) {
+		return wait("%v", err), v1alpha1.ReasonImageMismatch
+	}
 	if err != nil {
 		return wait("%v", err), v1alpha1.ReasonPlanIncomplete
 	}
@@ -143,6 +148,15 @@ func installPlan(in ingredients, intent *v1alpha1.Intent) (*wire.InstallPlan, er
 		return nil, err
 	}
 	m, profile, image := in.machine, in.profile, in.image
+	var first *wire.FirstBoot
+	if family := string(image.Spec.Family); firstboot.Whole(family) {
+		first, err = firstboot.Make(family, firstboot.Node{
+			IntentID: intent.ID, Config: config, KernelArgs: slices.Concat(image.Spec.KernelArgs, profile.Spec.KernelArgs), Console: profile.Spec.Console,
+		})
+		if err != nil {
+			return nil, &mismatchError{fmt.Errorf("machine %s with profile %s does not fit image %s; nothing was changed: %w", m.Name, profile.Name, image.Name, err)}
+		}
+	}
 	hints := profile.Spec.RootDisk
 	if m.Spec.RootDisk != nil {
 		hints = *m.Spec.RootDisk
@@ -158,8 +172,14 @@ func installPlan(in ingredients, intent *v1alpha1.Intent) (*wire.InstallPlan, er
 		KernelArgs: slices.Concat(image.Spec.KernelArgs, profile.Spec.KernelArgs),
 		Console:    profile.Spec.Console,
 		Config:     config,
+		FirstBoot:  first,
 	}, nil
 }
+
+// mismatchError is a machine's configuration that its image cannot have.
+type mismatchError struct{ error }
+
+func (e *mismatchError) Unwrap() error { return e.error }
 
 // wipePolicy of a profile as agents know it. A machine without one is treated as by the default.
 func wipePolicy(p *v1alpha1.Profile) string {
