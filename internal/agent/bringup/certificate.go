@@ -14,7 +14,7 @@ import (
 )
 
 // certificate makes sure that the node has one of the plan's certificates. It reports whether it changed.
-func (p *pass) certificate(ctx context.Context, c wire.NodeCertificate) (bool, error) {
+func (p *part) certificate(ctx context.Context, c wire.NodeCertificate) (bool, error) {
 	d := p.disk
 	if err := nodecert.FinishPair(d, c); err != nil {
 		return false, err
@@ -56,6 +56,8 @@ func (p *pass) certificate(ctx context.Context, c wire.NodeCertificate) (bool, e
 		}
 		return false, fmt.Errorf("certificate %s: %s; a new one: %w", c.Name, was.Why, err)
 	}
+	// Before the new end of life is told: who waits for a renewal waits until it was done, and asks for both.
+	p.track.reopen(p.name, followers(p.plan, p.name))
 	paths := []string{c.CertPath}
 	if c.KeyPath != c.CertPath {
 		paths = append(paths, c.KeyPath, nodecert.Fresh(c))

@@ -7,13 +7,16 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -156,6 +159,60 @@ func TestARenewalThatRestartsWaitsForItsTurn(t *testing.T) {
 				t.Error("the controller manager's manifest is gone")
 			}
 		})
+	}
+}
+
+// done is what the executor would report at each message of its log.
+type doneAtLog struct {
+	slog.Handler
+	look func(message string)
+}
+
+func (h doneAtLog) Handle(ctx context.Context, r slog.Record) error {
+	h.look(r.Message)
+	return h.Handler.Handle(ctx, r)
+}
+
+// The server ends a node's turn when the node says that it is done and that nothing is due: it must not say so before what reads the
+// renewed certificate was started anew.
+func TestANodeIsNotDoneWhileItRenews(t *testing.T) {
+	r := newRig(t)
+	r.life = 3 * time.Hour
+	plan := r.controlPlane()
+	r.bringUp(r.order(wire.NodeAssignment{Version: "v1", Plan: plan}))
+	r.mu.Lock()
+	r.life = 12 * time.Hour
+	r.mu.Unlock()
+	var e *Executor
+	var mu sync.Mutex
+	atLog := map[string][]bool{}
+	e = r.executor(func(o *Options) {
+		o.Log = slog.New(doneAtLog{o.Log.Handler(), func(message string) {
+			mu.Lock()
+			defer mu.Unlock()
+			if e != nil {
+				atLog[message] = append(atLog[message], e.track.snapshot().Done)
+			}
+		}})
+	})
+	r.start(e)
+	r.done("v1")
+	r.offset.Store(int64(2*time.Hour + 10*time.Minute))
+	e.mu.Lock()
+	e.interrupt(errAgain) // as the clock has it do from time to time
+	e.mu.Unlock()
+	r.until("all are renewed", func(p wire.PhaseReport) bool {
+		return p.Done && p.RenewAt != nil && time.Until(*p.RenewAt) > 6*time.Hour
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if len(atLog["certificate written"]) < 4 || len(atLog["file written"]) == 0 {
+		t.Fatalf("not renewed: %v", atLog)
+	}
+	for _, message := range []string{"certificate written", "file written"} {
+		if slices.Contains(atLog[message], true) {
+			t.Errorf("at %q the node says that it is done: %v", message, atLog[message])
+		}
 	}
 }
 

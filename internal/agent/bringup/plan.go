@@ -303,3 +303,18 @@ func effects() []effect {
 		{"/etc/systemd/networkd.conf.d/", "systemd-networkd.service", "try-restart"},
 	}
 }
+
+// followers are the phases that begin only after the named one, directly or by others between.
+func followers(plan *wire.NodePlan, name string) []string {
+	var list []string
+	for grown := true; grown; {
+		grown = false
+		for _, ph := range plan.Phases {
+			follows := slices.ContainsFunc(ph.After, func(before string) bool { return before == name || slices.Contains(list, before) })
+			if follows && !slices.Contains(list, ph.Name) {
+				list, grown = append(list, ph.Name), true
+			}
+		}
+	}
+	return list
+}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"coldrack.dev/internal/agent/nodefile"
 	"coldrack.dev/internal/contract/wire"
@@ -237,5 +238,30 @@ func TestKernelParametersAreReadAsSysctlReadsThem(t *testing.T) {
 		if got := p.parameter(line); (got != "") != wrong {
 			t.Errorf("%s: %q", line, got)
 		}
+	}
+}
+
+func TestWhatFollowsIsLookedAtAgain(t *testing.T) {
+	plan := &wire.NodePlan{Cluster: "rack", Phases: []wire.Phase{
+		{Name: "pods", After: []string{"kubeconfigs"}}, {Name: "system"}, {Name: "keys", After: []string{"system"}}, {Name: "kubeconfigs", After: []string{"keys"}},
+	}}
+	if got := followers(plan, "keys"); !slices.Equal(got, []string{"kubeconfigs", "pods"}) {
+		t.Errorf("after keys come %v", got)
+	}
+	k := newTrack(time.Now)
+	k.follow(&state{NodeAssignment: wire.NodeAssignment{Version: "v1", Plan: plan}})
+	for _, ph := range plan.Phases {
+		k.succeed(ph.Name)
+	}
+	k.reopen("keys", followers(plan, "keys"))
+	for _, name := range []string{"keys", "kubeconfigs", "pods"} {
+		if k.snapshot().Done {
+			t.Errorf("done before %s", name)
+		}
+		k.begin(name)
+		k.succeed(name)
+	}
+	if r := k.snapshot(); !r.Done || r.Phases[1].Attempts != 0 {
+		t.Errorf("at the end: %+v", r)
 	}
 }

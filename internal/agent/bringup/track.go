@@ -172,6 +172,19 @@ func (t *track) begin(name string) {
 // working notes that a phase changes something.
 func (t *track) working(name string) { t.update(name, func(s *wire.Step) { run(s, t.now()) }) }
 
+// reopen notes that a phase changes something, and that those which follow from it are to be looked at again: until they were, the node
+// is not done.
+func (t *track) reopen(name string, following []string) {
+	t.working(name)
+	for _, next := range following {
+		t.update(next, func(s *wire.Step) {
+			if s.State == wire.StateSucceeded {
+				s.State, s.StartedAt, s.FinishedAt = wire.StatePending, nil, nil
+			}
+		})
+	}
+}
+
 // say sets what a running phase does or waits for.
 func (t *track) say(name, message string) {
 	t.update(name, func(s *wire.Step) {
