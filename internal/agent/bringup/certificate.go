@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
+	"strings"
 	"time"
 
 	"coldrack.dev/internal/agent/nodecert"
@@ -96,11 +98,15 @@ func (p *pass) removeRemade(c, ask wire.NodeCertificate) error {
 	for _, file := range c.Remade {
 		content, err := p.disk.Read(file)
 		if errors.Is(err, fs.ErrNotExist) {
+			p.track.gone(remadeName(file))
 			continue
 		} else if err != nil {
 			return fmt.Errorf("certificate %s: %w", c.Name, err)
 		}
 		if nodecert.SignedBy(content, c.Authority, ask.Authority) {
+			if list, err := nodecert.Parse(content); err == nil {
+				p.track.expiry(remadeName(file), list[0], time.Time{})
+			}
 			continue
 		}
 		if err := p.prepare([]string{c.CertPath}); err != nil { // its reader is restarted
@@ -113,6 +119,9 @@ func (p *pass) removeRemade(c, ask wire.NodeCertificate) error {
 	}
 	return nil
 }
+
+// remadeName is by what name the end of a certificate is told that its user makes by itself, as kubelet-server-current.
+func remadeName(file string) string { return strings.TrimSuffix(path.Base(file), path.Ext(file)) }
 
 // renewAt is when a certificate is due whose renewal restarts something; zero for others, which the server need not know of.
 func (p *pass) renewAt(c wire.NodeCertificate, leaf *x509.Certificate) time.Time {

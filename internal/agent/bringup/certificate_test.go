@@ -216,6 +216,81 @@ func TestANodeIsNotDoneWhileItRenews(t *testing.T) {
 	}
 }
 
+// One executor runs for two years, its clock moved on by two weeks at a time. Each time, all that it keeps can be used, and what reads it
+// has it. The kubelet, which is not there, rotates the certificate that it serves with and leaves its client certificate to expire.
+func TestTwoYearsOfANode(t *testing.T) {
+	const day = 24 * time.Hour
+	r := newRig(t)
+	plan := r.controlPlane()
+	kubelet := &plan.Certificates[slices.IndexFunc(plan.Certificates, func(c wire.NodeCertificate) bool { return c.Name == "kubelet-client" })]
+	const serving = "/var/lib/kubelet/pki/kubelet-server-current.pem"
+	kubelet.Remade = []string{serving}
+	now := func() time.Time { return time.Now().Add(time.Duration(r.offset.Load())) }
+	r.mu.Lock()
+	r.life, r.now = 365*day, now
+	r.mu.Unlock()
+	d := nodefile.Disk{Root: r.root}
+	rotate := func() time.Time {
+		certificate, key := issue(t, r.cas[kubelet.Authority], *kubelet, 365*day, 0, func(c *x509.Certificate) {
+			c.NotBefore, c.NotAfter = now().Add(-time.Hour), now().Add(365*day)
+		})
+		if err := d.Write(serving, slices.Concat(certificate, key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return now().Add(365 * day)
+	}
+	e := r.executor(func(o *Options) { o.Pace.Again = 20 * time.Millisecond }) // it looks again by itself
+	r.start(e)
+	e.Assign(r.order(wire.NodeAssignment{Version: "v1", Plan: plan}))
+	r.done("v1")
+	end := rotate()
+	seen := map[string]map[string]bool{}
+	for at := 14 * day; at <= 730*day; at += 14 * day {
+		if end.Sub(now()) < 60*day {
+			end = rotate()
+		}
+		r.offset.Store(int64(at))
+		r.until(fmt.Sprintf("all is well on day %d", at/day), func(p wire.PhaseReport) bool {
+			if !p.Done || len(p.Certificates) != len(plan.Certificates)+1 || !p.Certificates["kubelet-server-current"].Equal(end.UTC().Truncate(time.Second)) {
+				return false
+			}
+			for name, until := range p.Certificates {
+				due := nodecert.RenewAt(plan.NodeName, &x509.Certificate{NotBefore: until.Add(-365*day - 5*time.Minute), NotAfter: until})
+				if !until.After(now()) || !strings.HasPrefix(name, "kubelet-") && !now().Before(due) {
+					return false
+				}
+			}
+			return true
+		})
+		for _, c := range plan.Certificates {
+			look, err := nodecert.Look(d, plan, c, now())
+			if err != nil || !look.Usable {
+				t.Fatalf("day %d: certificate %s: %+v, %v", at/day, c.Name, look, err)
+			}
+			if seen[c.Name] == nil {
+				seen[c.Name] = map[string]bool{}
+			}
+			seen[c.Name][look.Leaf.SerialNumber.String()] = true
+		}
+		for _, k := range plan.Kubeconfigs {
+			want, err := nodecert.Kubeconfig(d, plan, k)
+			if err != nil || r.read(k.Path) != string(want) {
+				t.Fatalf("day %d: %s has another certificate than the node (%v)", at/day, k.Path, err)
+			}
+		}
+		pod := *fileAt(plan, "/etc/kubernetes/manifests/kube-controller-manager.yaml")
+		want, err := fileContent(d, plan, pod)
+		if err != nil || r.read(pod.Path) != string(want) {
+			t.Fatalf("day %d: the controller manager was not started with the certificate that the node has (%v)", at/day, err)
+		}
+	}
+	for _, c := range plan.Certificates {
+		if want := 3; !c.Rotated && len(seen[c.Name]) < want {
+			t.Errorf("certificate %s: %d in two years, want at least %d", c.Name, len(seen[c.Name]), want)
+		}
+	}
+}
+
 func TestACertificateThatCannotBeRenewedYetHoldsUpNothing(t *testing.T) {
 	r := newRig(t)
 	r.life = 3 * time.Hour

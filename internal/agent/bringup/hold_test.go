@@ -303,7 +303,9 @@ func TestAnotherAuthoritySigns(t *testing.T) {
 	e := r.executor()
 	r.start(e)
 	e.Assign(r.order(wire.NodeAssignment{Version: "v2", Hold: true, Plan: next}))
-	r.done("v2")
+	if report := r.done("v2"); time.Until(report.Certificates["kubelet-server-current"]) < 11*time.Hour {
+		t.Errorf("the end of what the kubelet serves with is not told: %v", report.Certificates)
+	}
 	if !r.has(serving) || r.twin.load("kubelet.service").Starts != starts {
 		t.Error("held, the kubelet lost its certificate")
 	}

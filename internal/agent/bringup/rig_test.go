@@ -53,13 +53,14 @@ type fakeServer struct {
 	// refuse answers certificate requests by name with this status.
 	refuse map[string]int
 	life   time.Duration
+	now    func() time.Time // by which it signs
 	away   bool
 }
 
 func newFakeServer(t testing.TB) *fakeServer {
 	t.Helper()
 	s := &fakeServer{t: t, ca: ca.New(t, "machines"), blobs: map[string][]byte{}, cas: map[string]*ca.CA{}, fetched: map[string]int{},
-		refuse: map[string]int{}, life: 12 * time.Hour}
+		refuse: map[string]int{}, life: 12 * time.Hour, now: time.Now}
 	s.boot = httptest.NewServer(http.HandlerFunc(s.serveContent))
 	t.Cleanup(s.boot.Close)
 	mux := http.NewServeMux()
@@ -118,7 +119,7 @@ func (s *fakeServer) certificate(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	template := &x509.Certificate{Subject: pkix.Name{CommonName: want.CommonName, Organization: want.Organizations}, DNSNames: want.DNSNames,
-		NotBefore: time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(s.life), KeyUsage: x509.KeyUsageDigitalSignature,
+		NotBefore: s.now().Add(-5 * time.Minute), NotAfter: s.now().Add(s.life), KeyUsage: x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
 	for _, ip := range want.IPAddresses {
 		template.IPAddresses = append(template.IPAddresses, net.ParseIP(ip))

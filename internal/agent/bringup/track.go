@@ -56,6 +56,9 @@ func (t *track) follow(s *state) {
 	wanted := map[string]bool{}
 	for _, c := range plan.Certificates {
 		wanted[c.Name] = true
+		for _, file := range c.Remade {
+			wanted[remadeName(file)] = true
+		}
 	}
 	for _, times := range []map[string]time.Time{t.certificates, t.renewals} {
 		maps.DeleteFunc(times, func(name string, _ time.Time) bool { return !wanted[name] })
@@ -241,6 +244,16 @@ func (t *track) expiry(name string, leaf *x509.Certificate, renewAt time.Time) {
 		t.renewals[name] = renewAt
 	}
 	t.tell()
+}
+
+// gone notes that a certificate is not there.
+func (t *track) gone(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, was := t.certificates[name]; was {
+		delete(t.certificates, name)
+		t.tell()
+	}
 }
 
 func (t *track) kubelet(version string) {
