@@ -16,6 +16,7 @@ func TestCertificates(t *testing.T) {
 		return []peoplewire.Expiry{
 			{Certificate: "machine-ca", Until: day(3), Overdue: "replace it"},
 			{Certificate: "people-api", Until: day(9)},
+			{Certificate: "cluster-node", Cluster: "edge", Name: "node-7 kubelet-server", Until: day(4), Soon: "ends at 2030-01-04; the kubelet renews it"},
 			{Certificate: "cluster-node", Cluster: "lab", Name: "node-1", Until: day(8)},
 		}, errors.New("not all is known")
 	})
@@ -25,6 +26,7 @@ func TestCertificates(t *testing.T) {
 	}
 	want := []string{
 		"warn machine-ca ends at 2030-01-03T00:00:00Z -> replace it",
+		"ok cluster-node of cluster edge (node-7 kubelet-server) ends at 2030-01-04; the kubelet renews it -> ",
 		"warn not all is known -> look again while the server runs, as the owner of its data folder",
 		"ok next to end: cluster-node of cluster lab (node-1), at 2030-01-08T00:00:00Z; it is renewed by itself where it can be -> ",
 	}

@@ -143,6 +143,8 @@ func certificates(ctx context.Context, expiry func(context.Context) ([]peoplewir
 		e := &ends[i]
 		if e.Overdue != "" {
 			results = append(results, warn(check, fmt.Sprintf("%s ends at %s", expiryName(e), e.Until.UTC().Format(time.RFC3339)), e.Overdue))
+		} else if e.Soon != "" {
+			results = append(results, ok(check, "%s %s", expiryName(e), e.Soon))
 		} else if first == nil || e.Until.Before(first.Until) {
 			first = e
 		}

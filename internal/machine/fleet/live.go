@@ -399,6 +399,8 @@ type Bringup struct {
 	KubernetesVersion string
 	// CertificatesExpireAt is when the first of the certificates expires; zero when there is none.
 	CertificatesExpireAt time.Time
+	// Certificates are when each expires, by name.
+	Certificates map[string]time.Time
 	// RenewAt is when certificates are due whose renewal restarts something; zero for none.
 	RenewAt time.Time
 	// Config stands for what is carried out, FormerConfig for what a roll-back would lead to, nil for nothing.
@@ -423,6 +425,7 @@ func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
 	next := &Bringup{
 		Cluster: termtext.Line(report.Cluster, 64), Version: termtext.Line(report.Version, 64), Phases: Steps(report.Phases), Done: report.Done,
 		KubernetesVersion: termtext.Line(report.KubernetesVersion, 64), Config: digestsOf(report.Config), Message: termtext.Line(report.Message, 256),
+		Certificates: map[string]time.Time{},
 	}
 	for _, path := range report.Drift[:min(len(report.Drift), maxSteps)] {
 		next.Drift = append(next.Drift, termtext.Line(path, 256))
@@ -430,7 +433,10 @@ func (f *Fleet) BroughtUp(name string, report wire.PhaseReport) {
 	if report.FormerConfig != nil {
 		next.FormerConfig = new(digestsOf(*report.FormerConfig))
 	}
-	for _, at := range report.Certificates {
+	for certificate, at := range report.Certificates {
+		if len(next.Certificates) < maxSteps {
+			next.Certificates[termtext.Line(certificate, 64)] = at
+		}
 		if next.CertificatesExpireAt.IsZero() || at.Before(next.CertificatesExpireAt) {
 			next.CertificatesExpireAt = at
 		}

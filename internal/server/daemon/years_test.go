@@ -91,6 +91,7 @@ type years struct {
 	people  *yearPeople
 	disk    nodefile.Disk // of the node
 	cluster string
+	secret  *v1alpha1.Secret // with the cluster's keys
 	waiting *yearSession
 	// seen are serial numbers of certificates, by what they are for.
 	seen map[string]map[string]bool
@@ -269,9 +270,9 @@ func (w *years) makeCluster(machine string) {
 	cluster.Status.Nodes = decision.Nodes
 	material, err := members.NewMaterial(cluster, time.Now())
 	check(t, err)
-	secret, err := material.Secret(cluster)
+	w.secret, err = material.Secret(cluster)
 	check(t, err)
-	w.server.clusters.Put(members.Record{Cluster: cluster, Groups: groups, Machines: situation.Machines, Secret: secret})
+	w.server.clusters.Put(members.Record{Cluster: cluster, Groups: groups, Machines: situation.Machines, Secret: w.secret})
 }
 
 // keepCertificates does every day what the bring-up does with each certificate of the node's plan, and for one that the kubelet
@@ -289,7 +290,10 @@ func (w *years) keepCertificates(ctx context.Context, server *client.Client, mac
 				return nil
 			}
 		}
-		w.record(machine, assignment.Plan)
+		if err := server.Phases(ctx, w.record(machine, assignment.Plan)); err != nil && ctx.Err() == nil {
+			w.t.Errorf("%s: the node's report: %v", time.Now(), err)
+			return nil
+		}
 		sleepUntil(ctx, day)
 	}
 	return nil
@@ -351,18 +355,24 @@ func (w *years) rotate(plan *wire.NodePlan, c wire.NodeCertificate, leaf *x509.C
 	return w.disk.Write(c.CertPath, slices.Concat(certificate, key), 0o600)
 }
 
-// record tells the server what the node's bring-up reports.
-func (w *years) record(machine string, plan *wire.NodePlan) {
+// record is what the node's bring-up reports. A controller, which is not there, would keep the first end in the Machine's status.
+func (w *years) record(machine string, plan *wire.NodePlan) wire.PhaseReport {
+	report := wire.PhaseReport{Cluster: plan.Cluster, Version: "v1", Done: true, Certificates: map[string]time.Time{}}
 	var first time.Time
 	for _, c := range plan.Certificates {
 		check, err := nodecert.Look(w.disk, plan, c, time.Now())
-		if err == nil && check.Leaf != nil && (first.IsZero() || check.Leaf.NotAfter.Before(first)) {
+		if err != nil || check.Leaf == nil {
+			continue
+		}
+		report.Certificates[c.Name] = check.Leaf.NotAfter
+		if first.IsZero() || check.Leaf.NotAfter.Before(first) {
 			first = check.Leaf.NotAfter
 		}
 	}
 	w.store.change(machine, func(m *v1alpha1.Machine) {
 		m.Status.Kubernetes = &v1alpha1.KubernetesStatus{Cluster: plan.Cluster, CertificatesExpireAt: new(metav1.NewTime(first))}
 	})
+	return report
 }
 
 // verify looks at everything that ends, as of now.

@@ -23,8 +23,8 @@ const Authority = "people-ca"
 
 const (
 	adminTTL = 365 * 24 * time.Hour
-	// RenewBefore is how long before its end a certificate of people's API is replaced.
-	RenewBefore = 90 * 24 * time.Hour
+	// RenewBefore is how long before its end a certificate of people's API is replaced: a month before a person would be told of it.
+	RenewBefore = 120 * 24 * time.Hour
 )
 
 // Kubeconfig returns a kubeconfig for people's API with a client certificate of its own.

@@ -33,16 +33,19 @@ const (
 
 // Expiry is when certificates of one sort end.
 type Expiry struct {
-	// Certificate is its sort: people-ca, machine-ca, people-api, admin-kubeconfig, node-identity, cluster-authority or cluster-node.
+	// Certificate is its sort: people-ca, machine-ca, people-api, admin-kubeconfig, token, node-identity, cluster-authority or cluster-node.
 	Certificate string `json:"certificate"`
 	// Cluster that it belongs to, if any.
 	Cluster string `json:"cluster,omitempty"`
-	// Name of the one that ends first: an authority or a machine, where there are several of the sort.
+	// Name of the one that ends first: an authority, a token or a machine, where there are several of the sort; of a node also which of
+	// its certificates it is.
 	Name string `json:"name,omitempty"`
 	// Until is when it ends.
 	Until time.Time `json:"until"`
-	// Overdue says why a person must do something, and what; empty: it is renewed in time by itself.
+	// Overdue says why a person must do something, and what, and for which others of the sort, too; empty: it is renewed in time by itself.
 	Overdue string `json:"overdue,omitempty"`
+	// Soon says what happens to one that ends within ninety days and that no person need see to; empty: it ends later, or is overdue.
+	Soon string `json:"soon,omitempty"`
 }
 
 // Restored says that the server's own store was restored from a backup, until a person confirms it. All is zero when it was not.
