@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/bin:$(PATH)
 # What tests may rely on here, after `make setup`; where one of these is missing they fail instead of skipping.
 TOOLS := root netns qemu dropbear dropbearkey kubectl etcd etcd-debian curl skopeo tftp udhcpc dhclient dnsmasq tcpdump nft setpriv containerd ctr oci-conformance losetup sgdisk mtype \
 	fsck.vfat blkid ssh ssh-keygen mkfs.ext4 e2fsck resize2fs tune2fs ipmi_sim ipmitool redfishtool sushy versitygw \
-	dig host nslookup named named-checkzone chronyd timesyncd dhcpd dhcrelay kea-dhcp4 \
+	dig host nslookup named named-checkzone chronyd timesyncd dhcpd dhcrelay kea-dhcp4 bird birdc \
 	dpkg-deb deb-systemd-helper systemd-sysusers systemd-tmpfiles python3-debian shellcheck \
 	pvcreate mkfs.btrfs mkfs.xfs cryptsetup mdadm drbdmeta make-bcache ignition cloud-init dmidecode lspci
 space := $(subst ,, )

@@ -42,6 +42,9 @@ for package in "${folded[@]}"; do
 	echo "unpacking the Debian package $package"
 	mkdir "$new/$package"
 	(cd "$new" && apt-get -q download "$package" && dpkg -x "$package"_*.deb "$package") >"$log" 2>&1 || failed
+	# Its libraries serve nobody by themselves. They have other names in other suites, so they are not listed.
+	mapfile -t libraries < <(apt-cache depends "$package" | sed -n 's/^ *Depends: \(lib[^ <>]*\)$/\1/p')
+	[ ${#libraries[@]} -eq 0 ] || DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends "${libraries[@]}" >"$log" 2>&1 || failed
 	# Packages of Debian 12 have files below /lib and /sbin, which are /usr/lib and /usr/sbin.
 	for folder in lib sbin; do
 		[ ! -d "$new/$package/$folder" ] || { mkdir -p "$new/$package/usr/$folder" && cp -a "$new/$package/$folder/." "$new/$package/usr/$folder/" && rm -r "${new:?}/$package/$folder"; }

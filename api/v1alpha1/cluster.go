@@ -246,7 +246,70 @@ type ClusterLoadBalancer struct {
 	// +optional
 	// +kubebuilder:validation:MaxProperties=16
 	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
+	// BGP is the routers that are told of the addresses of pools with announce: bgp.
+	// +optional
+	BGP *LoadBalancerBGP `json:"bgp,omitempty"`
 }
+
+// LoadBalancerBGP says which routers the nodes tell by BGP where Services' addresses are. Each node that answers for an address
+// opens a session with each router and announces a route of the address alone (/32 or /128) to itself.
+type LoadBalancerBGP struct {
+	// LocalASN is the autonomous system of the nodes, 1 to 4294967294. Private ones are 64512 to 65534 and 4200000000 to 4294967294.
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=4294967294
+	LocalASN int64 `json:"localASN"`
+	// Peers are the routers. Addresses of a family are told to peers of that family.
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	Peers []BGPPeer `json:"peers"`
+}
+
+// BGPPeer is a router that nodes have a BGP session with. The nodes open it.
+type BGPPeer struct {
+	// Name by which logs and events call it.
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Name string `json:"name"`
+	// Address of the router, of IPv4 or IPv6, not link-local.
+	// +kubebuilder:validation:MaxLength=45
+	Address string `json:"address"`
+	// Port that it listens on. Default 179.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port,omitempty"`
+	// ASN is the router's autonomous system. The same as localASN makes the session an internal one (iBGP).
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=4294967294
+	ASN int64 `json:"asn"`
+	// HoldTime is the silence after which the router takes a node for gone: whole seconds from 3s to 18h12m15s. Default 3s, the least
+	// that BGP has. A router that wants less gets it; one that refuses short ones needs a longer one here.
+	// +optional
+	HoldTime *metav1.Duration `json:"holdTime,omitempty"`
+	// Hops that the router is away, of another autonomous system (eBGP multihop). Default 1: it is on a segment of the nodes.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=255
+	Hops int32 `json:"hops,omitempty"`
+	// PasswordKey is the key in the cluster's Secret kube-system/coldrack-loadbalancer-bgp whose value protects the session (TCP MD5
+	// signature, at most 80 bytes). While it is not there, there is no session. Default: no password.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	PasswordKey string `json:"passwordKey,omitempty"`
+}
+
+// LoadBalancerAnnounce is how the network learns which nodes answer for an address.
+// +kubebuilder:validation:Enum=segment;bgp
+type LoadBalancerAnnounce string
+
+const (
+	// AnnounceSegment has one node answer ARP and neighbour solicitations for an address.
+	AnnounceSegment LoadBalancerAnnounce = "segment"
+	// AnnounceBGP has all nodes that may answer tell routers so, which spread connections over them.
+	AnnounceBGP LoadBalancerAnnounce = "bgp"
+)
 
 // LoadBalancerPool is addresses for Services.
 type LoadBalancerPool struct {
@@ -263,6 +326,17 @@ type LoadBalancerPool struct {
 	// OnRequest keeps the pool for Services that name it, or one of its addresses.
 	// +optional
 	OnRequest bool `json:"onRequest,omitempty"`
+	// Announce is how the network learns which nodes answer: segment (ARP and neighbour discovery; one node for each address) or
+	// bgp (routes to all nodes that may answer). Default segment.
+	// +optional
+	Announce LoadBalancerAnnounce `json:"announce,omitempty"`
+	// Communities of the pool's routes, with announce: bgp. "ASN:VALUE" of 16 bits each, "ASN:VALUE:VALUE" of 32 bits each (large
+	// communities), no-export or no-advertise.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=32
+	Communities []string `json:"communities,omitempty"`
 }
 
 // KeyAlgorithm of a cluster's keys.

@@ -794,6 +794,7 @@ func validateLoadBalancer(at *field.Path, c *Cluster, networks []namedNetwork, f
 	errs = append(errs, metav1validation.ValidateLabels(lb.NodeSelector, at.Child("nodeSelector"))...)
 	ranges, more := poolRanges(at, lb)
 	errs = append(errs, more...)
+	errs = append(errs, validateBGP(at, lb, ranges, networks)...)
 	for i, r := range ranges {
 		for _, other := range ranges[:i] {
 			if r.Overlaps(other.AddressRange) {

@@ -31,6 +31,13 @@ func TestValidateCluster(t *testing.T) {
 	pool := func(w world, addresses ...string) {
 		w.c.Spec.Network.LoadBalancer = &ClusterLoadBalancer{Pools: []LoadBalancerPool{{Name: "default", Addresses: addresses}}}
 	}
+	bgp := func(w world, change func(*ClusterLoadBalancer), addresses ...string) {
+		w.c.Spec.Network.LoadBalancer = &ClusterLoadBalancer{Pools: []LoadBalancerPool{{Name: "far", Addresses: addresses, Announce: AnnounceBGP}},
+			BGP: &LoadBalancerBGP{LocalASN: 64512, Peers: []BGPPeer{{Name: "tor-1", Address: "10.20.0.1", ASN: 64513}, {Name: "tor-2", Address: "fd20::1", ASN: 64514}}}}
+		if change != nil {
+			change(w.c.Spec.Network.LoadBalancer)
+		}
+	}
 	duration := func(d time.Duration) *metav1.Duration { return &metav1.Duration{Duration: d} }
 	tests := []struct {
 		name   string
@@ -126,6 +133,71 @@ func TestValidateCluster(t *testing.T) {
 			other.Spec.Network.LoadBalancer = &ClusterLoadBalancer{Pools: []LoadBalancerPool{{Name: "p", Addresses: []string{"10.20.0.120"}}}}
 			w.f.Clusters = []Cluster{other}
 		}, []string{"spec.endpoint.virtualIP.address: lies in 10.20.0.120, a pool of Cluster other"}},
+		{"pools that routers are told of", func(w world) { bgp(w, nil, "198.51.100.0/24", "2001:db8::/120") }, nil},
+		{"routers of every kind", func(w world) {
+			bgp(w, func(lb *ClusterLoadBalancer) {
+				lb.BGP.Peers[0].Port, lb.BGP.Peers[0].Hops, lb.BGP.Peers[0].HoldTime, lb.BGP.Peers[0].PasswordKey = 1179, 2, duration(18*time.Hour+12*time.Minute+15*time.Second), "tor.1"
+				lb.Pools[0].Communities = []string{"64512:100", "0:65535", "4294967295:0:1", "no-export", "no-advertise"}
+				lb.BGP.LocalASN = 4200000000
+			}, "198.51.100.7")
+		}, nil},
+		{"routers before there is a pool for them", func(w world) {
+			bgp(w, func(lb *ClusterLoadBalancer) { lb.Pools[0].Announce = AnnounceSegment }, "10.20.0.120")
+		}, nil},
+		{"a pool for routers, and none", func(w world) { bgp(w, func(lb *ClusterLoadBalancer) { lb.BGP = nil }, "198.51.100.7") },
+			[]string{"spec.network.loadBalancer.pools[0].announce: needs routers; name them in spec.network.loadBalancer.bgp"}},
+		{"no peers", func(w world) { bgp(w, func(lb *ClusterLoadBalancer) { lb.BGP.Peers = nil }, "198.51.100.7") },
+			[]string{"spec.network.loadBalancer.bgp.peers: name at least one router, or leave bgp out"}},
+		{"a pool of a family that no router has", func(w world) {
+			bgp(w, func(lb *ClusterLoadBalancer) { lb.BGP.Peers = lb.BGP.Peers[:1] }, "198.51.100.7", "2001:db8::7")
+		},
+			[]string{"spec.network.loadBalancer.pools[0].addresses[1]: is IPv6, and no peer of spec.network.loadBalancer.bgp has an IPv6 address"}},
+		{"another way to announce", func(w world) { bgp(w, func(lb *ClusterLoadBalancer) { lb.Pools[0].Announce = "ospf" }, "198.51.100.7") },
+			[]string{`spec.network.loadBalancer.pools[0].announce: supported values: "segment", "bgp"`}},
+		{"communities on the segment", func(w world) {
+			bgp(w, func(lb *ClusterLoadBalancer) { lb.Pools[0].Announce, lb.Pools[0].Communities = "", []string{"64512:1"} }, "10.20.0.120")
+		}, []string{"spec.network.loadBalancer.pools[0].communities: are of routes; set announce: bgp"}},
+		{"communities that are none", func(w world) {
+			bgp(w, func(lb *ClusterLoadBalancer) {
+				lb.Pools[0].Communities = []string{"64512", "65536:1", "1:2:3:4", "1:2:4294967296", "01:2", "no-exports", "", "1:-2"}
+			}, "198.51.100.7")
+		}, []string{
+			"spec.network.loadBalancer.pools[0].communities[0]: is no community; want ASN:VALUE", `spec.network.loadBalancer.pools[0].communities[1]: "65536" is no number of a community`, "spec.network.loadBalancer.pools[0].communities[2]: is no community",
+			`spec.network.loadBalancer.pools[0].communities[3]: "4294967296" is no number`, `spec.network.loadBalancer.pools[0].communities[4]: "01" is no number`, "spec.network.loadBalancer.pools[0].communities[5]: is no community",
+			"spec.network.loadBalancer.pools[0].communities[6]: is no community", `spec.network.loadBalancer.pools[0].communities[7]: "-2" is no number`}},
+		{"numbers of nobody", func(w world) {
+			bgp(w, func(lb *ClusterLoadBalancer) {
+				lb.BGP.LocalASN, lb.BGP.Peers[0].ASN, lb.BGP.Peers[1].ASN = 0, 23456, 65535
+				lb.BGP.Peers = append(lb.BGP.Peers, BGPPeer{Name: "c", Address: "10.20.0.3", ASN: 4294967295}, BGPPeer{Name: "d", Address: "10.20.0.4", ASN: -1}, BGPPeer{Name: "e", Address: "10.20.0.6", ASN: 1 << 32})
+			}, "198.51.100.7")
+		}, []string{"spec.network.loadBalancer.bgp.localASN: 0 is nobody's", "spec.network.loadBalancer.bgp.peers[0].asn: 23456 stands for numbers above 65535", "spec.network.loadBalancer.bgp.peers[1].asn: the last numbers, 65535 and 4294967295, are nobody's",
+			"spec.network.loadBalancer.bgp.peers[2].asn: the last numbers", "spec.network.loadBalancer.bgp.peers[3].asn: is no number of 32 bits", "spec.network.loadBalancer.bgp.peers[4].asn: is no number of 32 bits"}},
+		{"addresses where no router is", func(w world) {
+			bgp(w, func(lb *ClusterLoadBalancer) {
+				lb.BGP.Peers = nil
+				for i, address := range []string{"tor-1", "fe80::1", "fd20::1%eth0", "::ffff:10.20.0.1", "127.0.0.1", "224.0.0.5", "198.51.100.7", "10.244.0.1", "0.0.0.0", "255.255.255.255", "10.20.0.1/24", "10.20.0.1"} {
+					lb.BGP.Peers = append(lb.BGP.Peers, BGPPeer{Name: string(rune('a' + i)), Address: address, ASN: 64513})
+				}
+			}, "198.51.100.0/24")
+		}, []string{"spec.network.loadBalancer.bgp.peers[0].address: is no IP address", "spec.network.loadBalancer.bgp.peers[1].address: is link-local", "spec.network.loadBalancer.bgp.peers[2].address: is link-local", "spec.network.loadBalancer.bgp.peers[3].address: IPv4 addresses are written",
+			"spec.network.loadBalancer.bgp.peers[4].address: is no router's address", "spec.network.loadBalancer.bgp.peers[5].address: is no router's address", "spec.network.loadBalancer.bgp.peers[6].address: lies in spec.network.loadBalancer.pools[0].addresses[0], 198.51.100.0/24, which Services get",
+			"spec.network.loadBalancer.bgp.peers[7].address: lies in spec.network.podCIDRs[0]", "spec.network.loadBalancer.bgp.peers[8].address: is no router's address", "spec.network.loadBalancer.bgp.peers[9].address: is no router's address", "spec.network.loadBalancer.bgp.peers[10].address: is no IP address"}},
+		{"peers with one name, and with one address", func(w world) {
+			bgp(w, func(lb *ClusterLoadBalancer) {
+				lb.BGP.Peers = append(lb.BGP.Peers, BGPPeer{Name: "tor-1", Address: "10.20.0.1", ASN: 64513}, BGPPeer{Name: "Tor", Address: "10.20.0.7", ASN: 64513})
+			}, "198.51.100.7")
+		}, []string{"spec.network.loadBalancer.bgp.peers[2].name: Duplicate", "spec.network.loadBalancer.bgp.peers[2].address: is that of peer tor-1, too", "spec.network.loadBalancer.bgp.peers[3].name: a lowercase RFC 1123 label"}},
+		{"other fields of a peer", func(w world) {
+			bgp(w, func(lb *ClusterLoadBalancer) {
+				lb.BGP.Peers[0].Port, lb.BGP.Peers[0].Hops, lb.BGP.Peers[0].HoldTime, lb.BGP.Peers[0].PasswordKey = 65536, 256, duration(2*time.Second), "a/b"
+				lb.BGP.Peers[1].ASN, lb.BGP.Peers[1].Hops, lb.BGP.Peers[1].HoldTime = lb.BGP.LocalASN, 2, duration(3500*time.Millisecond)
+			}, "198.51.100.7")
+		}, []string{"spec.network.loadBalancer.bgp.peers[0].port: is no TCP port", "spec.network.loadBalancer.bgp.peers[0].hops: want 1 to 255", "spec.network.loadBalancer.bgp.peers[0].holdTime: want whole seconds from 3s",
+			"spec.network.loadBalancer.bgp.peers[0].passwordKey: is no key of a Secret", "spec.network.loadBalancer.bgp.peers[1].hops: is for routers of another autonomous system", "spec.network.loadBalancer.bgp.peers[1].holdTime: want whole seconds"}},
+		{"a hold time of nothing", func(w world) {
+			bgp(w, func(lb *ClusterLoadBalancer) { lb.BGP.Peers[0].HoldTime = duration(0) }, "198.51.100.7")
+		},
+			[]string{"spec.network.loadBalancer.bgp.peers[0].holdTime: without any a node that is gone would never be noticed"}},
 		{"the gateway as virtual IP", func(w world) { vip(w, "10.20.0.1") }, []string{"spec.endpoint.virtualIP.address: is the gateway of Subnet lan"}},
 		{"a virtual IP that a machine could get", func(w world) { vip(w, "10.20.0.50") }, []string{"spec.endpoint.virtualIP.address: lies in the static range"}},
 		{"a virtual IP of the discovery range", func(w world) { vip(w, "10.20.0.220") }, []string{"spec.endpoint.virtualIP.address: lies in the discovery range"}},

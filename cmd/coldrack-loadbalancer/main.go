@@ -1,4 +1,4 @@
-// Command coldrack-loadbalancer gives Services of type LoadBalancer their addresses, and answers for them on the segment. It is the
+// Command coldrack-loadbalancer gives Services of type LoadBalancer their addresses, answers for them on the segment, and tells routers of them. It is the
 // only program of the image coldrack.dev/loadbalancer:v1 and runs once on each node that announces, in the node's own network, with the
 // capability NET_RAW and nothing else. It goes on without Coldrack's server.
 package main

@@ -55,6 +55,7 @@ func built() []string {
 var unpacked = map[string]string{"named": "bind9/usr/sbin/named", "chronyd": "chrony/usr/sbin/chronyd",
 	"timesyncd": "systemd-timesyncd/usr/lib/systemd/systemd-timesyncd",
 	"dhcpd":     "isc-dhcp-server/usr/sbin/dhcpd", "dhcrelay": "isc-dhcp-relay/usr/sbin/dhcrelay", "kea-dhcp4": "kea-dhcp4-server/usr/sbin/kea-dhcp4",
+	"bird": "bird2/usr/sbin/bird", "birdc": "bird2/usr/sbin/birdc",
 	"mdadm": "mdadm/usr/sbin/mdadm", "drbdmeta": "drbd-utils/usr/sbin/drbdmeta",
 	"make-bcache": "bcache-tools/usr/sbin/make-bcache", "bcache-super-show": "bcache-tools/usr/sbin/bcache-super-show",
 	"ignition": "ignition/usr/lib/dracut/modules.d/30ignition/ignition", "cloud-init": "cloud-init/usr/bin/cloud-init",

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"bytes"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"maps"
@@ -35,6 +36,30 @@ func TestGolden(t *testing.T) {
 				compareGolden(t, filepath.Join("testdata", "golden", string(preset)+"-"+minor+".txtar"), archive(t, in, plan))
 			})
 		}
+	}
+}
+
+// TestLoadBalancerConfig: pools that routers are told of are apart from the others, so that a program that knows no routers leaves
+// them alone.
+func TestLoadBalancerConfig(t *testing.T) {
+	pools := []v1alpha1.LoadBalancerPool{{Name: "near", Addresses: []string{"10.20.0.200"}}, {Name: "far", Addresses: []string{"198.51.100.0/24"}, Announce: v1alpha1.AnnounceBGP, Communities: []string{"64512:1"}}}
+	bgp := &v1alpha1.LoadBalancerBGP{LocalASN: 64512, Peers: []v1alpha1.BGPPeer{{Name: "tor", Address: "10.20.0.1", ASN: 64513, PasswordKey: "tor"}}}
+	got, err := loadBalancerConfig(&v1alpha1.ClusterLoadBalancer{Pools: pools, BGP: bgp})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]string{
+		"pools.json": `[{"name":"near","addresses":["10.20.0.200"]}]`,
+		"bgp.json": `{"localASN":64512,"peers":[{"name":"tor","address":"10.20.0.1","asn":64513,"passwordKey":"tor"}],` +
+			`"pools":[{"name":"far","addresses":["198.51.100.0/24"],"announce":"bgp","communities":["64512:1"]}]}`,
+	} {
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, []byte(got[key])); err != nil || compact.String() != want {
+			t.Errorf("%s: %v\ngot  %s\nwant %s", key, err, compact.String(), want)
+		}
+	}
+	if got, err := loadBalancerConfig(&v1alpha1.ClusterLoadBalancer{Pools: pools[1:]}); err != nil || got["pools.json"] != "[]\n" || len(got) != 1 {
+		t.Errorf("without routers: %q, %v", got, err)
 	}
 }
 

@@ -20,7 +20,9 @@ const (
 	loadBalancerImage = "coldrack.dev/loadbalancer:v1"
 	// loadBalancerName is that of all its objects; internal/cluster/loadbalancer/node has it, too.
 	loadBalancerName = "coldrack-loadbalancer"
-	proxyHealthURL   = "http://127.0.0.1:10256/livez"
+	// loadBalancerPasswords is the Secret that people put the passwords of routers into. Coldrack does not make or read it.
+	loadBalancerPasswords = loadBalancerName + "-bgp"
+	proxyHealthURL        = "http://127.0.0.1:10256/livez"
 )
 
 // loadBalancerObjects give Services of type LoadBalancer addresses. The Secret and the Lease are empty: the nodes fill them in, and
@@ -30,9 +32,9 @@ func (r *renderer) loadBalancerObjects() ([]runtime.Object, error) {
 	if spec == nil {
 		return nil, nil
 	}
-	pools, err := json.MarshalIndent(spec.Pools, "", "  ")
+	config, err := loadBalancerConfig(spec)
 	if err != nil {
-		return nil, fmt.Errorf("encode spec.network.loadBalancer.pools: %w", err)
+		return nil, err
 	}
 	nodes := spec.NodeSelector
 	if len(nodes) == 0 {
@@ -96,12 +98,45 @@ func (r *renderer) loadBalancerObjects() ([]runtime.Object, error) {
 		&rbac.Role{TypeMeta: rbacType("Role"), ObjectMeta: objectMeta(kubeSystem, loadBalancerName, selector), Rules: []rbac.PolicyRule{
 			rule("", []string{"configmaps"}, loadBalancerName, "get", "list", "watch"),
 			rule("", []string{"secrets"}, loadBalancerName, "get", "update"),
+			rule("", []string{"secrets"}, loadBalancerPasswords, "get", "list", "watch"),
 			rule("coordination.k8s.io", []string{"leases"}, loadBalancerName, "get", "update"),
 		}},
 		bindRole(kubeSystem, loadBalancerName, account(kubeSystem, loadBalancerName)),
-		configMap(kubeSystem, loadBalancerName, map[string]string{"pools.json": string(pools) + "\n"}, selector),
+		configMap(kubeSystem, loadBalancerName, config, selector),
 		&corev1.Secret{TypeMeta: coreType("Secret"), ObjectMeta: objectMeta(kubeSystem, loadBalancerName, selector), Type: corev1.SecretTypeOpaque},
 		&coordination.Lease{TypeMeta: metav1.TypeMeta{APIVersion: coordination.SchemeGroupVersion.String(), Kind: "Lease"}, ObjectMeta: objectMeta(kubeSystem, loadBalancerName, selector)},
 		daemons,
 	}, nil
+}
+
+// loadBalancerConfig is what nodes read: the pools that are answered for on the segment, and apart from them those that routers are
+// told of. A program that knows nothing of routers yet leaves the latter alone, and does not announce them in the wrong way.
+func loadBalancerConfig(spec *v1alpha1.ClusterLoadBalancer) (map[string]string, error) {
+	segment, routed := []v1alpha1.LoadBalancerPool{}, []v1alpha1.LoadBalancerPool{}
+	for _, p := range spec.Pools {
+		if p.Announce == v1alpha1.AnnounceBGP {
+			routed = append(routed, p)
+		} else {
+			segment = append(segment, p)
+		}
+	}
+	config := map[string]string{}
+	put := func(key string, value any) error {
+		b, err := json.MarshalIndent(value, "", "  ")
+		if err != nil {
+			return fmt.Errorf("encode spec.network.loadBalancer: %w", err)
+		}
+		config[key] = string(b) + "\n"
+		return nil
+	}
+	if err := put("pools.json", segment); err != nil {
+		return nil, err
+	}
+	if spec.BGP == nil {
+		return config, nil
+	}
+	return config, put("bgp.json", struct {
+		*v1alpha1.LoadBalancerBGP
+		Pools []v1alpha1.LoadBalancerPool `json:"pools"`
+	}{spec.BGP, routed})
 }

@@ -17,13 +17,16 @@ type Pool struct {
 	Ranges []v1alpha1.AddressRange
 	// OnRequest: only Services that name the pool, or one of its addresses, get one.
 	OnRequest bool
+	// Routed: routers are told of the addresses, with these communities.
+	Routed      bool
+	Communities []string
 }
 
 // Pools reads the pools of a cluster.
 func Pools(spec []v1alpha1.LoadBalancerPool) ([]Pool, error) {
 	var pools []Pool
 	for _, s := range spec {
-		p := Pool{Name: s.Name, OnRequest: s.OnRequest}
+		p := Pool{Name: s.Name, OnRequest: s.OnRequest, Routed: s.Announce == v1alpha1.AnnounceBGP, Communities: s.Communities}
 		for _, text := range s.Addresses {
 			r, err := v1alpha1.ParsePoolAddresses(text)
 			if err != nil {
@@ -39,6 +42,15 @@ func Pools(spec []v1alpha1.LoadBalancerPool) ([]Pool, error) {
 // Contains says whether the address is of the pool.
 func (p Pool) Contains(a netip.Addr) bool {
 	return slices.ContainsFunc(p.Ranges, func(r v1alpha1.AddressRange) bool { return r.Contains(a) })
+}
+
+// PoolOf an address, if it is of any.
+func PoolOf(pools []Pool, a netip.Addr) (Pool, bool) {
+	i := slices.IndexFunc(pools, func(p Pool) bool { return p.Contains(a) })
+	if i < 0 {
+		return Pool{}, false
+	}
+	return pools[i], true
 }
 
 // InPools says whether the address is of any pool. No other is ever announced: status is written by others, too.

@@ -41,6 +41,12 @@ type Address struct {
 	netip.Addr
 	// Nodes that may answer for it; nil: any. Empty: none (a Service with externalTrafficPolicy Local and no endpoint).
 	Nodes []string
+	// Routed: routers are told, by all nodes that answer for it. Otherwise one node answers, on the segment.
+	Routed bool
+}
+
+func (a Address) may(m Member) bool {
+	return m.Standing != Absent && (a.Nodes == nil || slices.Contains(a.Nodes, m.Name))
 }
 
 // Holder is the node that answers for the address, "" for none.
@@ -56,7 +62,7 @@ func Holder(address Address, members []Member) string {
 	var best Member
 	var bestWeight uint64
 	for _, m := range members {
-		if m.Standing == Absent || anyLocal && !local(m) || address.Nodes != nil && !slices.Contains(address.Nodes, m.Name) {
+		if !address.may(m) || anyLocal && !local(m) {
 			continue
 		}
 		w := weight(address.Addr, m.Name)
@@ -65,6 +71,21 @@ func Holder(address Address, members []Member) string {
 		}
 	}
 	return best.Name
+}
+
+// Tells says whether the node tells routers of the address: it does if no other node that may answer for it has a better standing.
+func Tells(node string, address Address, members []Member) bool {
+	var own, best Standing
+	for _, m := range members {
+		if !address.may(m) {
+			continue
+		}
+		best = max(best, m.Standing)
+		if m.Name == node {
+			own = m.Standing
+		}
+	}
+	return own > Absent && own == best
 }
 
 // weight is even over names that differ in one letter, which FNV alone is not.

@@ -50,10 +50,45 @@ func TestHolder(t *testing.T) {
 		"an endpoint where nobody announces":               {"a b", []string{"z"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := Holder(Address{address, test.nodes}, members(test.members)); got != test.want {
+			if got := Holder(Address{Addr: address, Nodes: test.nodes}, members(test.members)); got != test.want {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
 		})
+	}
+}
+
+// Routers are told by all nodes of the best standing, wherever they are.
+func TestTells(t *testing.T) {
+	for name, test := range map[string]struct {
+		members string
+		nodes   []string
+		want    string
+	}{
+		"nobody":                               {"", nil, ""},
+		"all that are ready":                   {"a b:reserve c d:absent", nil, "a c"},
+		"segments make no difference":          {"a b:elsewhere", nil, "a b"},
+		"all in reserve, if nobody is ready":   {"a:reserve b:reserve c:absent", nil, "a b"},
+		"only where the endpoints are":         {"a b c", []string{"b", "c"}, "b c"},
+		"the last one with endpoints goes on":  {"a b:reserve c", []string{"b"}, "b"},
+		"the endpoints are on a node in vain":  {"a b:absent", []string{"b"}, ""},
+		"no endpoint":                          {"a b", []string{}, ""},
+		"one drained, the other has endpoints": {"a:reserve b", []string{"a", "b"}, "b"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all := members(test.members)
+			var got []string
+			for _, m := range all {
+				if Tells(m.Name, Address{Addr: netip.MustParseAddr("198.51.100.1"), Nodes: test.nodes, Routed: true}, all) {
+					got = append(got, m.Name)
+				}
+			}
+			if text := strings.Join(got, " "); text != test.want {
+				t.Errorf("got %q, want %q", text, test.want)
+			}
+		})
+	}
+	if Tells("z", Address{}, members("a b")) {
+		t.Error("a node that is no member tells")
 	}
 }
 

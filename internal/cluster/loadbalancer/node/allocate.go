@@ -88,7 +88,7 @@ func (a *agent) lead(ctx context.Context) {
 
 // pass makes all Services have what they are to have. It returns the first error, and has done the rest.
 func (w *allocator) pass(ctx context.Context) error {
-	pools, err := w.pools()
+	pools, _, err := w.pools()
 	if err != nil {
 		return err
 	}

@@ -40,10 +40,11 @@ func (a *agent) follow(ctx context.Context) {
 			}
 		}
 		a.speaker.SetPeers(peers)
-		pools, err := a.pools()
+		pools, routers, err := a.pools()
 		if err != nil {
 			a.Log.Error("cannot read the pools; going on with what was announced before", "configMap", Name, "err", err)
 		} else {
+			a.routers.follow(ctx, routers, pools)
 			a.speaker.SetAddresses(addressesWanted(pools, listed[*corev1.Service](a.services), listed[*discoveryv1.EndpointSlice](a.slices)))
 		}
 		standing := standingOf(own, failures < failuresAllowed)
@@ -96,17 +97,29 @@ func excluded(n *corev1.Node) bool {
 	return excluded && !controlPlane
 }
 
-// pools of the cluster, as Coldrack wrote them.
-func (a *agent) pools() ([]loadbalancer.Pool, error) {
+// pools of the cluster, as Coldrack wrote them, and the routers that are told of those that are routed; nil: none.
+func (a *agent) pools() ([]loadbalancer.Pool, *v1alpha1.LoadBalancerBGP, error) {
 	found := listed[*corev1.ConfigMap](a.config) // the one of this name
 	if len(found) == 0 {
-		return nil, fmt.Errorf("there is no ConfigMap %s/%s", a.Namespace, Name)
+		return nil, nil, fmt.Errorf("there is no ConfigMap %s/%s", a.Namespace, Name)
 	}
 	var spec []v1alpha1.LoadBalancerPool
 	if err := json.Unmarshal([]byte(found[0].Data[PoolsKey]), &spec); err != nil {
-		return nil, fmt.Errorf("%s: %w", PoolsKey, err)
+		return nil, nil, fmt.Errorf("%s: %w", PoolsKey, err)
 	}
-	return loadbalancer.Pools(spec)
+	var routers *v1alpha1.LoadBalancerBGP
+	if text := found[0].Data[RoutersKey]; text != "" {
+		var routed struct {
+			v1alpha1.LoadBalancerBGP
+			Pools []v1alpha1.LoadBalancerPool `json:"pools"`
+		}
+		if err := json.Unmarshal([]byte(text), &routed); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", RoutersKey, err)
+		}
+		routers, spec = &routed.LoadBalancerBGP, append(spec, routed.Pools...)
+	}
+	pools, err := loadbalancer.Pools(spec)
+	return pools, routers, err
 }
 
 // ours says whether a Service is one that we give an address.
@@ -144,10 +157,11 @@ func addressesWanted(pools []loadbalancer.Pool, services []*corev1.Service, endp
 			continue
 		}
 		for _, address := range addressesOfService(s) {
-			if !loadbalancer.InPools(pools, address) {
+			pool, ok := loadbalancer.PoolOf(pools, address)
+			if !ok {
 				continue
 			}
-			w := loadbalancer.Address{Addr: address}
+			w := loadbalancer.Address{Addr: address, Routed: pool.Routed}
 			if s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
 				// Never nil: without endpoints nobody may answer.
 				w.Nodes = append([]string{}, where[of{s.Namespace + "/" + s.Name, discoveryv1.AddressType(loadbalancer.FamilyOf(address))}]...)

@@ -27,6 +27,7 @@ import (
 	"coldrack.dev/test/ca"
 	"coldrack.dev/test/netns"
 	"coldrack.dev/test/require"
+	"coldrack.dev/test/router"
 )
 
 // asNode makes this program a node: a test runs it in the node's network.
@@ -185,7 +186,9 @@ func (s *site) objects() []kube.Object {
 		s.t.Fatal(err)
 	}
 	cluster.UID = "0b2f5a7e-1111-2222-3333-444455556666"
-	cluster.Spec.Network.LoadBalancer = &v1alpha1.ClusterLoadBalancer{Pools: []v1alpha1.LoadBalancerPool{{Name: "default", Addresses: []string{"10.20.0.240-10.20.0.242"}}}}
+	cluster.Spec.Network.LoadBalancer = &v1alpha1.ClusterLoadBalancer{
+		Pools: []v1alpha1.LoadBalancerPool{{Name: "default", Addresses: []string{"10.20.0.240-10.20.0.242"}}, {Name: "far", Addresses: []string{"198.51.100.0/24"}, OnRequest: true, Announce: v1alpha1.AnnounceBGP, Communities: []string{"64512:7"}}},
+		BGP:   &v1alpha1.LoadBalancerBGP{LocalASN: 64512, Peers: []v1alpha1.BGPPeer{{Name: "tor", Address: "10.20.0.1", ASN: 64513, PasswordKey: "tor"}}}}
 	input := kube.Input{Cluster: cluster, Groups: groups, Authorities: map[kube.Authority][]byte{}, ServiceAccountKeys: []byte("unused"),
 		Machines: []kube.Machine{{Name: "m", Hostname: "m", Group: groups[0].Name, Addresses: []netip.Addr{netip.MustParseAddr("10.20.0.11")}, Interface: "eth0"}}}
 	for _, spec := range kube.Authorities(cluster) {
@@ -369,6 +372,7 @@ func TestAtARealAPIServer(t *testing.T) {
 	s.kubectl("uncordon", first)
 	s.awaitAnswers("10.20.0.240", func(who string) bool { return who == first })
 
+	s.logMemory(first)
 	t.Log("endpoints decide with externalTrafficPolicy Local")
 	slice := func(node string) string {
 		return fmt.Sprintf(`{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{"name":"web-1","labels":{"kubernetes.io/service-name":"web"}},"addressType":"IPv4",
@@ -403,6 +407,95 @@ func TestAtARealAPIServer(t *testing.T) {
 	s.apply(`{"apiVersion":"v1","kind":"Service","metadata":{"name":"web"},"spec":{"type":"ClusterIP","ports":[{"port":80,"protocol":"UDP"}]}}`)
 	s.awaitStatus("web", "")
 	s.awaitAnswers("10.20.0.243", nobody)
+}
+
+// TestRoutersAreToldOfAddresses: BIRD is the router, with real nodes, Services and endpoints of an API server.
+func TestRoutersAreToldOfAddresses(t *testing.T) {
+	require.Need(t, "bird", "birdc")
+	s := newSite(t, false)
+	bird := router.Start(t, s.server, router.Kernel+`router id 10.20.0.1;
+protocol bgp nodes { local 10.20.0.1 as 64513; direct; password "secret of tor"; neighbor range 10.20.0.0/24 as 64512; dynamic name "node"; ipv4 { import all; export none; }; }
+`)
+	hops := func(want ...string) {
+		t.Helper()
+		s.await("next hops of 198.51.100.0", func() (string, bool) {
+			got := strings.Join(bird.Hops("198.51.100.0"), " ")
+			return got, got == strings.Join(want, " ")
+		})
+	}
+	nodeEvent := func(node, text string) {
+		t.Helper()
+		s.await("events of node "+node, func() (string, bool) {
+			out := s.kubectl("get", "events", "--field-selector", "involvedObject.name="+node, "--output", "jsonpath={range .items[*]}{.reason}: {.message}; {end}")
+			return out, strings.Contains(out, text)
+		})
+	}
+	s.apply(`{"apiVersion":"v1","kind":"Service","metadata":{"name":"web","annotations":{"coldrack.dev/loadbalancer-pool":"far"}},"spec":{"type":"LoadBalancer","ports":[{"port":80,"protocol":"UDP"}]}}`)
+	s.awaitStatus("web", "198.51.100.0 VIP")
+	nodeEvent("node-1", "BGPSessionDown: no session with router tor: there is no Secret kube-system/coldrack-loadbalancer-bgp")
+	hops()
+
+	t.Log("the password comes")
+	s.kubectl("--namespace", "kube-system", "create", "secret", "generic", PasswordsName, "--from-literal=tor=secret of tor")
+	hops("10.20.0.11", "10.20.0.12", "10.20.0.13")
+	nodeEvent("node-1", "BGPSessionUp: session with router tor (10.20.0.1, AS 64513) is up")
+	bird.Await("show route all for 198.51.100.0/32", func(out string) bool { return strings.Count(out, "(64512,7)") == 3 })
+
+	t.Log("a node is cordoned, all are, and one comes back")
+	began := time.Now()
+	s.kubectl("cordon", "node-1")
+	hops("10.20.0.12", "10.20.0.13")
+	t.Logf("no route to a node %s after kubectl cordon began", time.Since(began).Round(time.Millisecond))
+	s.kubectl("cordon", "node-2", "node-3")
+	hops("10.20.0.11", "10.20.0.12", "10.20.0.13") // better than none
+	s.kubectl("uncordon", "node-2")
+	hops("10.20.0.12")
+	s.kubectl("uncordon", "node-1", "node-3")
+	hops("10.20.0.11", "10.20.0.12", "10.20.0.13")
+	s.logMemory("node-1")
+
+	t.Log("endpoints decide with externalTrafficPolicy Local")
+	s.kubectl("patch", "service", "web", "--patch", `{"spec":{"externalTrafficPolicy":"Local"}}`)
+	hops()
+	s.apply(`{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{"name":"web-1","labels":{"kubernetes.io/service-name":"web"}},"addressType":"IPv4",
+		"ports":[{"port":8080,"protocol":"UDP"}],"endpoints":[{"addresses":["10.244.1.7"],"nodeName":"node-3","conditions":{"ready":true}},{"addresses":["10.244.1.8"],"nodeName":"node-2","conditions":{"ready":true}}]}`)
+	hops("10.20.0.12", "10.20.0.13")
+	s.kubectl("patch", "service", "web", "--patch", `{"spec":{"externalTrafficPolicy":"Cluster"}}`)
+	hops("10.20.0.11", "10.20.0.12", "10.20.0.13")
+
+	t.Log("the program is stopped, and killed and started, while the API is away")
+	if err := s.api.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	began = time.Now()
+	_ = s.nodes["node-3"].cmd.Process.Signal(syscall.SIGTERM)
+	hops("10.20.0.11", "10.20.0.12")
+	t.Logf("no route to a node %s after its program was told to end", time.Since(began).Round(time.Millisecond))
+	_ = s.nodes["node-2"].cmd.Process.Kill()
+	hops("10.20.0.11")
+	if err := s.api.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	s.start("node-2")
+	hops("10.20.0.11", "10.20.0.12")
+
+	t.Log("another password on one side")
+	s.kubectl("--namespace", "kube-system", "patch", "secret", PasswordsName, "--patch", `{"stringData":{"tor":"another"}}`)
+	hops()
+	nodeEvent("node-1", "BGPSessionDown: no session with router tor (10.20.0.1, AS 64513): it does not answer; it is away, a filter is between, or the password is another one")
+}
+
+// logMemory of a node's process, for the documents.
+func (s *site) logMemory(node string) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.nodes[node].cmd.Process.Pid))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if strings.HasPrefix(line, "VmRSS") || strings.HasPrefix(line, "RssAnon") {
+			s.t.Logf("%s: %s", node, strings.TrimSpace(line))
+		}
+	}
 }
 
 // startProxy runs kube-proxy, and the speaker that asks how it is.

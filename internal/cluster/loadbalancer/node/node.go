@@ -27,11 +27,15 @@ import (
 )
 
 // The objects that Coldrack puts into the cluster for this (internal/cluster/kube): a ConfigMap with the pools as JSON below
-// PoolsKey, a Secret that is empty until a node puts the speakers' key into it, and a Lease. All have this name.
+// PoolsKey and RoutersKey, a Secret that is empty until a node puts the speakers' key into it, and a Lease. All have this name.
 const (
-	Name      = "coldrack-loadbalancer"
-	PoolsKey  = "pools.json"
-	secretKey = "key"
+	Name = "coldrack-loadbalancer"
+	// PoolsKey has the pools that are answered for on the segment, RoutersKey those that routers are told of, with the routers.
+	PoolsKey   = "pools.json"
+	RoutersKey = "bgp.json"
+	secretKey  = "key"
+	// PasswordsName is the Secret with routers' passwords, which people make.
+	PasswordsName = Name + "-bgp"
 )
 
 // Class is the loadBalancerClass of Services that are ours. Those without a class are, too.
@@ -80,6 +84,7 @@ type agent struct {
 	slices       cache.SharedIndexInformer
 	config       cache.SharedIndexInformer
 	speaker      *speaker.Speaker
+	routers      *routers
 	// changed and wanting are of capacity one: something is different for the speaker; for the allocation.
 	changed, wanting chan struct{}
 	// left are Services that are no longer of type LoadBalancer, or gone.
@@ -112,9 +117,11 @@ func Run(ctx context.Context, o Options) error {
 		return nil
 	}
 	answerer := segment.New(o.Log, home, segment.UsualPace())
+	a.routers = newRouters(a, home)
+	defer a.routers.close()
 	var err error
 	a.speaker, err = speaker.New(speaker.Options{Log: o.Log, Node: o.Node, Listen: netip.AddrPortFrom(home[0], a.Port), Key: key,
-		Pace: speaker.UsualPace(), Answerer: answerer})
+		Pace: speaker.UsualPace(), Answerer: answerer, Router: a.routers.announcer})
 	if err != nil {
 		return err
 	}
@@ -203,24 +210,27 @@ func poke(c chan struct{}) {
 	}
 }
 
+// informer follows objects, and pokes when one changes.
+func (a *agent) informer(client cache.Getter, resource, namespace string, example runtime.Object, slim cache.TransformFunc, options func(*metav1.ListOptions), wake ...chan struct{}) cache.SharedIndexInformer {
+	i := cache.NewSharedIndexInformer(cache.NewFilteredListWatchFromClient(client, resource, namespace, options), example, 0, cache.Indexers{})
+	_ = i.SetTransform(slim) // fails only after the start
+	all := func(any) {
+		for _, c := range wake {
+			poke(c)
+		}
+	}
+	_, _ = i.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: all, UpdateFunc: func(_, o any) { all(o) }, DeleteFunc: all})
+	return i
+}
+
+func only(field, value string) func(*metav1.ListOptions) {
+	return func(o *metav1.ListOptions) { o.FieldSelector = fields.OneTermEqualSelector(field, value).String() }
+}
+
 // watch prepares what is followed. Little of each object is kept: every node of a large cluster has all of it.
 func (a *agent) watch() {
-	informer := func(client cache.Getter, resource, namespace string, example runtime.Object, slim cache.TransformFunc, options func(*metav1.ListOptions), wake ...chan struct{}) cache.SharedIndexInformer {
-		i := cache.NewSharedIndexInformer(cache.NewFilteredListWatchFromClient(client, resource, namespace, options), example, 0, cache.Indexers{})
-		_ = i.SetTransform(slim) // fails only after the start
-		all := func(any) {
-			for _, c := range wake {
-				poke(c)
-			}
-		}
-		_, _ = i.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: all, UpdateFunc: func(_, o any) { all(o) }, DeleteFunc: all})
-		return i
-	}
-	only := func(field, value string) func(*metav1.ListOptions) {
-		return func(o *metav1.ListOptions) { o.FieldSelector = fields.OneTermEqualSelector(field, value).String() }
-	}
 	core := a.core.RESTClient()
-	a.services = informer(core, "services", metav1.NamespaceAll, &corev1.Service{}, slimService, only("spec.type", string(corev1.ServiceTypeLoadBalancer)), a.changed, a.wanting)
+	a.services = a.informer(core, "services", metav1.NamespaceAll, &corev1.Service{}, slimService, only("spec.type", string(corev1.ServiceTypeLoadBalancer)), a.changed, a.wanting)
 	_, _ = a.services.AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(o any) {
 		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o); err == nil {
 			a.mu.Lock()
@@ -231,9 +241,9 @@ func (a *agent) watch() {
 			poke(a.wanting)
 		}
 	}})
-	a.nodes = informer(core, "nodes", metav1.NamespaceAll, &corev1.Node{}, slimNode, func(o *metav1.ListOptions) { o.LabelSelector = a.Nodes }, a.changed)
-	a.config = informer(core, "configmaps", a.Namespace, &corev1.ConfigMap{}, nothingSlim, only("metadata.name", Name), a.changed, a.wanting)
-	a.slices = informer(a.discovery.RESTClient(), "endpointslices", metav1.NamespaceAll, &discoveryv1.EndpointSlice{}, slimSlice, func(*metav1.ListOptions) {}, a.changed)
+	a.nodes = a.informer(core, "nodes", metav1.NamespaceAll, &corev1.Node{}, slimNode, func(o *metav1.ListOptions) { o.LabelSelector = a.Nodes }, a.changed)
+	a.config = a.informer(core, "configmaps", a.Namespace, &corev1.ConfigMap{}, nothingSlim, only("metadata.name", Name), a.changed, a.wanting)
+	a.slices = a.informer(a.discovery.RESTClient(), "endpointslices", metav1.NamespaceAll, &discoveryv1.EndpointSlice{}, slimSlice, func(*metav1.ListOptions) {}, a.changed)
 }
 
 func nothingSlim(o any) (any, error) { return o, nil }

@@ -41,6 +41,12 @@ type Answerer interface {
 	Networks() []netip.Prefix
 }
 
+// Router tells routers; bgp.Announcer does.
+type Router interface {
+	// Set tells them of exactly these.
+	Set([]netip.Addr)
+}
+
 // Options of New.
 type Options struct {
 	Log *slog.Logger
@@ -51,6 +57,8 @@ type Options struct {
 	Key      []byte
 	Pace     Pace
 	Answerer Answerer
+	// Router is told of addresses that are Routed; nil: nobody answers for these.
+	Router Router
 }
 
 // Speaker takes part in announcing a cluster's addresses.
@@ -67,7 +75,8 @@ type Speaker struct {
 	addresses []loadbalancer.Address
 	// listening says that others had the time to be heard.
 	listening bool
-	holding   map[netip.Addr]bool
+	// holding are addresses that this node answers for on the segment, telling those that routers are told of.
+	holding, telling map[netip.Addr]bool
 	// What the last election was based on, in words, and when it was.
 	members, networks string
 	stale             bool // the addresses are others
@@ -88,7 +97,8 @@ func New(o Options) (*Speaker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for other speakers: %w", err)
 	}
-	return &Speaker{Options: o, socket: socket, number: uint64(time.Now().UnixNano()), poke: make(chan struct{}, 1), heard: map[string]peer{}, holding: map[netip.Addr]bool{}}, nil
+	return &Speaker{Options: o, socket: socket, number: uint64(time.Now().UnixNano()), poke: make(chan struct{}, 1), heard: map[string]peer{},
+		holding: map[netip.Addr]bool{}, telling: map[netip.Addr]bool{}}, nil
 }
 
 // SetPeers says which nodes of the cluster may announce, and at which address each is heard. It may contain this node itself.
@@ -125,7 +135,7 @@ func (s *Speaker) SetStanding(standing loadbalancer.Standing) {
 	}
 }
 
-// Holding are the addresses that this node answers for.
+// Holding are the addresses that this node answers for on the segment.
 func (s *Speaker) Holding() []netip.Addr {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,6 +187,10 @@ func (s *Speaker) withdraw() {
 		s.send()
 	}
 	clear(s.holding)
+	clear(s.telling)
+	if s.Router != nil {
+		s.Router.Set(nil)
+	}
 	s.Answerer.Set(nil)
 }
 
@@ -249,11 +263,18 @@ func (s *Speaker) elect(now time.Time) {
 		s.Log.Info("nodes that announce", "nodes", who)
 	}
 	s.members, s.networks, s.stale = who, where, false
-	holding := map[netip.Addr]bool{}
+	holding, telling := map[netip.Addr]bool{}, map[netip.Addr]bool{}
 	for _, address := range s.addresses {
-		if loadbalancer.Holder(address, members) == s.Node {
+		switch {
+		case address.Routed && loadbalancer.Tells(s.Node, address, members):
+			telling[address.Addr] = true
+		case !address.Routed && loadbalancer.Holder(address, members) == s.Node:
 			holding[address.Addr] = true
 		}
+	}
+	if s.Router != nil && !maps.Equal(telling, s.telling) {
+		s.telling = telling
+		s.Router.Set(slices.SortedFunc(maps.Keys(telling), netip.Addr.Compare))
 	}
 	if !maps.Equal(holding, s.holding) {
 		s.holding = holding
