@@ -62,7 +62,7 @@ func (r *renderer) loadBalancerObjects() ([]runtime.Object, error) {
 					NodeSelector:                  nodes,
 					Containers: []corev1.Container{{
 						Name: "loadbalancer", Image: loadBalancerImage, ImagePullPolicy: corev1.PullIfNotPresent, Args: args,
-						Resources: corev1.ResourceRequirements{Requests: requests("50m", "40Mi")},
+						Resources: corev1.ResourceRequirements{Requests: requests("50m", "64Mi")},
 						SecurityContext: &corev1.SecurityContext{
 							AllowPrivilegeEscalation: to(false), ReadOnlyRootFilesystem: to(true), RunAsUser: to(int64(0)),
 							Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_RAW"}},
