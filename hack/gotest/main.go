@@ -1,7 +1,8 @@
 // Command gotest runs "go test" and shows how long each test took. A test that passes is one line, a test that fails is
 // shown with all its output. What failed, the slowest tests, and go test's own line for each package come last.
 //
-// All arguments are passed to "go test". With -v the output of every test is shown while it runs.
+// All arguments are passed to "go test". With -v the output of every test is shown while it runs. Vet is off: "make lint" runs it with all its
+// checks, and with the race detector go test would let it look at every library once more.
 //
 // With GOTEST_AGAIN=1 tests that failed are run once more, one after another, when all have ended. Those that pass then are named: they
 // depend on load or luck, and are to be mended. Continuous integration runs so, since a whole run costs the better part of an hour. A panic, a
@@ -72,7 +73,7 @@ func run(args []string) error {
 
 // goTest runs "go test" to its end. Without a reporter it did not start.
 func goTest(out io.Writer, args []string) (*reporter, error) {
-	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
+	cmd := exec.Command("go", append([]string{"test", "-json", "-vet=off"}, args...)...)
 	cmd.Stderr = os.Stderr
 	events, err := cmd.StdoutPipe()
 	if err != nil {
