@@ -30,6 +30,7 @@ const (
 	endUI           = "session of the web pages"
 	endDiscovery    = "token for the discovery of an etcd cluster"
 	endAuthorities  = "authorities of machines and of people"
+	endServices     = "certificate for people and services ([`coldrack pki`](pki.md))"
 	endCluster      = "authorities of a cluster"
 	endClusterKeys  = "a cluster's service-account key and the key that its Secrets are encrypted with"
 	endAnnouncers   = "key that announcers of Service addresses know each other by"
@@ -108,6 +109,7 @@ func makers() map[string]string {
 		"internal/lab.newBMCKey":                                 endLab,
 		"internal/lab/vbmc.random":                               endLab,
 		"internal/lab/rehearse.MakeBundle":                       endLab,
+		"internal/cli/csrfile.File.New":                          endServices,
 		"cmd/coldrack.newRequest":                                endKubeconfig,
 	}
 }

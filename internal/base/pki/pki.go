@@ -7,6 +7,7 @@
 package pki
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -20,6 +21,7 @@ import (
 	"io/fs"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -51,7 +53,7 @@ func OpenAuthority(dir, name string, master MasterKey) (*Authority, error) {
 	switch {
 	case errors.Is(certErr, fs.ErrNotExist) && (errors.Is(keyErr, fs.ErrNotExist) || keyErr == nil):
 		// The key is written first: a key without a certificate is a creation that was cut short.
-		return createAuthority(certPath, keyPath, name, master)
+		return createAuthority(certPath, keyPath, name, master, Bounds{})
 	case certErr != nil:
 		return nil, fmt.Errorf("read certificate of authority %s: %w", name, certErr)
 	case keyErr != nil:
@@ -79,13 +81,40 @@ func OpenAuthority(dir, name string, master MasterKey) (*Authority, error) {
 	return &Authority{cert: cert, key: key}, nil
 }
 
-func createAuthority(certPath, keyPath, name string, master MasterKey) (*Authority, error) {
+// Bounds are what an authority may sign for. Whoever verifies a certificate of it holds against them, too (name constraints, RFC 5280,
+// 4.2.1.10). Empty fields set no bound.
+type Bounds struct {
+	// CommonName of the authority; empty: "coldrack " and its name.
+	CommonName string
+	// Domains with all names below them, and Networks. Domains without Networks exclude all addresses.
+	Domains  []string
+	Networks []netip.Prefix
+}
+
+// CreateAuthority makes the authority NAME in dir, with bounds. One that is there already is an error that wraps fs.ErrExist.
+func CreateAuthority(dir, name string, master MasterKey, bounds Bounds) (*Authority, error) {
+	certPath, keyPath := filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key.sealed")
+	if _, err := os.Stat(certPath); err == nil {
+		return nil, fmt.Errorf("authority %s in %s: %w", name, dir, fs.ErrExist)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read certificate of authority %s: %w", name, err)
+	}
+	return createAuthority(certPath, keyPath, name, master, bounds)
+}
+
+// HasAuthority says whether OpenAuthority would find the authority NAME, and make none.
+func HasAuthority(dir, name string) bool {
+	_, err := os.Stat(filepath.Join(dir, name+".crt"))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+func createAuthority(certPath, keyPath, name string, master MasterKey, bounds Bounds) (*Authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make key of authority %s: %w", name, err)
 	}
 	template := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: "coldrack " + name, Organization: []string{"coldrack"}},
+		Subject:               pkix.Name{CommonName: cmp.Or(bounds.CommonName, "coldrack "+name), Organization: []string{"coldrack"}},
 		NotBefore:             time.Now().Add(-backdate),
 		NotAfter:              time.Now().Add(authorityTTL),
 		IsCA:                  true,
@@ -93,6 +122,15 @@ func createAuthority(certPath, keyPath, name string, master MasterKey) (*Authori
 		MaxPathLenZero:        true,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
 	}
+	template.PermittedDNSDomains = bounds.Domains
+	for _, n := range bounds.Networks {
+		n = n.Masked()
+		template.PermittedIPRanges = append(template.PermittedIPRanges, &net.IPNet{IP: n.Addr().AsSlice(), Mask: net.CIDRMask(n.Bits(), n.Addr().BitLen())})
+	}
+	if len(bounds.Domains) > 0 && len(bounds.Networks) == 0 { // or addresses would be free
+		template.ExcludedIPRanges = []*net.IPNet{{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, {IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}}
+	}
+	template.PermittedDNSDomainsCritical = len(bounds.Domains)+len(bounds.Networks) > 0
 	cert, err := sign(template, template, key.Public(), key)
 	if err != nil {
 		return nil, fmt.Errorf("sign authority %s: %w", name, err)
@@ -151,6 +189,16 @@ func (a *Authority) SignServer(public crypto.PublicKey, commonName string, names
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	})
 }
+
+// Sign signs a certificate over a public key whose private half stays with its owner. The template says all but its serial number, its
+// beginning, and an end after the authority's own.
+func (a *Authority) Sign(public crypto.PublicKey, template *x509.Certificate) (*x509.Certificate, error) {
+	_, cert, err := a.signLeaf(public, template)
+	return cert, err
+}
+
+// Signer signs with the authority's key what is no certificate: lists of revoked ones, and answers about one (RFC 6960).
+func (a *Authority) Signer() crypto.Signer { return a.key }
 
 // NewServerKeyPair makes a key and a server certificate for it. The chain includes the authority, so
 // that a client which pins the authority's key finds it.

@@ -75,6 +75,9 @@ type Options struct {
 	MaxConnsPerClient int
 	// Pace bounds what one connection gets, bytes a second; 0: as fast as it goes.
 	Pace int64
+	// Beside answers what is below BesidePrefix, such as /pki/, also what is no GET. nil: there is nothing.
+	Beside       http.Handler
+	BesidePrefix string
 	// Taking is told of every client that takes a large answer, at least every few seconds of it. nil: nobody is.
 	Taking func(client netip.Addr)
 	// StallTimeout ends an answer of which the client takes nothing for so long; 60 s by default.
@@ -220,6 +223,8 @@ func (s *Server) guard(next http.Handler) http.Handler {
 		h := w.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
 		switch {
+		case s.options.Beside != nil && strings.HasPrefix(r.URL.Path, s.options.BesidePrefix):
+			s.options.Beside.ServeHTTP(w, r)
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
 			h.Set("Allow", "GET, HEAD")
 			s.refuse(w, http.StatusMethodNotAllowed, "this server only reads: GET or HEAD")

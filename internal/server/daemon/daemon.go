@@ -32,6 +32,7 @@ import (
 	"coldrack.dev/internal/netboot/quirk"
 	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/backups"
+	"coldrack.dev/internal/server/certs"
 	"coldrack.dev/internal/server/controllers"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/etcddiscovery"
@@ -134,6 +135,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		if s.discovery, err = etcddiscovery.Open(cfg.path("etcd-discovery.json")); err != nil {
 			return err
 		}
+	}
+	if s.certs, err = certs.Open(certs.Options{Dir: cfg.path("pki"), Master: keys.master, Log: log.With("part", "certs")}); err != nil {
+		return err
 	}
 	if err := s.takeRestored(); err != nil {
 		return err
@@ -247,6 +251,7 @@ type server struct {
 	menus      *menus                  // nil without boot services
 	discovery  *etcddiscovery.Registry // nil where members of etcd are not served
 	updates    *omaha.Service          // nil where there are none
+	certs      *certs.Service          // of people and services; it may have no authority
 	names      *names                  // nil without boot services
 	late       lateStore
 	// plane holds the kinds, in this life of the store; current is the same for those who ask in between.
@@ -288,6 +293,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 	if err != nil {
 		return nil, err
 	}
+	pkiLimit := peopleapi.Limit{AtOnce: 16, Each: 4, PerMinute: 240}.Around(s.pkiHandler())
 	handlers := map[string]http.Handler{
 		// Who follows the logs of a rack has a request for each machine.
 		peoplewire.PathMachines + "/": peopleapi.Limit{AtOnce: 512, Each: 128}.Around(peopleapi.MachineLogs(s.fleet)),
@@ -299,6 +305,8 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		peoplewire.PathRestored:       peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.restoredHandler()),
 		peoplewire.PathUpdates:        peopleapi.Limit{AtOnce: 8, Each: 4}.Around(s.updatesHandler()),
 		peoplewire.PathDiscovery:      peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.discoveryHandler()),
+		peoplewire.PathPKI:            pkiLimit,
+		peoplewire.PathPKI + "/":      pkiLimit,
 		profilesPath:                  peopleapi.Limit{AtOnce: 2}.Around(profiles()),
 	}
 	handlers[peoplewire.PathNames] = peopleapi.Limit{AtOnce: 4, Each: 2}.Around(s.namesHandler())

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"coldrack.dev/internal/base/pki"
+	"coldrack.dev/internal/server/certs"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/peopleapi/credentials"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
@@ -141,6 +142,9 @@ func (s *server) expiry(now time.Time) []peoplewire.Expiry {
 			list = append(list, leafEnd(expiryPeopleAPI, "", "", s.served(), now, noticeOf(servingTTL), "the server's log says why"))
 		}
 	}
+	if cert := s.serviceAuthority(); cert != nil {
+		list = append(list, authorityEnd(certs.Authority, cert.NotAfter, now))
+	}
 	list = append(list, s.nodeExpiry(now)...)
 	first := firsts{}
 	for cluster, authorities := range s.clusters.AuthorityEnds() {
@@ -260,7 +264,7 @@ func (s *server) tellExpiry(ctx context.Context) error {
 // ExpiryOnDisk is what ends of a server that does not run, as far as its data folder tells. A folder without keys has nothing.
 func ExpiryOnDisk(cfg Config, now time.Time) ([]peoplewire.Expiry, error) {
 	var list []peoplewire.Expiry
-	for _, name := range []string{machineAuthority, credentials.Authority} {
+	for _, name := range []string{machineAuthority, credentials.Authority, certs.Authority} {
 		content, err := os.ReadFile(filepath.Join(cfg.path("pki"), name+".crt"))
 		if errors.Is(err, os.ErrNotExist) {
 			continue

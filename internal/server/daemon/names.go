@@ -248,11 +248,7 @@ func (n *names) inventory() dns.Inventory {
 			in.Services = append(in.Services, dns.Service{Name: name, Target: "coldrack." + each.domain, Port: sntp.Port, Source: "this server"})
 		}
 	}
-	machines := n.machines()
-	// Who is installed comes before who is approved, and who was there first before who came later: a newcomer takes nobody's name.
-	slices.SortFunc(machines, func(a, b fleet.Snapshot) int {
-		return cmp.Or(standing(b.Machine)-standing(a.Machine), a.Machine.CreationTimestamp.Compare(b.Machine.CreationTimestamp.Time), strings.Compare(a.Machine.Name, b.Machine.Name))
-	})
+	machines := byStanding(n.machines())
 	var hostnames, controllers []dns.Claim
 	for _, m := range machines {
 		source := "Machine " + m.Machine.Name

@@ -15,6 +15,7 @@ import (
 	"coldrack.dev/internal/netboot/httpboot"
 	"coldrack.dev/internal/netboot/sntp"
 	"coldrack.dev/internal/netboot/tftp"
+	"coldrack.dev/internal/server/certs"
 	"coldrack.dev/internal/server/etcddiscovery"
 	"coldrack.dev/internal/server/machineapi"
 )
@@ -41,6 +42,7 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	web := httpboot.New(httpboot.Options{
 		Files: s.content, Content: answers, Scripts: answers, Log: s.log.With("part", "http"),
 		MaxConns: places.bootHTTP, Pace: int64(s.cfg.BootPaceMbit) * 1_000_000 / 8, Taking: s.bootGate.taking, Ready: s.readyForAll,
+		Beside: s.certs.Handler(), BesidePrefix: certs.PathPrefix,
 	})
 	s.metrics.watchHTTP(web.Stats)
 

@@ -21,6 +21,7 @@ const (
 	PathRestored      = "/coldrack/v1/server/restored" // GET -> Restored; POST: confirm it -> Restored
 	PathExpiry        = "/coldrack/v1/expiry"          // GET -> []Expiry
 	PathUpdates       = "/coldrack/v1/updates"         // see UpdateStatus
+	PathPKI           = "/coldrack/v1/pki"             // see PKI
 	PathDiscovery     = "/coldrack/v1/etcd-discovery"  // see DiscoveryToken
 	PathBoots         = "/coldrack/v1/boots"           // GET -> gate.Counts
 	PathNames         = "/coldrack/v1/names"           // GET -> Names
@@ -33,7 +34,7 @@ const (
 
 // Expiry is when certificates of one sort end.
 type Expiry struct {
-	// Certificate is its sort: people-ca, machine-ca, people-api, admin-kubeconfig, token, node-identity, cluster-authority or cluster-node.
+	// Certificate is its sort: people-ca, machine-ca, service-ca, people-api, admin-kubeconfig, token, node-identity, cluster-authority or cluster-node.
 	Certificate string `json:"certificate"`
 	// Cluster that it belongs to, if any.
 	Cluster string `json:"cluster,omitempty"`
