@@ -132,6 +132,45 @@ func TestSgdiskAgrees(t *testing.T) {
 	}
 }
 
+// A table moves to a larger disk: partitions stay, one is added behind them, and the backup is at the new end.
+func TestGrown(t *testing.T) {
+	for _, sector := range []int64{512, 4096} {
+		small, err := New(Marker("maker"), 32<<20, sector, []Want{{Name: "a", Type: TypeESP, Bytes: 8 << 20}, {Name: "b", Type: TypeLinux}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		small.Partitions[1].Number, small.Partitions[1].Attributes = 9, 5<<48
+		disk := make(memory, 64<<20)
+		grown, err := small.Grown(Marker("ours"), int64(len(disk)), Want{Name: NameDisk, Type: TypeLinux, Bytes: 8 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := grown.Write(disk); err != nil {
+			t.Fatal(err)
+		}
+		got, err := Read(disk, int64(len(disk)), sector)
+		if err != nil {
+			t.Fatal(err)
+		}
+		added := got.Partitions[2]
+		if got.DiskGUID != Marker("ours") || got.Partitions[0] != small.Partitions[0] || got.Partitions[1] != small.Partitions[1] ||
+			added.Number != 10 || got.Size(added) != 8<<20 || got.Start(added) < 32<<20 || !got.Installed() || small.Installed() {
+			t.Errorf("sectors of %d: %+v", sector, got)
+		}
+		clear(disk[:1<<20])
+		if backup, err := Read(disk, int64(len(disk)), sector); err != nil || len(backup.Partitions) != 3 {
+			t.Errorf("sectors of %d: the backup: %+v, %v", sector, backup, err)
+		}
+		if _, err := small.Grown(Marker("ours"), 36<<20, Want{Name: NameDisk, Type: TypeLinux, Bytes: 8 << 20}); err == nil {
+			t.Error("a partition fits where there is no room")
+		}
+		small.Partitions[0].First = 3
+		if _, err := small.Grown(Marker("ours"), 64<<20, Want{Name: NameDisk, Type: TypeLinux, Bytes: 8 << 20}); err == nil {
+			t.Error("a partition lies where the table is")
+		}
+	}
+}
+
 func FuzzRead(f *testing.F) {
 	disk := make(memory, 2<<20)
 	table, err := New(Marker("x"), int64(len(disk)), 512, []Want{{Name: "a", Type: TypeLinux, Bytes: 0}})

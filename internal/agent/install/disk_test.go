@@ -218,7 +218,20 @@ func TestAWholeDiskBecomesAMachine(t *testing.T) {
 	}
 	dir := t.TempDir()
 	shell(t, "mount", "-o", "ro", "/dev/"+name+"p1", dir)
-	defer shell(t, "umount", dir)
+	lookAtCloud(t, dir)
+	shell(t, "umount", dir)
+	// A release knows the disk by its mark.
+	if done, err = l.installer(name).Release(t.Context(), wire.ReleasePlan{IntentID: "intent-3", Machine: "n1", OwnIntentIDs: []string{"intent-2"}}); err != nil {
+		t.Fatal(err)
+	}
+	succeeded(t, done)
+	if yes, table := bootable(t, name); yes || table != nil {
+		t.Errorf("after a release the disk has %+v", table)
+	}
+}
+
+func lookAtCloud(t *testing.T, dir string) {
+	t.Helper()
 	for file, want := range map[string]string{
 		"var/lib/cloud/seed/nocloud/user-data":      "hostname: n1",
 		"var/lib/cloud/seed/nocloud/meta-data":      "instance-id: i",

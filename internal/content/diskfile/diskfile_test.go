@@ -72,19 +72,21 @@ func TestFilesOfRealTools(t *testing.T) {
 		format diskfile.Format
 		tool   []string // IN and OUT are replaced
 	}{
-		"raw":                     {diskfile.Raw, []string{"cp", "IN", "OUT"}},
-		"gzip":                    {diskfile.Gzip, []string{"sh", "-c", "gzip -c IN > OUT"}},
-		"two gzips in a row":      {diskfile.Gzip, []string{"sh", "-c", "(head -c 3000000 IN | gzip -c; tail -c +3000001 IN | gzip -c) > OUT"}},
-		"bzip2":                   {diskfile.Bzip2, []string{"sh", "-c", "bzip2 -c IN > OUT"}},
-		"xz":                      {diskfile.XZ, []string{"sh", "-c", "xz -0 -c IN > OUT"}},
-		"xz by several threads":   {diskfile.XZ, []string{"sh", "-c", "xz -0 -T2 --block-size=4MiB -c IN > OUT"}},
-		"zstd":                    {diskfile.Zstd, []string{"sh", "-c", "zstd -q -c IN > OUT"}},
-		"qcow2":                   {diskfile.QCOW2, []string{"qemu-img", "convert", "-f", "raw", "-O", "qcow2", "IN", "OUT"}},
-		"qcow2, compressed":       {diskfile.QCOW2, []string{"qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "IN", "OUT"}},
-		"qcow2, zstd":             {diskfile.QCOW2, []string{"qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", "IN", "OUT"}},
-		"qcow2 of version 2":      {diskfile.QCOW2, []string{"qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compat=0.10", "IN", "OUT"}},
-		"qcow2, small clusters":   {diskfile.QCOW2, []string{"qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=512", "IN", "OUT"}},
-		"qcow2, large clusters":   {diskfile.QCOW2, []string{"qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2M", "IN", "OUT"}},
+		"raw":                   {diskfile.Raw, []string{"cp", "IN", "OUT"}},
+		"gzip":                  {diskfile.Gzip, []string{"sh", "-c", "gzip -c IN > OUT"}},
+		"two gzips in a row":    {diskfile.Gzip, []string{"sh", "-c", "(head -c 3000000 IN | gzip -c; tail -c +3000001 IN | gzip -c) > OUT"}},
+		"bzip2":                 {diskfile.Bzip2, []string{"sh", "-c", "bzip2 -c IN > OUT"}},
+		"xz":                    {diskfile.XZ, []string{"sh", "-c", "xz -0 -c IN > OUT"}},
+		"xz by several threads": {diskfile.XZ, []string{"sh", "-c", "xz -0 -T2 --block-size=4MiB -c IN > OUT"}},
+		"zstd":                  {diskfile.Zstd, []string{"sh", "-c", "zstd -q -c IN > OUT"}},
+		"qcow2":                 {diskfile.QCOW2, []string{"qemu-img", "convert", "-f", "raw", "-O", "qcow2", "IN", "OUT"}},
+		"qcow2, compressed":     {diskfile.QCOW2, []string{"qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "IN", "OUT"}},
+		"qcow2, zstd":           {diskfile.QCOW2, []string{"qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", "IN", "OUT"}},
+		"qcow2 of version 2":    {diskfile.QCOW2, []string{"qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compat=0.10", "IN", "OUT"}},
+		"qcow2, small clusters": {diskfile.QCOW2, []string{"qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=512", "IN", "OUT"}},
+		"qcow2, large clusters": {diskfile.QCOW2, []string{"qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=2M", "IN", "OUT"}},
+		// The cluster keeps its place, with what was written before.
+		"qcow2, zeros by a flag":  {diskfile.QCOW2, []string{"sh", "-c", "qemu-img convert -f raw -O qcow2 IN OUT && qemu-io -f qcow2 -c 'write -q -P 171 6656k 64k' -c 'write -q -z 6656k 64k' OUT"}},
 		"qcow2, all preallocated": {diskfile.QCOW2, []string{"qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "preallocation=full", "IN", "OUT"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -125,6 +125,9 @@ func (a *API) gather(ctx context.Context, m *v1alpha1.Machine) (ingredients, err
 	if in.subnets, err = a.Plans.Subnets(ctx); err != nil {
 		return in, fmt.Errorf("read subnets: %w", err)
 	}
+	if a.Clusters != nil {
+		_, _, in.member = a.Clusters.Reboot(m.Name)
+	}
 	if m.Spec.Network != nil {
 		in.addressOwners = a.Fleet.AddressOwners(m.Spec.Network.Address)
 	}

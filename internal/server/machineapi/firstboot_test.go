@@ -12,8 +12,11 @@ func TestWholeDiskImagesAreToldWhatTheMachineIs(t *testing.T) {
 	for name, tt := range map[string]struct {
 		family  v1alpha1.ImageFamily
 		change  func(*v1alpha1.Profile)
+		member  bool
 		blocked string
 	}{
+		"Debian in a cluster":                    {family: v1alpha1.FamilyDebian, member: true},
+		"Flatcar in a cluster":                   {family: v1alpha1.FamilyFlatcar, member: true, blocked: "take the machine out of its MachineGroup"},
 		"Debian":                                 {family: v1alpha1.FamilyDebian},
 		"cloud-init":                             {family: v1alpha1.FamilyCloudInit, change: func(p *v1alpha1.Profile) { p.Spec.KernelArgs, p.Spec.Console = nil, nil }},
 		"cloud-init with a console":              {family: v1alpha1.FamilyCloudInit, change: func(p *v1alpha1.Profile) { p.Spec.KernelArgs = nil }, blocked: "remove console"},
@@ -23,7 +26,7 @@ func TestWholeDiskImagesAreToldWhatTheMachineIs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			in := approved()
 			in.profile, in.image = in.profile.DeepCopy(), in.image.DeepCopy()
-			in.image.Spec.Family = tt.family
+			in.image.Spec.Family, in.member = tt.family, tt.member
 			if in.image.Spec.KernelArgs = nil; tt.change != nil {
 				tt.change(in.profile)
 			}

@@ -31,6 +31,8 @@ type ingredients struct {
 	facts   *nodeconfig.ImageFacts // nil where the image's builder wrote none
 	// addressOwners are the machines whose plan has this machine's address.
 	addressOwners []string
+	// member says that the machine is a node of a cluster, or is about to be.
+	member bool
 	// missing is why an ingredient is not there, for a person.
 	missing string
 	// restoredAt is when the store was restored from a backup, until a person confirms it.
@@ -150,6 +152,10 @@ func installPlan(in ingredients, intent *v1alpha1.Intent) (*wire.InstallPlan, er
 	m, profile, image := in.machine, in.profile, in.image
 	var first *wire.FirstBoot
 	if family := string(image.Spec.Family); firstboot.Whole(family) {
+		if in.member {
+			return nil, &mismatchError{fmt.Errorf("machine %s is of a cluster, and image %s of family %s has not what nodes of clusters need; nothing was changed: take the machine out of its MachineGroup, or give it a profile with an image of family debian",
+				m.Name, image.Name, family)}
+		}
 		first, err = firstboot.Make(family, firstboot.Node{
 			IntentID: intent.ID, Config: config, KernelArgs: slices.Concat(image.Spec.KernelArgs, profile.Spec.KernelArgs), Console: profile.Spec.Console,
 		})

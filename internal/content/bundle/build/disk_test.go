@@ -1,6 +1,7 @@
 package build_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -146,6 +147,47 @@ func TestDisksThatAreRefused(t *testing.T) {
 		if len(left) > 0 {
 			t.Errorf("%s: left %v behind", name, left)
 		}
+	}
+}
+
+// TestMain: with the variable, the test binary is a program that makes a bundle, and stops in the middle.
+func TestMain(m *testing.M) {
+	file := os.Getenv("COLDRACK_TEST_DISK")
+	if file == "" {
+		os.Exit(m.Run())
+	}
+	_, err := build.Disk(context.Background(), build.DiskOptions{File: file, Name: "image", Version: "1", Arch: "amd64",
+		Out: filepath.Join(os.Getenv("COLDRACK_TEST_OUT"), "out.tar"), KeyPath: file + ".key",
+		Progress: func(done, _ int64) {
+			if done > 15<<20 { // chunks are written by then
+				fmt.Println("in the middle")
+				select {}
+			}
+		}})
+	fmt.Println(err)
+	os.Exit(1)
+}
+
+func TestADiskWhoseBuilderIsKilled(t *testing.T) {
+	path, _ := rawDisk(t, "EFI-SYSTEM", "boot", "root")
+	out := t.TempDir()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "COLDRACK_TEST_DISK="+path, "COLDRACK_TEST_OUT="+out)
+	said, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(said).ReadString('\n')
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if err != nil || line != "in the middle\n" {
+		t.Fatalf("%v: %s", err, line)
+	}
+	if left, err := os.ReadDir(out); err != nil || len(left) > 0 {
+		t.Errorf("left %v behind: %v", left, err)
 	}
 }
 
