@@ -30,6 +30,9 @@ type VerifyOptions struct {
 	PodSecurity string
 	// TokenDiscovery allows everybody to read the ConfigMap cluster-info.
 	TokenDiscovery bool
+	// CertificateLife is how long nodes' certificates live, zero for unknown; one of which a twelfth is left should have been renewed,
+	// also by a kubelet.
+	CertificateLife time.Duration
 	// Certificates are what agents reported: expiry by node and by certificate.
 	Certificates map[string]map[string]time.Time
 	// Authorities are when the cluster's authorities end, by name.

@@ -146,7 +146,7 @@ func (v *verification) nodes(ctx context.Context) {
 		}
 	})
 	for _, node := range slices.Sorted(maps.Keys(v.o.Certificates)) {
-		v.do(ctx, "certificates", node, func(context.Context) (string, error) { return expiry(v.o.Certificates[node]) })
+		v.do(ctx, "certificates", node, func(context.Context) (string, error) { return expiry(v.o.Certificates[node], v.o.CertificateLife) })
 	}
 	for _, name := range slices.Sorted(maps.Keys(v.o.Authorities)) {
 		v.do(ctx, "authority", name, func(context.Context) (string, error) {
@@ -165,8 +165,8 @@ func authorityEnd(cluster, name string, left time.Duration) (string, error) {
 	return "good for " + remaining(left), nil
 }
 
-// expiry looks at the certificates that a node reports.
-func expiry(certificates map[string]time.Time) (string, error) {
+// expiry looks at the certificates that a node reports. All are renewed before a tenth of their life is left.
+func expiry(certificates map[string]time.Time, life time.Duration) (string, error) {
 	if len(certificates) == 0 {
 		return "none reported", nil
 	}
@@ -179,6 +179,9 @@ func expiry(certificates map[string]time.Time) (string, error) {
 	left := time.Until(certificates[first])
 	if left < 0 {
 		return "", fmt.Errorf("%s is good for %s; see the agent's log on the node", first, remaining(left))
+	}
+	if left < life/12 {
+		return "", fmt.Errorf("%s is good for %s and should have been renewed; coldrack doctor says which it is, coldrack logs of its machine why", first, remaining(left))
 	}
 	return fmt.Sprintf("%s is good for %s", first, remaining(left)), nil
 }

@@ -88,9 +88,13 @@ func (b *Backend) verify(ctx context.Context, cluster *v1alpha1.Cluster, pods bo
 		PodSecurity:     spec.Spec.Security.PodSecurity,
 		TokenDiscovery:  spec.Spec.Security.TokenDiscovery,
 		Certificates:    expiry,
+		CertificateLife: 365 * 24 * time.Hour,
 		Authorities:     map[string]time.Time{},
 		NoPods:          !pods,
 		ProxyNone:       spec.Spec.Network.Proxy == v1alpha1.ProxyNone,
+	}
+	if ttl := spec.Spec.PKI.CertificateTTL; ttl != nil {
+		options.CertificateLife = ttl.Duration
 	}
 	for authority, end := range b.Clusters.AuthorityEnds()[cluster.Name] {
 		options.Authorities[string(authority)] = end
