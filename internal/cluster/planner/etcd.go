@@ -2,6 +2,7 @@ package planner
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -35,7 +36,7 @@ func (p *planner) members() {
 func (p *planner) learner(n *Node, m *Member) {
 	reason, remedy := p.quorum.promote(m)
 	switch {
-	case reason == "" && p.etcdStep:
+	case reason == "" && (p.etcdStep || slices.ContainsFunc(p.plan.Steps, func(s Step) bool { return s.Node == n.Name })):
 		p.wait(n.Name, "gets its vote after another step")
 	case reason == "":
 		p.etcdStep = true

@@ -114,24 +114,27 @@ func (p *planner) drainsBefore(other, n *Node) bool {
 
 // open is true inside a maintenance window. Outside, the time of the next one is noted.
 func (p *planner) open() bool {
-	if len(p.Wanted.Windows) == 0 {
-		return true
+	next, is := Open(p.Wanted.Windows, p.Now)
+	if !next.IsZero() {
+		p.again(next)
+		p.plan.Opens = next
 	}
-	var next time.Time
-	for _, w := range p.Wanted.Windows {
-		opens, is := w.at(p.Now)
+	return is
+}
+
+// Open says whether one of the windows is open, or else when the next one opens (zero: none does). Where there are no windows, it is
+// always so.
+func Open(windows []Window, now time.Time) (next time.Time, open bool) {
+	for _, w := range windows {
+		opens, is := w.at(now)
 		if is {
-			return true
+			return time.Time{}, true
 		}
 		if !opens.IsZero() && (next.IsZero() || opens.Before(next)) {
 			next = opens
 		}
 	}
-	if !next.IsZero() {
-		p.again(next)
-		p.plan.Opens = next
-	}
-	return false
+	return next, len(windows) == 0
 }
 
 // window says which one something waits for, after open has said that none is open.

@@ -25,6 +25,7 @@ func randomCluster(r *rand.Rand) Input {
 	w := &in.Wanted
 	w.BackupAge, w.PullFirst = time.Hour, r.IntN(2) == 0
 	odd := []int{1, 3, 5}
+	storm := r.IntN(4) == 0 // an update makes every node ask for a reboot at the same moment
 	count := map[string]int{}
 	add := func(name string, roles Roles, has, wants int) {
 		g := Group{Name: name, Roles: roles, Replicas: wants, State: next, ReinstallSystem: roles.Worker && !roles.server() || r.IntN(2) == 0,
@@ -44,7 +45,7 @@ func randomCluster(r *rand.Rand) Input {
 			if r.IntN(10) == 0 {
 				n.Leaving = "a person wants it replaced"
 			}
-			if r.IntN(10) == 0 {
+			if storm || r.IntN(10) == 0 {
 				n.WantsReboot = "/run/reboot-required"
 			}
 			if r.IntN(6) == 0 {
