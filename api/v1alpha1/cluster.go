@@ -665,6 +665,12 @@ type ClusterNode struct {
 	// Rebooted is the last reboot that the node was told to make.
 	// +optional
 	Rebooted *NodeReboot `json:"rebooted,omitempty"`
+	// RebootRequest is the reboot that the annotation coldrack.dev/reboot of the Node asks for.
+	// +optional
+	RebootRequest *RebootStatus `json:"rebootRequest,omitempty"`
+	// RebootState says for what a reboot that is due waits, or how far it is.
+	// +optional
+	RebootState string `json:"rebootState,omitempty"`
 
 	// Ready is what the cluster's own API says of the node.
 	// +optional

@@ -20,6 +20,7 @@ import (
 // +kubebuilder:printcolumn:name="Unit",type=integer,JSONPath=`.spec.location.unit`,priority=1
 // +kubebuilder:printcolumn:name="Serial",type=string,JSONPath=`.status.inventory.system.serial`,priority=1
 // +kubebuilder:printcolumn:name="Model",type=string,JSONPath=`.status.inventory.system.product`,priority=1
+// +kubebuilder:printcolumn:name="Reboot",type=string,JSONPath=`.status.rebootState`,priority=1
 // +kubebuilder:printcolumn:name="Message",type=string,JSONPath=`.status.message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type Machine struct {
@@ -401,6 +402,12 @@ type MachineStatus struct {
 	// Reboot is the reboot that the annotation coldrack.dev/reboot asks for.
 	// +optional
 	Reboot *RebootStatus `json:"reboot,omitempty"`
+	// RebootState says for what a reboot that is due waits, or that its turn has come.
+	// +optional
+	RebootState string `json:"rebootState,omitempty"`
+	// Rebooted is the last reboot that the machine made with the lock of a RebootGroup; at is when it got the lock.
+	// +optional
+	Rebooted *NodeReboot `json:"rebooted,omitempty"`
 	// Kubernetes is how far the machine is as a node of its cluster.
 	// +optional
 	Kubernetes *KubernetesStatus `json:"kubernetes,omitempty"`

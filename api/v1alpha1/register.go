@@ -26,6 +26,7 @@ func AddToScheme(scheme *runtime.Scheme) error {
 		&Cluster{}, &ClusterList{},
 		&MachineGroup{}, &MachineGroupList{},
 		&Addon{}, &AddonList{},
+		&RebootGroup{}, &RebootGroupList{},
 		&Bundle{}, &BundleList{},
 		&Secret{}, &SecretList{},
 	)

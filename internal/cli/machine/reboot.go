@@ -38,7 +38,7 @@ func AskReboots(ctx context.Context, c client.Client, machines []v1alpha1.Machin
 		if up := m.Status.Kubernetes; up != nil {
 			return fmt.Sprintf("asked for a reboot, when its turn has come in cluster %s; follow it with: coldrack cluster watch %s", up.Cluster, up.Cluster)
 		}
-		return "asked for a reboot; it begins with the node's next report"
+		return "asked for a reboot; it begins with the node's next report, or when its RebootGroup lets it go: coldrack reboot status"
 	}, out)
 }
 

@@ -120,6 +120,8 @@ type NodeState struct {
 	Addresses     []netip.Addr
 	PodCIDRs      []netip.Prefix
 	Unschedulable bool
+	// Reboot is the request for a reboot that the Node bears as an annotation; empty: none.
+	Reboot string
 	// Problem says why labels, taints or networks are not as they should be.
 	Problem string
 }

@@ -12,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"coldrack.dev/api/v1alpha1"
 )
 
 // annotationTaints records the taints that we gave a node, so that those which leave the plan can be told from
@@ -274,7 +276,7 @@ func prefixTexts(networks []netip.Prefix) []string {
 // stateOf is what is reported of a node.
 func stateOf(node *corev1.Node) NodeState {
 	s := NodeState{Name: node.Name, UID: node.UID, Created: node.CreationTimestamp.Time,
-		KubeletVersion: node.Status.NodeInfo.KubeletVersion, BootID: node.Status.NodeInfo.BootID, Unschedulable: node.Spec.Unschedulable,
+		KubeletVersion: node.Status.NodeInfo.KubeletVersion, BootID: node.Status.NodeInfo.BootID, Unschedulable: node.Spec.Unschedulable, Reboot: v1alpha1.ReadRebootRequest(node.Annotations),
 		Addresses: nodeAddresses(node), Reason: "NoStatus", Message: "the kubelet has not reported yet", Since: node.CreationTimestamp.Time}
 	for _, c := range node.Status.Conditions {
 		if c.Type == corev1.NodeReady {

@@ -211,6 +211,7 @@ func (s *Set) take(r Record, was *cluster) *cluster {
 // decided is a node without what changes by itself and what others work with.
 func decided(n v1alpha1.ClusterNode) v1alpha1.ClusterNode {
 	n.Ready, n.ReadyChangedAt, n.Message, n.Hand, n.LearnerFailures, n.Leaving, n.Rebooted, n.Remedies, n.Prefetch, n.Replacing = false, nil, "", nil, 0, "", nil, nil, nil, ""
+	n.RebootRequest, n.RebootState = nil, ""
 	return n
 }
 

@@ -76,7 +76,7 @@ func Steps(f Facts) (planner.Input, error) {
 		Paused: c.Spec.Paused, Abort: c.Annotations[v1alpha1.AnnotationAbort] == "true", Nodes: map[string]planner.State{},
 		PullFirst: true,
 	}
-	if in.Wanted.Windows, err = windowsOf(c.Spec.MaintenanceWindows); err != nil {
+	if in.Wanted.Windows, err = Windows(c.Spec.MaintenanceWindows); err != nil {
 		return in, err
 	}
 	byName := map[string]*v1alpha1.Machine{}
@@ -160,8 +160,9 @@ func Steps(f Facts) (planner.Input, error) {
 	return in, nil
 }
 
-// windowsOf are a cluster's maintenance windows. They were checked when they were written; what was not must not be taken for none.
-func windowsOf(written []v1alpha1.MaintenanceWindow) ([]planner.Window, error) {
+// Windows are maintenance windows as the planner takes them. They were checked when they were written; what was not must not be taken for
+// none.
+func Windows(written []v1alpha1.MaintenanceWindow) ([]planner.Window, error) {
 	if errs := v1alpha1.ValidateMaintenanceWindows(field.NewPath("spec", "maintenanceWindows"), written); len(errs) > 0 {
 		return nil, errs.ToAggregate()
 	}
@@ -298,6 +299,9 @@ func rebootOf(n *v1alpha1.ClusterNode, m *v1alpha1.Machine, manual bool, now tim
 		return ""
 	}
 	why, asked := m.WantsReboot()
+	if r := n.RebootRequest; !asked && !manual && r != nil && m.Status.Node != nil && r.BootID == m.Status.Node.BootID {
+		return "asked for on its Node: " + r.Request
+	}
 	if r := n.Rebooted; !asked && (manual || r != nil && r.Reason == why && now.Sub(r.At.Time) < rebootAgain) {
 		return ""
 	}

@@ -65,6 +65,9 @@ func TestRebootsThatAreAskedFor(t *testing.T) {
 		m.Status.Reboot = &v1alpha1.RebootStatus{Request: "firmware", BootID: "boot-1"}
 	}
 	required := func(f *Facts, machine int) { f.Machines[machine].Status.Node.RebootRequired = "libc6" }
+	noded := func(f *Facts, boot string) {
+		f.Cluster.Status.Nodes[1].RebootRequest = &v1alpha1.RebootStatus{Request: "kernel", BootID: boot}
+	}
 	rebooted := func(f *Facts, ago time.Duration) {
 		f.Cluster.Status.Nodes[1].Rebooted = &v1alpha1.NodeReboot{At: metav1.NewTime(f.Now.Add(-ago)), Reason: "required by libc6"}
 	}
@@ -80,6 +83,9 @@ func TestRebootsThatAreAskedFor(t *testing.T) {
 		{"again by a person", func(f *Facts) { asked(f, 1); rebooted(f, time.Hour) }, "reboot: it is to be rebooted: asked for firmware"},
 		{"by the operating system, where changes are a person's", func(f *Facts) { required(f, 1); f.Cluster.Spec.Upgrade.Strategy = v1alpha1.UpgradeManual }, ""},
 		{"by a person there", func(f *Facts) { asked(f, 1); f.Cluster.Spec.Upgrade.Strategy = v1alpha1.UpgradeManual }, "reboot: it is to be rebooted: asked for firmware"},
+		{"by its Node", func(f *Facts) { noded(f, "boot-1") }, "reboot: it is to be rebooted: asked for on its Node: kernel"},
+		{"by its Node, before the last boot", func(f *Facts) { noded(f, "boot-0") }, ""},
+		{"by its Node, where changes are a person's", func(f *Facts) { noded(f, "boot-1"); f.Cluster.Spec.Upgrade.Strategy = v1alpha1.UpgradeManual }, ""},
 		{"of the only server", func(f *Facts) { required(f, 0) }, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {

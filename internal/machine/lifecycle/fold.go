@@ -143,14 +143,14 @@ func requiredBy(r *wire.RebootRequired) string {
 
 // foldReboot notes which boot of the node a person wants ended.
 func foldReboot(m *v1alpha1.Machine) {
-	request, node := m.RebootRequest(), m.Status.Node
-	switch was := m.Status.Reboot; {
-	case request == "" || m.Status.Installed == nil:
-		m.Status.Reboot = nil
-	case was != nil && was.Request == request:
-	case node != nil && node.BootID != "":
-		m.Status.Reboot = &v1alpha1.RebootStatus{Request: request, BootID: node.BootID}
+	request, boot := m.RebootRequest(), ""
+	if m.Status.Node != nil {
+		boot = m.Status.Node.BootID
 	}
+	if m.Status.Installed == nil {
+		request = ""
+	}
+	m.Status.Reboot = v1alpha1.NextRebootRequest(m.Status.Reboot, request, boot)
 }
 
 // foldKubernetes records what the node of the current installation said of its bring-up. What it said in a life of

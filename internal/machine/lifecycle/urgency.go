@@ -85,5 +85,6 @@ func withoutBytes(s v1alpha1.MachineStatus) v1alpha1.MachineStatus {
 func withoutSteps(s v1alpha1.MachineStatus) v1alpha1.MachineStatus {
 	s = withoutBytes(s)
 	s.CurrentStep, s.Steps, s.Boots, s.Lease, s.Address = "", nil, nil, nil, ""
+	s.RebootState = "" // says for whom it waits, as hundreds of others may
 	return s
 }

@@ -24,6 +24,7 @@
 //	Cluster  status.restore                                            restore.go
 //	Cluster  status.foreignNodes                                      clusterapi.go
 //	Addon    status                                                   addons.go
+//	RebootGroup status                                                reboots.go
 //
 // status.history has a second writer: cluster.go adds what became of add-ons. Both write only what they have read last.
 //
@@ -53,6 +54,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/base/liblog"
 	"coldrack.dev/internal/cluster/members"
+	"coldrack.dev/internal/cluster/rebootlock"
 	"coldrack.dev/internal/machine/fleet"
 )
 
@@ -131,6 +133,8 @@ type Deps struct {
 	Menus MenuSink
 	// Clusters holds what nodes are handed out. nil: an own one, which nobody is answered from.
 	Clusters *members.Set
+	// Reboots holds the locks of RebootGroups. nil: an own one, which nobody is answered from.
+	Reboots *rebootlock.Set
 	// DialNode connects to a node; nil is an ordinary net.Dialer.
 	DialNode func(ctx context.Context, network, address string) (net.Conn, error)
 	// Power may be nil where no BMC is reached.
@@ -163,6 +167,9 @@ func (d Deps) withDefaults() Deps {
 	if d.Clusters == nil {
 		d.Clusters = members.New(members.Options{Log: d.Log, Now: d.Now})
 	}
+	if d.Reboots == nil {
+		d.Reboots = &rebootlock.Set{}
+	}
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
 	}
@@ -183,6 +190,7 @@ func Serve(ctx context.Context, d Deps) error {
 		group.Go(func() error { return recordChoices(ctx, d) })
 	}
 	group.Go(func() error { return run(ctx, d, clusterFeed(d)) })
+	group.Go(func() error { return run(ctx, d, rebootFeed(d)) })
 	return ended(ctx, group.Wait())
 }
 
@@ -196,7 +204,7 @@ func Lead(ctx context.Context, d Deps) error {
 		group.Go(func() error { return d.Power.Run(ctx) })
 	}
 	parts := []reconciler{
-		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis), operationReconciler(d, apis), addonReconciler(d, apis),
+		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis), operationReconciler(d, apis), addonReconciler(d, apis), rebootReconciler(d),
 	}
 	if d.Backups != nil {
 		parts = append(parts, backupReconciler(d), restoreReconciler(d, apis))

@@ -30,6 +30,7 @@ import (
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/cluster/members"
+	"coldrack.dev/internal/cluster/rebootlock"
 	"coldrack.dev/internal/contract/wire"
 	"coldrack.dev/internal/machine/drift"
 	"coldrack.dev/internal/machine/fleet"
@@ -170,6 +171,7 @@ func TestLive(t *testing.T) {
 		{"a restored server installs nothing by itself until a person confirms", restoredWithholds},
 		{"what was chosen in a boot menu is recorded and carried out, once", choiceAtTheConsole},
 		{"DHCP hears of valid subnets, and what was imported becomes Images and Bundles", subnetsAndCatalog},
+		{"machines of a reboot group go one after another, also over a restart", rebootsOfAGroup},
 		{"a deleted machine is forgotten", deletedIsForgotten},
 		{"strangers that fell silent give way to new ones", strangersGiveWay},
 		{"a cluster gets its machines, is recorded, and then handed out, also after a restart", clusterIsRecorded},
@@ -252,7 +254,7 @@ func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane) *liveWorld {
 		leftovers.Items[i].Finalizers = nil
 		check(t, w.client.Update(t.Context(), &leftovers.Items[i]))
 	}
-	for _, kind := range []client.Object{&v1alpha1.Cluster{}, &v1alpha1.MachineGroup{}, &v1alpha1.Secret{}, &v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}, &v1alpha1.Addon{}} {
+	for _, kind := range []client.Object{&v1alpha1.Cluster{}, &v1alpha1.MachineGroup{}, &v1alpha1.Secret{}, &v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}, &v1alpha1.Addon{}, &v1alpha1.RebootGroup{}} {
 		check(t, w.client.DeleteAllOf(t.Context(), kind))
 	}
 	w.start()
@@ -287,7 +289,7 @@ func (w *liveWorld) start() {
 	check(w.t, err)
 	w.clusters = members.New(members.Options{Programs: noPrograms{}, Log: testLog()})
 	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, Menus: w.menus, LostAfter: time.Hour,
-		Clusters: w.clusters, DialNode: func(ctx context.Context, network, address string) (net.Conn, error) {
+		Clusters: w.clusters, Reboots: &rebootlock.Set{}, DialNode: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if dial := w.dial.Load(); dial != nil {
 				return (*dial)(ctx, network, address)
 			}
@@ -308,6 +310,7 @@ func (w *liveWorld) start() {
 	case <-time.After(2 * time.Minute):
 		w.t.Fatal("the fleet never read its machines")
 	}
+	check(w.t, FeedRebootGroups(ctx, deps))
 }
 
 func (w *liveWorld) restart() {

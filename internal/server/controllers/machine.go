@@ -29,7 +29,7 @@ func machineReconciler(d Deps) reconciler {
 	r := &machines{Deps: d, limits: lifecycle.LimitsFor(d.LostAfter, d.Fleet.StartedAt()), throttle: newStatusThrottle()}
 	return reconciler{
 		name: "machine", workers: 4, do: r.reconcile,
-		watches: []source.Source{each(d, &v1alpha1.Machine{}), observations(d.Fleet)},
+		watches: []source.Source{each(d, &v1alpha1.Machine{}), observations(d.Fleet), rebootStates(d), nodeRebootStates(d)},
 	}
 }
 
@@ -66,6 +66,7 @@ func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, e
 			up.Node, up.Roles = node, roles
 		}
 	}
+	r.foldLock(next)
 	again := time.Duration(0)
 	if !until.IsZero() {
 		again = max(until.Sub(now), time.Second)

@@ -187,6 +187,8 @@ func ownInto(into, was, is *v1alpha1.ClusterStatus) {
 		change(&n.LearnerFailures, before.LearnerFailures, own.LearnerFailures)
 		change(&n.Leaving, before.Leaving, own.Leaving)
 		change(&n.Rebooted, before.Rebooted, own.Rebooted)
+		change(&n.RebootRequest, before.RebootRequest, own.RebootRequest)
+		change(&n.RebootState, before.RebootState, own.RebootState)
 		change(&n.Remedies, before.Remedies, own.Remedies)
 		change(&n.Prefetch, before.Prefetch, own.Prefetch)
 		change(&n.Replacing, before.Replacing, own.Replacing)
@@ -204,6 +206,7 @@ func change[T any](into *T, was, is T) {
 func (o *operation) run(ctx context.Context) (again time.Duration, err error) {
 	o.forgetRemedies()
 	o.endPrefetch()
+	o.foldRebootRequests()
 	facts := o.facts()
 	if facts.Spares, err = o.spares(ctx); err != nil {
 		return 0, err
@@ -506,8 +509,7 @@ func (o *operation) reboot(n *v1alpha1.ClusterNode, m *v1alpha1.Machine) (missin
 	case boot == "":
 		return "it has not reported in which boot it is"
 	case h.BootID == "":
-		why, _ := m.WantsReboot()
-		h.BootID, n.Rebooted = boot, &v1alpha1.NodeReboot{At: o.at, Reason: why}
+		h.BootID, n.Rebooted = boot, &v1alpha1.NodeReboot{At: o.at, Reason: o.whyReboot(n.Machine)}
 		return "it is told to reboot"
 	case h.BootID == boot:
 		return "it has not rebooted"

@@ -293,6 +293,7 @@ func (o *operation) say(plan planner.Plan) {
 			w.Steps = append(w.Steps, v1alpha1.ClusterWorkStep{Kind: stepName(h.Step), Operation: h.Operation, Node: n.Machine, Reason: h.Reason, Message: h.Message, StartedAt: h.StepSince})
 		}
 	}
+	o.sayReboots(plan)
 	for _, wait := range plan.Waits {
 		w.Waits = append(w.Waits, strings.TrimPrefix(wait.Node+": "+wait.Reason, ": "))
 	}

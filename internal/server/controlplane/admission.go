@@ -218,6 +218,13 @@ func (r *rules) check(ctx context.Context, a admission.Attributes) (errs field.E
 			r.warnUnknown(ctx, "spec.cluster", "clusters", added.Spec.Cluster)
 			return v1alpha1.ValidateAddon(added), nil
 		})
+	case "rebootgroups":
+		errs, err = checkTyped(a, &v1alpha1.RebootGroup{}, func(g, old *v1alpha1.RebootGroup) (field.ErrorList, error) {
+			if old != nil && equality.Semantic.DeepEqual(g.Spec, old.Spec) {
+				return nil, nil
+			}
+			return v1alpha1.ValidateRebootGroup(g), nil
+		})
 	case "machinegroups":
 		errs, err = checkTyped(a, &v1alpha1.MachineGroup{}, func(g, old *v1alpha1.MachineGroup) (field.ErrorList, error) {
 			if old != nil && equality.Semantic.DeepEqual(g.Spec, old.Spec) {

@@ -52,6 +52,8 @@ func TestRoles(t *testing.T) {
 		"patch a policy":                   {ours("patch", "enrollmentpolicies"), "operator admin system"},
 		"read an add-on":                   {ours("get", "addons"), "viewer operator admin system"},
 		"write an add-on":                  {ours("create", "addons"), "admin system"},
+		"write a reboot group":             {ours("create", "rebootgroups"), "operator admin system"},
+		"grant a reboot's lock":            {ours("patch", "rebootgroups/status"), "admin system"},
 		"delete an image":                  {ours("delete", "images"), "operator admin system"},
 		"delete all machines":              {ours("deletecollection", "machines"), "operator admin system"},
 		"write status":                     {ours("patch", "machines/status"), "admin system"},

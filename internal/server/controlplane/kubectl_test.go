@@ -241,6 +241,16 @@ spec: {hostname: trip-2}
 		k.fails(machine("b", `identifiers: {macs: ["52:54:00:00:00:0G"]}`), apply, "spec.identifiers.macs[0]")
 		k.fails(machine("b", "network: {subnet: rack-1, address: 10.21.0.9}"), apply, "is not in the network 10.20.0.0/24 (Subnet rack-1)")
 		k.fails("{apiVersion: coldrack.dev/v1alpha1, kind: EnrollmentPolicy, metadata: {name: e}, spec: {match: {product: 'R[67'}}}", apply, "spec.match.product", "bracket is not closed")
+		group := func(spec string) string {
+			return "{apiVersion: coldrack.dev/v1alpha1, kind: RebootGroup, metadata: {name: storage}, spec: {" + spec + "}}"
+		}
+		k.fails(group("maxUnavailable: 0"), apply, "spec.maxUnavailable", "greater than or equal to 1")
+		k.fails(group("lockTTL: 5s"), apply, "spec.lockTTL", "must be at least 1m and at most 24h")
+		k.fails(group("maintenanceWindows: [{from: '22:00'}]"), apply, "say when the window ends")
+		k.fails(group("selector: {matchExpressions: [{key: rack, operator: Near}]}"), apply, "spec.selector", `"Near"`)
+		k.fails(group("whenOverdue: Panic"), apply, `Unsupported value: "Panic"`)
+		k.ok(group("selector: {matchLabels: {role: storage}}, maintenanceWindows: [{from: '22:00', duration: 6h}]"), apply, "created")
+		k.ok("", words("get rg storage"), "MACHINES", "AWAY", "MAX", "HOLDERS")
 		k.ok(machine("b", "profile: nothing"), apply, `Warning: spec.profile: there is no profile "nothing" yet`, "created")
 		bmc := "bmc: {address: 10.20.0.9}"
 		k.ok(machine("b", bmc), apply, "Warning: spec.bmc.credentialsSecret: is empty, so the machine cannot be switched yet: coldrack bmc set-password b", "configured")

@@ -24,6 +24,7 @@ import (
 	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/base/version"
 	"coldrack.dev/internal/cluster/members"
+	"coldrack.dev/internal/cluster/rebootlock"
 	"coldrack.dev/internal/content/bundle"
 	"coldrack.dev/internal/contract/manifest"
 	"coldrack.dev/internal/machine/bmc"
@@ -234,6 +235,7 @@ type server struct {
 	images       *imageKeeper
 	fleet        *fleet.Fleet
 	clusters     *members.Set
+	reboots      rebootlock.Set
 	backups      *backups.Service
 	// direct reads the store, not a cache; nil until it is there.
 	direct     atomic.Pointer[client.Reader]
@@ -386,10 +388,13 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 	s.powerAPI.Open(switched)
 	deps := controllers.Deps{
 		Client: direct, Cache: cached, Fleet: s.fleet, Log: s.log.With("part", "controllers"),
-		Catalog: s.catalog, LostAfter: s.cfg.lostAfter(), Clusters: s.clusters, DialNode: s.dialNode,
+		Catalog: s.catalog, LostAfter: s.cfg.lostAfter(), Clusters: s.clusters, Reboots: &s.reboots, DialNode: s.dialNode,
 		Power: switched, Backups: backupKeeper{s.backups, direct},
 	}
 	if err := controllers.FeedClusters(ctx, deps); err != nil {
+		return err
+	}
+	if err := controllers.FeedRebootGroups(ctx, deps); err != nil {
 		return err
 	}
 	if s.subnets != nil {

@@ -83,6 +83,12 @@ type Clusters interface {
 	Sign(machine, cluster, certificate string, public crypto.PublicKey) (certPEM []byte, leaf *x509.Certificate, err error)
 }
 
+// Reboots knows the locks without which machines of no cluster do not reboot.
+type Reboots interface {
+	// Turn says whether a machine is bound to a lock, and which boot it may end now, and why; empty: none.
+	Turn(m *v1alpha1.Machine) (bootID, reason string, bound bool)
+}
+
 // Kits knows what nodes exchange.
 type Kits interface {
 	// Kit is what the machine and the others of its cluster fetch; false when they fetch it from the server.
@@ -105,6 +111,8 @@ type Options struct {
 	Nonces  *Nonces
 	// Clusters may be nil where there are none.
 	Clusters Clusters
+	// Reboots may be nil where there are no locks.
+	Reboots Reboots
 	// Kits may be nil where there are none.
 	Kits Kits
 	// Restores may be nil where there are none.

@@ -46,7 +46,7 @@ func (a *API) heartbeat(ctx context.Context, c call, in wire.Heartbeat) (any, er
 }
 
 // rebootNow says why the node shall end the boot that it reports, or "" when it shall not. A node of a cluster waits until the cluster
-// has drained it; of other machines a person's word is enough.
+// has drained it, and a machine of a RebootGroup until it has the group's lock; of other machines a person's word is enough.
 func (a *API) rebootNow(m *v1alpha1.Machine, bootID string) string {
 	if a.Clusters != nil {
 		if boot, reason, member := a.Clusters.Reboot(m.Name); member {
@@ -56,7 +56,16 @@ func (a *API) rebootNow(m *v1alpha1.Machine, bootID string) string {
 			return reason
 		}
 	}
-	if reason, asked := m.WantsReboot(); asked && m.Status.Reboot.BootID == bootID {
+	reason, asked := m.WantsReboot()
+	if a.Reboots != nil {
+		if boot, _, bound := a.Reboots.Turn(m); bound {
+			if boot == "" || boot != bootID {
+				return ""
+			}
+			return reason // empty when nobody wants it any more
+		}
+	}
+	if asked && m.Status.Reboot.BootID == bootID {
 		return reason
 	}
 	return ""

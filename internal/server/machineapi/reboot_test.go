@@ -7,6 +7,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/cluster/members"
+	"coldrack.dev/internal/cluster/rebootlock"
 	"coldrack.dev/internal/contract/wire"
 )
 
@@ -58,4 +59,25 @@ func TestWhoIsToldToReboot(t *testing.T) {
 	hand(&v1alpha1.NodeHand{Operation: "reboot", Since: now, Step: "change", BootID: "boot-1", Reason: "its turn has come"})
 	told("a node whose turn has come", worker, "boot-1", "its turn has come")
 	told("a node in its next boot", worker, "boot-2", "")
+
+	locks := &rebootlock.Set{}
+	s.api.Reboots = locks
+	told("a machine of no cluster, before the server knows the locks", alone, "boot-1", "")
+	locks.Known()
+	told("one that is bound to no lock", alone, "boot-1", "asked for firmware")
+	group := &v1alpha1.RebootGroup{ObjectMeta: metav1.ObjectMeta{Name: "all"}}
+	locks.Put(group)
+	told("one whose lock another has", alone, "boot-1", "")
+	group = group.DeepCopy()
+	group.Status.Holders = []v1alpha1.RebootHolder{{Name: alone.name, BootID: "boot-1"}, {Name: worker.name, BootID: "boot-2"}}
+	locks.Put(group)
+	told("one that has the lock", alone, "boot-1", "asked for firmware")
+	told("one that has the lock, in its next boot", alone, "boot-2", "")
+	told("a node of a cluster, whatever locks say", worker, "boot-2", "")
+	m, err := s.store.Get(t.Context(), alone.name)
+	check(t, err)
+	m = m.DeepCopy()
+	m.Annotations, m.Status.Reboot, m.Status.Node.RebootRequired = nil, nil, ""
+	s.api.Fleet.Put(s.store.put(m))
+	told("one that has the lock, and whose reboot nobody wants any more", alone, "boot-1", "")
 }
