@@ -38,6 +38,15 @@ func Get(ctx context.Context, config *rest.Config, what string, response any, pa
 	return decode(what, answer, response)
 }
 
+// Find is Get with a query.
+func Find(ctx context.Context, config *rest.Config, what string, query url.Values, response any, path ...string) error {
+	answer, err := send(ctx, config, what, http.MethodGet, nil, query, path)
+	if err != nil {
+		return err
+	}
+	return decode(what, answer, response)
+}
+
 // GetNoting is Get that also returns a header of the answer.
 func GetNoting(ctx context.Context, config *rest.Config, what string, response any, header string, path ...string) (string, error) {
 	answer, err := respond(ctx, config, what, http.MethodGet, nil, "", nil, path)

@@ -58,8 +58,8 @@ var (
 	healthPaths = []string{"/healthz", "/livez", "/readyz"}
 	// aboutPaths may be read by everybody who is somebody: a client needs them before it can ask anything.
 	aboutPaths = []string{"/api", "/apis", "/openapi", "/version"}
-	// debugPaths show the server's inside: what it does and where its memory goes.
-	debugPaths = []string{"/debug"}
+	// adminPaths show the server's inside, what it does and where its memory goes, and what people have done.
+	adminPaths = []string{"/debug", auditPath}
 )
 
 // authorize decides by the group of the user alone; it is an authorizer.AuthorizerFunc. The reason of a refusal is shown to
@@ -79,7 +79,7 @@ func needs(a authorizer.Attributes) role {
 	if !a.IsResourceRequest() {
 		get := a.GetVerb() == "get" || a.GetVerb() == "head"
 		switch {
-		case under(a.GetPath(), debugPaths...):
+		case under(a.GetPath(), adminPaths...):
 			return roleAdmin
 		case get && under(a.GetPath(), healthPaths...), get && somebody && under(a.GetPath(), aboutPaths...):
 			return roleNone

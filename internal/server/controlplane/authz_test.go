@@ -80,6 +80,7 @@ func TestRoles(t *testing.T) {
 		"the schema":                       {path("get", "/openapi/v3"), "stranger viewer operator admin system"},
 		"a path that only looks like it":   {path("get", "/apisx"), "viewer operator admin system"},
 		"profile":                          {path("get", "/debug/pprof/heap"), "admin system"},
+		"the audit log":                    {path("get", "/coldrack/v1/audit"), "admin system"},
 		"metrics":                          {path("get", "/metrics"), "viewer operator admin system"},
 		"a page beside the API":            {path("get", "/ui/"), "viewer operator admin system"},
 		"sending something to such a page": {path("post", "/ui/act"), "operator admin system"},

@@ -59,7 +59,7 @@ type Config struct {
 	// the same one. Required except with Kubeconfig.
 	EncryptionKey []byte
 	// Handlers are served beside the API under the same authentication: anyone with a role may read
-	// (GET and HEAD), operators and admins may do the rest; to viewerPostPaths, viewers may also post, and what is below debugPaths is for admins. A key that ends in "/" stands for everything
+	// (GET and HEAD), operators and admins may do the rest; to viewerPostPaths, viewers may also post, and what is below adminPaths is for admins. A key that ends in "/" stands for everything
 	// below it. Keys must not begin with /api, /openapi, /healthz, /livez, /readyz, /metrics or /version.
 	Handlers map[string]http.Handler `json:"-"`
 	// Front, if any, is given each request before the API authenticates it, and answers it or hands it on; see WithPerson.

@@ -15,7 +15,10 @@ import (
 	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 )
 
-const planPath = "/coldrack/v1/plan"
+const (
+	planPath  = "/coldrack/v1/plan"
+	auditPath = "/coldrack/v1/audit"
+)
 
 // viewerPostPaths are handlers to which viewers may post: what changes nothing, and what itself decides how much each
 // role gets.

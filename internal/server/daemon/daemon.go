@@ -309,6 +309,7 @@ func (s *server) startControlPlane(ctx context.Context) (*controlplane.ControlPl
 		peoplewire.PathDiscovery:      peopleapi.Limit{AtOnce: 16, Each: 8}.Around(s.discoveryHandler()),
 		peoplewire.PathPKI:            pkiLimit,
 		peoplewire.PathPKI + "/":      pkiLimit,
+		peoplewire.PathAudit:          peopleapi.Limit{AtOnce: 4, Each: 2}.Around(s.auditHandler()),
 		profilesPath:                  peopleapi.Limit{AtOnce: 2}.Around(profiles()),
 	}
 	handlers[peoplewire.PathNames] = peopleapi.Limit{AtOnce: 4, Each: 2}.Around(s.namesHandler())
