@@ -20,9 +20,9 @@ type chainStage struct {
 
 func newChainStage() *chainStage {
 	s := &chainStage{now: time.Unix(1_800_000_000, 0)}
-	clock := func() time.Time { return s.now }
+	clock, machines := func() time.Time { return s.now }, fleet.New(fleet.Options{Log: discard()})
 	s.dhcpBackend = dhcpBackend{
-		booter: &booter{fleet: fleet.New(fleet.Options{Log: discard()}), cfg: DefaultConfig()}, log: discard(),
+		booter: &booter{fleet: machines, cfg: DefaultConfig(), metrics: newMetrics(machines)}, log: discard(),
 		ipxes: &recentClients{now: clock}, replaced: &replacedIPXEs{now: clock}, bootGate: newBootGate(10, func() bool { return true }),
 	}
 	return s
@@ -92,6 +92,9 @@ func TestObservationsWithoutAnAddress(t *testing.T) {
 			}
 			if want == "" && (strings.Contains(line, "invalid IP") || strings.Contains(line, " address=") || strings.Contains(line, " server=")) {
 				t.Errorf("%s without an address: %s", event, line)
+			}
+			if noted := len(s.metrics.foreign.all()) == 1; noted != (event == dhcp.ForeignServer && want != "") {
+				t.Errorf("%s at %v: another DHCP server is noted: %t", event, address, noted)
 			}
 		}
 	}

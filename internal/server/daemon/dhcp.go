@@ -173,6 +173,7 @@ func (b dhcpBackend) Observe(seen dhcp.Observation) {
 	case dhcp.Heeded:
 		b.fleet.ProxyIgnored(seen.Client.MAC, "")
 	case dhcp.ForeignServer:
+		b.metrics.foreign.note(seen.Address, seen.Client.Interface, time.Now())
 		b.log.Error("another DHCP server answers on this segment; machines may use its offer instead of ours: switch it off or exclude our machines there",
 			"interface", seen.Client.Interface, addressAttr("server", seen.Address), "detail", seen.Detail)
 	case dhcp.Conflict, dhcp.ARPProxy, dhcp.DuplicateMAC, dhcp.Declined, dhcp.PoolExhausted, dhcp.NoSubnet:

@@ -2,8 +2,12 @@ package daemon
 
 import (
 	"log/slog"
+	"maps"
 	"net/http"
+	"net/netip"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -34,6 +38,7 @@ type metrics struct {
 	boots    *prometheus.CounterVec
 	// storeLost is 1 while the store is not there.
 	storeLost prometheus.Gauge
+	foreign   foreignServers
 }
 
 func newMetrics(machines *fleet.Fleet) *metrics {
@@ -77,6 +82,49 @@ func (m *metrics) handler(log *slog.Logger) http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)})
 }
 
+// mostForeign is how many other DHCP servers are remembered.
+const mostForeign = 64
+
+// foreignServers are the other DHCP servers that were noticed since the start, the ones seen last.
+type foreignServers struct {
+	mu   sync.Mutex
+	seen map[foreignServer]time.Time
+}
+
+// foreignServer is a DHCP server at an address, on the segment of an interface of ours.
+type foreignServer struct {
+	address netip.Addr
+	iface   string
+}
+
+func (f *foreignServers) note(at netip.Addr, iface string, now time.Time) {
+	if !at.IsValid() {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.seen == nil {
+		f.seen = map[foreignServer]time.Time{}
+	}
+	f.seen[foreignServer{at, iface}] = now
+	if len(f.seen) <= mostForeign {
+		return
+	}
+	oldest := foreignServer{at, iface}
+	for one, seen := range f.seen {
+		if seen.Before(f.seen[oldest]) {
+			oldest = one
+		}
+	}
+	delete(f.seen, oldest)
+}
+
+func (f *foreignServers) all() map[foreignServer]time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.seen)
+}
+
 func (m *metrics) watchDHCP(stats func() dhcp.Stats) {
 	m.registry.MustRegister(samples(func(s sink) {
 		now := stats()
@@ -95,6 +143,10 @@ func (m *metrics) watchDHCP(stats func() dhcp.Stats) {
 		}
 		s.counter("coldrack_dhcp_conflicts_total", "Addresses found in use by a client they were not given to.", now.Conflicts)
 		s.counter("coldrack_dhcp_foreign_servers_total", "Signs of another DHCP server on the segment.", now.ForeignServer)
+		for one, seen := range m.foreign.all() {
+			s.gauge("coldrack_dhcp_foreign_server_seen_timestamp_seconds", "When another DHCP server was noticed last, by its address and our interface.",
+				int(seen.Unix()), "server", one.address.String(), "interface", one.iface)
+		}
 		s.counter("coldrack_dhcp_store_failures_total", "Failed writes of the lease store.", now.StoreFailures)
 		for _, subnet := range now.Subnets {
 			for state, n := range map[string]int{
