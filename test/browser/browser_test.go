@@ -477,10 +477,11 @@ func TestCluster(t *testing.T) {
 		b.goes("/ui/clusters/prod")
 		b.waits(`document.querySelectorAll(".member.up").length === 2 && document.querySelectorAll(".member.down").length === 1`)
 		for _, text := range []string{"2 of 3 are ready; one more that fails ends the quorum", "taken for upgrade: drain", "node-00007 and node-00008 follow", "move-leader", "cluster-authority",
-			"/mnt/backups is not mounted", "1843 keys, 31 MiB", "412 of 412"} {
+			"/mnt/backups is not mounted", "1843 keys, 31 MiB", "412 of 412", "1 of 9 pods is not ready", "example.com/ingress:1.14.0", "Drifted", "v1.37.3, v1.38.0", "could not be listed"} {
 			b.says(text)
 		}
 		b.waits(`document.documentElement.scrollWidth <= innerWidth`)
+		b.pictures(fmt.Sprintf("cluster-%d.png", l.width))
 	}
 	check(t, b.look(look{width: 1400, height: 900}))
 	b.goes("/ui/clusters/prod")
@@ -497,6 +498,11 @@ func TestCluster(t *testing.T) {
 		check(t, b.write("dialog [name=replicas]", replicas))
 		click("dialog [value=do]")
 	}
+	b.waits(`document.querySelectorAll("[data-restore]").length === 3 && !document.body.innerText.includes("v1.39.0")`)
+	click("[data-restore]")
+	b.waits(`document.querySelector("pre") && [...document.querySelectorAll("pre")].some((e) => e.textContent.startsWith("coldrack cluster restore prod --from 20"))`)
+	click("[data-action=backup]")
+	b.says("no member of etcd that can be reached")
 	scale("prod-etcd", "2")
 	b.says("tolerate no more failures")
 	click("dialog [value=no]")

@@ -64,7 +64,7 @@ func (b *chromium) note(event any) {
 	defer b.mu.Unlock()
 	switch e := event.(type) {
 	case *network.EventRequestWillBeSent:
-		if u := e.Request.URL; !strings.HasPrefix(u, "https://"+b.host+"/") && !strings.HasPrefix(u, "blob:https://"+b.host+"/") && u != "about:blank" {
+		if u := e.Request.URL; !strings.HasPrefix(u, "https://"+b.host+"/") && !strings.HasPrefix(u, "blob:https://"+b.host+"/") && u != "about:blank" && !strings.HasPrefix(u, "data:") { // which asks nobody: Chromium's own pictures for fields of dates
 			b.problems = append(b.problems, "a request to "+u)
 		}
 	case *runtime.EventExceptionThrown:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -36,6 +37,7 @@ func seedCluster(ctx context.Context, c client.Client, now time.Time) error {
 		Backup: &v1alpha1.BackupStatus{Last: &v1alpha1.BackupRecord{ID: "20261130-181500", TakenAt: *at(5 * time.Hour), Keys: 1843, Revision: 90211, Size: 31 << 20, Etcd: "3.7.3"},
 			TriedAt: at(40 * time.Minute), Error: "the folder /mnt/backups is not mounted", Failures: 2, NextAt: new(metav1.NewTime(now.Add(20 * time.Minute).Truncate(time.Second)))},
 		Rotation:   &v1alpha1.RotationStatus{Key: v1alpha1.RotateEncryption, ID: "r1", Stage: v1alpha1.RotationDone, Since: *at(70 * time.Hour), StartedAt: *at(71 * time.Hour), Rewritten: 412, Secrets: 412, RequestedBy: "anna"},
+		Addons:     []v1alpha1.ClusterAddon{{Name: "coredns", Version: "v1.13.1", Ready: true}, {Name: "flannel", Version: "v0.27.4", Message: "1 of 9 pods is not ready: kube-flannel-x7k2p on node-00006"}, {Name: "kube-proxy", Version: "v1.36.3", Ready: true}, {Name: "ingress", Version: "1.14.0"}},
 		Conditions: []metav1.Condition{{Type: v1alpha1.ConditionBroughtUp, Status: metav1.ConditionTrue, Reason: "AllReady", Message: "every node was ready", LastTransitionTime: *at(300 * time.Hour)}},
 	}
 	began := now.Add(-300 * time.Hour)
@@ -80,9 +82,35 @@ func seedCluster(ctx context.Context, c client.Client, now time.Time) error {
 			return err
 		}
 	}
+	if err := seedAddon(ctx, c, at(26*time.Hour)); err != nil {
+		return err
+	}
+	if err := seedVersions(ctx, c); err != nil {
+		return err
+	}
 	if err := c.Create(ctx, cluster); err != nil {
 		return err
 	}
 	cluster.Status = status
 	return c.Status().Update(ctx, cluster)
+}
+
+// seedAddon gives the cluster an add-on that somebody has changed there.
+func seedAddon(ctx context.Context, c client.Client, applied *metav1.Time) error {
+	a := &v1alpha1.Addon{ObjectMeta: metav1.ObjectMeta{Name: "ingress"}, Spec: v1alpha1.AddonSpec{Cluster: "prod", Version: "1.14.0", WhenChanged: v1alpha1.DriftReport,
+		Files: []v1alpha1.AddonFile{{Name: "a.yaml", Content: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n"}}}}
+	if err := c.Create(ctx, a); err != nil {
+		return err
+	}
+	a.Status = v1alpha1.AddonStatus{Phase: "Drifted", Healthy: "11/12", AppliedAt: applied, Message: "Deployment ingress/controller was changed in the cluster: spec.replicas", MissingImages: []string{"example.com/ingress:1.14.0"}, Left: []string{"Namespace old: removeData is not set"}}
+	return c.Status().Update(ctx, a)
+}
+
+// seedVersions writes a bundle with versions of Kubernetes: some that the cluster can go to, and some that it cannot.
+func seedVersions(ctx context.Context, c client.Client) error {
+	b := &v1alpha1.Bundle{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: v1alpha1.BundleSpec{Digest: "sha256:" + fmt.Sprintf("%064x", 1), Version: "2026-11-30", Size: resource.MustParse("2Gi"), KeyID: fmt.Sprintf("%064x", 2)}}
+	for _, version := range []string{"v1.36.9", "v1.37.2", "v1.37.3", "v1.38.0", "v1.39.0"} {
+		b.Spec.Contents = append(b.Spec.Contents, v1alpha1.BundleContent{Kind: "container", Name: "registry.k8s.io/kube-apiserver:" + version, Digest: "sha256:" + fmt.Sprintf("%064x", 3), Size: resource.MustParse("90Mi")})
+	}
+	return c.Create(ctx, b)
 }

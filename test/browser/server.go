@@ -27,6 +27,7 @@ import (
 
 	"coldrack.dev/api/v1alpha1"
 	"coldrack.dev/internal/base/pki"
+	"coldrack.dev/internal/cluster/etcddata"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/server/controllers"
 	"coldrack.dev/internal/server/controlplane"
@@ -49,6 +50,12 @@ type serving struct {
 
 // serveIfAsked is the other life of this program; it returns false in the first one.
 func serveIfAsked() bool {
+	if len(os.Args) == 2 && os.Args[1] == etcddata.Verb { // the process that reads snapshots for that server
+		if err := etcddata.Serve(os.Stdin, os.Stdout); err != nil {
+			os.Exit(1)
+		}
+		return true
+	}
 	config := os.Getenv(serveEnv)
 	if config == "" {
 		return false
@@ -103,6 +110,20 @@ func serveKinds(ctx context.Context, cfg daemon.Config, log *slog.Logger) error 
 			{Certificate: "cluster-authority", Cluster: "prod", Name: "ca", Until: time.Now().AddDate(9, 2, 0)},
 			{Certificate: "cluster-node", Cluster: "prod", Name: "node-00005", Until: time.Now().AddDate(0, 7, 3)},
 		})
+	})
+	handlers[peoplewire.PathClusters] = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet || r.URL.Path != peoplewire.PathClusters+"prod/backups" {
+			http.Error(w, "cluster prod has no member of etcd that can be reached", http.StatusConflict)
+			return
+		}
+		w.Header().Set(peoplewire.HeaderProblem, "the copies at backups.example could not be listed")
+		var all []peoplewire.Backup
+		for i := range 3 {
+			at := time.Now().Add(-time.Duration(5+6*i) * time.Hour)
+			all = append(all, peoplewire.Backup{ID: at.UTC().Format("20060102t150405z"), Cluster: "prod", TakenAt: at, Reason: "schedule", Member: "node-00000", Etcd: "3.7.3", Kubernetes: "v1.36.3", Keys: 1843 - 9*i, Revision: 90211,
+				Size: 31 << 20, Where: []string{peoplewire.BackupHere, peoplewire.BackupCopy}[:1+min(i, 1)]})
+		}
+		_ = json.NewEncoder(w).Encode(all)
 	})
 	plane, err := controlplane.Start(ctx, controlplane.Config{
 		Logger: log, DataDir: cfg.DataDir, Address: cfg.APIAddress, ServingCert: cert, ServingKey: key, ClientCAs: people.CertPEM(),

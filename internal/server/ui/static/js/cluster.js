@@ -2,6 +2,7 @@
 
 import { get, lines, send } from "./api.js";
 import { buttons, scale } from "./clusteractions.js";
+import { addons, backups, updates } from "./clusterparts.js";
 import { clusterPhase, needsPerson, quorum } from "./clusters.js";
 import { data, fill, h, oneLine, ref } from "./dom.js";
 import { t } from "./i18n.js";
@@ -14,13 +15,20 @@ import { store } from "./store.js";
 
 export function mount(main, name) {
 	const end = new AbortController();
+	const own = addons(name, end.signal), kept = backups(name, end.signal), newer = h("div", {});
 	const body = h("div", { class: "cards" }), access = card(t("Access"), {}), ends = card(t("What ends"), {}, h("p", { class: "quiet" }, t("loading"))), check = card(t("Does it work?"), { class: "wide" });
-	fill(main, h("p", {}, ref("/ui/clusters", {}, "\u2190 " + t("Clusters"))), body, h("div", { class: "cards below" }, access, ends, check));
+	fill(main, h("p", {}, ref("/ui/clusters", {}, "\u2190 " + t("Clusters"))), body, h("div", { class: "cards below" }, own.element, kept.element, access, newer, ends, check));
 	drawAccess();
 	drawCheck();
 
 	function draw() {
 		const c = store.objects.clusters.get(name);
+		for (const one of [own.element, kept.element, newer]) one.hidden = !c;
+		if (c) {
+			own.draw(c);
+			kept.draw(c);
+			fill(newer, updates(c));
+		}
 		if (!c) return fill(body, h("p", { class: "empty wide" }, store.complete.has("clusters") ? t("There is no cluster {0}.", name) : t("loading")));
 		const now = Date.now(), s = c.status ?? {}, why = needsPerson(c), groups = store.all("machinegroups").filter((g) => g.spec.cluster === name);
 		const roles = new Map(groups.map((g) => [g.metadata.name, g.spec.roles]));
@@ -42,7 +50,7 @@ export function mount(main, name) {
 				s.failure ? h("div", { class: "verdict bad" }, h("p", { class: "what" }, data(s.failure.node), ": ", data(oneLine(s.failure.reason, 1000))), h("p", {}, t("This stops all other changes until the Cluster or one of its groups is written anew, or resumed."), " ", when(s.failure.at, now))) : null,
 				list(t("Needs a person"), work.blocks, "ill"), steps(work.steps, now), list(t("Waits by itself"), work.waits, "quiet"), work.nextWindow ? h("p", { class: "quiet" }, t("The next maintenance window opens"), " ", when(work.nextWindow, now)) : null,
 				!s.failure && !work.blocks?.length && !work.steps?.length && !work.waits?.length ? h("p", { class: "quiet" }, t("Nothing.")) : null),
-			backups(s.backup, s.restore, (s.conditions ?? []).find((c) => c.type === "BackupCopied"), now), rotation(s.rotation, now),
+			rotation(s.rotation, now),
 			(s.steps ?? []).length ? card(t("Bring-up"), { class: "wide" }, timeline(s.steps, now)) : null,
 			card(t("Nodes"), { class: "wide" }, rows.length ? grid([t("Node"), t("Group"), t("Roles"), t("Address"), t("Version"), t("State"), t("Message")], rows) : h("p", { class: "quiet" }, t("No machine belongs to it yet."))),
 			card(t("Groups"), { class: "wide" }, groups.length ? grid([t("Name"), t("Roles"), t("Wanted"), t("There"), t("Ready"), t("Profile"), t("Message"), ""], groups.map((g) => [g.metadata.name, g.spec.roles.join(", "), g.spec.replicas ?? 1, g.status?.replicas ?? 0, g.status?.readyReplicas ?? 0, g.spec.profile ?? "", g.status?.message ?? "", scale(g)])) : h("p", { class: "quiet" }, t("none"))),
@@ -53,16 +61,6 @@ export function mount(main, name) {
 
 	const list = (title, texts, look) => (texts?.length ? [h("h3", {}, title), h("ul", { class: look }, texts.map((x) => h("li", {}, data(oneLine(x, 1000)))))] : null);
 	const steps = (all, now) => (all?.length ? grid([t("Operation"), t("Step"), t("Node"), t("Since"), t("Reason")], all.map((x) => [x.operation, x.kind, x.node ?? "", x.startedAt ? age(now - Date.parse(x.startedAt)) : "", x.reason ?? ""])) : null);
-
-	// backups is how the snapshots of etcd stand, and a restore.
-	function backups(b, restore, copied, now) {
-		if (!b && !restore) return null;
-		const last = b?.last;
-		return card(t("Backups of etcd"), {},
-			b?.error ? h("div", { class: "verdict bad" }, h("p", { class: "what" }, data(oneLine(b.error, 1000))), h("p", {}, t("{0} failures in a row", b.failures ?? 1))) : null,
-			facts([t("Last good one"), last ? [last.id, " \u00b7 ", when(last.takenAt, now)] : t("none")], [t("Holds"), last ? t("{0} keys, {1} MiB, written by etcd {2}", last.keys ?? 0, Math.ceil((last.size ?? 0) / 1048576), last.etcd ?? "?") : ""],
-				[t("Next one"), b?.nextAt ? when(b.nextAt, now) : t("none by itself")], [t("Copies"), copied ? copied.message || copied.reason : ""], [t("Restore"), restore ? [restore.backup, restore.step, restore.message].filter(Boolean).join(" \u00b7 ") : ""]));
-	}
 
 	// rotation of a key, under way or the last one.
 	function rotation(r, now) {
@@ -135,7 +133,7 @@ export function mount(main, name) {
 		fill(ends, h("h2", {}, t("What ends")), mine.length ? grid([t("Certificate"), t("Of"), t("Ends"), ""], mine.map((x) => ({ class: x.overdue ? "ill" : null, cells: [x.certificate, x.name ?? "", when(x.until, now), x.overdue ?? t("renewed in time by itself")] }))) : h("p", { class: "quiet" }, t("nothing is known yet")));
 	}).catch((err) => { if (!end.signal.aborted) fill(ends, h("h2", {}, t("What ends")), h("p", { class: "ill" }, oneLine(err.message))); });
 
-	const stop = store.on((changed) => { if (["clusters", "machinegroups", "machines"].some((k) => changed.has(k))) draw(); });
+	const stop = store.on((changed) => { if (["clusters", "machinegroups", "machines", "bundles"].some((k) => changed.has(k))) draw(); });
 	const endKeys = keys({ Escape: [t("back to all clusters"), () => go("/ui/clusters")] });
 	draw();
 	return () => { stop(); endKeys(); end.abort(); };

@@ -3,13 +3,15 @@
 import { data, fill, h, oneLine, ref } from "./dom.js";
 import { t } from "./i18n.js";
 import { bytes, condition, quantity } from "./model.js";
+import { images as containers } from "./images.js";
 import { card, facts, grid, when } from "./parts.js";
 import { keys } from "./shell.js";
 import { store } from "./store.js";
+import { nobodyWatches, uploadCard } from "./upload.js";
 
 export function mount(main) {
-	const body = h("div", { class: "cards" });
-	fill(main, h("h1", {}, t("Content")), body);
+	const end = new AbortController(), body = h("div", { class: "cards" }), nodes = containers(end.signal);
+	fill(main, h("h1", {}, t("Content")), h("div", { class: "cards" }, uploadCard()), h("div", { class: "below" }, body), h("div", { class: "cards below" }, nodes.element));
 	const none = (kind, text) => h("p", { class: "quiet" }, store.complete.has(kind) ? text : t("loading"));
 
 	function draw() {
@@ -31,8 +33,11 @@ export function mount(main) {
 					(p.status?.nearMisses ?? []).length ? [h("p", { class: "quiet" }, t("These wait, and this policy comes nearest to taking them:")), grid([t("Machine"), t("What does not hold")], p.status.nearMisses.map((n) => [ref("/ui/machines/" + encodeURIComponent(n.machine), {}, data(n.machine)), n.why]))] : null);
 			}) : none("enrollmentpolicies", t("none: each machine waits for a person"))));
 	}
-	const stop = store.on((changed) => { if (["bundles", "images", "profiles", "enrollmentpolicies"].some((k) => changed.has(k))) draw(); });
+	const stop = store.on((changed) => {
+		if (["bundles", "images", "profiles", "enrollmentpolicies"].some((k) => changed.has(k))) draw();
+		if (changed.has("bundles")) nodes.read();
+	});
 	const endKeys = keys({});
 	draw();
-	return () => { stop(); endKeys(); };
+	return () => { nobodyWatches(); end.abort(); stop(); endKeys(); };
 }

@@ -1,6 +1,7 @@
 // The server itself, as far as its API tells: what coldrack doctor knows of the host is only on the host.
 
 import { get, send } from "./api.js";
+import { ownBackups } from "./clusterparts.js";
 import { fill, h, oneLine } from "./dom.js";
 import { t } from "./i18n.js";
 import { bytes } from "./model.js";
@@ -26,7 +27,7 @@ export function mount(main) {
 	const end = new AbortController();
 	const found = h("div", {}), ends = h("div", {}), store = h("div", {}), traffic = h("div", {});
 	fill(main, h("h1", {}, t("Health")), h("div", { class: "cards" },
-		card(t("What needs somebody"), { class: "wide" }, found), card(t("Certificates"), { class: "wide" }, ends), card(t("Store and disk"), {}, store), card(t("Boots and transfers"), {}, traffic),
+		card(t("What needs somebody"), { class: "wide" }, found), card(t("Certificates"), { class: "wide" }, ends), card(t("Store and disk"), {}, store), card(t("Boots and transfers"), {}, traffic), ownBackups(end.signal),
 		card(t("On the server's machine"), {}, h("p", {}, t("Ports, interfaces, clock, disk and other DHCP servers are looked at by:")), h("pre", {}, "coldrack doctor\ncoldrack doctor --probe-dhcp"))));
 
 	async function look() {

@@ -6,6 +6,7 @@ import { data, fill, h, oneLine, ref, visible } from "./dom.js";
 import { t } from "./i18n.js";
 import { bytes, intentState, quantity, rowOf } from "./model.js";
 import { card, facts, grid, timeline, when } from "./parts.js";
+import { section } from "./hardware.js";
 import { summary } from "./racks.js";
 import { go, keys } from "./shell.js";
 
@@ -42,6 +43,7 @@ export function mount(main, name) {
 				[t("Started"), when(s.node?.bootedAt, now)], [t("Failed units"), (s.node?.failedUnits ?? []).join(", ")], [t("Identity until"), when(s.identity?.expiresAt, now)])),
 			i?.disks?.length ? card(t("Disks"), { class: "wide" }, grid([t("Name"), t("Size"), t("Model"), t("Serial"), t("Contents")], i.disks.map((d) => [d.name, bytes(quantity(d.size)), [d.vendor, d.model, d.transport, d.rotational ? t("spinning") : "", d.removable ? t("removable") : ""].filter(Boolean).join(" "), d.serial ?? "", (d.contents ?? []).join(", ")]))) : null,
 			i?.nics?.length ? card(t("Network cards"), { class: "wide" }, grid([t("Name"), "MAC", t("Link"), t("Switch port")], i.nics.map((n) => [n.name + (n.boot ? " (" + t("boot") + ")" : ""), n.mac, n.link ? (n.speedMbps ? n.speedMbps / 1000 + " Gbit/s" : t("up")) : t("none"), n.lldp ? [n.lldp.systemName || n.lldp.chassisID, n.lldp.portID].filter(Boolean).join(" ") : ""]))) : null,
+			section(m, now),
 			(s.boots ?? []).length ? card(t("Last boots, and why"), { class: "wide" }, grid([t("When"), t("Told to"), t("Because"), t("Firmware"), "MAC"], s.boots.map((b) => [when(b.at, now), t(b.action), b.reason ?? "", b.firmware ?? "", b.mac ?? ""]))) : null,
 			card(t("What was asked of it"), {}, facts([t("Approved"), spec.approved ? t("yes") : t("no")], [t("By policy"), m.metadata.annotations?.["coldrack.dev/enrolled-by"]],
 				[t("Asked for"), spec.intent ? [t(spec.intent.action), " · ", t(intentState(m)), spec.intent.requestedBy ? [" · ", data(spec.intent.requestedBy)] : null] : ""], [t("When"), when(spec.intent?.requestedAt, now)],

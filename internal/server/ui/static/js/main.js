@@ -18,7 +18,8 @@ const pages = [
 	{ path: "/ui/content", key: "5", name: "Content", load: () => import("./content.js") },
 	{ path: "/ui/health", key: "6", name: "Health", load: () => import("./health.js") },
 	{ path: "/ui/power", key: "7", name: "Power-on", load: () => import("./power.js") },
-	{ path: "/ui/start", key: "8", name: "First steps", load: () => import("./start.js") },
+	{ path: "/ui/audit", key: "8", name: "Audit log", load: () => import("./audit.js") },
+	{ path: "/ui/start", key: "9", name: "First steps", load: () => import("./start.js") },
 ];
 // Places below a page: one object each.
 const single = [
