@@ -163,8 +163,8 @@ func unpack(f Format, r io.Reader) (io.Reader, func(), error) {
 	case Bzip2:
 		return bzip2.NewReader(r), nothing, nil
 	case XZ:
-		// The dictionary is memory that the file asks for; xz -9 takes 64 MiB.
-		z, err := xz.ReaderConfig{DictCap: 64 << 20}.NewReader(r)
+		// It takes as much memory as the file asks for; xz -9 asks for 64 MiB.
+		z, err := xz.NewReader(r)
 		return z, nothing, err
 	case Zstd:
 		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(128<<20), zstd.WithDecoderConcurrency(2))
