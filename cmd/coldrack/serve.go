@@ -58,6 +58,7 @@ func serveOptions() map[string]settings.Option {
 		"registryCredentials":   usage("file with names and passwords of such registries, as docker login or skopeo login --authfile writes it"),
 		"registryCacheGib":      usage("GiB of images from such registries that are kept"),
 		"registryImagesGib":     usage("GiB that container images of coldrack image load and of pushes may take"),
+		"acme":                  usage("issue certificates to approved machines by ACME on the machines' port, from the authority of coldrack pki"),
 		"registryPush":          usage("take pushed container images on the machines' port, from whoever has a token of role operator or admin as password"),
 		"auditFailure":          usage("what becomes of a write whose audit record cannot be kept: refuse or continue"),
 		"auditMaxMib":           usage("MiB that the audit log may take before its oldest files are removed"),

@@ -109,6 +109,9 @@ func makers() map[string]string {
 		"internal/lab.newBMCKey":                                 endLab,
 		"internal/lab/vbmc.random":                               endLab,
 		"internal/lab/rehearse.MakeBundle":                       endLab,
+		"internal/server/certs/acme.newID":                       endDrawn,
+		"internal/server/certs/acme.nonces.make":                 endNonce,
+		"internal/server/certs/acme.nonces.reset":                endNonce,
 		"internal/cli/csrfile.File.New":                          endServices,
 		"cmd/coldrack.newRequest":                                endKubeconfig,
 	}

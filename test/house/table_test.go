@@ -136,6 +136,7 @@ var rooms = []room{
 	{"server/audit", "server", parties, nil},
 	{"server/backups", "server", parties, may("api/v1alpha1", "base/objectstore", "cluster/backup", "cluster/etcd", "cluster/etcddata", "cluster/members")},
 	{"server/certs", "server", parties, may("base/pki", "netboot/ratelimit")},
+	{"server/certs/acme", "server", parties, may("base/pki", "netboot/ratelimit", "server/certs")},
 	{"server/etcddiscovery", "server", parties, nil},
 	{"server/omaha", "server", parties, may("server/omaha/rollout", "server/peopleapi/peoplewire")},
 	{"server/omaha/rollout", "server", parties, nil},
@@ -146,7 +147,7 @@ var rooms = []room{
 	{"server/peopleapi", "server", parties, may("api/v1alpha1", "machine/bmc", "server/power", "server/backups", "cluster/backup", "cluster/kube", "cluster/kubeapi", "cluster/members", "cluster/planner", "content/bundle", "machine/fleet", "server/controlplane", "server/peopleapi/peoplewire", "cluster/addon", "cluster/supply")},
 	{"server/peopleapi/credentials", "server", parties, may("base/pki", "server/controlplane")},
 	{"server/peopleapi/peoplewire", "server", parties, may("cluster/kube")},
-	{"server/daemon", "server", parties, may("api/v1alpha1", "base/objectstore", "machine/bmc", "server/power", "server/backups", "cluster/backup", "cluster/etcd", "cluster/etcddata", "cluster/kube", "cluster/members", "cluster/rebootlock", "content/bundle", "content/diskimage", "content/imagestore", "content/registry", "content/swarm", "content/swarm/kit", "machine/enroll", "machine/fleet", "machine/identify", "contract/nodeconfig", "contract/manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/dhcp6", "netboot/dns", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/quirk", "netboot/radv", "netboot/sntp", "netboot/tftp", "base/pki", "server/audit", "server/certs", "server/controllers", "server/controlplane", "server/etcddiscovery", "server/machineapi", "server/omaha", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "server/ui", "contract/wire", "cluster/supply", "netboot/menu")},
+	{"server/daemon", "server", parties, may("api/v1alpha1", "base/objectstore", "machine/bmc", "server/power", "server/backups", "cluster/backup", "cluster/etcd", "cluster/etcddata", "cluster/kube", "cluster/members", "cluster/rebootlock", "content/bundle", "content/diskimage", "content/imagestore", "content/registry", "content/swarm", "content/swarm/kit", "machine/enroll", "machine/fleet", "machine/identify", "contract/nodeconfig", "contract/manifest", "netboot/boot", "netboot/connlimit", "netboot/dhcp", "netboot/dhcp6", "netboot/dns", "netboot/gate", "netboot/httpboot", "netboot/netif", "netboot/quirk", "netboot/radv", "netboot/sntp", "netboot/tftp", "base/pki", "server/audit", "server/certs", "server/certs/acme", "server/controllers", "server/controlplane", "server/etcddiscovery", "server/machineapi", "server/omaha", "server/peopleapi", "server/peopleapi/credentials", "server/peopleapi/peoplewire", "server/ui", "contract/wire", "cluster/supply", "netboot/menu")},
 	{"server/ui", "server", parties, may("server/controlplane", "server/peopleapi/peoplewire")},
 
 	{"lab", "lab", front, may("lab/vbmc")},

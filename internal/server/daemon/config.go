@@ -101,6 +101,9 @@ type Config struct {
 	// RegistryPush takes images on the machines' port, too, from people with a token of role operator.
 	RegistryPush bool `json:"registryPush"`
 
+	// ACME issues certificates of the authority for people and services to machines, on their port.
+	ACME bool `json:"acme"`
+
 	// AuditFailure is what becomes of a write whose audit record cannot be kept: AuditRefuse or AuditContinue.
 	AuditFailure string `json:"auditFailure"`
 	// AuditMaxMib is how large the audit log may become before its oldest files are removed, and AuditMinDays the age that they
@@ -269,6 +272,9 @@ func (c Config) Validate() error {
 	}
 	if c.RegistryPush && c.NoBoot {
 		bad("registryPush", c.RegistryPush, "is about the machines' port, and noBoot serves none; coldrack image load works without it")
+	}
+	if c.ACME && c.NoBoot {
+		bad("acme", c.ACME, "is about the machines' port, and noBoot serves none")
 	}
 	if c.AuditFailure != AuditRefuse && c.AuditFailure != AuditContinue {
 		bad("auditFailure", c.AuditFailure, "must be refuse, writes without a record are refused, or continue, they go on")

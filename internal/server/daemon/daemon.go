@@ -34,6 +34,7 @@ import (
 	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/backups"
 	"coldrack.dev/internal/server/certs"
+	"coldrack.dev/internal/server/certs/acme"
 	"coldrack.dev/internal/server/controllers"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/etcddiscovery"
@@ -192,6 +193,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 			group.Go(func() error { return err })
 			return group.Wait()
 		}
+		if err := s.openACME(ctx, group); err != nil {
+			group.Go(func() error { return err })
+			return group.Wait()
+		}
 		keeper := &copyKeeper{file: cfg.path(copyFile), fleet: s.fleet, subnets: s.subnets, log: log.With("part", "boot")}
 		if keeper.restore() {
 			// Machines are answered; the service manager does not wait for the store.
@@ -249,12 +254,14 @@ type server struct {
 	reach      *reach       // nil without boot services
 	audit      *audit.Log   // nil where the kinds live elsewhere
 	catalog    *catalog
-	subnets    *dhcpSubnets            // nil without boot services
-	menus      *menus                  // nil without boot services
-	discovery  *etcddiscovery.Registry // nil where members of etcd are not served
-	updates    *omaha.Service          // nil where there are none
-	certs      *certs.Service          // of people and services; it may have no authority
-	names      *names                  // nil without boot services
+	subnets    *dhcpSubnets                // nil without boot services
+	menus      *menus                      // nil without boot services
+	discovery  *etcddiscovery.Registry     // nil where members of etcd are not served
+	updates    *omaha.Service              // nil where there are none
+	certs      *certs.Service              // of people and services; it may have no authority
+	names      *names                      // nil without boot services
+	acme       atomic.Pointer[acme.Server] // nil until it is opened
+	hosts      hostCache
 	late       lateStore
 	// plane holds the kinds, in this life of the store; current is the same for those who ask in between.
 	plane   *controlplane.ControlPlane

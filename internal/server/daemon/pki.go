@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"cmp"
+	"context"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -13,11 +14,16 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"coldrack.dev/internal/base/netns"
 	"coldrack.dev/internal/base/pki"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/server/certs"
+	"coldrack.dev/internal/server/certs/acme"
 	"coldrack.dev/internal/server/controlplane"
 	"coldrack.dev/internal/server/peopleapi/peoplewire"
 )
@@ -59,7 +65,7 @@ func pkiStatus(err error) int {
 
 func (s *server) answerPKI(r *http.Request) (any, error) {
 	person := controlplane.PersonOf(r)
-	by := certs.Asker{Name: person.Name, Admin: person.Role == controlplane.GroupAdmin, Owns: s.ownedBy(s.machineHosts())}
+	by := certs.Asker{Name: person.Name, Admin: person.Role == controlplane.GroupAdmin, Owns: func(host string) bool { return len(s.AddressesOf(host)) > 0 }}
 	read := func(into any) error {
 		decoder := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 128<<10))
 		decoder.DisallowUnknownFields()
@@ -217,51 +223,112 @@ func (s *server) serviceAuthority() *x509.Certificate {
 	return cert
 }
 
-// machineHost is a machine that somebody has approved, with its addresses.
-type machineHost struct {
-	machine   string
-	addresses []netip.Addr
+// hostCache are the names and addresses of approved machines, as they were a moment ago.
+type hostCache struct {
+	mu        sync.Mutex
+	at        time.Time
+	addresses map[string][]netip.Addr
+	machines  map[netip.Addr]string
 }
 
-// machineHosts are the names of approved machines: in their domain, and alone. The first of two that want one name has it, as in DNS.
-func (s *server) machineHosts() map[string]machineHost {
+// hostsFresh is how old they may be.
+const hostsFresh = time.Second
+
+// approvedHosts are the addresses of approved machines by name, in their domain and alone, and their names by address. The first of two
+// that want one name or address has it, as in DNS.
+func (s *server) approvedHosts() (map[string][]netip.Addr, map[netip.Addr]string) {
 	if s.names == nil {
-		return nil
+		return nil, nil
 	}
-	hosts := map[string]machineHost{}
+	s.hosts.mu.Lock()
+	defer s.hosts.mu.Unlock()
+	now := time.Now()
+	if age := now.Sub(s.hosts.at); s.hosts.addresses != nil && age >= 0 && age < hostsFresh {
+		return s.hosts.addresses, s.hosts.machines
+	}
+	names, machines := map[string][]netip.Addr{}, map[netip.Addr]string{}
 	for _, m := range byStanding(s.fleet.Snapshot()) {
 		if standing(m.Machine) == 0 {
 			continue
 		}
-		h := machineHost{machine: m.Machine.Name, addresses: s.names.addressesIn(m)}
-		if len(h.addresses) == 0 {
+		addresses := s.names.addressesIn(m)
+		if len(addresses) == 0 {
 			continue
 		}
+		for _, a := range addresses {
+			if machines[a] == "" {
+				machines[a] = m.Machine.Name
+			}
+		}
 		for _, name := range []string{m.Machine.Name, cmp.Or(m.Machine.Spec.Hostname, m.Machine.Name)} {
-			for _, full := range []string{name, name + "." + s.names.domainOf(h.addresses[0])} {
-				if _, taken := hosts[full]; !taken && !strings.HasSuffix(full, ".") {
-					hosts[full] = h
+			for _, full := range []string{name, name + "." + s.names.domainOf(addresses[0])} {
+				if names[full] == nil && !strings.HasSuffix(full, ".") {
+					names[full] = addresses
 				}
 			}
 		}
 	}
-	return hosts
+	s.hosts.at, s.hosts.addresses, s.hosts.machines = now, names, machines
+	return names, machines
 }
 
-// ownedBy says whether a name or an address is that of such a machine.
-func (s *server) ownedBy(hosts map[string]machineHost) func(string) bool {
-	return func(host string) bool {
-		if a, err := netip.ParseAddr(host); err == nil {
-			for _, h := range hosts {
-				if slices.Contains(h.addresses, a.Unmap()) {
-					return true
-				}
-			}
-			return false
+// MachineAt is the approved machine that has an address; empty: none.
+func (s *server) MachineAt(a netip.Addr) string {
+	_, machines := s.approvedHosts()
+	return machines[a.Unmap()]
+}
+
+// AddressesOf an approved machine by one of its names, or an address by itself; none: it is not that of a machine.
+func (s *server) AddressesOf(host string) []netip.Addr {
+	if a, err := netip.ParseAddr(host); err == nil {
+		if a = a.Unmap(); s.MachineAt(a) == "" {
+			return nil
 		}
-		_, ok := hosts[host]
-		return ok
+		return []netip.Addr{a}
 	}
+	names, _ := s.approvedHosts()
+	return names[host]
+}
+
+// acmeFile keeps accounts and orders of ACME.
+const acmeFile = "acme.json"
+
+// openACME begins to issue certificates to machines by ACME, after serveNames, where the configuration says so.
+func (s *server) openACME(ctx context.Context, group *errgroup.Group) error {
+	if !s.cfg.ACME {
+		return nil
+	}
+	opened, err := acme.Open(ctx, acme.Options{
+		Certs: s.certs, File: s.cfg.path(acmeFile), Inventory: s, Log: s.log.With("part", "acme"),
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return netns.Dial(ctx, s.cfg.BootNetns, network, address)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	s.acme.Store(opened)
+	group.Go(func() error {
+		<-ctx.Done()
+		opened.Wait()
+		return nil
+	})
+	return nil
+}
+
+// withACME answers ACME beside what machines ask, where it is on.
+func (s *server) withACME(machines http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.cfg.ACME && strings.HasPrefix(r.URL.Path, acme.Prefix) {
+			if opened := s.acme.Load(); opened != nil {
+				opened.ServeHTTP(w, r)
+				return
+			}
+			http.Error(w, "the server is starting; try again in a moment", http.StatusServiceUnavailable)
+			return
+		}
+		machines.ServeHTTP(w, r)
+	})
 }
 
 // byStanding sorts machines: who is installed comes before who is approved, and who was there first before who came later: a newcomer

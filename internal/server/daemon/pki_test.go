@@ -185,3 +185,44 @@ func TestPKI(t *testing.T) {
 		t.Errorf("the authority's end is not told: %+v", expiry)
 	}
 }
+
+// TestACME has an approved machine get a certificate from a whole server by Debian's lego, and refuses one that nobody has approved.
+func TestACME(t *testing.T) {
+	require.Need(t, "netns", "lego")
+	ns, rack, stranger := netns.New(t), netns.New(t), netns.New(t)
+	ns.Bridge("rack0")
+	ns.Plug("rack0", "p1", rack, "eth0")
+	ns.Plug("rack0", "p2", stranger, "eth0")
+	ns.Address("rack0", "10.20.0.2/24")
+	rack.Address("eth0", "10.20.0.3/24")
+	stranger.Address("eth0", "10.20.0.4/24")
+	cfg := testConfig(t)
+	cfg.NoBoot, cfg.ACME, cfg.BootNetns, cfg.MachinePort, cfg.Manifests = false, true, ns.Path(), 7444, []string{writeManifest(t, pkiManifest)}
+	s := run(t, cfg)
+	var about peoplewire.PKI
+	if code, said := callPKI(t, s.rest, "POST", "/init", peoplewire.PKIInit{}, &about); code != http.StatusOK {
+		t.Fatalf("init: %d %s", code, said)
+	}
+	dir := t.TempDir()
+	trust := filepath.Join(dir, "trust.pem")
+	check(t, os.WriteFile(trust, []byte(about.Server), 0o600))
+	lego := func(from *netns.NS, domain string) (string, error) {
+		return from.Try(t.Context(), "env", "LEGO_CA_CERTIFICATES="+trust, "lego", "--server", "https://10.20.0.2:7444/acme/directory", "--path", filepath.Join(dir, domain),
+			"--email", "ops@rack.example", "--accept-tos", "--http", "--domains", domain, "run")
+	}
+	eventually(t, func() error { // the names follow the objects
+		out, err := lego(rack, "db.rack.example")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	var all []peoplewire.PKICertificate
+	callPKI(t, s.rest, "GET", "/certificates", nil, &all)
+	if len(all) != 1 || all[0].By != "acme/m-1" || strings.Join(all[0].Names, " ") != "db.rack.example" {
+		t.Errorf("issued: %+v", all)
+	}
+	if out, err := lego(stranger, "stranger.rack.example"); err == nil || !strings.Contains(out+err.Error(), "no approved machine") {
+		t.Errorf("a machine that nobody has approved: %v %s", err, out)
+	}
+}

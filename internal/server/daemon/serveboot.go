@@ -69,7 +69,7 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	certificates := &machineCertificates{authority: s.keys.machines, now: time.Now}
 	config := provenBy(machineapi.TLSConfig(certificates.get, s.keys.machines.Pool()))
 	machines := api.Server(config)
-	machines.Handler = withRegistry(s.onMachinePort(), api)
+	machines.Handler = s.withACME(withRegistry(s.onMachinePort(), api))
 	group.Go(func() error {
 		<-ctx.Done()
 		// A long poll that is cut off is asked again; there is nothing to wait for.
