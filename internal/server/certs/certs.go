@@ -301,7 +301,7 @@ func (s *Service) Issue(r Request, by Asker) (Issued, error) {
 	if err != nil {
 		return Issued{}, err
 	}
-	i := &Issued{Serial: serialOf(cert.SerialNumber), Profile: w.profile.Name, By: by.Name, At: now.UTC().Truncate(time.Second), DER: cert.Raw, cert: cert}
+	i := &Issued{Serial: serialOf(cert.SerialNumber), Profile: w.profile.Name, By: by.Name, At: now.UTC(), DER: cert.Raw, cert: cert}
 	if err := s.keep(i); err != nil {
 		return Issued{}, err
 	}

@@ -207,8 +207,8 @@ func TestWhatIsKept(t *testing.T) {
 	if got, err := s.Get(two.Serial); err != nil || ReasonName(got.Reason) != "keyCompromise" || got.RevokedBy != "ops" || !bytes.Equal(got.DER, two.DER) {
 		t.Errorf("after a restart: %+v %v", got, err)
 	}
-	if all := s.List(); len(all) != 2 {
-		t.Errorf("after a restart: %d", len(all))
+	if all := s.List(); len(all) != 2 || all[0].Serial != two.Serial {
+		t.Errorf("after a restart, the newest first: %d", len(all))
 	}
 	after, _, err := s.CRL()
 	check(t, err)
