@@ -31,9 +31,6 @@ func (p *planner) hands() {
 			p.leaveOn(n)
 		case p.stopped() && h.Failed != "":
 			p.failed(n)
-		case !h.Until.IsZero() && p.Now.After(h.Until) && !p.healthy(n):
-			p.block(&Block{h.Operation, n.Name, fmt.Sprintf("its lock ended at %s and it did not come back", h.Until.UTC().Format(time.RFC3339)),
-				"look at the machine's console; power it on, or replace it"})
 		default:
 			p.changeOn(n)
 		}
@@ -200,7 +197,7 @@ func (p *planner) idle(n *Node, state string) {
 		p.wait(n.Name, state+" yet")
 		return
 	}
-	p.block(&Block{n.Hand.Operation, n.Name, fmt.Sprintf("%s since %s", state, n.Since.UTC().Format(time.RFC3339)), "look at it: coldrack logs, coldrack machine console; abort, or replace it"})
+	p.block(&Block{n.Hand.Operation, n.Name, fmt.Sprintf("%s since %s", state, n.Since.UTC().Format(time.RFC3339)), fmt.Sprintf("look at it: coldrack logs %s, its console, its power; abort, or replace it", n.Name)})
 }
 
 // leaveOn goes on with a node that is in hand to leave.

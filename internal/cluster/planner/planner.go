@@ -394,8 +394,7 @@ type DisruptionBudget struct {
 type Hand struct {
 	Operation Operation
 	Parts     Parts
-	// Since when, and until when the lock is valid unless it is renewed.
-	Since, Until time.Time
+	Since     time.Time
 	// Running is the step that was begun and has not ended; empty: none.
 	Running Kind
 	// Failed is why the last step failed.

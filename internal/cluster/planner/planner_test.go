@@ -371,10 +371,12 @@ func TestNext(t *testing.T) {
 			}
 		}, "", "etcdctl downgrade enable 3.6"},
 		{"a paused cluster stands still", func(in *Input) { in.upgrade(); in.Wanted.Paused = true }, "", "resume it"},
-		{"a lock that has ended is named", func(in *Input) {
-			in.node("worker-1").Hand = &Hand{Operation: OperationReboot, Until: epoch.Add(-time.Minute)}
+		{"a node that does not come back from its reboot needs a person", func(in *Input) {
+			n := in.node("worker-1")
+			n.Hand = &Hand{Operation: OperationReboot, Since: epoch.Add(-time.Hour)}
 			in.die("worker-1")
-		}, "", "its lock ended at"},
+			n.Since = epoch.Add(-31 * time.Minute)
+		}, "", "coldrack logs worker-1"},
 
 		{"certificates that are due are renewed on one server at a time", func(in *Input) {
 			in.node("control-1").RenewAt, in.node("control-2").RenewAt = epoch, epoch
