@@ -27,6 +27,7 @@ func AddToScheme(scheme *runtime.Scheme) error {
 		&MachineGroup{}, &MachineGroupList{},
 		&Addon{}, &AddonList{},
 		&RebootGroup{}, &RebootGroupList{},
+		&Unit{}, &UnitList{},
 		&Bundle{}, &BundleList{},
 		&Secret{}, &SecretList{},
 	)

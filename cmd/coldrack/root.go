@@ -89,7 +89,7 @@ that would change something, 7 done without a part that is named.`,
 	}
 	add(server, a.serveCommand(), a.serverCommand(), a.uiCommand(), a.tokenCommand(), a.kubeconfigCommand(), a.pkiCommand(), a.auditCommand())
 	add(machines, a.machinesCommand(), a.machineCommand(), a.watchCommand(), a.approveCommand(),
-		a.installCommand(), a.reinstallCommand(), a.releaseCommand(), a.adoptCommand(), a.readmitCommand(), a.rebootCommand(), a.rescueCommand(), a.powerCommand(), a.bmcCommand(), a.logsCommand(), a.updateCommand(), a.explainBootCommand())
+		a.installCommand(), a.reinstallCommand(), a.releaseCommand(), a.adoptCommand(), a.readmitCommand(), a.rebootCommand(), a.rescueCommand(), a.powerCommand(), a.bmcCommand(), a.logsCommand(), a.unitCommand(), a.updateCommand(), a.explainBootCommand())
 	add(clusters, a.clusterCommand(), a.planCommand(), a.addonCommand(), a.discoveryCommand())
 	add(objects, a.applyCommand(), a.getCommand(), a.deleteCommand(), a.subnetCommand())
 	add(tools, a.bundleCommand(), a.imageCommand(), a.configCommand(), a.labCommand(), a.rehearseCommand(), a.doctorCommand(), a.dnsCommand(), a.versionCommand(), a.docsCommand(), a.manualCommand(), etcdDataCommand())

@@ -261,6 +261,12 @@ func (c *Client) Node(ctx context.Context, version string, wait time.Duration) (
 	return call[wire.NodeAssignment](ctx, c, http.MethodGet, wire.PathNode+"?"+q.Encode(), wait+callLimit, nil)
 }
 
+// Units reports the units that this machine has of the server, and waits up to wait for what it shall have to be another than the version known.
+func (c *Client) Units(ctx context.Context, version string, wait time.Duration, r wire.UnitReport) (wire.UnitAssignment, error) {
+	q := url.Values{"version": {version}, "wait": {strconv.Itoa(int(wait.Seconds()))}}
+	return call[wire.UnitAssignment](ctx, c, http.MethodPost, wire.PathUnits+"?"+q.Encode(), wait+callLimit, r)
+}
+
 // Kit asks for what the nodes of this machine's cluster have in common. The server may have to read it first.
 func (c *Client) Kit(ctx context.Context) (kit.Kit, error) {
 	return call[kit.Kit](ctx, c, http.MethodGet, wire.PathKit, kitLimit, nil)

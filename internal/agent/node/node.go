@@ -63,6 +63,8 @@ type Agent struct {
 	Sleep  func(context.Context, time.Duration)
 	// Cluster makes the machine a node of a cluster; nil for none.
 	Cluster Task
+	// Units runs the units that the server places on the machine; nil for none.
+	Units Task
 
 	mu      sync.Mutex // of Identity and Next, once Run has begun
 	settled chan struct{}
@@ -83,6 +85,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	if a.Cluster != nil {
 		g.Go(func() error { return a.Cluster(ctx) })
+	}
+	if a.Units != nil {
+		g.Go(func() error { return a.Units(ctx) })
 	}
 	return g.Wait()
 }

@@ -17,6 +17,7 @@ import (
 	"coldrack.dev/internal/agent/journal"
 	"coldrack.dev/internal/agent/routes"
 	"coldrack.dev/internal/agent/systemd"
+	"coldrack.dev/internal/agent/units"
 	"coldrack.dev/internal/content/fetch"
 	"coldrack.dev/internal/content/swarm/nodecache"
 	"coldrack.dev/internal/content/swarm/peer"
@@ -58,6 +59,7 @@ func Start(ctx context.Context, logs slog.Handler, version string) error {
 		Use:  func(n identity.Node) { server.Use(n.Certificate); shown.Store(&n.Certificate) },
 		Look: (&Looker{Root: "/", Version: version}).Look, Hardware: inventory.Host().Hardware,
 		Reboot: Reboot, Now: time.Now, Sleep: sleep,
+		Units: (&units.Keeper{Log: log, Server: server, Systemd: systemd.Systemctl{}, Machine: settings.Machine, Root: "/", UnitDir: systemd.UnitDir, Sleep: sleep}).Run,
 	}
 	membership, err := cluster(log, server, sharer(log, server, settings, &shown, version), version)
 	if err != nil {

@@ -11,13 +11,33 @@ import (
 )
 
 // Systemctl is the service manager that this system runs.
-type Systemctl struct{}
+type Systemctl struct {
+	// User: that of this user instead, which tests have.
+	User bool
+}
+
+func (s Systemctl) command(ctx context.Context, args ...string) *exec.Cmd {
+	if s.User {
+		args = append([]string{"--user"}, args...)
+	}
+	return exec.CommandContext(ctx, "systemctl", args...)
+}
+
+// Queue has systemd start, stop or restart a unit, and does not wait for it. What is wrong with the unit's files is an error.
+func (s Systemctl) Queue(ctx context.Context, verb, unit string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if out, err := s.command(ctx, verb, "--no-block", "--no-ask-password", "--no-pager", "--", unit).CombinedOutput(); err != nil {
+		return fmt.Errorf("systemctl %s %s: %w: %s", verb, unit, err, oneLine(out))
+	}
+	return nil
+}
 
 // systemctlLimit is longer than systemd itself waits for a unit to start (90 s by default).
 const systemctlLimit = 10 * time.Minute
 
 // Do runs systemctl.
-func (Systemctl) Do(ctx context.Context, verb string, units ...string) error {
+func (s Systemctl) Do(ctx context.Context, verb string, units ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, systemctlLimit)
 	defer cancel()
 	args := []string{verb, "--no-ask-password", "--no-pager"}
@@ -25,7 +45,7 @@ func (Systemctl) Do(ctx context.Context, verb string, units ...string) error {
 		args = append(args, "--no-reload")
 	}
 	args = append(append(args, "--"), units...)
-	out, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
+	out, err := s.command(ctx, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("systemctl %s %s: %w: %s", verb, strings.Join(units, " "), err, oneLine(out))
 	}
@@ -33,10 +53,10 @@ func (Systemctl) Do(ctx context.Context, verb string, units ...string) error {
 }
 
 // State runs systemctl show, whose output is made for programs.
-func (Systemctl) State(ctx context.Context, unit string) (UnitState, error) {
+func (s Systemctl) State(ctx context.Context, unit string) (UnitState, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "systemctl", "show", "--no-pager",
+	out, err := s.command(ctx, "show", "--no-pager",
 		"--property=LoadState,ActiveState,SubState,UnitFileState,Result,NRestarts,NeedDaemonReload", "--", unit).CombinedOutput()
 	if err != nil {
 		return UnitState{}, fmt.Errorf("systemctl show %s: %w: %s", unit, err, oneLine(out))

@@ -25,6 +25,7 @@
 //	Cluster  status.foreignNodes                                      clusterapi.go
 //	Addon    status                                                   addons.go
 //	RebootGroup status                                                reboots.go
+//	Unit     status                                                   units.go
 //
 // status.history has a second writer: cluster.go adds what became of add-ons. Both write only what they have read last.
 //
@@ -56,6 +57,7 @@ import (
 	"coldrack.dev/internal/cluster/members"
 	"coldrack.dev/internal/cluster/rebootlock"
 	"coldrack.dev/internal/machine/fleet"
+	"coldrack.dev/internal/machine/units"
 )
 
 // SubnetSink serves DHCP.
@@ -141,6 +143,8 @@ type Deps struct {
 	Power Power
 	// Backups may be nil where none are taken.
 	Backups BackupsAndRestores
+	// Units is where machines ask for their units; nil: an own one, which nobody asks.
+	Units *units.Desk
 	// Own are this server's addresses, which no machine may get. nil: none.
 	Own OwnAddresses
 	// LostAfter is how long a node may be silent before it counts as lost. Default 90 s, three heartbeats.
@@ -170,6 +174,9 @@ func (d Deps) withDefaults() Deps {
 	if d.Reboots == nil {
 		d.Reboots = &rebootlock.Set{}
 	}
+	if d.Units == nil {
+		d.Units = units.NewDesk()
+	}
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
 	}
@@ -191,6 +198,7 @@ func Serve(ctx context.Context, d Deps) error {
 	}
 	group.Go(func() error { return run(ctx, d, clusterFeed(d)) })
 	group.Go(func() error { return run(ctx, d, rebootFeed(d)) })
+	group.Go(func() error { return run(ctx, d, unitFeed(d)) })
 	return ended(ctx, group.Wait())
 }
 
@@ -204,7 +212,7 @@ func Lead(ctx context.Context, d Deps) error {
 		group.Go(func() error { return d.Power.Run(ctx) })
 	}
 	parts := []reconciler{
-		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis), operationReconciler(d, apis), addonReconciler(d, apis), rebootReconciler(d),
+		machineReconciler(d), intentReconciler(d), enrollmentReconciler(d), subnetReconciler(d), catalogReconciler(d), clusterReconciler(d, apis), operationReconciler(d, apis), addonReconciler(d, apis), rebootReconciler(d), unitReconciler(d),
 	}
 	if d.Backups != nil {
 		parts = append(parts, backupReconciler(d), restoreReconciler(d, apis))

@@ -225,6 +225,15 @@ func (r *rules) check(ctx context.Context, a admission.Attributes) (errs field.E
 			}
 			return v1alpha1.ValidateRebootGroup(g), nil
 		})
+	case "units":
+		errs, err = checkTyped(a, &v1alpha1.Unit{}, func(u, old *v1alpha1.Unit) (field.ErrorList, error) {
+			if old != nil && equality.Semantic.DeepEqual(u.Spec, old.Spec) {
+				return nil, nil
+			}
+			where, _ := u.Where()
+			r.warnUnknown(ctx, "spec.machine", "machines", where.Machine)
+			return v1alpha1.ValidateUnit(u), nil
+		})
 	case "machinegroups":
 		errs, err = checkTyped(a, &v1alpha1.MachineGroup{}, func(g, old *v1alpha1.MachineGroup) (field.ErrorList, error) {
 			if old != nil && equality.Semantic.DeepEqual(g.Spec, old.Spec) {

@@ -15,7 +15,7 @@ import (
 const (
 	// GroupAdmin may do everything.
 	GroupAdmin = "coldrack:admin"
-	// GroupOperator may read every kind but Secrets, and write every kind but Secrets and Addons, but not status, CRDs or tokens.
+	// GroupOperator may read every kind but Secrets, and write every kind but Secrets, Addons and Units, but not status, CRDs or tokens.
 	GroupOperator = "coldrack:operator"
 	// GroupViewer may read every kind but Secrets.
 	GroupViewer = "coldrack:viewer"
@@ -97,7 +97,7 @@ func needs(a authorizer.Attributes) role {
 			return roleAdmin
 		case slices.Contains(readVerbs, a.GetVerb()):
 			return roleViewer
-		case a.GetResource() == "addons":
+		case a.GetResource() == "addons", a.GetResource() == "units":
 			return roleAdmin
 		case slices.Contains(writeVerbs, a.GetVerb()) && a.GetSubresource() == "":
 			return roleOperator
@@ -123,6 +123,8 @@ func why(a authorizer.Attributes) string {
 		return "; Secrets are only for admins"
 	case a.GetAPIGroup() == v1alpha1.Group && a.GetResource() == "addons":
 		return "; what an Addon holds is made with all rights in its cluster"
+	case a.GetAPIGroup() == v1alpha1.Group && a.GetResource() == "units" && a.GetSubresource() == "":
+		return "; a Unit runs as root on its machines"
 	case a.GetAPIGroup() == v1alpha1.Group && a.GetSubresource() == "status":
 		return "; status is written by the controllers"
 	case a.GetAPIGroup() == "apiextensions.k8s.io":

@@ -30,6 +30,7 @@ import (
 	"coldrack.dev/internal/machine/bmc"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
+	"coldrack.dev/internal/machine/units"
 	"coldrack.dev/internal/netboot/quirk"
 	"coldrack.dev/internal/server/audit"
 	"coldrack.dev/internal/server/backups"
@@ -149,7 +150,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	s.metrics.watchRegistry(s.images)
 	s.noStore.Store(new("it is starting"))
-	s.clusters = s.newClusters()
+	s.clusters, s.units = s.newClusters(), units.NewDesk()
 	s.backups = s.newBackups()
 	s.useOwnStore()
 	s.metrics.watchBackups(s.backups.Stats)
@@ -242,6 +243,7 @@ type server struct {
 	clusters     *members.Set
 	reboots      rebootlock.Set
 	backups      *backups.Service
+	units        *units.Desk
 	// direct reads the store, not a cache; nil until it is there.
 	direct     atomic.Pointer[client.Reader]
 	clusterAPI *peopleapi.ClusterAPI
@@ -397,12 +399,15 @@ func (s *server) start(ctx context.Context, group *errgroup.Group, set []*manife
 	deps := controllers.Deps{
 		Client: direct, Cache: cached, Fleet: s.fleet, Log: s.log.With("part", "controllers"),
 		Catalog: s.catalog, LostAfter: s.cfg.lostAfter(), Clusters: s.clusters, Reboots: &s.reboots, DialNode: s.dialNode,
-		Power: switched, Backups: backupKeeper{s.backups, direct},
+		Power: switched, Backups: backupKeeper{s.backups, direct}, Units: s.units,
 	}
 	if err := controllers.FeedClusters(ctx, deps); err != nil {
 		return err
 	}
 	if err := controllers.FeedRebootGroups(ctx, deps); err != nil {
+		return err
+	}
+	if err := controllers.FeedUnits(ctx, deps); err != nil {
 		return err
 	}
 	if s.subnets != nil {

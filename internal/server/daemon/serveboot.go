@@ -64,7 +64,7 @@ func (s *server) serveBoot(ctx context.Context, group *errgroup.Group, nonces *m
 	}
 	api := machineapi.New(machineapi.Options{
 		Fleet: s.fleet, Store: store, Plans: plans, Content: s.content, Signer: s.keys.machines,
-		Swarm: tracker, Clusters: s.clusters, Reboots: &s.reboots, Kits: &kits{store: s.content.store, clusters: s.clusters}, Restores: s.backups, BootURL: answers.bootURLFor, Nonces: nonces, Log: s.log.With("part", "machineapi"), HeartbeatInterval: s.cfg.HeartbeatInterval,
+		Swarm: tracker, Clusters: s.clusters, Reboots: &s.reboots, Kits: &kits{store: s.content.store, clusters: s.clusters}, Restores: s.backups, Units: placedUnits{s.units, s}, BootURL: answers.bootURLFor, Nonces: nonces, Log: s.log.With("part", "machineapi"), HeartbeatInterval: s.cfg.HeartbeatInterval,
 	})
 	certificates := &machineCertificates{authority: s.keys.machines, now: time.Now}
 	config := provenBy(machineapi.TLSConfig(certificates.get, s.keys.machines.Pool()))

@@ -115,6 +115,8 @@ type Options struct {
 	Reboots Reboots
 	// Kits may be nil where there are none.
 	Kits Kits
+	// Units may be nil where none are placed.
+	Units Units
 	// Restores may be nil where there are none.
 	Restores Restores
 	// Swarm lets machines fetch images from each other; nil sends them all to the boot listener.
@@ -227,6 +229,7 @@ func (a *API) routes() []route {
 		{post, wire.PathCertificate, nodes, 64 << 10, body(a.nodeCertificate)},
 		{post, wire.PathPhases, nodes, 256 << 10, body(a.phases)},
 		{get, wire.PathEtcdData, nodes, 0, a.etcdData},
+		{post, wire.PathUnits, nodes, 1 << 20, body(a.units)},
 		{post, wire.PathSwarm, sessionsAndNodes, 512 << 10, body(a.swarm)},
 		{post, wire.PathRenew, sessionsAndNodes, 64 << 10, body(a.renew)},
 	}
