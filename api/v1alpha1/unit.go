@@ -58,7 +58,7 @@ const (
 
 // UnitSpec is what a person wants of a unit.
 //
-// +kubebuilder:validation:XValidation:rule="(has(self.unitName) ? self.unitName : ”) == (has(oldSelf.unitName) ? oldSelf.unitName : ”)",message="unitName cannot be changed: destroy the unit, and submit it by the other name"
+// +kubebuilder:validation:XValidation:rule="has(self.unitName) == has(oldSelf.unitName) && (!has(self.unitName) || self.unitName == oldSelf.unitName)",message="unitName cannot be changed: destroy the unit, and submit it by the other name"
 type UnitSpec struct {
 	// UnitName is systemd's name of it, where that is no name of an object: web@.service, web@7.service. Default: the object's name. The name of the
 	// object is the same with "-at-" in place of "@".

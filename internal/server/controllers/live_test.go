@@ -35,6 +35,7 @@ import (
 	"coldrack.dev/internal/machine/drift"
 	"coldrack.dev/internal/machine/fleet"
 	"coldrack.dev/internal/machine/identify"
+	"coldrack.dev/internal/machine/units"
 	"coldrack.dev/internal/server/controlplane"
 )
 
@@ -180,6 +181,7 @@ func TestLive(t *testing.T) {
 		{"a machine that comes back does not meet its former Node", comesBack},
 		{"a deleted cluster waits for its machines, and its keys are kept", deletedClusterWaits},
 		{"an add-on says what it waits for, and goes when its cluster is not there", addonWithoutCluster},
+		{"a unit is placed, followed, and moved", unitsArePlaced},
 		{"the store starts over when it was not the fastest", storeStartsOver},
 		{"the store never takes an interruption for success", storeInterrupted},
 	} {
@@ -254,7 +256,7 @@ func newLiveWorld(t *testing.T, plane *controlplane.ControlPlane) *liveWorld {
 		leftovers.Items[i].Finalizers = nil
 		check(t, w.client.Update(t.Context(), &leftovers.Items[i]))
 	}
-	for _, kind := range []client.Object{&v1alpha1.Cluster{}, &v1alpha1.MachineGroup{}, &v1alpha1.Secret{}, &v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}, &v1alpha1.Addon{}, &v1alpha1.RebootGroup{}} {
+	for _, kind := range []client.Object{&v1alpha1.Cluster{}, &v1alpha1.MachineGroup{}, &v1alpha1.Secret{}, &v1alpha1.Machine{}, &v1alpha1.Subnet{}, &v1alpha1.Profile{}, &v1alpha1.Image{}, &v1alpha1.Bundle{}, &v1alpha1.EnrollmentPolicy{}, &v1alpha1.Addon{}, &v1alpha1.Unit{}, &v1alpha1.RebootGroup{}} {
 		check(t, w.client.DeleteAllOf(t.Context(), kind))
 	}
 	w.start()
@@ -289,7 +291,7 @@ func (w *liveWorld) start() {
 	check(w.t, err)
 	w.clusters = members.New(members.Options{Programs: noPrograms{}, Log: testLog()})
 	deps := Deps{Client: w.client, Cache: cached, Fleet: w.fleet, Log: testLog(), Catalog: w.catalog, Subnets: w.plans, Menus: w.menus, LostAfter: time.Hour,
-		Clusters: w.clusters, Reboots: &rebootlock.Set{}, DialNode: func(ctx context.Context, network, address string) (net.Conn, error) {
+		Clusters: w.clusters, Reboots: &rebootlock.Set{}, Units: units.NewDesk(), DialNode: func(ctx context.Context, network, address string) (net.Conn, error) {
 			if dial := w.dial.Load(); dial != nil {
 				return (*dial)(ctx, network, address)
 			}
