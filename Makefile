@@ -26,7 +26,7 @@ space := $(subst ,, )
 comma := ,
 export COLDRACK_REQUIRE ?= $(subst $(space),$(comma),$(strip $(TOOLS)))
 
-.PHONY: help setup check build deb e2e-deb bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-menu e2e-networks e2e-laptop e2e-production bench ui-test screenshots oci-report generate clean
+.PHONY: help setup check build deb e2e-deb bundle bundle-1.36 bump debian-half debian-half-again fresh fresh-bundle demo demo-down test unit fuzz soak soak-minute lint oracle rack rack-keys rack-kubeadm rack-image e2e e2e-failures e2e-proxy e2e-menu e2e-networks e2e-units e2e-laptop e2e-production bench ui-test screenshots oci-report generate clean
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
@@ -210,6 +210,10 @@ e2e-menu: bin/gotest
 e2e-networks: bin/gotest
 	@UNPACK=test/uml/UNPACKED-PACKAGES hack/setup.sh
 	@COLDRACK_E2E_NETWORKS=1 COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),linux.uml gotest -count=1 -v -timeout 20m -run TestNetworkdMakesLinks ./internal/contract/nodeconfig
+
+## e2e-units  a real systemd, in namespaces and a control group of its own, runs the units that the agent gives it (root)
+e2e-units: bin/gotest
+	@COLDRACK_E2E_UNITS=1 COLDRACK_REQUIRE=$(COLDRACK_REQUIRE),unshare,nsenter,systemctl gotest -count=1 -v -timeout 10m -run RealSystemd ./internal/agent/units
 
 ## e2e-laptop  one blank machine becomes a cluster of its own
 e2e-laptop: bundle bin/gotest bin/kubectl

@@ -314,6 +314,10 @@ func (a *app) unitListCommand() *cobra.Command {
 			if done, err := a.printStructured(output, list.Items); done {
 				return err
 			}
+			if len(list.Items) == 0 {
+				fmt.Fprintln(a.err, "there are no units; coldrack unit submit FILE makes one")
+				return nil
+			}
 			t := &cli.Table{Header: []string{"UNIT", "WANTED", "PHASE", "ACTIVE", "MACHINES", "MESSAGE"}}
 			for i := range list.Items {
 				u := &list.Items[i]

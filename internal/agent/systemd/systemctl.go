@@ -52,16 +52,40 @@ func (s Systemctl) Do(ctx context.Context, verb string, units ...string) error {
 	return nil
 }
 
-// State runs systemctl show, whose output is made for programs.
+// State is how one unit is.
 func (s Systemctl) State(ctx context.Context, unit string) (UnitState, error) {
+	all, err := s.States(ctx, unit)
+	return all[unit], err
+}
+
+// States is how units are, by one call of systemctl show, whose output is made for programs.
+func (s Systemctl) States(ctx context.Context, units ...string) (map[string]UnitState, error) {
+	if len(units) == 0 {
+		return nil, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	out, err := s.command(ctx, "show", "--no-pager",
-		"--property=LoadState,ActiveState,SubState,UnitFileState,Result,NRestarts,NeedDaemonReload", "--", unit).CombinedOutput()
-	if err != nil {
-		return UnitState{}, fmt.Errorf("systemctl show %s: %w: %s", unit, err, oneLine(out))
+	cmd := s.command(ctx, append([]string{"show", "--no-pager",
+		"--property=LoadState,ActiveState,SubState,UnitFileState,Result,NRestarts,NeedDaemonReload", "--"}, units...)...)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("systemctl show %s: %w: %s", Cut(strings.Join(units, " "), 200), err, oneLine(said.Bytes()))
 	}
-	return parseState(out), nil
+	return parseStates(out.Bytes(), units)
+}
+
+// parseStates reads what systemctl show says of units: a block for each in their order, with an empty line between two.
+func parseStates(out []byte, units []string) (map[string]UnitState, error) {
+	blocks := bytes.Split(bytes.TrimSpace(out), []byte("\n\n"))
+	if len(blocks) != len(units) {
+		return nil, fmt.Errorf("systemctl show answered for %d units, and was asked for %d", len(blocks), len(units))
+	}
+	all := make(map[string]UnitState, len(units))
+	for i, unit := range units {
+		all[unit] = parseState(blocks[i])
+	}
+	return all, nil
 }
 
 func parseState(out []byte) UnitState {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -59,6 +60,8 @@ type Manager interface {
 	Do(ctx context.Context, verb string, units ...string) error
 	Queue(ctx context.Context, verb, unit string) error
 	State(ctx context.Context, unit string) (systemd.UnitState, error)
+	// States is the same of several; those of which nothing is known are not in it.
+	States(ctx context.Context, units ...string) (map[string]systemd.UnitState, error)
 	Log(ctx context.Context, unit string, lines int) []string
 }
 
@@ -203,51 +206,54 @@ func (k *Keeper) Pass(ctx context.Context) (report wire.UnitReport, wait time.Du
 		k.Log.Error("cannot read which units this machine has", "err", err)
 		return report, usualWait
 	}
-	names, states := make([]string, 0, len(records)), map[string]systemd.UnitState{}
-	reload := false
-	for name := range records {
-		names = append(names, name)
+	names := slices.Sorted(maps.Keys(records))
+	if len(names) == 0 {
+		return report, idleWait
 	}
-	slices.Sort(names)
-	if len(names) > 0 {
-		reload = k.keepTarget()
-	}
+	reload := k.keepTarget()
 	for _, name := range names {
 		changed, err := k.files(records[name])
 		reload = reload || changed
 		k.problem(name, err)
-		if state, err := k.Systemd.State(ctx, name); err == nil {
-			states[name] = state
-			reload = reload || state.NeedReload // it was written, and then the agent was killed
-		}
+	}
+	states, err := k.Systemd.States(ctx, names...)
+	for _, state := range states {
+		reload = reload || state.NeedReload // it was written, and then the agent was killed
 	}
 	if reload {
 		if err := k.Systemd.Do(ctx, "daemon-reload"); err != nil {
 			k.Log.Error("systemd did not read its units again", "err", err)
 		}
 	}
+	stale, gone := reload || err != nil, map[string]bool{}
+	for _, name := range names {
+		acted, removed, err := k.carryOut(ctx, records[name])
+		k.problem(name, err)
+		stale, gone[name] = stale || acted, removed && err == nil
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return gone[name] })
+	if stale && len(names) > 0 {
+		if states, err = k.Systemd.States(ctx, names...); err != nil {
+			k.Log.Warn("systemd does not say how the units are", "err", err)
+		}
+	}
 	wait = idleWait
 	for _, name := range names {
-		r := records[name]
-		acted, gone, err := k.carryOut(ctx, r)
-		k.problem(name, err)
-		if err == nil && gone {
-			continue
-		}
 		is, known := states[name]
-		if acted || reload || !known {
-			is, err = k.Systemd.State(ctx, name)
-			k.problem(name, err)
+		if !known {
+			k.problem(name, cmp.Or(err, errUnsaid))
 		}
-		state := k.state(ctx, r, is)
+		state := k.state(ctx, records[name], is)
 		report.Units = append(report.Units, state)
 		wait = min(wait, usualWait)
-		if err == nil && (state.Leaving || state.Active == "activating" || state.Active == "deactivating") {
+		if known && (state.Leaving || state.Active == "activating" || state.Active == "deactivating") {
 			wait = busyWait
 		}
 	}
 	return report, wait
 }
+
+var errUnsaid = errors.New("systemd does not say how the unit is")
 
 func (k *Keeper) problem(name string, err error) {
 	if err == nil || k.problems[name] != "" {

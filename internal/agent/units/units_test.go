@@ -1,151 +1,146 @@
 package units
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"coldrack.dev/internal/agent/systemd"
 	"coldrack.dev/internal/base/digest"
 	"coldrack.dev/internal/contract/wire"
-	"coldrack.dev/test/require"
 )
 
-// realSystemd starts a service manager of its own for the test, systemd's instance of a user, in namespaces. Its units are in the folder that is
-// returned.
-func realSystemd(t *testing.T) (root string) {
-	t.Helper()
-	require.Need(t, "root", "unshare", "nsenter", "systemctl")
-	if testing.Short() {
-		t.Skip("starts systemd")
-	}
-	program := "/usr/lib/systemd/systemd"
-	if _, err := os.Stat(program); err != nil {
-		t.Fatalf("this test needs Debian's systemd: %v", err)
-	}
-	// A path of a socket is short.
-	root, err := os.MkdirTemp("", "cru")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(root) })
-	group := filepath.Base(root)
-	// systemd takes the control group that it is in as its own; it is not process 1, which no instance of a user is.
-	script := `
-for h in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
-	if [ -f $h/cgroup.procs ] && mkdir $h/` + group + `; then echo 0 >$h/` + group + `/cgroup.procs; fi
-done
-mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system
-/usr/lib/systemd/systemd --user --unit=basic.target &
-wait`
-	units := filepath.Join(root, systemd.UnitDir)
-	run := filepath.Join(root, "run")
-	for dir, mode := range map[string]os.FileMode{units: 0o755, run: 0o700} {
-		if err := os.MkdirAll(dir, mode); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(t, filepath.Join(units, "basic.target"), "[Unit]\nDescription=a test's machine\nWants=multi-user.target\n")
-	write(t, filepath.Join(units, "multi-user.target"), "[Unit]\nDescription=a test's multi-user\n")
-	for key, value := range map[string]string{"XDG_RUNTIME_DIR": run, "HOME": root, "SYSTEMD_UNIT_PATH": units, "DBUS_SESSION_BUS_ADDRESS": ""} {
-		t.Setenv(key, value)
-	}
-	boot := exec.CommandContext(t.Context(), "unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script)
-	var said bytes.Buffer
-	boot.Stdout, boot.Stderr = &said, &said
-	boot.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := boot.Start(); err != nil {
-		t.Fatal(err)
-	}
-	// systemd talks to processes of its own process namespace only.
-	real, err := exec.LookPath("systemctl")
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin := filepath.Join(root, "bin")
-	if err := os.Mkdir(bin, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	child := ""
-	until(t, func() error {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", boot.Process.Pid))
-		if child = strings.TrimSpace(string(b)); child == "" {
-			return fmt.Errorf("unshare has no child: %w; it said: %s", err, said.String())
-		}
-		return nil
-	})
-	inside := fmt.Sprintf("#!/bin/sh\nexec nsenter --target %s --pid --mount %s \"$@\"\n", child, real)
-	if err := os.WriteFile(filepath.Join(bin, "systemctl"), []byte(inside), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-	t.Cleanup(func() {
-		_ = boot.Process.Kill()
-		_ = boot.Wait()
-		for _, h := range []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
-			removeGroup(filepath.Join(h, group))
-		}
-	})
-	until(t, func() error {
-		if err := exec.Command("systemctl", "--user", "is-active", "basic.target").Run(); err != nil {
-			return fmt.Errorf("systemd is not up: %w; it said: %s", err, said.String())
-		}
-		return nil
-	})
-	return root
+// manager stands in for systemd, which needs control groups: what this machine does with it is the same with the real one (make e2e-units).
+type manager struct {
+	dir    string
+	loaded map[string]string // text of units' files, as read last
+	runs   map[string]int    // by unit: the number of its start
+	starts int
+	shows  int // calls of States
+	err    error
 }
 
-// removeGroup removes a control group and those in it, whose processes may be ending.
-func removeGroup(dir string) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return
-	}
+func (m *manager) files() map[string]string {
+	all := map[string]string{}
+	entries, _ := os.ReadDir(m.dir)
 	for _, e := range entries {
-		if e.IsDir() {
-			removeGroup(filepath.Join(dir, e.Name()))
+		if b, err := os.ReadFile(filepath.Join(m.dir, e.Name())); err == nil {
+			all[e.Name()] = string(b)
 		}
 	}
-	for range 50 {
-		if err := os.Remove(dir); !errors.Is(err, syscall.EBUSY) {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	return all
 }
 
-func write(t *testing.T, path, text string) {
-	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+// load reads the file of a unit that is not known yet, as systemd does; a newer one of a known unit takes daemon-reload.
+func (m *manager) load(unit string) bool {
+	text, is := m.files()[unit]
+	if _, loaded := m.loaded[unit]; !loaded && is {
+		m.loaded[unit] = text
+	}
+	_, loaded := m.loaded[unit]
+	return loaded
+}
+
+func (m *manager) Do(_ context.Context, verb string, _ ...string) error {
+	if verb == "daemon-reload" {
+		m.loaded = m.files()
+	}
+	return m.err
+}
+
+func (m *manager) Queue(_ context.Context, verb, unit string) error {
+	loaded := m.load(unit)
+	_, runs := m.runs[unit]
+	switch {
+	case m.err != nil:
+		return m.err
+	case verb == "stop":
+		delete(m.runs, unit)
+	case !loaded:
+		return fmt.Errorf("systemctl %s %s: Unit %s not found", verb, unit, unit)
+	case verb == "restart" || !runs:
+		m.starts++
+		m.runs[unit] = m.starts
+	}
+	return nil
+}
+
+func (m *manager) State(ctx context.Context, unit string) (systemd.UnitState, error) {
+	all, err := m.States(ctx, unit)
+	m.shows--
+	return all[unit], err
+}
+
+func (m *manager) States(_ context.Context, units ...string) (map[string]systemd.UnitState, error) {
+	m.shows++
+	if m.err != nil {
+		return nil, m.err
+	}
+	files, all := m.files(), map[string]systemd.UnitState{}
+	for _, unit := range units {
+		s := systemd.UnitState{Load: "not-found", Active: "inactive", Sub: "dead"}
+		if m.load(unit) {
+			s.Load, s.NeedReload = "loaded", files[unit] != m.loaded[unit]
+		}
+		if m.runs[unit] > 0 {
+			s.Active, s.Sub = "active", "running"
+		}
+		all[unit] = s
+	}
+	return all, nil
+}
+
+func (m *manager) Log(context.Context, string, int) []string { return nil }
+
+// world is a machine's disk and its service manager, which both outlive the agent.
+type world struct {
+	t       *testing.T
+	root    string
+	systemd *manager
+}
+
+func newWorld(t *testing.T) *world {
+	root := t.TempDir()
+	dir := filepath.Join(root, systemd.UnitDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	return &world{t: t, root: root, systemd: &manager{dir: dir, loaded: map[string]string{}, runs: map[string]int{}}}
 }
 
-// until waits for something that another program does.
-func until(t *testing.T, check func() error) {
-	t.Helper()
-	var err error
-	for range 1500 {
-		if err = check(); err == nil {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
+// agent is one that has just begun.
+func (w *world) agent() *Keeper {
+	return &Keeper{Log: slog.New(slog.DiscardHandler), Systemd: w.systemd, Machine: "m1", Root: w.root, UnitDir: systemd.UnitDir}
+}
+
+func (w *world) is(what string, runs ...string) {
+	w.t.Helper()
+	want := map[string]bool{}
+	for _, name := range runs {
+		want[name] = true
 	}
-	t.Fatal(err)
+	have := map[string]bool{}
+	for name := range w.systemd.runs {
+		have[name] = true
+	}
+	if !maps.Equal(want, have) {
+		w.t.Errorf("%s: there run %v, and should %v", what, have, runs)
+	}
 }
 
-func keeper(root string) *Keeper {
-	return &Keeper{Log: slog.New(slog.DiscardHandler), Systemd: systemd.Systemctl{User: true}, Machine: "m1", Root: root, UnitDir: systemd.UnitDir}
+// settle passes as often as it takes for a unit to be stopped and then removed.
+func (w *world) settle() (report wire.UnitReport) {
+	for range 3 {
+		report, _ = w.agent().Pass(w.t.Context())
+	}
+	return report
 }
 
 func unit(name, text string, launch bool) wire.UnitFile {
@@ -163,149 +158,108 @@ func take(t *testing.T, k *Keeper, a wire.UnitAssignment) {
 	}
 }
 
-// reaches passes until a unit is as it should; an empty state: it is not there.
-func reaches(t *testing.T, k *Keeper, name, active string) (is wire.UnitState) {
-	t.Helper()
-	until(t, func() error {
-		report, _ := k.Pass(t.Context())
-		is = wire.UnitState{}
-		for _, u := range report.Units {
-			if u.Name == name {
-				is = u
-			}
-		}
-		if is.Active != active || active == "" && is.Name != "" {
-			return fmt.Errorf("%s is %+v, and should be %q", name, is, active)
-		}
-		return nil
-	})
-	return is
-}
-
 func sleeper(seconds int) string {
 	return fmt.Sprintf("[Unit]\nDescription=sleeps\n[Service]\nExecStart=/bin/sleep %d\n", seconds)
 }
 
-func property(t *testing.T, name, key string) string {
-	t.Helper()
-	out, err := exec.Command("systemctl", "--user", "show", "--value", "-p", key, "--", name).Output()
-	if err != nil {
-		t.Fatal(err)
+func drop(names ...string) (a wire.UnitAssignment) {
+	a.Machine = "m1"
+	for _, name := range names {
+		a.Drop = append(a.Drop, wire.UnitDrop{Name: name, Reason: "moved"})
 	}
-	return strings.TrimSpace(string(out))
+	return a
 }
 
-// TestUnitsOfRealSystemd: units come, change, go and stay, as a real systemd sees it.
-func TestUnitsOfRealSystemd(t *testing.T) {
-	root := realSystemd(t)
-	k := keeper(root)
-	web := unit("web.service", sleeper(1000), true)
-	instance := unit("job@7.service", "[Service]\nExecStart=/bin/sleep 10%i\n", true)
-	loaded := unit("later.service", sleeper(3), false)
-	take(t, k, assignment(web, instance, loaded))
-	reaches(t, k, web.Name, "active")
-	reaches(t, k, instance.Name, "active")
-	reaches(t, k, loaded.Name, "inactive")
-	pid := property(t, web.Name, "MainPID")
-	if text := property(t, instance.Name, "ExecStart"); !strings.Contains(text, "sleep 107") {
-		t.Errorf("the instance runs %s", text)
+// TestOnlyWhatIsNamedIsStopped: whatever comes that does not name a unit as gone leaves it alone.
+func TestOnlyWhatIsNamedIsStopped(t *testing.T) {
+	w := newWorld(t)
+	web, job := unit("web.service", sleeper(1), true), unit("job@7.service", sleeper(2), true)
+	later := unit("later.service", sleeper(3), false)
+	take(t, w.agent(), assignment(web, job, later))
+	w.settle()
+	w.is("placed", web.Name, job.Name)
+	started := w.systemd.starts
+	for _, a := range []wire.UnitAssignment{assignment(), {Version: "2", Machine: "m1"}, assignment(later), {Machine: "m1", Run: []wire.UnitFile{web}, Drop: []wire.UnitDrop{{Name: web.Name}}}} {
+		take(t, w.agent(), a)
+		w.settle()
+		w.is(fmt.Sprintf("after %+v", a), web.Name, job.Name)
 	}
-
-	// Whatever comes that does not name it leaves it alone; also an agent that was killed and began anew.
-	for _, a := range []wire.UnitAssignment{assignment(), {Version: "2", Machine: "m1"}, {Version: "3", Machine: "m1", Run: []wire.UnitFile{loaded}}} {
-		take(t, keeper(root), a)
-		reaches(t, keeper(root), web.Name, "active")
-	}
-	if err := k.Take(wire.UnitAssignment{Machine: "m2", Drop: []wire.UnitDrop{{Name: web.Name, Reason: "for another machine"}}}); err == nil {
-		t.Error("took another machine's answer")
-	}
-	if err := k.Take(wire.UnitAssignment{}); err == nil {
-		t.Error("took an empty answer")
-	}
-	reaches(t, k, web.Name, "active")
-	if is := property(t, web.Name, "MainPID"); is != pid {
-		t.Errorf("it was started again: process %s, before %s", is, pid)
-	}
-
-	// What is wanted and what is dropped in one answer stays.
-	a := assignment(web)
-	a.Drop = []wire.UnitDrop{{Name: web.Name, Reason: "a contradiction"}}
-	take(t, k, a)
-	reaches(t, k, web.Name, "active")
-
-	// A new text restarts it.
-	web = unit("web.service", sleeper(2000), true)
-	take(t, k, assignment(web))
-	reaches(t, k, web.Name, "active")
-	until(t, func() error {
-		if text := property(t, web.Name, "ExecStart"); !strings.Contains(text, "sleep 2000") || property(t, web.Name, "MainPID") == pid {
-			return fmt.Errorf("it still runs %s", text)
+	for _, a := range []wire.UnitAssignment{{}, {Machine: "m2", Drop: []wire.UnitDrop{{Name: web.Name}}}} {
+		if err := w.agent().Take(a); err == nil {
+			t.Errorf("took %+v", a)
 		}
-		return nil
-	})
-
-	// A file that somebody removed comes back.
-	if err := os.Remove(filepath.Join(root, systemd.UnitDir, web.Name)); err != nil {
+		w.settle()
+		w.is("an answer for another machine", web.Name, job.Name)
+	}
+	// A name that is none does not keep the others from being recorded, and is never a path.
+	err := w.agent().Take(assignment(unit("../../evil.service", sleeper(1), true), unit("new.service", sleeper(4), true)))
+	if err == nil || !strings.Contains(err.Error(), "evil") {
+		t.Errorf("took a path: %v", err)
+	}
+	w.settle()
+	w.is("one more", web.Name, job.Name, "new.service")
+	if w.systemd.starts != started+1 {
+		t.Errorf("%d starts, and there should be one more than %d", w.systemd.starts, started)
+	}
+	// A record that cannot be read stops nothing either.
+	k := w.agent()
+	if err := os.WriteFile(filepath.Join(w.root, k.recordOf(job.Name)), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	reaches(t, k, web.Name, "active")
-	if _, err := os.Stat(filepath.Join(root, systemd.UnitDir, web.Name)); err != nil {
-		t.Error(err)
-	}
+	w.settle()
+	w.is("a damaged record", web.Name, job.Name, "new.service")
 
-	// systemd itself starts at boot what is launched, without agent and server: the target's links say what.
-	if wants := property(t, Target, "Wants"); !strings.Contains(wants, web.Name) || !strings.Contains(wants, instance.Name) || strings.Contains(wants, loaded.Name) {
-		t.Errorf("started at boot: %s", wants)
-	}
-	if wants := property(t, "multi-user.target", "Wants"); !strings.Contains(wants, Target) {
-		t.Errorf("multi-user.target wants %s", wants)
-	}
-
-	// A unit that fails says why, and is not started for ever.
-	broken := unit("broken.service", "[Service]\nExecStart=/bin/false\n", true)
-	take(t, k, assignment(broken))
-	if is := reaches(t, k, broken.Name, "failed"); !strings.Contains(is.Message, "exit-code") {
-		t.Errorf("broken: %+v", is)
-	}
-	worse := unit("worse.service", "[Service]\nExecStart=sleep-is-no-path/x 1\n", true)
-	take(t, k, assignment(worse))
-	until(t, func() error {
-		report, _ := k.Pass(t.Context())
-		for _, u := range report.Units {
-			if u.Name == worse.Name && strings.Contains(u.Message, "systemctl start") {
-				return nil
-			}
-		}
-		return fmt.Errorf("%+v", report)
-	})
-
-	// Explicitly dropped ones go, with their files.
-	take(t, k, wire.UnitAssignment{Machine: "m1", Drop: []wire.UnitDrop{{Name: web.Name, Reason: "moved"}, {Name: broken.Name}, {Name: instance.Name}, {Name: "unknown.service"}}})
-	for _, name := range []string{web.Name, broken.Name, instance.Name} {
-		reaches(t, k, name, "")
-		for _, path := range []string{k.fileOf(name), k.linkOf(name), k.recordOf(name)} {
-			if _, err := os.Lstat(filepath.Join(root, path)); err == nil {
-				t.Errorf("%s is still there", path)
-			}
-		}
-		if state := property(t, name, "ActiveState"); state != "inactive" {
-			t.Errorf("%s is %s", name, state)
+	take(t, w.agent(), drop(web.Name, "unknown.service"))
+	w.settle()
+	w.is("dropped", job.Name, "new.service")
+	for _, path := range []string{k.fileOf(web.Name), k.linkOf(web.Name), k.recordOf(web.Name)} {
+		if _, err := os.Lstat(filepath.Join(w.root, path)); err == nil {
+			t.Errorf("%s is still there", path)
 		}
 	}
+}
 
-	// A unit of the machine's own is neither replaced nor removed.
-	own := filepath.Join(root, systemd.UnitDir, "site.service")
-	write(t, own, sleeper(5))
-	take(t, k, assignment(unit("site.service", sleeper(6), true)))
-	report, _ := k.Pass(t.Context())
-	if !strings.Contains(fmt.Sprint(report), "a unit of its own, /etc/systemd/system/site.service") {
+// TestSystemdIsAskedOnce for the states of all units, however many there are.
+func TestSystemdIsAskedOnce(t *testing.T) {
+	w := newWorld(t)
+	var all []wire.UnitFile
+	for i := range 40 {
+		all = append(all, unit(fmt.Sprintf("u%d.service", i), sleeper(i), true))
+	}
+	take(t, w.agent(), assignment(all...))
+	if report := w.settle(); len(report.Units) != len(all) || report.Units[39].Active != "active" {
 		t.Errorf("report: %+v", report)
 	}
-	take(t, k, wire.UnitAssignment{Machine: "m1", Drop: []wire.UnitDrop{{Name: "site.service"}}})
-	reaches(t, k, "site.service", "")
+	before := w.systemd.shows
+	w.agent().Pass(t.Context())
+	if n := w.systemd.shows - before; n != 1 {
+		t.Errorf("systemd was asked %d times", n)
+	}
+	// systemd that does not answer: nothing is lost, and every unit says why nothing is known of it.
+	w.systemd.err = errors.New("bus is away")
+	report, _ := w.agent().Pass(t.Context())
+	if len(report.Units) != len(all) || report.Units[0].Active != "" || !strings.Contains(report.Units[0].Message, "bus is away") {
+		t.Errorf("report: %+v", report)
+	}
+}
+
+// TestAMachinesOwnUnitStays: it is neither replaced nor removed.
+func TestAMachinesOwnUnitStays(t *testing.T) {
+	w := newWorld(t)
+	own := filepath.Join(w.systemd.dir, "site.service")
+	if err := os.WriteFile(own, []byte(sleeper(5)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	take(t, w.agent(), assignment(unit("site.service", sleeper(6), true)))
+	if report := w.settle(); !strings.Contains(fmt.Sprint(report), "a unit of its own, /etc/systemd/system/site.service") {
+		t.Errorf("report: %+v", report)
+	}
+	take(t, w.agent(), drop("site.service"))
+	w.settle()
 	if b, err := os.ReadFile(own); err != nil || string(b) != sleeper(5) {
 		t.Errorf("the machine's own unit: %q %v", b, err)
 	}
+	w.is("the machine's own")
 }
 
 // killed ends a pass where a call to systemd would be the nth, as a kill does.
@@ -339,83 +293,82 @@ func (k killed) State(ctx context.Context, unit string) (systemd.UnitState, erro
 	return k.Manager.State(ctx, unit)
 }
 
+func (k killed) States(ctx context.Context, units ...string) (map[string]systemd.UnitState, error) {
+	k.call()
+	return k.Manager.States(ctx, units...)
+}
+
+// killedPass is a pass that is killed at its nth call to systemd; ended: it came to its end.
+func killedPass(t *testing.T, k *Keeper, n *int) (ended bool) {
+	t.Helper()
+	defer func() {
+		if r := recover(); r != nil {
+			if _, is := r.(kill); !is {
+				panic(r)
+			}
+		}
+	}()
+	k.Systemd = killed{k.Systemd, n}
+	k.Pass(t.Context())
+	return true
+}
+
 // TestUnitsKilled: wherever the agent is killed, the next one brings it to an end, from what is on the disk alone.
 func TestUnitsKilled(t *testing.T) {
-	root := realSystemd(t)
-	web := unit("web.service", sleeper(1000), true)
-	for _, n := range []int{1, 4, 6} {
-		left := n
-		interrupt := func() (ended bool) {
-			defer func() {
-				if r := recover(); r != nil {
-					if _, is := r.(kill); !is {
-						panic(r)
-					}
-				}
-			}()
-			k := keeper(root)
-			k.Systemd = killed{k.Systemd, &left}
-			k.Pass(t.Context())
-			return true
+	for n, ended := 0, 0; ended < 3; n++ {
+		w := newWorld(t)
+		ended = 0
+		step := func(what string, a wire.UnitAssignment, runs ...string) {
+			take(t, w.agent(), a)
+			left := n
+			if killedPass(t, w.agent(), &left) {
+				ended++
+			}
+			w.settle()
+			w.is(fmt.Sprintf("%s, killed at call %d", what, n), runs...)
 		}
-		take(t, keeper(root), assignment(web))
-		interrupt()
-		reaches(t, keeper(root), web.Name, "active")
-		pid := property(t, web.Name, "MainPID")
-		reaches(t, keeper(root), web.Name, "active")
-		if is := property(t, web.Name, "MainPID"); is != pid {
-			t.Errorf("killed at %d: it was started twice", n)
+		step("placed", assignment(unit("web.service", sleeper(1), true)), "web.service")
+		first := w.systemd.starts
+		step("changed", assignment(unit("web.service", sleeper(2), true)), "web.service")
+		if text := w.systemd.loaded["web.service"]; first != 1 || w.systemd.starts == first || text != sleeper(2) {
+			t.Errorf("killed at call %d: %d starts, then %d, of %q", n, first, w.systemd.starts, text)
 		}
-		left = n
-		take(t, keeper(root), wire.UnitAssignment{Machine: "m1", Drop: []wire.UnitDrop{{Name: web.Name}}})
-		interrupt()
-		reaches(t, keeper(root), web.Name, "")
-		if state := property(t, web.Name, "ActiveState"); state != "inactive" {
-			t.Errorf("killed at %d: it is %s", n, state)
+		step("dropped", drop("web.service"))
+		if _, err := os.Stat(filepath.Join(w.systemd.dir, "web.service")); err == nil {
+			t.Errorf("killed at call %d: its file is still there", n)
 		}
 	}
 }
 
-// deaf is a server that answers with errors, and counts.
-type deaf struct {
-	mu    sync.Mutex
-	asked int
+// away is a server that answers with an error, or with nothing.
+type away struct {
 	err   error
-	seen  chan wire.UnitReport
+	asked int
+	stop  context.CancelFunc
 }
 
-func (d *deaf) Units(_ context.Context, _ string, _ time.Duration, r wire.UnitReport) (wire.UnitAssignment, error) {
-	d.mu.Lock()
-	d.asked++
-	d.mu.Unlock()
-	d.seen <- r
-	return wire.UnitAssignment{}, d.err
+func (s *away) Units(context.Context, string, time.Duration, wire.UnitReport) (wire.UnitAssignment, error) {
+	if s.asked++; s.asked == 5 {
+		s.stop()
+	}
+	return wire.UnitAssignment{}, s.err
 }
 
 // TestUnitsWithoutServer: a server that is away, or answers nonsense, stops nothing; units recorded before are carried out without it.
 func TestUnitsWithoutServer(t *testing.T) {
-	root := realSystemd(t)
-	web := unit("web.service", sleeper(1000), true)
-	take(t, keeper(root), assignment(web))
+	w := newWorld(t)
+	take(t, w.agent(), assignment(unit("web.service", sleeper(1000), true)))
 	for _, err := range []error{errors.New("connection refused"), nil} {
-		server := &deaf{err: err, seen: make(chan wire.UnitReport)}
-		k := keeper(root)
-		k.Server = server
-		k.Sleep = func(context.Context, time.Duration) {}
 		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- k.Run(ctx) }()
-		for range 3 {
-			<-server.seen
+		server := &away{err: err, stop: cancel}
+		k := w.agent()
+		k.Server, k.Sleep = server, func(context.Context, time.Duration) {}
+		if err := k.Run(ctx); err != nil || server.asked != 5 {
+			t.Errorf("asked %d times: %v", server.asked, err)
 		}
-		cancel()
-		for ended := false; !ended; {
-			select {
-			case <-server.seen:
-			case <-done:
-				ended = true
-			}
-		}
-		reaches(t, keeper(root), web.Name, "active")
+		w.is("without a server", "web.service")
+	}
+	if w.systemd.starts != 1 {
+		t.Errorf("%d starts", w.systemd.starts)
 	}
 }

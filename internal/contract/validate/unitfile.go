@@ -81,6 +81,8 @@ func ParseUnitFile(text string) ([]UnitOption, error) {
 		return nil, errors.New("has a zero byte")
 	case !utf8.ValidString(text):
 		return nil, errors.New("is not UTF-8")
+	case strings.Contains(strings.ReplaceAll(text, "\r\n", "\n"), "\r"):
+		return nil, errors.New("has a carriage return within a line, at which systemd begins another one")
 	}
 	var options []UnitOption
 	section, joined, begun := "", "", 0
@@ -95,7 +97,7 @@ func ParseUnitFile(text string) ([]UnitOption, error) {
 		if begun == 0 {
 			begun = number
 		}
-		if before, goesOn := strings.CutSuffix(line, `\`); goesOn {
+		if before, goesOn := cutContinued(line); goesOn {
 			joined += before + " "
 			continue
 		}
@@ -125,6 +127,15 @@ func ParseUnitFile(text string) ([]UnitOption, error) {
 		return nil, fmt.Errorf("line %d: the value ends with a backslash, and the file after it", begun)
 	}
 	return options, nil
+}
+
+// cutContinued takes away the backslash by which a line goes on with the next one. Two backslashes are one that is meant.
+func cutContinued(line string) (before string, goesOn bool) {
+	n := len(line) - len(strings.TrimRight(line, `\`))
+	if n%2 == 0 {
+		return line, false
+	}
+	return line[:len(line)-1], true
 }
 
 func clip(s string) string {
@@ -244,17 +255,33 @@ func expand(name, value string) string {
 	return strings.NewReplacer("%%", "%", "%n", name, "%N", strings.TrimSuffix(name, "."+kind), "%p", prefix, "%i", instance).Replace(value)
 }
 
-// WithoutFleet is a unit file without its [X-Fleet] section, as machines get it.
+// WithoutFleet is a unit file without its [X-Fleet] section, as machines get it. Comments go with what comes after them.
 func WithoutFleet(text string) string {
 	var out strings.Builder
-	inside := false
+	inside, raw, joined := false, "", ""
 	for line := range strings.Lines(text) {
-		if trimmed := strings.TrimSpace(line); strings.HasPrefix(trimmed, "[") {
-			inside = trimmed == "["+FleetSection+"]"
+		content := strings.TrimRight(line, "\r\n")
+		if raw == "" && out.Len() == 0 {
+			content = strings.TrimPrefix(content, "\ufeff")
+		}
+		raw += line
+		if trimmed := strings.TrimSpace(content); strings.HasPrefix(trimmed, "#") || strings.HasPrefix(trimmed, ";") {
+			continue
+		}
+		if before, goesOn := cutContinued(content); goesOn {
+			joined += before + " "
+			continue
+		}
+		if whole := strings.TrimSpace(joined + content); strings.HasPrefix(whole, "[") {
+			inside = whole == "["+FleetSection+"]"
 		}
 		if !inside {
-			out.WriteString(line)
+			out.WriteString(raw)
 		}
+		raw, joined = "", ""
+	}
+	if !inside {
+		out.WriteString(raw)
 	}
 	return out.String()
 }
