@@ -137,7 +137,7 @@ func (k *Keeper) Take(a wire.UnitAssignment) error {
 	if a.Machine != k.Machine {
 		return fmt.Errorf("the server's answer is for machine %q, and this is %s", a.Machine, k.Machine)
 	}
-	records, err := k.records()
+	records, _, err := k.records()
 	if err != nil {
 		return err
 	}
@@ -174,15 +174,15 @@ func (k *Keeper) Take(a wire.UnitAssignment) error {
 
 func (k *Keeper) save(r record) error { return nodefile.WriteJSON(k.disk(), k.recordOf(r.Name), r) }
 
-// records are all that there are. One that cannot be read is passed over: its unit goes on as it is.
-func (k *Keeper) records() (map[string]record, error) {
+// records are all that there are. Of those that cannot be read only the names are known: their units go on as they are.
+func (k *Keeper) records() (all map[string]record, damaged []string, err error) {
 	entries, err := os.ReadDir(k.disk().At(StateDir))
 	if errors.Is(err, fs.ErrNotExist) {
-		return map[string]record{}, nil
+		return map[string]record{}, nil, nil
 	} else if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	all := map[string]record{}
+	all = map[string]record{}
 	for _, e := range entries {
 		name, is := strings.CutSuffix(e.Name(), ".json")
 		if !is || validate.PlacedUnitName(name) != nil {
@@ -191,20 +191,26 @@ func (k *Keeper) records() (map[string]record, error) {
 		var r record
 		if err := nodefile.ReadJSON(k.disk(), path.Join(StateDir, e.Name()), &r); err != nil || r.Name != name {
 			k.Log.Error("the record of a unit cannot be read; the unit goes on as it is", "unit", name, "err", err)
+			damaged = append(damaged, name)
 			continue
 		}
 		all[name] = r
 	}
-	return all, nil
+	return all, damaged, nil
 }
 
 // Pass makes the machine as recorded, as far as that goes at once. It returns how the units are, and how long there is nothing to do.
 func (k *Keeper) Pass(ctx context.Context) (report wire.UnitReport, wait time.Duration) {
 	k.problems = map[string]string{}
-	records, err := k.records()
+	records, damaged, err := k.records()
 	if err != nil {
 		k.Log.Error("cannot read which units this machine has", "err", err)
-		return report, usualWait
+		return wire.UnitReport{Unknown: true}, usualWait
+	}
+	// They are named: what a machine does not name counts as gone, and is started elsewhere.
+	for _, name := range damaged {
+		report.Units = append(report.Units, wire.UnitState{Name: name, Unknown: true,
+			Message: "the machine's record of it cannot be read, and it goes on as it is; on the machine, stop it and delete " + k.recordOf(name)})
 	}
 	names := slices.Sorted(maps.Keys(records))
 	if len(names) == 0 {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +209,10 @@ func TestOnlyWhatIsNamedIsStopped(t *testing.T) {
 	}
 	w.settle()
 	w.is("a damaged record", web.Name, job.Name, "new.service")
+	report, _ := w.agent().Pass(t.Context())
+	if i := slices.IndexFunc(report.Units, func(u wire.UnitState) bool { return u.Name == job.Name }); i < 0 || !report.Units[i].Unknown || report.Units[i].Message == "" {
+		t.Errorf("a unit whose record is damaged is reported as %+v", report)
+	}
 
 	take(t, w.agent(), drop(web.Name, "unknown.service"))
 	w.settle()

@@ -6,6 +6,8 @@ const PathUnits = "/v1/units"
 // UnitReport says which units of the server a machine has, all of them.
 type UnitReport struct {
 	Units []UnitState `json:"units,omitempty"`
+	// Unknown: the machine cannot say what it has. Nothing follows from it.
+	Unknown bool `json:"unknown,omitempty"`
 }
 
 // UnitState is a unit on a machine.
@@ -20,6 +22,8 @@ type UnitState struct {
 	Message string `json:"message,omitempty"`
 	// Leaving: the machine was told that it is no longer its own, and is stopping it.
 	Leaving bool `json:"leaving,omitempty"`
+	// Unknown: what the machine has noted of it cannot be read. It goes on as it is, and is not stopped when it is told to.
+	Unknown bool `json:"unknown,omitempty"`
 }
 
 // UnitAssignment says what a machine shall run. What it has and what is neither in Run nor in Drop stays as it is.

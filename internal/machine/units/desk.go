@@ -109,7 +109,7 @@ func Dropped(r wire.UnitReport, wanted, confirmed []wire.UnitFile) (drop []wire.
 		return slices.ContainsFunc(files, func(f wire.UnitFile) bool { return f.Name == name })
 	}
 	for _, u := range r.Units {
-		if !has(wanted, u.Name) && !has(confirmed, u.Name) && !u.Leaving {
+		if !has(wanted, u.Name) && !has(confirmed, u.Name) && !u.Leaving && !u.Unknown {
 			drop = append(drop, wire.UnitDrop{Name: u.Name, Reason: "it was stopped, destroyed, or placed elsewhere"})
 		}
 	}

@@ -42,12 +42,15 @@ func (a *API) units(ctx context.Context, c call, in wire.UnitReport) (any, error
 			return nil, err
 		}
 		if first {
+			in.Unknown = in.Unknown || len(in.Units) > maxUnits // what is cut off would count as gone
 			in.Units = in.Units[:min(len(in.Units), maxUnits)]
 			for i := range in.Units {
 				u := &in.Units[i]
 				u.Name, u.Digest, u.Active, u.Sub, u.Message = text(u.Name), text(u.Digest), text(u.Active), text(u.Sub), text(u.Message)
 			}
-			a.Units.Report(m.Name, in, a.Now())
+			if !in.Unknown {
+				a.Units.Report(m.Name, in, a.Now())
+			}
 		}
 		answer, changed, ready := a.Units.Wanted(m.Name)
 		if !ready || !a.Fleet.IsSynced() {

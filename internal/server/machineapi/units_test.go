@@ -68,6 +68,13 @@ func TestUnits(t *testing.T) {
 	if a, err = node.units(a.Version, has...); err != nil || len(a.Drop) != 0 {
 		t.Errorf("it is leaving already: %+v %v", a, err)
 	}
+	has[1].Leaving, has[1].Unknown = false, true
+	if a, err = node.units(a.Version, has...); err != nil || len(a.Drop) != 0 {
+		t.Errorf("the machine cannot stop it: %+v %v", a, err)
+	}
+	if _, err := send[wire.UnitAssignment](node, http.MethodPost, wire.PathUnits+"?wait=0&version="+a.Version, wire.UnitReport{Unknown: true}); err != nil {
+		t.Errorf("a machine that cannot say what it has: %v", err)
+	}
 	if r, at := place.Reported(node.name); len(r.Units) != 2 || at.IsZero() {
 		t.Errorf("reported: %+v at %s", r, at)
 	}
