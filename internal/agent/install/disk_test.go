@@ -261,6 +261,7 @@ func lookAtCloud(t *testing.T, dir string) {
 
 // Wherever an install ends, the disk starts nothing, is known as ours, and the next install goes through.
 func TestHalfAnImageNeverStarts(t *testing.T) {
+	require.Swift(t)
 	image := diskImageOf(t, cloudParts())
 	for _, at := range []string{wire.StepPartition, wire.StepImage, wire.StepBootloader, wire.StepNodeConfig, wire.StepIdentity} {
 		t.Run(at, func(t *testing.T) {
@@ -321,6 +322,7 @@ func TestHalfAnImageNeverStarts(t *testing.T) {
 }
 
 func TestAWholeDiskIsRefused(t *testing.T) {
+	require.Swift(t)
 	image := diskImageOf(t, cloudParts())
 	tests := map[string]struct {
 		size    int64
@@ -407,6 +409,7 @@ func (m memoryDisk) WriteAt(p []byte, at int64) (int, error) { return copy(m[at:
 
 // Flatcar has its config on the OEM partition, which is btrfs; Fedora CoreOS on the boot partition.
 func TestIgnitionIsOnThePartitionThatTheFamilyReads(t *testing.T) {
+	require.Swift(t)
 	esp := part{number: 1, name: "EFI-SYSTEM", code: "ef00", megabytes: 34, espLoader: "loader"}
 	for family, tt := range map[string]struct {
 		parts  []part
