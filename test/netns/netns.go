@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 // NS is one network namespace.
 type NS struct {
 	t    testing.TB
+	mu   sync.Mutex // guards the end of file: what a test leaves running may still come here
 	file *os.File
 }
 
@@ -62,14 +64,35 @@ func New(t testing.TB) *NS {
 }
 
 // Close lets go of the namespace: it is gone when no process is in it any more. The end of the test does the same.
-func (ns *NS) Close() { ns.file.Close() }
+func (ns *NS) Close() {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	ns.file.Close()
+}
 
 // Path names the namespace for coldrack.dev/internal/base/netns and for iproute2. It is good in any process
 // as long as the test runs.
-func (ns *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.file.Fd()) }
+func (ns *NS) Path() string {
+	ns.mu.Lock()
+	defer ns.mu.Unlock()
+	return pathOf(ns.file)
+}
 
-// Do runs fn inside the namespace; see coldrack.dev/internal/base/netns.Do for what fn may do.
-func (ns *NS) Do(fn func() error) error { return netns.Do(ns.Path(), fn) }
+func pathOf(file *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), file.Fd()) }
+
+// Do runs fn inside the namespace; see coldrack.dev/internal/base/netns.Do for what fn may do. After Close it is an error.
+func (ns *NS) Do(fn func() error) error {
+	ns.mu.Lock()
+	fd, err := unix.FcntlInt(ns.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	ns.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("the test's network namespace: %w", err)
+	}
+	// A copy, so that no other file can get its number meanwhile.
+	file := os.NewFile(uintptr(fd), "netns")
+	defer file.Close()
+	return netns.Do(pathOf(file), fn)
+}
 
 // Run runs a program inside the namespace, fails the test when the program fails, and returns what
 // it printed.
