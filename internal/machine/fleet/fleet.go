@@ -37,7 +37,7 @@ type Options struct {
 type Fleet struct {
 	log          *slog.Logger
 	now          func() time.Time
-	started      time.Time
+	listening    time.Time
 	maxNewcomers int
 	maxStrangers int
 
@@ -88,13 +88,24 @@ func New(opts Options) *Fleet {
 	if f.maxStrangers == 0 {
 		f.maxStrangers = 10_000
 	}
-	f.started = f.now()
 	return f
 }
 
-// StartedAt is when this Fleet began to watch. Nothing that was last heard of before may be called lost
-// until enough time has passed since.
-func (f *Fleet) StartedAt() time.Time { return f.started }
+// ListeningSince is since when machines have been heard: without the store's machines, what they say is refused. Nothing that was last heard
+// of before may be called lost until enough time has passed since. While nobody is heard it is the present.
+func (f *Fleet) ListeningSince() time.Time {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.listeningSince()
+}
+
+// listeningSince needs f.mu.
+func (f *Fleet) listeningSince() time.Time {
+	if !f.isSynced() {
+		return f.now()
+	}
+	return f.listening
+}
 
 // MarkSynced says that every Machine of the store has been Put. Before that, an unknown machine may only
 // be one that has not been read yet. What was known from an earlier time and is not in the store is forgotten.
@@ -106,6 +117,7 @@ func (f *Fleet) MarkSynced() {
 	}
 	clear(f.copies)
 	if !f.isSynced() {
+		f.listening = f.now()
 		close(f.synced)
 	}
 }
@@ -334,12 +346,12 @@ func (f *Fleet) Strangers() int {
 func (f *Fleet) PlacesForStrangers() int { return f.maxStrangers - f.Strangers() }
 
 // SilentStrangers are the strangers that were not heard of for as long as that, longest ago first. What happened before this
-// server started is not known, so its start counts as news of all.
+// server listened is not known, so that counts as news of all.
 func (f *Fleet) SilentStrangers(silence time.Duration) []*v1alpha1.Machine {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	heard := func(m *v1alpha1.Machine) time.Time {
-		last := f.started
+		last := f.listeningSince()
 		if created := m.CreationTimestamp.Time; created.After(last) {
 			last = created
 		}

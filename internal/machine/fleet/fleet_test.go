@@ -330,3 +330,30 @@ func TestOneWriterAtATime(t *testing.T) {
 		t.Errorf("%d machines are remembered of which nobody writes any", n)
 	}
 }
+
+// A server that takes long to start, or whose store is away, refuses heartbeats: machines are not lost for what nobody could hear.
+func TestListening(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	f := New(Options{Now: func() time.Time { return now }})
+	is := func(when string, want time.Time) {
+		t.Helper()
+		if got := f.ListeningSince(); !got.Equal(want) {
+			t.Errorf("%s: listening since %s, not %s", when, got, want)
+		}
+	}
+	is("at the start", now)
+	now = now.Add(time.Minute)
+	is("while the store is read", now)
+	f.MarkSynced()
+	synced := now
+	now = now.Add(time.Minute)
+	f.MarkSynced()
+	is("when it was read", synced)
+	f.MarkStale()
+	now = now.Add(time.Hour)
+	is("while the store is away", now)
+	f.MarkSynced()
+	back := now
+	now = now.Add(time.Minute)
+	is("when it is there again", back)
+}

@@ -200,6 +200,7 @@ func strangersGiveWay(t *testing.T, w *liveWorld) {
 		check(t, w.client.Create(t.Context(), m))
 		known.Put(m)
 	}
+	known.MarkSynced()
 	deps := Deps{Client: w.client, Fleet: known, Log: testLog()}
 	if places := makePlaces(t.Context(), deps, 1); places != 0 {
 		t.Errorf("%d places although all were heard of a moment ago", places)

@@ -20,13 +20,11 @@ import (
 // machines folds what the fleet observed into status.
 type machines struct {
 	Deps
-	limits lifecycle.Limits
-
 	throttle *statusThrottle
 }
 
 func machineReconciler(d Deps) reconciler {
-	r := &machines{Deps: d, limits: lifecycle.LimitsFor(d.LostAfter, d.Fleet.StartedAt()), throttle: newStatusThrottle()}
+	r := &machines{Deps: d, throttle: newStatusThrottle()}
 	return reconciler{
 		name: "machine", workers: 4, do: r.reconcile,
 		watches: []source.Source{each(d, &v1alpha1.Machine{}), observations(d.Fleet), rebootStates(d), nodeRebootStates(d)},
@@ -60,7 +58,7 @@ func (r *machines) reconcile(ctx context.Context, name string) (time.Duration, e
 	}
 	now := r.Now()
 	next := m.DeepCopy()
-	until := lifecycle.Fold(next, r.Fleet.Live(name), r.Fleet.Twins(name), now, r.limits)
+	until := lifecycle.Fold(next, r.Fleet.Live(name), r.Fleet.Twins(name), now, lifecycle.LimitsFor(r.LostAfter, r.Fleet.ListeningSince()))
 	if up := next.Status.Kubernetes; up != nil {
 		if cluster, node, roles, ok := r.Clusters.Member(name); ok && cluster == up.Cluster {
 			up.Node, up.Roles = node, roles

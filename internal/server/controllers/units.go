@@ -222,7 +222,7 @@ func (r *unitLeader) machines(now time.Time) (all []units.Machine) {
 		if m.Status.Phase != v1alpha1.PhaseReady {
 			is.Unfit = fmt.Sprintf("machine %s is %s, not Ready", m.Name, m.Status.Phase)
 		}
-		heard := r.Fleet.StartedAt() // before that, nobody was listening
+		heard := r.Fleet.ListeningSince() // before that, nobody was listening
 		if live := r.Fleet.Live(m.Name); live.HeartbeatAt.After(heard) {
 			heard = live.HeartbeatAt
 		}
