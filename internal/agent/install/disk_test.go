@@ -20,13 +20,12 @@ import (
 
 // part is one partition of a disk image of a test.
 type part struct {
-	number      int
-	name, code  string
-	megabytes   int
-	format      []string          // IMAGE, TREE and the like are replaced
-	files       map[string]string // by path, for format
-	espLoader   string            // what EFI/BOOT/BOOTX64.EFI holds
-	startSector int64
+	number     int
+	name, code string
+	megabytes  int
+	format     []string          // IMAGE, TREE and the like are replaced
+	files      map[string]string // by path, for format
+	espLoader  string            // what EFI/BOOT/BOOTX64.EFI holds
 }
 
 // cloudParts are a disk as Debian's cloud images have it: the root file system is the first partition and the last on the disk.
