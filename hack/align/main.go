@@ -1,14 +1,11 @@
 // Command align raises the modules that our programs and those of the newest recipes have in common to one version: the highest that
 // one of them wants. Go compiles a package once then, and all programs of a bundle get the same corrections. See docs/adr/0024.
 //
-//	go run ./hack/align          raise what differs, in go.mod and in recipes/modules
-//	go run ./hack/align -check   only say what differs
+//	go run ./hack/align
 package main
 
 import (
 	"encoding/json"
-	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,31 +20,23 @@ import (
 const rounds = 6
 
 func main() {
-	check := flag.Bool("check", false, "only say what differs, and fail if anything does")
-	flag.Parse()
-	if err := run(*check); err != nil {
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "align:", err)
 		os.Exit(1)
 	}
 }
 
-func run(check bool) error {
+func run() error {
 	for range rounds {
 		raises, err := differences(".")
 		if err != nil || len(raises) == 0 {
 			return err
 		}
-		if check {
-			for _, r := range raises {
-				fmt.Println(r)
-			}
-			return errors.New("modules differ; run: go run ./hack/align")
-		}
 		if err := apply(raises); err != nil {
 			return err
 		}
 	}
-	return fmt.Errorf("modules still differ after %d rounds; look at: go run ./hack/align -check", rounds)
+	return fmt.Errorf("modules still differ after %d rounds; the last lines above say which", rounds)
 }
 
 // A raise is a module that the go.mod file in a folder wants lower than another one does.

@@ -297,7 +297,7 @@ func TestHalfAnImageNeverStarts(t *testing.T) {
 			succeeded(t, l.install(name))
 		})
 	}
-	t.Run("a damaged chunk", func(t *testing.T) {
+	t.Run("a missing chunk", func(t *testing.T) {
 		name, _ := loopDisk(t, wholeDiskSize)
 		l := cloudLab(t, image)
 		looks := 0
